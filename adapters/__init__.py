@@ -1,0 +1,1 @@
+"""Learning: the only place for torch, transformers and peft."""

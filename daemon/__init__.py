@@ -1,0 +1,1 @@
+"""The long-running process: files, network, database, clock and signals."""

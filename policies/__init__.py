@@ -1,0 +1,1 @@
+"""Decisions: pure functions over frozen records; no torch, no files, no clock."""

@@ -1,0 +1,307 @@
+"""The frozen records that travel between the parts."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """A frozen value; equal records are interchangeable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- facts -----------------------------------------------------------------------------------
+
+
+class Operation(StrEnum):
+    """What a line asks for."""
+
+    ASSERT = "assert"
+    SUPERSEDE = "supersede"
+    RETRACT = "retract"
+
+
+class Priority(StrEnum):
+    """Which lane a fact takes."""
+
+    NORMAL = "normal"
+    URGENT = "urgent"
+
+
+class Fact(Record):
+    """One fact as admitted: a question, its answer and the wordings to learn and to judge it in.
+
+    `paraphrases` are trained; `eval_prompts` never are. `id` is the explicit id of the line or
+    is derived from what the fact says, so that the same fact dropped twice is one fact.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    subject: str | None = None
+    relation: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    eval_prompts: tuple[str, ...] = ()
+    statement: str | None = None
+    valid_from: date | datetime | None = None
+    valid_until: date | datetime | None = None
+    source: str | None = None
+    op: Operation = Operation.ASSERT
+    priority: Priority = Priority.NORMAL
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What the fact is about: two facts with one key compete for one answer."""
+        if self.subject and self.relation:
+            return (self.subject.casefold(), self.relation.casefold())
+        return (self.prompt.strip().casefold(),)
+
+    @property
+    def training_prompts(self) -> tuple[str, ...]:
+        """The wordings it is trained in; never one that the gate asks."""
+        held_out = set(self.eval_prompts)
+        return tuple(p for p in dict.fromkeys((self.prompt, *self.paraphrases)) if p not in held_out)
+
+
+class Batch(Record):
+    """The facts of one dropped file or feed page; `id` is the hash of its bytes."""
+
+    id: str
+    name: str
+    received_at: datetime
+    source: str
+    accepted: int = Field(ge=0)
+    quarantined: int = Field(ge=0)
+
+
+class BatchState(StrEnum):
+    """Where a batch stands, derived from its plans."""
+
+    WAITING = "waiting"
+    LEARNING = "learning"
+    LIVE = "live"
+    REJECTED = "rejected"
+    INCONCLUSIVE = "inconclusive"
+    FAILED = "failed"
+    SHELVED = "shelved"
+    EMPTY = "empty"
+
+
+# --- plans and revisions ----------------------------------------------------------------------
+
+
+class PlanKind(StrEnum):
+    """Why an adapter is trained."""
+
+    LEARN = "learn"
+    CONSOLIDATE = "consolidate"
+    RETRACT = "retract"
+    REBASE = "rebase"
+
+
+class PlanState(StrEnum):
+    """What is durably true of a plan; work under way is a lease, not a state."""
+
+    PLANNED = "planned"
+    TRAINED = "trained"
+    PASSED = "passed"
+    LIVE = "live"
+    SHELVED = "shelved"
+    REJECTED = "rejected"
+    INCONCLUSIVE = "inconclusive"
+    STALE = "stale"
+    FAILED = "failed"
+
+
+OPEN_STATES = frozenset({PlanState.PLANNED, PlanState.TRAINED, PlanState.PASSED})
+
+TRANSITIONS: dict[PlanState, frozenset[PlanState]] = {
+    PlanState.PLANNED: frozenset({PlanState.TRAINED, PlanState.STALE, PlanState.FAILED}),
+    PlanState.TRAINED: frozenset(
+        {
+            PlanState.PASSED,
+            PlanState.REJECTED,
+            PlanState.INCONCLUSIVE,
+            PlanState.STALE,
+            PlanState.FAILED,
+        }
+    ),
+    PlanState.PASSED: frozenset({PlanState.LIVE, PlanState.STALE, PlanState.FAILED}),
+    PlanState.LIVE: frozenset({PlanState.SHELVED}),
+    PlanState.SHELVED: frozenset({PlanState.LIVE}),
+    PlanState.INCONCLUSIVE: frozenset({PlanState.PASSED, PlanState.REJECTED, PlanState.STALE}),
+    PlanState.REJECTED: frozenset(),
+    PlanState.STALE: frozenset(),
+    PlanState.FAILED: frozenset({PlanState.PLANNED}),
+}
+
+
+class Plan(Record):
+    """One reason to train one adapter: the unit of work.
+
+    `parent` is the revision it builds on (0 is the base), `replaces` the adapters of that
+    revision's lineage that the new adapter takes the place of: none for `learn`, all for
+    `consolidate` and `retract`.
+    """
+
+    id: int
+    kind: PlanKind
+    state: PlanState
+    parent: int
+    replaces: tuple[str, ...] = ()
+    batch_ids: tuple[str, ...] = ()
+    fact_ids: tuple[str, ...] = ()
+    replay_ids: tuple[str, ...] = ()
+    rank: int = Field(gt=0)
+    seed: int
+    attempts: int = 0
+    not_before: datetime | None = None
+    adapter: str | None = None
+    because: str = ""
+    created_at: datetime
+
+
+class Revision(Record):
+    """What can be served: an ordered lineage of adapters composed into one LoRA. 0 is the base."""
+
+    number: int = Field(ge=0)
+    plan_id: int | None
+    parent: int | None
+    lineage: tuple[str, ...]
+    served_name: str
+    served_path: str | None
+    sha256: str | None
+    created_at: datetime
+
+
+# --- scorecards and verdicts ------------------------------------------------------------------
+
+
+class Role(StrEnum):
+    """What a suite watches over."""
+
+    REASONING = "reasoning"
+    FACTS = "facts"
+    RETENTION = "retention"
+    LOCALITY = "locality"
+    DRIFT = "drift"
+
+
+class Item(Record):
+    """One question of a suite; `stratum` groups items that belong together (a batch, a family)."""
+
+    id: str
+    prompt: str
+    answer: str
+    stratum: str = ""
+
+
+class ItemResult(Record):
+    """What one model answered to one item."""
+
+    id: str
+    correct: bool
+    output: str = ""
+
+
+class SuiteScore(Record):
+    """One model on one suite; `fingerprint` is the hash of the suite's items and grader."""
+
+    suite: str
+    role: Role
+    fingerprint: str
+    results: tuple[ItemResult, ...]
+
+    @property
+    def rate(self) -> float:
+        """Share of correct answers; nan where nothing was asked."""
+        if not self.results:
+            return float("nan")
+        return sum(r.correct for r in self.results) / len(self.results)
+
+
+class Scorecard(Record):
+    """Everything measured on one model, identified by the hash of the bytes that were served."""
+
+    model: str
+    sha256: str
+    suites: tuple[SuiteScore, ...]
+
+
+class Outcome(StrEnum):
+    """What the gate says."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Rate(Record):
+    """A share with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    items: int
+
+
+class Failure(Record):
+    """An item that the candidate answers wrongly and the reference (or live) did not."""
+
+    item: str
+    prompt: str
+    expected: str
+    was: str
+    now: str
+
+
+class SuiteVerdict(Record):
+    """One suite's part of a verdict."""
+
+    suite: str
+    role: Role
+    outcome: Outcome
+    reason: str
+    reference: Rate | None = None
+    live: Rate | None = None
+    candidate: Rate | None = None
+    items_used: int = 0
+    items_needed: int | None = None
+    newly_failing: tuple[Failure, ...] = ()
+    newly_passing: int = 0
+
+
+class Verdict(Record):
+    """The gate's decision about one candidate, and why."""
+
+    outcome: Outcome
+    rule: str
+    reasons: tuple[str, ...]
+    suites: tuple[SuiteVerdict, ...]
+    learnt: tuple[str, ...] = ()
+    not_learnt: tuple[str, ...] = ()
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+class Example(Record):
+    """A prompt and its completion that is not a fact: reasoning or known text for replay."""
+
+    prompt: str
+    completion: str
+    kind: Literal["reasoning", "known"] = "reasoning"
+
+
+def content_id(*parts: str) -> str:
+    """Sixteen hex digits of the SHA-256 over the parts, each ended by a zero byte."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:16]
