@@ -80,6 +80,15 @@ class Batch(Record):
     quarantined: int = Field(ge=0)
 
 
+class Quarantined(Record):
+    """One line that was not admitted; `text` is its beginning, `kind` a stable word for why."""
+
+    line: int = Field(ge=1)
+    kind: str
+    reason: str
+    text: str = ""
+
+
 class BatchState(StrEnum):
     """Where a batch stands, derived from its plans."""
 
