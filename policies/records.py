@@ -66,7 +66,9 @@ class Fact(Record):
     def training_prompts(self) -> tuple[str, ...]:
         """The wordings it is trained in; never one that the gate asks."""
         held_out = set(self.eval_prompts)
-        return tuple(p for p in dict.fromkeys((self.prompt, *self.paraphrases)) if p not in held_out)
+        return tuple(
+            p for p in dict.fromkeys((self.prompt, *self.paraphrases)) if p not in held_out
+        )
 
 
 class Batch(Record):
@@ -246,7 +248,7 @@ class Scorecard(Record):
 class Outcome(StrEnum):
     """What the gate says."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - a word, not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
 

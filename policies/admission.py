@@ -1,0 +1,344 @@
+"""One line of JSON becomes one fact, or one clear reason why not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from policies.errors import InvalidFacts
+from policies.formats import NotThisFormat, to_native
+from policies.meaning import moment
+from policies.records import Fact, Operation, Priority, Quarantined, Record, content_id
+from policies.text import BadText, Number, clean, nearest, same_text
+
+E = TypeVar("E", bound=StrEnum)
+
+EXCERPT: Final = 2000
+FIELDS: Final = tuple(name for name in Fact.model_fields)
+_TEXT_FIELDS: Final = ("id", "subject", "relation", "statement", "source")
+_LIST_FIELDS: Final = ("paraphrases", "eval_prompts")
+_ID: Final = re.compile(r"[^\s/~\x00-\x1f]{1,128}")
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Limits(Record):
+    """How much one line may hold; lengths of text in characters, of a line in bytes."""
+
+    line_bytes: int = 64 * 1024
+    prompt: int = 4000
+    answer: int = 2000
+    other: int = 4000
+    wordings: int = 100
+    depth: int = 16
+
+
+class Format(StrEnum):
+    """The shapes of line that are understood; `auto` looks at each line."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    SPO = "spo"
+    PROMPT_COMPLETION = "prompt-completion"
+    QUESTION_ANSWER = "question-answer"
+    MESSAGES = "messages"
+    COUNTERFACT = "counterfact"
+    ZSRE = "zsre"
+    KNOWEDIT = "knowedit"
+
+
+class Reason(Exception):
+    """Why a line is no fact: a stable word and a sentence."""
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+def parse_line(
+    raw: bytes, number: int, limits: Limits = DEFAULT_LIMITS, fmt: Format = Format.AUTO
+) -> Fact | Quarantined:
+    """The fact on line `number` (from 1), or why it is none. Never raises on any bytes."""
+    try:
+        return fact_from(read_object(raw, number, limits), limits, fmt)
+    except Reason as reason:
+        return quarantined(raw, number, reason.kind, str(reason))
+
+
+def parse_facts(
+    text: str | bytes, limits: Limits = DEFAULT_LIMITS, fmt: Format = Format.AUTO
+) -> tuple[Fact, ...]:
+    """All facts of a small JSONL text; raises `InvalidFacts` naming every bad line."""
+    parsed = [parse_line(raw, number, limits, fmt) for number, raw in lines_of(text)]
+    bad = tuple((p.line, p.reason) for p in parsed if isinstance(p, Quarantined))
+    if bad:
+        raise InvalidFacts(bad)
+    return tuple(p for p in parsed if isinstance(p, Fact))
+
+
+def lines_of(text: str | bytes) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of every line that is not blank."""
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        if not is_blank(raw, number):
+            yield number, raw
+
+
+def is_blank(raw: bytes, number: int) -> bool:
+    """Whether a line holds nothing; blank lines count neither as accepted nor as quarantined."""
+    return not (raw.removeprefix(_BOM) if number == 1 else raw).strip(b" \t\r\n\f\v")
+
+
+def quarantined(raw: bytes, number: int, kind: str, reason: str) -> Quarantined:
+    """The record of a bad line with the beginning of its text, made printable."""
+    text = raw[: EXCERPT * 4].decode("utf-8", "replace").replace("\0", "\ufffd").strip()
+    return Quarantined(line=number, kind=kind, reason=reason, text=text[:EXCERPT])
+
+
+def read_object(raw: bytes, number: int, limits: Limits) -> dict[str, Any]:
+    """The JSON object on a line, its numbers kept as written; raises `Reason`."""
+    if len(raw) > limits.line_bytes:
+        raise Reason("too-long", too_long(len(raw), limits))
+    if number == 1:
+        if raw.startswith(_UTF16):
+            raise Reason("encoding", "the file is UTF-16; save it as UTF-8")
+        raw = raw.removeprefix(_BOM)
+    if b"\0" in raw:
+        raise Reason("nul", f"holds a NUL byte at byte {raw.index(0) + 1}")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise Reason("encoding", f"is not UTF-8 at byte {error.start + 1}") from None
+    if raw.count(b"[") + raw.count(b"{") > limits.depth and _depth(raw) > limits.depth:
+        raise Reason("nesting", f"is nested more than {limits.depth} deep")
+    value = _decode(text)
+    if not isinstance(value, dict):
+        raise Reason("not-object", f"is not a JSON object but {_named(value)}")
+    return value
+
+
+def too_long(size: int, limits: Limits) -> str:
+    """The sentence for a line over the limit."""
+    return (
+        f"is {size} bytes long; at most {limits.line_bytes} are read (setting intake.max_line_kb)"
+    )
+
+
+def _decode(text: str) -> object:
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=Number,
+            parse_float=Number,
+            parse_constant=_constant,
+        )
+    except json.JSONDecodeError as error:
+        what = error.msg[0].lower() + error.msg[1:]
+        if error.msg == "Extra data":
+            what = "more than one value on the line"
+        raise Reason("not-json", f"is not JSON: {what} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise Reason("nesting", "is nested too deep") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Reason("duplicate-key", f"has the key {_quote(twice)} twice")
+    return record
+
+
+def _constant(name: str) -> object:
+    raise Reason("not-json", f"is not JSON: {name} is not a JSON value")
+
+
+def _depth(raw: bytes) -> int:
+    deepest = depth = 0
+    in_text = escaped = False
+    for byte in raw:
+        if in_text:
+            in_text = escaped or byte != 0x22
+            escaped = not escaped and byte == 0x5C
+        elif byte == 0x22:
+            in_text = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def fact_from(record: dict[str, Any], limits: Limits, fmt: Format = Format.AUTO) -> Fact:
+    """The fact that a decoded line states, whatever its format; raises `Reason`."""
+    try:
+        native = to_native(record, fmt.value)
+    except NotThisFormat as error:
+        raise Reason("format", str(error)) from None
+    _check_keys(native)
+    try:
+        return _fact(native, limits)
+    except BadText as error:
+        raise Reason(error.kind, str(error)) from None
+
+
+def _check_keys(record: dict[str, Any]) -> None:
+    for key in record:
+        if key not in FIELDS:
+            close = nearest(key, FIELDS)
+            hint = f"; did you mean {_quote(close)}?" if close else f"; known: {', '.join(FIELDS)}"
+            raise Reason("unknown-key", f"has the unknown key {_quote(key)}{hint}")
+
+
+def _fact(record: dict[str, Any], limits: Limits) -> Fact:
+    op = _choice(record, "op", Operation)
+    text = {
+        name: clean(record[name], name, limits.other)
+        for name in _TEXT_FIELDS
+        if record.get(name) is not None
+    }
+    if "id" in text and not _ID.fullmatch(text["id"]):
+        raise Reason("bad-id", "id must be 1 to 128 characters without blanks, '/' or '~'")
+    prompt, answer = _question(record, op, text, limits)
+    paraphrases, eval_prompts = (_wordings(record, name, limits) for name in _LIST_FIELDS)
+    _check_held_out(prompt, paraphrases, eval_prompts)
+    since, until = (_when(record, name) for name in ("valid_from", "valid_until"))
+    if since is not None and until is not None and moment(until) <= moment(since):
+        raise Reason("date", "valid_until is not after valid_from")
+    subject, relation = text.get("subject"), text.get("relation")
+    identity = text.get("id") or fact_id(
+        op=op, prompt=prompt, answer=answer, subject=subject, relation=relation, since=since
+    )
+    return Fact(
+        id=identity,
+        prompt=prompt,
+        answer=answer,
+        subject=subject,
+        relation=relation,
+        paraphrases=tuple(p for p in paraphrases if not same_text(p, prompt)),
+        eval_prompts=eval_prompts,
+        statement=text.get("statement"),
+        valid_from=since,
+        valid_until=until,
+        source=text.get("source"),
+        op=op,
+        priority=_choice(record, "priority", Priority),
+    )
+
+
+def fact_id(
+    *,
+    op: Operation,
+    prompt: str,
+    answer: str,
+    subject: str | None,
+    relation: str | None,
+    since: date | datetime | None,
+) -> str:
+    """The derived id: what the fact is about, its answer, and since when."""
+    about = (
+        ("key", subject.casefold(), relation.casefold())
+        if subject and relation
+        else ("prompt", " ".join(prompt.split()).casefold())
+    )
+    head = ("retract",) if op is Operation.RETRACT else ()
+    return content_id(*head, *about, answer, moment(since).isoformat() if since else "")
+
+
+def _question(
+    record: dict[str, Any], op: Operation, text: dict[str, str], limits: Limits
+) -> tuple[str, str]:
+    if op is Operation.RETRACT:
+        named = "id" in text or ("subject" in text and "relation" in text)
+        if not named and record.get("prompt") is None:
+            raise Reason("missing", "retract needs an id, a subject and relation, or a prompt")
+        prompt, answer = (
+            clean(record[name], name, getattr(limits, name), number=name == "answer")
+            if record.get(name) is not None
+            else ""
+            for name in ("prompt", "answer")
+        )
+        return prompt, answer
+    for name in ("prompt", "answer"):
+        if record.get(name) is None:
+            raise Reason("missing", f"has no {name}")
+    prompt = clean(record["prompt"], "prompt", limits.prompt)
+    answer = clean(record["answer"], "answer", limits.answer, number=True)
+    if same_text(prompt, answer):
+        raise Reason("answer-is-prompt", "the answer is the prompt itself")
+    return prompt, answer
+
+
+def _wordings(record: dict[str, Any], name: str, limits: Limits) -> tuple[str, ...]:
+    value = record.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise Reason("type", f"{name} must be a list of texts, not {_named(value)}")
+    if len(value) > limits.wordings:
+        raise Reason("too-long", f"{name} has {len(value)} wordings; at most {limits.wordings}")
+    return tuple(
+        dict.fromkeys(clean(v, f"{name} holds an item that", limits.prompt) for v in value)
+    )
+
+
+def _check_held_out(prompt: str, trained: Sequence[str], held_out: Sequence[str]) -> None:
+    seen = {" ".join(t.split()).casefold() for t in (prompt, *trained)}
+    for wording in held_out:
+        if " ".join(wording.split()).casefold() in seen:
+            raise Reason(
+                "held-out-trained",
+                f"eval_prompts holds a wording that is trained too: {_quote(wording)}",
+            )
+
+
+def _when(record: dict[str, Any], name: str) -> date | datetime | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str) and not isinstance(value, Number):
+            return date.fromisoformat(value) if len(value) == 10 else _instant(value)
+    except ValueError:
+        pass
+    raise Reason("date", f"{name} must be a date like 2026-11-01 or 2026-11-01T12:00:00Z")
+
+
+def _instant(value: str) -> datetime:
+    if len(value) < 11:
+        raise ValueError(value)
+    return datetime.fromisoformat(value)
+
+
+def _choice(record: dict[str, Any], name: str, options: type[E]) -> E:
+    value = record.get(name)
+    if value is None:
+        return next(iter(options))
+    for option in options:
+        if value == option.value and not isinstance(value, Number):
+            return option
+    words = [o.value for o in options]
+    close = nearest(value, words) if isinstance(value, str) else None
+    hint = f"; did you mean {_quote(close)}?" if close else ""
+    raise Reason("type", f"{name} must be one of {', '.join(words)}{hint}")
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text[:80])
+
+
+def _named(value: object) -> str:
+    if isinstance(value, Number):
+        return "a number"
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    return names.get(type(value), "null")

@@ -1,0 +1,68 @@
+"""What counts as text in a fact: cleaned, bounded, comparable."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+
+
+class Number(str):
+    """A JSON number, kept as it was written."""
+
+    __slots__ = ()
+
+
+class BadText(ValueError):
+    """A value that is not acceptable text; `kind` is a stable word."""
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+def clean(value: object, name: str, limit: int, *, number: bool = False) -> str:
+    """`value` as NFC text without blanks at its ends; raises `BadText`.
+
+    A JSON number is taken as the text it was written as where `number` allows it (an answer
+    such as 1990 or 3.10); true, false and null never are.
+    """
+    if isinstance(value, Number):
+        if not number:
+            raise BadText("type", f"{name} must be text, not a number")
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadText("type", f"{name} must be text")
+    text = value.strip().replace("\r\n", "\n")
+    if not text.isascii():
+        if _SURROGATE.search(text):
+            raise BadText("encoding", f"{name} holds half a surrogate pair, which is no character")
+        text = unicodedata.normalize("NFC", text)
+    if not text.isprintable() and (found := _CONTROL.search(text)):
+        raise BadText("control", f"{name} holds the control character U+{ord(found[0]):04X}")
+    if not text.strip("\u200b\u200c\u200d\u2060\ufeff "):
+        raise BadText("empty", f"{name} is empty")
+    if len(text) > limit:
+        raise BadText("too-long", f"{name} is {len(text)} characters long; at most {limit}")
+    return text
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two texts differ in nothing but case and blanks."""
+    return one == other or folded(one) == folded(other)
+
+
+def folded(text: str) -> str:
+    """A text as it is compared: case folded, blanks collapsed."""
+    return " ".join(text.split()).casefold()
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was probably meant to be."""
+    found = difflib.get_close_matches(word[:64].lower(), list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
