@@ -1,0 +1,74 @@
+# palorad: `make demo` sets everything up and runs the main job, `make test` sets up and tests.
+#
+# PYTHON       the Python ≥ 3.11 to build the environment with
+# VENV         where that environment lives
+# TORCH_INDEX  an index with the torch build you want, e.g. https://download.pytorch.org/whl/cpu
+#              (left empty, pip's own settings decide; on Linux that is the CUDA build)
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
+VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
+TORCH_INDEX ?=
+SERVER ?= embedded
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: all setup setup-vllm demo test test-vllm lint format mini lock licences clean
+
+all: lint test
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "palorad needs Python 3.11 or newer: none found; name one with make PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-dev.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup-vllm: $(VENV_VLLM)/.ready
+
+$(VENV_VLLM)/.ready: deploy/setup-vllm.sh
+	PYTHON="$(PYTHON)" bash deploy/setup-vllm.sh $(VENV_VLLM)
+	@touch $@
+
+demo: setup $(if $(filter vllm,$(SERVER)),setup-vllm)
+	$(BIN)/palorad demo --server $(SERVER) $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-vllm: setup setup-vllm
+	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+mini: setup
+	$(BIN)/python -m mini.pretrain
+	$(BIN)/python -m mini.export
+	$(BIN)/python -m mini.check
+
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0 setuptools
+	build/lock/bin/python -m pip install --quiet --editable '.[dev]'
+	{ echo "# What development and CI install; made by 'make lock'."; \
+	  build/lock/bin/python -m pip freeze --all --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/' | grep -v '^pip=='; } > requirements-dev.lock
+
+licences: setup
+	$(BIN)/python deploy/licences.py
+
+clean:
+	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
