@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: all setup setup-vllm demo test test-vllm lint format mini lock licences clean
+.PHONY: all setup setup-vllm demo test test-vllm lint licences format mini lock clean
 
 all: lint test
 
@@ -61,14 +61,15 @@ mini: setup
 	$(BIN)/python -m mini.check
 
 lock:
-	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet torch==2.13.0 setuptools
 	build/lock/bin/python -m pip install --quiet --editable '.[dev]'
 	{ echo "# What development and CI install; made by 'make lock'."; \
 	  build/lock/bin/python -m pip freeze --all --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/' | grep -v '^pip=='; } > requirements-dev.lock
 
 licences: setup
-	$(BIN)/python deploy/licences.py
+	$(BIN)/pip-licenses --partial-match --ignore-packages palorad --allow-only='Apache;BSD;MIT;ISC;Python Software Foundation;PSF;MPL;Mozilla Public License;Public Domain' >/dev/null
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
