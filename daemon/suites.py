@@ -1,0 +1,202 @@
+"""Suites of questions that the gate asks: read, checked, fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from policies.errors import PaloradError
+from policies.records import Item, Record, Role, content_id
+
+_GSM8K_MARK: Final = "####"
+_NATIVE: Final = frozenset({"id", "prompt", "answer", "family"})
+_SHOWN: Final = 5
+
+
+class BadSuite(PaloradError, ValueError):
+    """A suite that cannot be asked: what, in which file and line, what to do."""
+
+
+class Form(StrEnum):
+    """How a question is put to the model."""
+
+    CHAT = "chat"
+    PLAIN = "plain"
+
+
+class Suite(Record):
+    """Questions with their grader; two suites with one fingerprint measure the same thing."""
+
+    name: str
+    role: Role
+    grader: str
+    form: Form
+    max_tokens: int
+    items: tuple[Item, ...]
+    forms: tuple[Form, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over the items, the grader, the form and the output limit.
+
+        The order of the items does not count; whatever can change a measured answer does.
+        """
+        digest = hashlib.sha256()
+        head = [self.grader, str(self.form), self.max_tokens]
+        digest.update(json.dumps(head).encode())
+        lines = (
+            json.dumps([item.id, item.prompt, item.answer, str(self.form_of(number))])
+            for number, item in enumerate(self.items)
+        )
+        for line in sorted(lines):
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()[:16]
+
+    def form_of(self, number: int) -> Form:
+        """The form in which item `number` is asked."""
+        return self.forms[number] if self.forms else self.form
+
+
+def load_suite(
+    path: Path, *, name: str, role: Role, grader: str, form: Form, max_tokens: int
+) -> Suite:
+    """The suite in a JSONL file: native lines, or GSM8K's own; raises `BadSuite`.
+
+    Native: `{"id"?, "prompt", "answer", "family"?}`. GSM8K: `{"question", "answer"}` with the
+    result after `####`. One file may hold only one of the two.
+    """
+    where = f"suite {name!r} ({path})"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadSuite(f"{where}: no such file; correct `path` in [[gate.suites]]") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSuite(f"{where}: cannot be read: {error}") from None
+    return Suite(
+        name=name,
+        role=role,
+        grader=grader,
+        form=form,
+        max_tokens=max_tokens,
+        items=parse_items(text, where),
+    )
+
+
+def parse_items(text: str, where: str) -> tuple[Item, ...]:
+    """The items of a suite's text, in their order; raises `BadSuite` naming the bad lines."""
+    items: list[Item] = []
+    problems: list[str] = []
+    ids: dict[str, int] = {}
+    prompts: dict[str, int] = {}
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = _parse_line(line)
+            _refuse_twice(item, number, ids, prompts)
+        except BadSuite as problem:
+            problems.append(f"line {number}: {problem}")
+        else:
+            items.append(item)
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise BadSuite(f"{where}: {'; '.join(problems[:_SHOWN])}{more}")
+    if not items:
+        raise BadSuite(f"{where}: is empty; a suite needs at least one line with a question")
+    return tuple(items)
+
+
+def _refuse_twice(item: Item, number: int, ids: dict[str, int], prompts: dict[str, int]) -> None:
+    folded = " ".join(item.prompt.split())
+    if folded in prompts:
+        raise BadSuite(f"asks the same as line {prompts[folded]}; remove one of them")
+    if item.id in ids:
+        raise BadSuite(f"has the id {item.id!r} of line {ids[item.id]}; ids must differ")
+    prompts[folded] = ids[item.id] = number
+
+
+def _parse_line(line: str) -> Item:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = getattr(error, "msg", type(error).__name__)
+        raise BadSuite(f"is not JSON ({what})") from None
+    if not isinstance(row, dict):
+        raise BadSuite("is not a JSON object")
+    return _gsm8k(row) if "question" in row and "prompt" not in row else _native(row)
+
+
+def _native(row: Mapping[str, object]) -> Item:
+    if unknown := sorted(set(row) - _NATIVE):
+        raise BadSuite(f"has the unknown key {unknown[0]!r}; known: {', '.join(sorted(_NATIVE))}")
+    prompt, answer = _text(row, "prompt"), _text(row, "answer")
+    given = row.get("id")
+    family = row.get("family", "")
+    if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
+        raise BadSuite('"id" must be text')
+    if not isinstance(family, str):
+        raise BadSuite('"family" must be text')
+    return Item(
+        id=str(given) if given is not None else content_id(prompt),
+        prompt=prompt,
+        answer=answer,
+        stratum=family,
+    )
+
+
+def _gsm8k(row: Mapping[str, object]) -> Item:
+    question, solution = _text(row, "question"), _text(row, "answer")
+    before, mark, result = solution.rpartition(_GSM8K_MARK)
+    answer = result.strip().replace(",", "")
+    if not mark or not answer:
+        raise BadSuite(f'"answer" has no result after {_GSM8K_MARK}')
+    return Item(id=content_id(question, before), prompt=question, answer=answer)
+
+
+def _text(row: Mapping[str, object], key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        raise BadSuite(f'has no "{key}"')
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and key == "answer":
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadSuite(f'"{key}" must be text')
+    if not value.strip():
+        raise BadSuite(f'"{key}" is empty')
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise BadSuite(f'"{key}" holds half a surrogate pair, which is no character')
+    return value
+
+
+def has_chat_template(model: Path) -> bool:
+    """Whether the checkpoint in `model` brings a chat template, without loading anything."""
+    if (model / "chat_template.jinja").is_file() or (model / "chat_template.json").is_file():
+        return True
+    try:
+        config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def alternating(count: int, *, chat: bool, offset: int = 0) -> tuple[Form, ...]:
+    """Forms for `count` wordings: chat and plain in turn, or plain alone without a template."""
+    if not chat:
+        return (Form.PLAIN,) * count
+    return tuple(Form.PLAIN if (n + offset) % 2 else Form.CHAT for n in range(count))
+
+
+def overlap(suites: Sequence[Suite]) -> tuple[str, ...]:
+    """Questions that more than one suite asks, as one sentence each."""
+    seen: dict[str, str] = {}
+    found: list[str] = []
+    for suite in suites:
+        for item in suite.items:
+            first = seen.setdefault(" ".join(item.prompt.split()), suite.name)
+            if first != suite.name:
+                found.append(f"{suite.name!r} and {first!r} both ask {item.prompt[:60]!r}")
+    return tuple(found)

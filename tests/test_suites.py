@@ -1,0 +1,153 @@
+"""Suites are read whole or refused with the lines that are wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.suites import (
+    BadSuite,
+    Form,
+    Suite,
+    alternating,
+    has_chat_template,
+    load_suite,
+    overlap,
+    parse_items,
+)
+from policies.records import Item, Role
+
+
+def suite(items: tuple[Item, ...], /, **changes: object) -> Suite:
+    fields: dict[str, object] = {
+        "name": "s",
+        "role": Role.REASONING,
+        "grader": "exact",
+        "form": Form.PLAIN,
+        "max_tokens": 8,
+        "items": items,
+    }
+    return Suite.model_validate(fields | changes)
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_native_lines_keep_their_order_family_and_ids() -> None:
+    items = parse_items(
+        lines(
+            {"id": "a", "prompt": "1+1?", "answer": "2", "family": "sums"},
+            {"prompt": "2+2?", "answer": 4},
+        ),
+        "here",
+    )
+    assert [(i.prompt, i.answer, i.stratum) for i in items] == [
+        ("1+1?", "2", "sums"),
+        ("2+2?", "4", ""),
+    ]
+    assert items[0].id == "a"
+    assert items[1].id
+
+
+def test_gsm8k_lines_give_the_number_after_the_mark() -> None:
+    row = {"question": "How many?", "answer": "3 * 400 = <<3*400=1200>>1,200\n#### 1,200"}
+    (item,) = parse_items(lines(row), "here")
+    assert (item.prompt, item.answer) == ("How many?", "1200")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("\n  \n", "is empty"),
+        ("{not json\n", "line 1: is not JSON"),
+        ('["a"]\n', "line 1: is not a JSON object"),
+        (lines({"prompt": "a", "answer": "b"}, {"prompt": "c"}), 'line 2: has no "answer"'),
+        (lines({"answer": "b"}), 'line 1: has no "prompt"'),
+        (lines({"prompt": " ", "answer": "b"}), 'line 1: "prompt" is empty'),
+        (lines({"prompt": "a", "answer": True}), '"answer" must be text'),
+        (lines({"prompt": "a", "answer": "b", "famly": "x"}), "unknown key 'famly'"),
+        (lines({"question": "a", "answer": "no mark"}), "no result after ####"),
+        (lines({"prompt": "a", "answer": "\ud800"}), "surrogate"),
+        (
+            lines({"prompt": "a b", "answer": "1"}, {"prompt": "a  b", "answer": "2"}),
+            "line 2: asks the same as line 1",
+        ),
+        (
+            lines(
+                {"id": "x", "prompt": "a", "answer": "1"}, {"id": "x", "prompt": "b", "answer": "2"}
+            ),
+            "line 2: has the id 'x' of line 1",
+        ),
+    ],
+)
+def test_a_bad_suite_is_refused_with_its_lines(text: str, says: str) -> None:
+    with pytest.raises(BadSuite, match="here: ") as caught:
+        parse_items(text, "here")
+    assert says in str(caught.value)
+
+
+def test_a_missing_file_names_the_suite_and_the_path(tmp_path: Path) -> None:
+    with pytest.raises(BadSuite, match=r"suite 'maths' .*no such file"):
+        load_suite(
+            tmp_path / "none.jsonl",
+            name="maths",
+            role=Role.REASONING,
+            grader="number",
+            form=Form.PLAIN,
+            max_tokens=8,
+        )
+
+
+ITEMS = (
+    Item(id="1", prompt="a", answer="x"),
+    Item(id="2", prompt="b", answer="y"),
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grader": "number"},
+        {"form": Form.CHAT},
+        {"max_tokens": 9},
+        {"items": ITEMS[:1]},
+        {"items": (ITEMS[0], ITEMS[1].model_copy(update={"answer": "z"}))},
+    ],
+)
+def test_whatever_can_change_an_answer_changes_the_fingerprint(changes: dict[str, object]) -> None:
+    assert suite(ITEMS, **changes).fingerprint != suite(ITEMS).fingerprint
+
+
+def test_name_and_order_leave_the_fingerprint() -> None:
+    assert suite(ITEMS[::-1], name="other").fingerprint == suite(ITEMS).fingerprint
+
+
+@given(st.integers(0, 9), st.integers(0, 3))
+def test_wordings_alternate_between_chat_and_plain(count: int, offset: int) -> None:
+    forms = alternating(count, chat=True, offset=offset)
+    assert len(forms) == count
+    assert all(one != other for one, other in itertools.pairwise(forms))
+    assert set(alternating(count, chat=False)) <= {Form.PLAIN}
+
+
+def test_a_chat_template_is_found_in_either_place(tmp_path: Path) -> None:
+    assert not has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert not has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    assert has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text("x")
+    assert has_chat_template(tmp_path)
+
+
+def test_a_question_in_two_suites_is_told() -> None:
+    assert overlap((suite(ITEMS), suite(ITEMS[:1], name="t"))) == ("'t' and 's' both ask 'a'",)
+    assert overlap((suite(ITEMS),)) == ()
