@@ -1,0 +1,181 @@
+"""LoRA factors that can move only in the free subspace, structurally.
+
+The forward pass uses A·P_R and P_L·B, so that the update is P_L B A P_R whatever the optimiser
+does. At the end the projected factors are written into the plain LoRA weights and the variant is
+removed: what is saved is an ordinary PEFT LoRA. `LoraVariant` is private to PEFT: pin its version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor, nn
+
+from adapters.errors import NoFreeSpace
+from adapters.subspace import Projector, empty, leak, projector
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """What an update of one matrix (out, in) must leave alone.
+
+    `inputs` is a basis (in, k) of directions that it must map to zero, `outputs` a basis (out, k')
+    that it must not reach, `soft` a symmetric map (in, in) that shrinks further inputs.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    soft: Tensor | None = None
+
+    @property
+    def free(self) -> int:
+        """The largest rank that an update can still have."""
+        return min(
+            self.inputs.shape[0] - self.inputs.shape[1],
+            self.outputs.shape[0] - self.outputs.shape[1],
+        )
+
+    @staticmethod
+    def nothing(out_features: int, in_features: int) -> Protected:
+        """No constraint at all."""
+        return Protected(empty(in_features), empty(out_features))
+
+
+class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no types
+    """A PEFT variant whose factors pass through fixed projectors in every forward pass."""
+
+    def __init__(self, right: Projector, left: Projector) -> None:
+        self.right = right
+        self.left = left
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
+        """Nothing to prepare: the projectors are given at construction."""
+
+    def factors(self, module: Any, name: str) -> tuple[Tensor, Tensor]:
+        """The projected A (r, in) and B (out, r), in the precision of the parameters."""
+        down = self.right(module.lora_A[name].weight)
+        up = self.left(module.lora_B[name].weight.mT).mT
+        return down, up
+
+    def forward(
+        self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """`result` plus the projected update of `x`."""
+        with torch.autocast(x.device.type, enabled=False):
+            down, up = self.factors(module, active_adapter)
+        hidden = F.linear(module.lora_dropout[active_adapter](x), down)
+        update: Tensor = F.linear(hidden, up) * module.scaling[active_adapter]
+        return result + update
+
+
+def lora_layers(model: nn.Module, adapter: str) -> dict[str, Any]:
+    """The LoRA layers of `adapter`, by the name of the matrix in the base model."""
+    return {
+        name.removeprefix(PEFT_PREFIX): module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_variant") and adapter in getattr(module, "lora_A", {})
+    }
+
+
+def check_free_space(protected: Mapping[str, Protected], rank: int) -> int:
+    """The smallest free dimension of all matrices; `NoFreeSpace` when it is below `rank`."""
+    if not protected:
+        return rank
+    tightest = min(protected, key=lambda name: protected[name].free)
+    free = protected[tightest].free
+    if free < rank:
+        raise NoFreeSpace(
+            f"{tightest} has {free} free directions, an adapter of rank {rank} needs as many: "
+            "lower [protection] share or [train] rank, or consolidate"
+        )
+    return free
+
+
+def install(model: nn.Module, adapter: str, protected: Mapping[str, Protected]) -> None:
+    """Constrain `adapter` to the free subspace; matrices not in `protected` stay unconstrained."""
+    for name, layer in lora_layers(model, adapter).items():
+        guard = protected.get(name)
+        if guard is None or (
+            guard.inputs.shape[1] + guard.outputs.shape[1] == 0 and guard.soft is None
+        ):
+            continue
+        device = layer.lora_A[adapter].weight.device
+        layer.lora_variant[adapter] = ProjectedVariant(
+            projector(guard.inputs, guard.soft).to(device), projector(guard.outputs).to(device)
+        )
+
+
+@torch.no_grad()
+def fold_into_weights(model: nn.Module, adapter: str) -> None:
+    """Write the projected factors into the LoRA weights in fp32 and remove the variants."""
+    for layer in lora_layers(model, adapter).values():
+        variant = layer.lora_variant.pop(adapter, None)
+        if variant is None:
+            continue
+        down, up = variant.factors(layer, adapter)
+        layer.lora_A[adapter].weight.copy_(down)
+        layer.lora_B[adapter].weight.copy_(up)
+
+
+class GradientShare:
+    """Measures ‖P_L G P_R‖²/‖G‖² over all matrices, G = ∂loss/∂W, in one backward pass.
+
+    Use as a context around forward and backward of a model on which `install` was called.
+    """
+
+    def __init__(self, model: nn.Module, adapter: str) -> None:
+        self._layers = lora_layers(model, adapter)
+        self._adapter = adapter
+        self._handles: list[Any] = []
+        self._total = 0.0
+        self._kept = 0.0
+
+    def __enter__(self) -> GradientShare:
+        for layer in self._layers.values():
+            self._handles.append(layer.register_forward_hook(self._watch))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def value(self) -> float:
+        """The share, 1 where nothing is protected."""
+        return self._kept / self._total if self._total else 1.0
+
+    def _watch(self, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        inputs = args[0].detach()
+
+        def collect(gradient: Tensor) -> None:
+            flat = gradient.reshape(-1, gradient.shape[-1]).float()
+            full = flat.mT @ inputs.reshape(-1, inputs.shape[-1]).float()
+            self._total += float(full.square().sum())
+            variant = layer.lora_variant.get(self._adapter)
+            kept = full if variant is None else variant.left(variant.right(full).mT)
+            self._kept += float(kept.square().sum())
+
+        output.register_hook(collect)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def worst_leak(
+    factors: Mapping[str, tuple[Tensor, Tensor]], protected: Mapping[str, Protected]
+) -> float:
+    """Largest share of any saved factor's norm in its protected space (hard parts only).
+
+    `factors` maps a matrix name to A (r, in) and B (out, r).
+    """
+    worst = 0.0
+    for name, (down, up) in factors.items():
+        guard = protected.get(name)
+        if guard is not None:
+            worst = max(worst, leak(down, guard.inputs.cpu()), leak(up.mT, guard.outputs.cpu()))
+    return worst

@@ -1,0 +1,141 @@
+"""Immutable directories named by their content: written beside, fsynced, published by rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import StoreConflict
+
+MANIFEST = "manifest.json"
+
+
+def content_hash(directory: Path) -> str:
+    """SHA-256 over the names and hashes of all files except the manifest."""
+    digest = hashlib.sha256()
+    for name, sha in sorted(_hashes(directory).items()):
+        digest.update(f"{name}\0{sha}\n".encode())
+    return digest.hexdigest()
+
+
+def publish(
+    source: Path,
+    parent: Path,
+    facts_about_it: Mapping[str, Any],
+    name: Callable[[str], str] = lambda sha: sha[:12],
+) -> Path:
+    """Move a finished `source` directory to `parent/name(sha256)` and return that path.
+
+    The manifest (file hashes, and `facts_about_it`) is written last, everything is fsynced, and
+    the rename is the moment of truth. The same content published before is success, and `source`
+    is removed. Raises `StoreConflict` when something else stands at that name.
+    """
+    files = _hashes(source)
+    if not files:
+        raise StoreConflict(f"nothing to publish in {source}")
+    sha = content_hash(source)
+    target = parent / name(sha)
+    if target.exists():
+        if _published_hash(target) != sha or verify(target):
+            raise StoreConflict(f"{target} exists with other content; it is never overwritten")
+        shutil.rmtree(source)
+        return target
+    for file in files:
+        _fsync(source / file)
+    manifest = {"sha256": sha, "files": files, **facts_about_it}
+    _write_durably(source / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    for folder in sorted({(source / file).parent for file in files} | {source}):
+        _fsync(folder)
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if target.exists() and _published_hash(target) == sha and not verify(target):
+            shutil.rmtree(source)
+            return target
+        raise StoreConflict(f"cannot publish {source.name} as {target}: {error}") from error
+    _fsync(parent)
+    return target
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a published directory; `StoreConflict` where there is none."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise StoreConflict(f"{directory} has no readable {MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict):
+        raise StoreConflict(f"{directory / MANIFEST} is no JSON object")
+    return manifest
+
+
+def verify(directory: Path) -> tuple[str, ...]:
+    """What differs between a published directory and its manifest; empty when all is well."""
+    try:
+        expected = read_manifest(directory).get("files", {})
+    except StoreConflict as error:
+        return (str(error),)
+    actual = _hashes(directory)
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    problems += [f"{name} was added" for name in sorted(actual.keys() - expected.keys())]
+    problems += [
+        f"{name} has changed"
+        for name in sorted(expected.keys() & actual.keys())
+        if expected[name] != actual[name]
+    ]
+    return tuple(problems)
+
+
+def staging(parent: Path, name: str) -> Path:
+    """An empty directory beside the published ones, on the same file system, to write into."""
+    path = parent / f".tmp-{name}"
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    return path
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace `path` atomically and durably with `value` as JSON."""
+    _write_durably(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    _fsync(path.parent)
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path != directory / MANIFEST:
+            with path.open("rb") as stream:
+                sha = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[path.relative_to(directory).as_posix()] = sha
+    return found
+
+
+def _published_hash(directory: Path) -> str | None:
+    try:
+        sha = read_manifest(directory).get("sha256")
+    except StoreConflict:
+        return None
+    return sha if isinstance(sha, str) else None
+
+
+def _write_durably(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
