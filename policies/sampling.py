@@ -1,0 +1,65 @@
+"""Which earlier facts a candidate is asked about: few enough to be quick, from every batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from policies.records import Fact, Operation
+
+
+def draw_earlier(
+    by_batch: Mapping[str, Sequence[Fact]], new: Sequence[Fact], size: int, seed: int
+) -> tuple[tuple[str, Fact], ...]:
+    """At most `size` pairs (batch, fact) of the valid facts learnt before, in a random order.
+
+    Facts near to a new one (the same key, else the same subject) come first, up to half of the
+    sample, because a contradiction shows there and nowhere else. The rest is shared out evenly
+    over the batches, what a small batch cannot use going to the others, so that the oldest batch
+    is watched as closely as the latest. What a new line supersedes or
+    retracts is left out. The same arguments give the same sample.
+    """
+    rng = random.Random(seed)
+    gone = {fact.id for fact in new}
+    replaced = {fact.key for fact in new if fact.op is not Operation.ASSERT}
+    pool = {
+        batch: [fact for fact in facts if fact.id not in gone and fact.key not in replaced]
+        for batch, facts in sorted(by_batch.items())
+    }
+    keys = {fact.key for fact in new}
+    near = _near(pool, new, keys)
+    rng.shuffle(near)
+    near.sort(key=lambda pair: pair[1].key not in keys)
+    chosen = near[: size // 2]
+    taken = {fact.id for _, fact in chosen}
+    queues = {
+        batch: rng.sample(left, len(left))
+        for batch, facts in pool.items()
+        if (left := [fact for fact in facts if fact.id not in taken])
+    }
+    chosen += _evenly(queues, size - len(chosen), rng)
+    rng.shuffle(chosen)
+    return tuple(chosen)
+
+
+def _near(
+    pool: Mapping[str, Sequence[Fact]], new: Sequence[Fact], keys: set[tuple[str, ...]]
+) -> list[tuple[str, Fact]]:
+    subjects = {fact.subject.casefold() for fact in new if fact.subject}
+    return [
+        (batch, fact)
+        for batch, facts in pool.items()
+        for fact in facts
+        if fact.key in keys or (fact.subject and fact.subject.casefold() in subjects)
+    ]
+
+
+def _evenly(queues: dict[str, list[Fact]], size: int, rng: random.Random) -> list[tuple[str, Fact]]:
+    chosen: list[tuple[str, Fact]] = []
+    while queues and len(chosen) < size:
+        batches = rng.sample(sorted(queues), len(queues))
+        for batch in batches[: size - len(chosen)]:
+            chosen.append((batch, queues[batch].pop()))
+            if not queues[batch]:
+                del queues[batch]
+    return chosen
