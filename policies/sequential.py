@@ -1,0 +1,189 @@
+"""A paired non-inferiority test that may stop after any item, by betting.
+
+Each item gives x in [-1, 1]: -1 newly failing, 0 unchanged, +1 newly passing, or the mean of these
+over a cluster of items. Two hypotheses are bet against at once:
+
+* "worse by at least the margin", mean(x) <= -margin: the wealth prod(1 + l_i (x_i + margin)) is a
+  supermartingale for every predictable 0 <= l_i < 1. It passes at 1/alpha.
+* "no drop", mean(x) >= 0: the wealth mean_k prod(1 - l_k x_i) over fixed bets l_k is one, too. It
+  fails at 1/beta.
+
+By Ville's inequality a wealth that starts at 1 ever reaches 1/alpha with probability alpha at most,
+whatever the share of discordant items is and whenever one stops (Ville 1939; Waudby-Smith and
+Ramdas, "Estimating means of bounded random variables by betting", JRSS B 2024; the two-sided
+boundary is Wald's, "Sequential analysis", 1947).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Decision = Literal["pass", "fail"]
+
+# The prior of the discordant share, in margins, and how many discordant items it counts for. It
+# costs or saves items and never validity; docs/gate.md shows what other choices cost.
+PRIOR_DISCORDANCE: Final = 1.25
+PRIOR_ITEMS: Final = 4.0
+# Bets against "no drop": right for drops of 10 %, 30 % and 90 % of the discordant share.
+FAIL_BETS: Final[Floats] = np.array([0.1, 0.3, 0.9])
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What is tested: the margin (a share, 0.02 is two points) and the two errors.
+
+    `alpha` bounds the probability of passing what is worse by the margin, `beta` that of failing
+    what lost nothing.
+    """
+
+    margin: float
+    alpha: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("margin", self.margin), ("alpha", self.alpha), ("beta", self.beta)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where streams stand after `items` items: arrays of shape (streams,) and (streams, bets)."""
+
+    items: int
+    squares: Floats
+    log_pass: Floats
+    log_fail_by_bet: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The logarithms of both wealths after each item of a block; shape (streams, items)."""
+
+    log_pass: Floats
+    log_fail: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One stream so far; `items` is where it was decided, or all of them."""
+
+    decision: Decision | None
+    items: int
+    log_pass: float
+    log_fail: float
+    discordance: float
+    mean: float
+
+
+def start(streams: int) -> State:
+    """The state before the first item: every wealth is 1."""
+    return State(0, np.zeros(streams), np.zeros(streams), np.zeros((streams, len(FAIL_BETS))))
+
+
+def kelly_bet(discordance: Floats | float, margin: float) -> Floats:
+    """The bet against "worse by the margin" that grows fastest when nothing was lost.
+
+    With gains and losses equally likely the growth per item is (d/2) ln(1 - l^2) + l*margin up to
+    terms in margin^2; its maximum solves l^2 + (d/margin) l - 1 = 0. Always below 1, so that no
+    single loss takes the whole wealth.
+    """
+    ratio = np.asarray(discordance, dtype=np.float64) / margin
+    bet: Floats = 2.0 / (ratio + np.sqrt(ratio * ratio + 4.0))
+    return bet
+
+
+def advance(design: Design, state: State, outcomes: Floats) -> tuple[Path, State]:
+    """Bet on a block of outcomes of shape (streams, items), each on what came before it."""
+    block = outcomes.shape[1]
+    squares = np.cumsum(outcomes * outcomes, axis=1)
+    before = state.squares[:, None] + squares - outcomes * outcomes
+    bets = kelly_bet(_discordance(design, before, state.items + np.arange(block)), design.margin)
+    log_pass = np.cumsum(np.log1p(bets * (outcomes + design.margin)), axis=1)
+    log_pass += state.log_pass[:, None]
+    log_fail = np.full(outcomes.shape, -math.log(len(FAIL_BETS)))
+    by_bet = np.empty_like(state.log_fail_by_bet)
+    mixture = np.zeros(outcomes.shape)
+    for k, bet in enumerate(FAIL_BETS):
+        wealth = np.cumsum(np.log1p(-bet * outcomes), axis=1) + state.log_fail_by_bet[:, k, None]
+        by_bet[:, k] = wealth[:, -1]
+        mixture = wealth if k == 0 else np.logaddexp(mixture, wealth)
+    log_fail += mixture
+    after = State(
+        state.items + block, state.squares + squares[:, -1], log_pass[:, -1].copy(), by_bet
+    )
+    return Path(log_pass, log_fail), after
+
+
+def _discordance(design: Design, squares: Floats, items: NDArray[np.int64]) -> Floats:
+    """The shrunk estimate of the discordant share from the items before."""
+    prior = PRIOR_DISCORDANCE * design.margin
+    estimate: Floats = (PRIOR_ITEMS + squares) / (PRIOR_ITEMS / prior + items)
+    return estimate
+
+
+def crossings(design: Design, path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each stream the index of its first pass and first fail in the block; its length if none.
+
+    Both within one item is impossible unless the errors add to more than 1; pass is then read
+    first by the caller.
+    """
+    return (
+        _first(path.log_pass >= math.log(1 / design.alpha)),
+        _first(path.log_fail >= math.log(1 / design.beta)),
+    )
+
+
+def _first(reached: NDArray[np.bool_]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.where(
+        reached.any(axis=1), reached.argmax(axis=1), reached.shape[1]
+    )
+    return found
+
+
+def follow(design: Design, outcomes: Floats) -> Progress:
+    """One stream of outcomes, shape (items,), read in its order until it is decided."""
+    if outcomes.size == 0:
+        return Progress(None, 0, 0.0, 0.0, 0.0, 0.0)
+    path, _ = advance(design, start(1), outcomes[None, :])
+    passed, failed = (int(c[0]) for c in crossings(design, path))
+    last = min(passed, failed, outcomes.size - 1)
+    decision: Decision | None = None
+    if min(passed, failed) < outcomes.size:
+        decision = "pass" if passed <= failed else "fail"
+    used = outcomes[: last + 1]
+    return Progress(
+        decision=decision,
+        items=last + 1,
+        log_pass=float(path.log_pass[0, last]),
+        log_fail=float(path.log_fail[0, last]),
+        discordance=float(np.mean(used * used)),
+        mean=float(np.mean(used)),
+    )
+
+
+def items_to_pass(design: Design, discordance: float, log_wealth: float = 0.0) -> int:
+    """How many items a candidate that lost nothing is expected to need yet before it passes.
+
+    `log_wealth` is what has been won so far. Expected growth of the best bet, exact for outcomes
+    in {-1, 0, 1}; a discordant share of 0 gives the least any candidate can need.
+    """
+    bet = float(kelly_bet(discordance, design.margin))
+    gain, loss = bet * (design.margin + 1), bet * (design.margin - 1)
+    swing = math.log1p(gain) + math.log1p(loss) if discordance > 0 else 0.0
+    growth = discordance / 2 * swing + (1 - discordance) * math.log1p(bet * design.margin)
+    return max(0, math.ceil((math.log(1 / design.alpha) - log_wealth) / growth))
+
+
+def fixed_size(design: Design, discordance: float) -> int:
+    """Items of the paired test of fixed size with the same errors: (z_a + z_b)^2 d / margin^2."""
+    quantile = NormalDist().inv_cdf
+    z = quantile(1 - design.alpha) + quantile(1 - design.beta)
+    return math.ceil(z * z * discordance / design.margin**2)
