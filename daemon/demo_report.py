@@ -1,0 +1,235 @@
+"""What the demonstration measured: records, goals, table."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+BASE_KNOWS_AT_MOST = 0.05
+RECALL_AT_LEAST = 0.90
+REASONING_AT_LEAST = 0.99
+LOCALITY_AT_LEAST = 0.90
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+
+class Interval(_Part):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class RevisionReport(_Part):
+    """One revision as clients saw it under the alias; shares from 0 to 1, times in seconds."""
+
+    number: int
+    batch: str | None
+    verdict: str | None
+    recall: dict[str, float]
+    recall_all: float
+    reasoning: float
+    reasoning_vs_reference: Interval
+    locality: float
+    seconds: dict[str, float]
+
+
+class Reference(_Part):
+    """What the weights say without adapters."""
+
+    base_reasoning: float
+    expert_reasoning: float | None
+    locality: float
+
+
+class Rejected(_Part):
+    """A file that the gate refused."""
+
+    file: str
+    verdict: str
+    reasons: list[str]
+    live_unchanged: bool
+
+
+class Example(_Part):
+    """One question before and after, through the endpoint."""
+
+    prompt: str
+    expected: str
+    before: str
+    after: str
+
+
+class Goal(_Part):
+    """One thing that the demonstration has to reach."""
+
+    name: str
+    reached: bool
+    line: str
+
+
+class Report(_Part):
+    """Everything, as `--report` writes it."""
+
+    server: str
+    revisions: list[RevisionReport]
+    reference: Reference
+    rejected: list[Rejected]
+    rollback_ok: bool
+    items: dict[str, int]
+    examples: list[Example]
+    goals: list[Goal]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+
+
+def ratio_interval(reference: Sequence[bool], candidate: Sequence[bool]) -> Interval:
+    """Candidate's rate over the reference's on the same items, paired.
+
+    Percentiles of 20,000 draws of the four kinds of pair from a multinomial distribution (the
+    bootstrap over items).
+    """
+    ref, cand = np.asarray(reference, bool), np.asarray(candidate, bool)
+    kinds = np.array(
+        [(ref & cand).sum(), (ref & ~cand).sum(), (~ref & cand).sum(), (~ref & ~cand).sum()]
+    )
+    if not ref.size or not ref.sum():
+        return Interval(value=float("nan"), low=float("nan"), high=float("nan"))
+    draws = np.random.default_rng(0).multinomial(ref.size, kinds / ref.size, size=20_000)
+    ratios = (draws[:, 0] + draws[:, 2]) / np.maximum(draws[:, 0] + draws[:, 1], 1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Interval(value=float(cand.sum() / ref.sum()), low=float(low), high=float(high))
+
+
+def goals(
+    revisions: Sequence[RevisionReport], rejected: Sequence[Rejected], rollback_ok: bool
+) -> list[Goal]:
+    """The demonstration's goals, each with the figure that decides it."""
+    first, last = revisions[0], revisions[-1]
+    kept = last.reasoning_vs_reference
+    missed = [r.file for r in rejected if r.verdict != "fail"]
+    disturbed = [r.file for r in rejected if not r.live_unchanged]
+    unlearnt = [r.batch for r in revisions[1:] if r.verdict != "pass"]
+    return [
+        Goal(
+            name="before",
+            reached=first.recall_all <= BASE_KNOWS_AT_MOST,
+            line=f"the base answers {first.recall_all:.1%} of the new facts "
+            f"(at most {BASE_KNOWS_AT_MOST:.0%})",
+        ),
+        Goal(
+            name="recall",
+            reached=last.recall_all >= RECALL_AT_LEAST and not unlearnt,
+            line=f"recall in held-out wordings over all files at the end {last.recall_all:.1%} "
+            f"(at least {RECALL_AT_LEAST:.0%})"
+            + (f"; did not go live: {', '.join(map(str, unlearnt))}" if unlearnt else ""),
+        ),
+        Goal(
+            name="reasoning",
+            reached=kept.value >= REASONING_AT_LEAST,
+            line=f"reasoning {kept.value:.1%} of the reference's "
+            f"[{kept.low:.1%}, {kept.high:.1%}] (at least {REASONING_AT_LEAST:.0%})",
+        ),
+        Goal(
+            name="locality",
+            reached=last.locality >= LOCALITY_AT_LEAST,
+            line=f"known facts that are never replayed {last.locality:.1%} "
+            f"(at least {LOCALITY_AT_LEAST:.0%})",
+        ),
+        Goal(
+            name="rejection",
+            reached=bool(rejected) and not missed and not disturbed,
+            line=_rejection_line(rejected, missed, disturbed),
+        ),
+        Goal(
+            name="rollback",
+            reached=rollback_ok,
+            line="rollback and forward again "
+            + ("served what they should" if rollback_ok else "did not serve what they should"),
+        ),
+    ]
+
+
+def _rejection_line(
+    rejected: Sequence[Rejected], missed: Sequence[str], disturbed: Sequence[str]
+) -> str:
+    if missed:
+        return f"not rejected: {', '.join(missed)}"
+    if disturbed:
+        return f"live answers changed while {', '.join(disturbed)} was judged"
+    names = ", ".join(r.file for r in rejected)
+    return f"{names} rejected, the live answers as before" if names else "nothing to reject"
+
+
+def results_table(report: Report) -> Table:
+    """Revision by revision: recall by file, reasoning, locality, seconds."""
+    stems = list(report.revisions[0].recall)
+    table = Table(title="What clients got under the alias, revision by revision")
+    table.add_column("revision", justify="right")
+    table.add_column("file")
+    table.add_column("verdict")
+    for stem in stems:
+        table.add_column(f"recall\n{stem}", justify="right")
+    for name in ("recall\nall", "reasoning", "of reference [95 %]", "locality", "seconds"):
+        table.add_column(name, justify="right")
+    for r in report.revisions:
+        kept = r.reasoning_vs_reference
+        table.add_row(
+            str(r.number),
+            r.batch or "(base)",
+            r.verdict or "",
+            *(f"{r.recall[stem]:.2f}" for stem in stems),
+            f"{r.recall_all:.3f}",
+            f"{r.reasoning:.3f}",
+            f"{kept.value:.3f} [{kept.low:.3f}, {kept.high:.3f}]",
+            f"{r.locality:.3f}",
+            f"{sum(r.seconds.values()):.0f}" if r.seconds else "",
+        )
+    return table
+
+
+def seconds_table(report: Report) -> Table:
+    """Where the time of each revision went."""
+    stages = list(dict.fromkeys(s for r in report.revisions for s in r.seconds))
+    table = Table("revision", *stages, title="Seconds per stage")
+    for r in report.revisions[1:]:
+        table.add_row(str(r.number), *(f"{r.seconds.get(s, 0.0):.1f}" for s in stages))
+    return table
+
+
+def examples_table(examples: Sequence[Example]) -> Table:
+    """Questions in wordings that were never trained, asked before and after."""
+    table = Table("question", "expected", "before", "after", title="Answers through the endpoint")
+    for e in examples:
+        table.add_row(e.prompt, e.expected, e.before, e.after)
+    return table
+
+
+def versions_in_use() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    names = ("palorad", "torch", "transformers", "peft", "numpy")
+    return {"python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def machine_in_use() -> dict[str, str | int]:
+    """The machine the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = named[0] if named else model
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    return {"cpu": model, "cores": cores, "system": platform.system(), "kind": platform.machine()}
