@@ -15,3 +15,55 @@ class InvalidFacts(PaloradError, ValueError):
         shown = "; ".join(f"line {line}: {reason}" for line, reason in problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         super().__init__(shown + more)
+
+
+class UnknownGrader(PaloradError, ValueError):
+    """A grader's name that nobody knows; the message names the nearest."""
+
+
+class Ungradable(PaloradError, ValueError):
+    """An expected answer that its grader cannot use, or a pattern that takes too long."""
+
+
+class ConfigError(PaloradError):
+    """The settings cannot be used: file, key and what is wrong, in one line."""
+
+
+class NotFound(PaloradError, LookupError):
+    """Nothing of that name or number is known."""
+
+
+class Ambiguous(PaloradError, LookupError):
+    """A prefix that fits more than one."""
+
+
+class StateConflict(PaloradError):
+    """A plan is not in the state that was expected of it, or may not move to the one asked for."""
+
+
+class Superseded(PaloradError):
+    """What a plan builds on is no longer what is desired."""
+
+
+class Refused(PaloradError):
+    """A request that is understood and may not be done."""
+
+
+class DiskFull(PaloradError, OSError):
+    """There is no room left where the state lives."""
+
+
+class LedgerUnusable(PaloradError):
+    """The ledger cannot be opened, or does not hold what it should."""
+
+
+class AlreadyRunning(PaloradError):
+    """Another daemon holds the state directory."""
+
+
+class DaemonUnreachable(PaloradError):
+    """Nobody answers on the control socket."""
+
+
+class ForeignModule(PaloradError, ImportError):
+    """Another distribution has taken the name of one of palorad's packages."""

@@ -1,0 +1,238 @@
+"""The tables of config.toml, one frozen model each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from policies.records import Role
+
+LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def _without_slash(value: object) -> object:
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+Url = Annotated[str, BeforeValidator(_without_slash), Field(pattern=r"^https?://[^\s/]+(/\S*)?$")]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
+
+
+class Section(BaseModel):
+    """A frozen table of config.toml; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSettings(Section):
+    """[model]: the base model."""
+
+    path: Path = Path("models/palorad-mini")
+    """A directory that `AutoModelForCausalLM.from_pretrained` reads."""
+    name: str = Field(default="base", pattern=r"^[\w.:/-]+$")
+    """The name under which the server serves it without adapters."""
+    alias: str = Field(default="palorad-live", pattern=r"^[\w.:/-]+$")
+    """The stable name that clients ask for."""
+
+
+class ServerSettings(Section):
+    """[server]: who answers, and how palorad talks to it."""
+
+    kind: Literal["embedded", "vllm"] = "embedded"
+    """palorad's own small server, or vLLM."""
+    mode: Literal["managed", "attach"] = "managed"
+    """Whether palorad starts and restarts the server, or the operator does."""
+    urls: tuple[Url, ...] = Field(default=("http://127.0.0.1:8421",), min_length=1)
+    """One base URL per replica; "managed" takes exactly one."""
+    executable: str = "vllm"
+    """Managed vLLM: the `vllm` of its own environment."""
+    extra_args: tuple[str, ...] = ()
+    """Managed vLLM: further arguments of `vllm serve`."""
+    gpu_sharing: Literal["separate", "coresident", "sleep"] = "separate"
+    """How training and vLLM share a GPU."""
+    max_lora_rank: int = 64
+    """The largest rank that the server was started to take."""
+    max_loras: int = Field(default=4, ge=3)
+    """Adapters in one engine step."""
+    max_cpu_loras: int = Field(default=16, ge=3)
+    """Adapters kept in memory; at least everything listed."""
+    concurrency: int = Field(default=32, ge=1)
+    """Requests under way at once while evaluating."""
+    start_timeout_s: float = Field(default=300, gt=0)
+    """How long a managed server may take until it is healthy."""
+    request_timeout_s: float = Field(default=120, gt=0)
+    """How long one answer may take."""
+    load_timeout_s: float = Field(default=60, gt=0)
+    """How long loading an adapter may take."""
+    verify_timeout_s: float = Field(default=60, gt=0)
+    """How long the identity check of one replica may take."""
+    drain_s: float = Field(default=2.0, ge=0)
+    """How long a retired revision stays loaded after its last request."""
+    admin_key_file: OptionalPath = None
+    """A file with palorad's own key for admin routes; without it one is made at first start."""
+    user_key_file: OptionalPath = None
+    """A file with the key that the server asks of its users, if it asks for one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mode == "managed" and len(self.urls) != 1:
+            raise ValueError('mode "managed" takes exactly one of urls')
+        if self.max_lora_rank not in LORA_RANKS:
+            raise ValueError(f"max_lora_rank must be one of {' '.join(map(str, LORA_RANKS))}")
+        return self
+
+
+class ProbeSettings(Section):
+    """[probe]: what the skill needs, found once and frozen."""
+
+    skill: Path = Path("models/palorad-mini/data/skill.jsonl")
+    """Lines with `prompt` and `solution`: the skill to keep."""
+    path: OptionalPath = Path("models/palorad-mini/probe")
+    """A probe fitted earlier; used when it belongs to this base, otherwise one is fitted."""
+    serve: Literal["base", "expert"] = "base"
+    """Whether the model is served untouched or with z folded in once."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """One expert is fitted per seed; a component counts when most of them choose it."""
+    steps: int = Field(default=300, ge=1)
+    """Steps of fitting per seed."""
+    learning_rate: float = Field(default=0.002, gt=0)
+    """Adam's learning rate for the fit."""
+
+
+class ProtectionSettings(Section):
+    """[protection]: which directions an adapter may not touch."""
+
+    kind: Literal["svf", "activations", "svf+activations", "none"] = "activations"
+    """Critical components of z, the null space of the skill's inputs, both, or nothing."""
+    form: Literal["hard", "soft"] = "hard"
+    """An exact projection, or the softened λ(C+λI)⁻¹."""
+    share: float = Field(default=0.7, gt=0, lt=1)
+    """Share of each matrix's input directions that is protected."""
+
+
+class ReplaySettings(Section):
+    """[train.replay]: text rehearsed beside the new facts."""
+
+    known: OptionalPath = Path("models/palorad-mini/data/known-replay.jsonl")
+    """Lines with `prompt` and `answer` that the base already knows; "" for none."""
+    reasoning: OptionalPath = Path("models/palorad-mini/data/reasoning-replay.jsonl")
+    """Lines with `prompt` and `solution` of the skill; "" for none."""
+
+
+class TrainSettings(Section):
+    """[train]: how adapters are trained and how many may pile up."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of one adapter."""
+    rank_budget: int = Field(default=64, ge=1)
+    """Ranks of a lineage together; beyond it, one adapter is retrained and replaces them."""
+    max_facts: int = Field(default=500, ge=1)
+    """Facts in one plan; a larger batch becomes several plans."""
+    max_replay: int = Field(default=2000, ge=0)
+    """Earlier facts that one plan may rehearse; beyond it, an even sample."""
+    relearn: int = Field(default=2, ge=0)
+    """How often facts that the gate found not learnt are planned again."""
+    seed: int = 0
+    """Seed of the first plan of a batch; each further try adds one."""
+    deadline_s: float = Field(default=3600, gt=0)
+    """A child that takes longer is ended and counted failed."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a step may fail before its plan is failed."""
+    backoff_s: float = Field(default=5.0, ge=0)
+    """Pause after the first failure of a step; doubled after each further one."""
+    replay: ReplaySettings = ReplaySettings()
+    """[train.replay]"""
+
+
+class SuiteSettings(Section):
+    """[[gate.suites]]: one set of questions."""
+
+    name: str = Field(min_length=1)
+    """How the suite is called in verdicts."""
+    role: Role
+    """What it watches over: reasoning, facts, retention, locality or drift."""
+    path: Path
+    """JSONL, one question a line."""
+    grader: str = "normalised"
+    """How answers are compared: see docs/gate.md."""
+    max_tokens: int = Field(default=64, ge=1)
+    """The longest answer."""
+    form: Literal["auto", "chat", "plain"] = "auto"
+    """Asked as a chat message, as plain text, or as chat where the model has a chat template."""
+
+
+class GateSettings(Section):
+    """[gate]: what a candidate must show."""
+
+    preset: Literal["strict", "balanced", "fast"] = "balanced"
+    """A named set of margins and error rates; see docs/gate.md."""
+    suites: tuple[SuiteSettings, ...] = (
+        SuiteSettings(
+            name="reasoning",
+            role=Role.REASONING,
+            path=Path("models/palorad-mini/data/reasoning-gate.jsonl"),
+            grader="final",
+            max_tokens=160,
+        ),
+        SuiteSettings(
+            name="known facts",
+            role=Role.LOCALITY,
+            path=Path("models/palorad-mini/data/locality.jsonl"),
+            grader="normalised",
+            max_tokens=24,
+        ),
+    )
+    """[[gate.suites]]"""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [suite.name for suite in self.suites]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'two suites are called "{name}"')
+        return self
+
+
+class IntakeSettings(Section):
+    """[intake]: how drops are read."""
+
+    inbox: Path = Path("inbox")
+    """Where files are dropped; relative to state_dir."""
+    stable_s: float = Field(default=2.0, ge=0)
+    """A file that grows is read once it has not changed for this long."""
+    rescan_s: float = Field(default=10.0, gt=0)
+    """How often the folder is scanned even if no event came."""
+    watch: Literal["events", "polling", "off"] = "events"
+    """Who gives the hint to scan early: the kernel, a poll (network shares), or nobody."""
+    max_file_mb: int = Field(default=256, ge=1)
+    """A larger file is rejected."""
+    max_line_kb: int = Field(default=64, ge=1)
+    """A longer line is quarantined."""
+
+
+class FeedSettings(Section):
+    """[[feeds]]: an HTTP address polled for facts."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """How the feed is called in status and history."""
+    url: Url
+    """Where its JSONL is."""
+    every_s: float = Field(default=300, gt=0)
+    """How often it is polled."""
+
+
+class DaemonSettings(Section):
+    """[daemon]: the loop."""
+
+    tick_s: float = Field(default=0.5, gt=0, le=5)
+    """How often the reconciler looks at what is to do."""
+    stop_s: float = Field(default=30, gt=0)
+    """How long children may take to checkpoint when the daemon stops."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
