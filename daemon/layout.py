@@ -24,7 +24,7 @@ class Layout:
         return self.root / "lock"
 
     @property
-    def socket(self) -> Path:
+    def control_socket(self) -> Path:
         """The control socket."""
         return self.root / "control.sock"
 

@@ -60,9 +60,9 @@ def explain(
     return f"{source}: {key + ': ' if key else ''}{reason}{shown}{more}"
 
 
-def nearest(word: str, known: list[str]) -> str | None:
+def nearest(word: str, known: list[str], likeness: float = 0.5) -> str | None:
     """The known word that was probably meant."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=likeness)
     return found[0] if found else None
 
 
@@ -70,14 +70,14 @@ def _did_you_mean(model: type[BaseModel], key: str) -> str:
     parent, _, last = _plain(key).rpartition(".")
     known = list(key_paths(model))
     elsewhere = {k.rpartition(".")[2]: k for k in known}
-    if last in elsewhere:
-        return f"; it belongs to another table: {elsewhere[last]}"
     beside = [k for k in known if _plain(k).rpartition(".")[0] == parent]
     names = {_plain(k).rpartition(".")[2]: k for k in beside}
     if not parent:
         names |= {name: name for name in model.model_fields}
-    if near := nearest(last, list(names)):
+    if near := nearest(last, list(names), 0.7):
         return f"; did you mean {names[near]}?"
+    if last in elsewhere:
+        return f"; it belongs to another table: {elsewhere[last]}"
     if near := nearest(last, list(elsewhere)):
         return f"; did you mean {elsewhere[near]}?"
     return f"; known here: {', '.join(sorted(names))}" if names else ""
