@@ -21,7 +21,6 @@ from daemon.cli_session import (
     SetOption,
     console,
     find_config,
-    layout_of,
     load_settings,
     print_json,
     stderr,
@@ -322,7 +321,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     path = find_config(config)
     settings = load_settings(config)
-    raise typer.Exit(examine(path, settings, layout_of(settings), as_json))
+    raise typer.Exit(examine(path, settings, as_json))
 
 
 @app.command()

@@ -17,7 +17,6 @@ from rich.console import Console
 from policies.errors import PaloradError
 
 if TYPE_CHECKING:
-    from daemon.layout import Layout
     from daemon.ledger import Ledger
     from daemon.settings import Settings
 
@@ -51,7 +50,7 @@ BecauseOption = Annotated[str, typer.Option("--because", help="Why; recorded in 
 
 
 class ConfigMissing(PaloradError):
-    """No configuration file where one was looked for."""
+    """There is no configuration, or nothing has run with it yet."""
 
 
 class BadOverride(PaloradError):
@@ -104,19 +103,12 @@ def load_settings(config: Path | None, pairs: list[str] | None = None) -> Settin
     return Settings.load(find_config(config), overrides(pairs))
 
 
-def layout_of(settings: Settings) -> Layout:
-    """Where everything durable lies."""
-    from daemon.layout import Layout
-
-    return Layout(settings.state_dir)
-
-
 @contextmanager
 def reading(settings: Settings) -> Iterator[Ledger]:
     """The ledger, read-only; one clear line where there is none yet."""
     from daemon.ledger import Ledger
 
-    path = layout_of(settings).ledger
+    path = settings.layout.ledger
     if not path.exists():
         raise ConfigMissing(
             f"there is no ledger at {path}: nothing has run here yet; start with 'palorad run'"
@@ -132,7 +124,12 @@ def tell(settings: Settings, command: str, **args: object) -> Any:  # noqa: ANN4
     """Ask the running daemon to do something; what it answers."""
     from daemon.control import ask
 
-    return ask(layout_of(settings).control_socket, command, **args)
+    return ask(settings.layout.socket, command, **args)
+
+
+def say(line: str) -> None:
+    """One line for people, never wrapped."""
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -16,6 +16,7 @@ from daemon.cli_session import (
     console,
     print_json,
     reading,
+    say,
     stderr,
     tell,
 )
@@ -99,11 +100,11 @@ def _print_validated(report: dict[str, Any]) -> None:
         line += "; every line is blank"
     if report["quarantined"]:
         line += f", {report['quarantined']} lines would not be admitted"
-    console.print(line, markup=False)
+    say(line)
     for problem in report["problems"][:SHOWN]:
-        console.print(f"  line {problem['line']}: {problem['reason']}", markup=False)
+        say(f"  line {problem['line']}: {problem['reason']}")
     if report["quarantined"] > SHOWN:
-        console.print(f"  and {report['quarantined'] - SHOWN} more; --json shows all")
+        say(f"  and {report['quarantined'] - SHOWN} more; --json shows all")
 
 
 def line_schema() -> dict[str, Any]:
@@ -126,7 +127,7 @@ def submit_files(
     receipts = [tell(settings, "submit", path=str(path.resolve()), again=again) for path in paths]
     if not as_json:
         for receipt in receipts:
-            console.print(receipt.get("line", str(receipt)), markup=False)
+            say(receipt.get("line", str(receipt)))
     if not wait:
         if as_json:
             print_json(receipts)

@@ -1,0 +1,106 @@
+"""The documents say what is: commands, configuration keys and links."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from daemon.cli import app
+from daemon.settings import Settings
+from daemon.settings_errors import key_paths
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name
+
+
+COMMANDS = sorted(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_documented(command: str) -> None:
+    text = (ROOT / "docs" / "commands.md").read_text()
+    assert re.search(rf"`palorad {re.escape(command)}\b", text)
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    documented = set(re.findall(r"^\| `([\w.\[\]]+)` \|", CONFIGURATION, re.MULTILINE))
+    assert documented == set(key_paths(Settings))
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    defaults = tomllib.loads((ROOT / "config.toml").read_text())
+    rows = re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", CONFIGURATION, re.MULTILINE)
+    assert len(rows) > 30
+    for key, value in rows:
+        node: Any = defaults
+        for part in key.split("."):
+            node = node[part]
+        assert tomllib.loads(f"value = {value}")["value"] == node, key
+
+
+def test_the_committed_configuration_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            k: plain(v) if isinstance(v, Mapping) else v
+            for k, v in tree.items()
+            if not isinstance(v, list)
+        }
+
+    shown = Settings.load(ROOT / "config.toml", {}).model_dump(mode="json")
+    written = tomllib.loads((ROOT / "config.toml").read_text())
+    monkeypatch.chdir(ROOT)
+
+    def compare(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+        for key, value in plain(mine).items():
+            if isinstance(value, dict):
+                compare(value, theirs[key])
+            elif isinstance(value, str) and "/" in str(theirs[key]):
+                assert str(theirs[key]).endswith(value)
+            else:
+                assert theirs[key] == value or str(theirs[key]).endswith(str(value)), key
+
+    compare(written, shown)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_readme_commands_exist() -> None:
+    for command in re.findall(r"^\s*(?:\$ )?palorad ([a-z]+)", README, re.MULTILINE):
+        assert any(known.split()[0] == command for known in COMMANDS), command
+
+
+def test_readme_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
+
+
+def test_readme_contents_name_every_document() -> None:
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{path.name}" in README, path.name
+
+
+def test_every_tracked_script_is_sound() -> None:
+    for script in (ROOT / "deploy").glob("*.sh"):
+        subprocess.run(["bash", "-n", str(script)], check=True)
