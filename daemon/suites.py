@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from policies.errors import PaloradError
+from policies.errors import PaloradError, Ungradable, UnknownGrader
+from policies.grading import check_expected
 from policies.records import Item, Record, Role, content_id
 
 _GSM8K_MARK: Final = "####"
@@ -82,12 +83,15 @@ def load_suite(
         grader=grader,
         form=form,
         max_tokens=max_tokens,
-        items=parse_items(text, where),
+        items=parse_items(text, where, grader),
     )
 
 
-def parse_items(text: str, where: str) -> tuple[Item, ...]:
-    """The items of a suite's text, in their order; raises `BadSuite` naming the bad lines."""
+def parse_items(text: str, where: str, grader: str = "exact") -> tuple[Item, ...]:
+    """The items of a suite's text, in their order; raises `BadSuite` naming the bad lines.
+
+    An expected answer that `grader` cannot compare with is a bad line, too.
+    """
     items: list[Item] = []
     problems: list[str] = []
     ids: dict[str, int] = {}
@@ -97,8 +101,11 @@ def parse_items(text: str, where: str) -> tuple[Item, ...]:
             continue
         try:
             item = _parse_line(line)
+            check_expected(grader, item.answer)
             _refuse_twice(item, number, ids, prompts)
-        except BadSuite as problem:
+        except UnknownGrader as problem:
+            raise BadSuite(f"{where}: {problem}") from None
+        except (BadSuite, Ungradable) as problem:
             problems.append(f"line {number}: {problem}")
         else:
             items.append(item)

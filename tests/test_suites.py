@@ -93,6 +93,14 @@ def test_a_bad_suite_is_refused_with_its_lines(text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
+def test_answers_that_the_grader_cannot_use_are_refused() -> None:
+    text = lines({"prompt": "a", "answer": "7"}, {"prompt": "b", "answer": "seven"})
+    with pytest.raises(BadSuite, match=r"here: line 2: .*no number"):
+        parse_items(text, "here", "number")
+    with pytest.raises(BadSuite, match="did you mean 'number'"):
+        parse_items(text, "here", "nummer")
+
+
 def test_a_missing_file_names_the_suite_and_the_path(tmp_path: Path) -> None:
     with pytest.raises(BadSuite, match=r"suite 'maths' .*no such file"):
         load_suite(
