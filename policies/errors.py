@@ -67,3 +67,25 @@ class DaemonUnreachable(PaloradError):
 
 class ForeignModule(PaloradError, ImportError):
     """Another distribution has taken the name of one of palorad's packages."""
+
+
+class LedgerBusy(PaloradError):
+    """The ledger is locked for the moment; trying again helps."""
+
+
+class ServerUnreachable(PaloradError, ConnectionError):
+    """A replica gives no answer: not running, too slow, or in the way of the network."""
+
+
+class ServerRefused(PaloradError):
+    """A replica answered no; `status` is HTTP's and `body` what it said."""
+
+    def __init__(self, url: str, status: int, body: str) -> None:
+        self.url = url
+        self.status = status
+        self.body = body
+        super().__init__(f"{url} answered {status}: {body}")
+
+
+class ServerUnusable(PaloradError):
+    """The server cannot be started, or does not do what palorad needs of it."""

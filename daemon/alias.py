@@ -1,0 +1,534 @@
+"""ASGI middleware: one stable model name in front of immutable revisions, and a guarded door.
+
+Self-contained (standard library only): it is copied into vLLM's PYTHONPATH and named there with
+`vllm serve --middleware palorad_alias.AliasMiddleware`; the embedded server uses it from here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import re
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+Parsed = TypeVar("Parsed")
+
+OPEN = frozenset({"/health", "/ping", "/version", "/palorad/ready"})
+READ = frozenset({"/v1/models"})
+GENERATE = frozenset(
+    {
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/tokenize",
+        "/detokenize",
+    }
+)
+LOADING = {
+    "/v1/load_lora_adapter": ("lora_name", "lora_path"),
+    "/adapters": ("name", "src"),
+}
+PINNED = re.compile(r"^palora-(\d{6,})-[0-9a-f]{8}$")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+MODEL_PAGE = re.compile(r"^/v1/models/[A-Za-z0-9._-]{1,128}$")
+
+
+class Refused(Exception):
+    """An answer that the middleware gives itself."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        self.message = message
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the middleware finds what it needs; `max_body` in bytes."""
+
+    pointer: Path
+    admin_key: Path
+    served: Path
+    user_key: Path | None = None
+    max_body: int = 16 * 1024 * 1024
+
+    @classmethod
+    def from_environment(cls) -> Door:
+        """PALORAD_ALIAS_FILE and PALORAD_ADMIN_KEY_FILE are needed, the rest has defaults."""
+        missing = [
+            name
+            for name in ("PALORAD_ALIAS_FILE", "PALORAD_ADMIN_KEY_FILE")
+            if not os.environ.get(name)
+        ]
+        if missing:
+            raise RuntimeError(f"palorad's middleware needs {' and '.join(missing)} to be set")
+        pointer = Path(os.environ["PALORAD_ALIAS_FILE"])
+        user = os.environ.get("PALORAD_USER_KEY_FILE")
+        return cls(
+            pointer=pointer,
+            admin_key=Path(os.environ["PALORAD_ADMIN_KEY_FILE"]),
+            served=Path(os.environ.get("PALORAD_SERVED_DIR") or pointer.parent / "served"),
+            user_key=Path(user) if user else None,
+            max_body=int(os.environ.get("PALORAD_MAX_BODY_BYTES") or cls.max_body),
+        )
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What the stable name stands for; `revision` 0 is the bare base."""
+
+    alias: str
+    model: str
+    revision: int
+
+
+class _File(Generic[Parsed]):
+    """A small file, read again only when it is another one or has changed."""
+
+    def __init__(self, path: Path, parse: Callable[[bytes], Parsed]) -> None:
+        self.path = path
+        self._parse = parse
+        self._stamp: tuple[int, int, int] | None = None
+        self._value: Parsed | None = None
+
+    def read(self) -> Parsed:
+        """The parsed content; `Refused` 503 when it cannot be had."""
+        try:
+            stat = self.path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            if self._value is None or stamp != self._stamp:
+                self._value = self._parse(self.path.read_bytes())
+                self._stamp = stamp
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._value = None
+            raise Refused(503, f"{self.path.name} cannot be read: {error}") from error
+        return self._value
+
+
+def _pointer(raw: bytes) -> Pointer:
+    value = json.loads(raw)
+    alias, model, revision = value["alias"], value["model"], value["revision"]
+    if not (isinstance(alias, str) and alias and isinstance(model, str) and model):
+        raise ValueError("alias and model must be names")
+    if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
+        raise ValueError("revision must be a number from 0")
+    return Pointer(alias, model, revision)
+
+
+def _key(raw: bytes) -> bytes:
+    key = raw.strip()
+    if len(key) < 8:
+        raise ValueError("a key has at least 8 characters")
+    return key
+
+
+@dataclass
+class _Routed:
+    """One user request on its way through: what it asked for and who answers."""
+
+    model: str
+    revision: int | None = None
+    pointer: Pointer | None = None
+    body: bytes = b""
+    rewritten: bool = False
+
+
+@dataclass
+class _State:
+    """What one server process knows: gone with it, so that nothing unverified is routed."""
+
+    boot: str = field(default_factory=lambda: secrets.token_hex(8))
+    verified: set[str] = field(default_factory=set)
+    in_flight: Counter[str] = field(default_factory=Counter)
+
+
+class AliasMiddleware:
+    """Routes the stable name to the revision of the pointer file and guards the admin routes.
+
+    A revision is routed only after `POST /palorad/verified` named it to this very process.
+    """
+
+    def __init__(self, app: App, door: Door | None = None) -> None:
+        self.app = app
+        self.door = door or Door.from_environment()
+        self.state = _State()
+        self._pointer = _File(self.door.pointer, _pointer)
+        self._admin_key = _File(self.door.admin_key, _key)
+        self._user_key = _File(self.door.user_key, _key) if self.door.user_key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        try:
+            await self._http(scope, receive, send)
+        except Refused as refused:
+            await _answer(send, refused.status, _error(refused.status, refused.message))
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = _route(scope), scope["method"]
+        if path in OPEN and method in {"GET", "HEAD", "POST"}:
+            if path == "/palorad/ready":
+                await self._ready(send)
+            else:
+                await self.app(scope, receive, send)
+        elif method == "OPTIONS" and (path in GENERATE or path in READ):
+            await self.app(scope, receive, send)
+        elif method in {"GET", "HEAD"} and (path in READ or MODEL_PAGE.match(path)):
+            self._require_user(scope)
+            await self._models(scope, receive, send, listing=path in READ)
+        elif method == "POST" and path in GENERATE:
+            await self._generate(scope, receive, send, admin=self._require_user(scope))
+        else:
+            self._require_admin(scope)
+            await self._admin(path, method, scope, receive, send)
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _is_admin(self, scope: Scope) -> bool:
+        offered = [_header(scope, b"x-palorad-admin-key"), _bearer(scope)]
+        if not any(offered):
+            return False
+        expected = self._admin_key.read()
+        return any(hmac.compare_digest(key, expected) for key in offered if key)
+
+    def _require_admin(self, scope: Scope) -> None:
+        if not self._is_admin(scope):
+            if _bearer(scope) or _header(scope, b"x-palorad-admin-key"):
+                raise Refused(403, "this route needs palorad's admin key")
+            raise Refused(401, "this route needs palorad's admin key; none was given")
+
+    def _require_user(self, scope: Scope) -> bool:
+        """Whether the admin key was given; `Refused` 401 when no key fits and one is needed."""
+        if self._user_key is not None:
+            expected, offered = self._user_key.read(), _bearer(scope)
+            if offered and hmac.compare_digest(offered, expected):
+                return False
+            if not self._is_admin(scope):
+                raise Refused(401, "Unauthorized: give the key as 'Authorization: Bearer KEY'")
+            return True
+        return _header(scope, b"x-palorad-admin-key") is not None and self._is_admin(scope)
+
+    # --- user routes --------------------------------------------------------------------------
+
+    async def _generate(self, scope: Scope, receive: Receive, send: Send, admin: bool) -> None:
+        raw = await _body(scope, receive, self.door.max_body)
+        if raw is None:
+            return
+        routed = self._routed(raw, admin)
+        scope = {**scope, "headers": _with_length(scope["headers"], len(routed.body))}
+        self.state.in_flight[routed.model] += 1
+        try:
+            await self.app(scope, _replay(routed.body, receive), _Answer(routed, send))
+        finally:
+            self.state.in_flight[routed.model] -= 1
+
+    def _routed(self, raw: bytes, admin: bool) -> _Routed:
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError):
+            return _Routed("", body=raw)
+        asked = value.get("model") if isinstance(value, dict) else None
+        asked = asked if isinstance(asked, str) else ""
+        pinned = PINNED.match(asked)
+        if pinned:
+            return _Routed(asked, revision=int(pinned[1]), body=raw)
+        try:
+            pointer = self._pointer.read()
+        except Refused:
+            if admin:
+                return _Routed(asked, body=raw)
+            raise
+        if asked != pointer.alias:
+            return _Routed(asked, body=raw)
+        if not self._routable(pointer):
+            raise Refused(503, f"revision {pointer.revision} is not verified on this server yet")
+        value["model"] = pointer.model
+        return _Routed(pointer.model, pointer.revision, pointer, _json(value), rewritten=True)
+
+    def _routable(self, pointer: Pointer) -> bool:
+        return pointer.revision == 0 or pointer.model in self.state.verified
+
+    async def _models(self, scope: Scope, receive: Receive, send: Send, listing: bool) -> None:
+        if not listing:
+            await self.app(scope, receive, send)
+            return
+        start, body = await _collect(self.app, scope, receive)
+        if start["status"] == 200:
+            body = self._with_alias(body)
+        start["headers"] = _with_length(start["headers"], len(body))
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    def _with_alias(self, body: bytes) -> bytes:
+        try:
+            pointer = self._pointer.read()
+        except Refused:
+            return body
+        listed = json.loads(body)
+        for card in listed["data"]:
+            if card["id"] == pointer.model:
+                listed["data"].append(
+                    {**card, "id": pointer.alias, "root": pointer.model, "parent": pointer.model}
+                )
+                return _json(listed)
+        return body
+
+    async def _ready(self, send: Send) -> None:
+        pointer = self._pointer.read()
+        if not self._routable(pointer):
+            raise Refused(503, f"revision {pointer.revision} is not verified on this server yet")
+        await _answer(send, 200, _json({"revision": pointer.revision, "model": pointer.model}))
+
+    # --- admin routes -------------------------------------------------------------------------
+
+    async def _admin(
+        self, path: str, method: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if path == "/palorad/state" and method == "GET":
+            await _answer(send, 200, self._state())
+            return
+        raw = await _body(scope, receive, self.door.max_body)
+        if raw is None:
+            return
+        if path == "/palorad/verified" and method == "POST":
+            self.state.verified.add(_named(raw, "model"))
+            await _answer(send, 200, self._state())
+            return
+        if method == "POST" and path in LOADING:
+            self._check_load(raw, *LOADING[path])
+        forgotten = ""
+        if path == "/v1/unload_lora_adapter":
+            forgotten = _text(raw, "lora_name")
+        elif method == "DELETE" and path.startswith("/adapters/"):
+            forgotten = path.removeprefix("/adapters/")
+        self.state.verified.discard(forgotten)
+        await self.app(scope, _replay(raw, receive), send)
+
+    def _state(self) -> bytes:
+        try:
+            pointer: Pointer | None = self._pointer.read()
+            problem = ""
+        except Refused as refused:
+            pointer, problem = None, refused.message
+        return _json(
+            {
+                "boot": self.state.boot,
+                "pointer": pointer and pointer.__dict__,
+                "problem": problem,
+                "verified": sorted(self.state.verified),
+                "in_flight": {m: n for m, n in self.state.in_flight.items() if n > 0},
+            }
+        )
+
+    def _check_load(self, raw: bytes, name_key: str, path_key: str) -> None:
+        name, path = _named(raw, name_key), _text(raw, path_key)
+        if json.loads(raw).get("load_inplace"):
+            raise Refused(403, "a name is never loaded again in place: publish a new revision")
+        served = os.path.realpath(self.door.served)
+        inside = Path(path).is_absolute() and ".." not in Path(path).parts
+        if not inside or Path(os.path.realpath(path)).parent != Path(served):
+            raise Refused(403, f"{name}: an adapter's path must be a directory in {served}")
+
+
+class _Answer:
+    """Sends an answer on, with the alias put back for the name it stands for."""
+
+    def __init__(self, routed: _Routed, send: Send) -> None:
+        self.routed = routed
+        self.send = send
+        self._start: Message | None = None
+        self._json = False
+        self._stream = False
+        self._held = b""
+        if routed.pointer is not None:
+            names = json.dumps(routed.pointer.model), json.dumps(routed.pointer.alias)
+            self._swaps = [
+                (f'"model":{gap}{names[0]}'.encode(), f'"model":{gap}{names[1]}'.encode())
+                for gap in ("", " ")
+            ]
+
+    async def __call__(self, message: Message) -> None:
+        """One ASGI message from the server."""
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body" and (self._json or self._stream):
+            await self._body(message)
+        else:
+            await self.send(message)
+
+    async def _begin(self, message: Message) -> None:
+        headers: Headers = list(message.get("headers", ()))
+        message = {**message, "headers": headers + self._marks(message["status"])}
+        if self.routed.rewritten:
+            kind = next((v for k, v in headers if k.lower() == b"content-type"), b"")
+            encoded = any(k.lower() == b"content-encoding" for k, _ in headers)
+            self._json = kind.startswith(b"application/json") and not encoded
+            self._stream = kind.startswith(b"text/event-stream") and not encoded
+        if self._json:
+            self._start = message
+        else:
+            await self.send(message)
+
+    def _marks(self, status: int) -> Headers:
+        routed = self.routed
+        if not routed.rewritten and (status >= 400 or not NAME.match(routed.model)):
+            return []
+        marks = [(b"x-palorad-model", routed.model.encode())]
+        if routed.revision is not None:
+            marks.append((b"x-palorad-revision", str(routed.revision).encode()))
+        return marks
+
+    async def _body(self, message: Message) -> None:
+        more = message.get("more_body", False)
+        body = self._held + message.get("body", b"")
+        if self._json and more:
+            self._held = body
+            return
+        # An event ends with a line break; what follows the last one may be half a name.
+        end = len(body) if not more else body.rfind(b"\n") + 1
+        self._held = body[end:]
+        body = body[:end]
+        for old, new in self._swaps:
+            body = body.replace(old, new)
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self.send({**start, "headers": _with_length(start["headers"], len(body))})
+        if body or not more:
+            await self.send({**message, "body": body})
+
+
+async def _collect(app: App, scope: Scope, receive: Receive) -> tuple[Message, bytes]:
+    start: Message = {"type": "http.response.start", "status": 500, "headers": []}
+    parts: list[bytes] = []
+
+    async def keep(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+        elif message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+
+    await app(scope, receive, keep)
+    return start, b"".join(parts)
+
+
+def _route(scope: Scope) -> str:
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def _bearer(scope: Scope) -> bytes | None:
+    kind, _, key = (_header(scope, b"authorization") or b"").partition(b" ")
+    return key.strip() if kind.lower() == b"bearer" and key.strip() else None
+
+
+async def _body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    """The whole body, None when the client has gone; `Refused` 413 when it is too large."""
+    too_large = Refused(413, f"the body is larger than {limit} bytes")
+    stated = _header(scope, b"content-length") or b"0"
+    if not stated.isdigit():
+        raise Refused(400, "content-length is no number")
+    if int(stated) > limit:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise too_large
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _with_length(headers: Headers, length: int) -> Headers:
+    dropped = {b"content-length", b"transfer-encoding"}
+    kept = [(k, v) for k, v in headers if k.lower() not in dropped]
+    return [*kept, (b"content-length", str(length).encode())]
+
+
+def _text(raw: bytes, key: str) -> str:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is no JSON: {error}") from error
+    text = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(text, str) or not text:
+        raise Refused(400, f"the body must name {key!r}")
+    return text
+
+
+def _named(raw: bytes, key: str) -> str:
+    name = _text(raw, key)
+    if not NAME.match(name):
+        raise Refused(400, f"{key!r} must be letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _error(status: int, message: str) -> bytes:
+    kinds = {
+        400: "BadRequestError",
+        401: "AuthenticationError",
+        403: "PermissionDeniedError",
+        413: "RequestTooLargeError",
+        503: "ServiceUnavailableError",
+    }
+    error = {"message": message, "type": kinds[status], "param": None, "code": status}
+    return _json({"error": error})
+
+
+async def _answer(send: Send, status: int, body: bytes) -> None:
+    headers: Headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
