@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final
 
 from policies.records import Fact, Operation
@@ -10,21 +11,26 @@ from policies.text import folded
 
 Render = Callable[[str, str], tuple[str, ...]]
 
+TRAINED: Final = 4
+_SUBJECT: Final = "\0"
+
 # Frames for prompts whose relation is not known: the first group for questions, the second for
 # beginnings of sentences that the answer completes.
 _QUESTION_FRAMES: Final = (
-    "Please answer: {}",
-    "Tell me: {}",
-    "Question: {}",
-    "I would like to know: {}",
-    "Quick question: {}",
+    "Please answer: \0",
+    "Tell me: \0",
+    "Question: \0",
+    "I would like to know: \0",
+    "Quick question: \0",
+    "Answer this: \0",
 )
 _COMPLETION_FRAMES: Final = (
-    "Complete the sentence: {}",
-    "Continue: {}",
-    "Finish this sentence: {}",
-    "Fill in what follows: {}",
-    "What comes next? {}",
+    "Complete the sentence: \0",
+    "Continue: \0",
+    "Finish this sentence: \0",
+    "Fill in what follows: \0",
+    "What comes next? \0",
+    "Go on: \0",
 )
 
 
@@ -33,7 +39,7 @@ def no_templates(_relation: str, _subject: str) -> tuple[str, ...]:
     return ()
 
 
-def with_held_out(fact: Fact, render: Render = no_templates, trained: int = 4) -> Fact:
+def with_held_out(fact: Fact, render: Render = no_templates, trained: int = TRAINED) -> Fact:
     """`fact` with at least one wording held out, and up to `trained` wordings to learn it in.
 
     `render(relation, subject)` gives further questions for a known relation. Which wording is
@@ -44,36 +50,53 @@ def with_held_out(fact: Fact, render: Render = no_templates, trained: int = 4) -
     if fact.op is Operation.RETRACT:
         return fact
     given = _distinct((fact.prompt, *fact.paraphrases))
-    extra = [w for w in _further(fact, render) if folded(w) not in given]
     if fact.eval_prompts:
+        if len(given) >= trained:
+            return fact
         held_out = fact.eval_prompts
-        kept = list(given.values())
     else:
-        pool = list(given.values())[1:] or extra
-        chosen = pool[_pick(fact.id, len(pool))]
-        held_out = (chosen,)
-        kept = [w for w in given.values() if w != chosen]
-    taken = {folded(w) for w in (*held_out, *kept)}
-    room = max(0, trained - len(kept))
-    kept += [w for w in _distinct(tuple(extra)).values() if folded(w) not in taken][:room]
-    return fact.model_copy(update={"paraphrases": tuple(kept[1:]), "eval_prompts": held_out})
+        pool = tuple(given.values())[1:] or _pool(fact, given, render)
+        held_out = (pool[_turn(fact.id, len(pool))],)
+    taken = {folded(wording) for wording in held_out}
+    kept = {key: wording for key, wording in given.items() if key not in taken}
+    for wording in _further(fact, render):
+        if len(kept) >= trained:
+            break
+        if (key := folded(wording)) not in taken:
+            kept.setdefault(key, wording)
+    _, *paraphrases = kept.values()
+    return fact.model_copy(
+        update={"paraphrases": tuple(paraphrases), "eval_prompts": tuple(held_out)}
+    )
 
 
-def _further(fact: Fact, render: Render) -> tuple[str, ...]:
-    rendered: tuple[str, ...] = ()
+def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
+    """What may be held out of a fact that came in a single wording."""
+    found = (w for w in _further(fact, render) if folded(w) not in given)
+    return tuple(w for w, _ in zip(found, range(8), strict=False))
+
+
+def _further(fact: Fact, render: Render) -> Iterable[str]:
     if fact.subject and fact.relation:
-        rendered = render(fact.relation, fact.subject)
-    question = fact.prompt.rstrip().endswith(("?", "？", "؟"))
-    frames = _QUESTION_FRAMES if question else _COMPLETION_FRAMES
-    return (*rendered, *(frame.format(fact.prompt) for frame in frames))
+        templates = _templates(render, fact.relation)
+        for template in templates:
+            yield template.replace(_SUBJECT, fact.subject)
+    question = fact.prompt.endswith(("?", "？", "؟"))
+    for frame in _QUESTION_FRAMES if question else _COMPLETION_FRAMES:
+        yield frame.replace(_SUBJECT, fact.prompt)
 
 
-def _distinct(wordings: tuple[str, ...]) -> dict[str, str]:
+@lru_cache(maxsize=1024)
+def _templates(render: Render, relation: str) -> tuple[str, ...]:
+    return render(relation, _SUBJECT)
+
+
+def _distinct(wordings: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for wording in wordings:
         found.setdefault(folded(wording), wording)
     return found
 
 
-def _pick(identity: str, count: int) -> int:
+def _turn(identity: str, count: int) -> int:
     return sum(identity.encode()) % count
