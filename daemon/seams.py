@@ -6,20 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from policies.errors import PaloradError
+from policies.errors import ServerRefused, ServerUnreachable
 
-
-class ServerUnreachable(PaloradError, ConnectionError):
-    """The server gave no answer: not started, gone, or slower than the time limit."""
-
-
-class ServerRefused(PaloradError, RuntimeError):
-    """The server answered, and the answer is no: `status` and `body` say what it said."""
-
-    def __init__(self, message: str, *, status: int, body: str = "") -> None:
-        self.status = status
-        self.body = body
-        super().__init__(message)
+__all__ = ["Completion", "Loaded", "Server", "ServerRefused", "ServerUnreachable"]
 
 
 @dataclass(frozen=True, slots=True)

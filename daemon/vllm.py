@@ -187,7 +187,9 @@ class HttpServer:
         response = await self._send("POST", path, body, timeout_s=timeout_s, admin=True)
         return _require_ok(self.url, response)
 
-    async def _json(self, method: str, path: str, *, timeout_s: float, admin: bool = False) -> Any:
+    async def _json(
+        self, method: str, path: str, *, timeout_s: float, admin: bool = False
+    ) -> dict[str, Any]:
         response = await self._send(method, path, timeout_s=timeout_s, admin=admin)
         return _decoded(_require_ok(self.url, response))
 
@@ -212,7 +214,12 @@ class HttpServer:
 
 def _require_ok(url: str, response: httpx.Response) -> httpx.Response:
     if response.status_code >= 400:
-        raise ServerRefused(url, response.status_code, _said(response))
+        said = _said(response)
+        raise ServerRefused(
+            f"{url} answered {response.status_code}: {said}",
+            status=response.status_code,
+            body=said,
+        )
     return response
 
 
@@ -226,12 +233,14 @@ def _said(response: httpx.Response) -> str:
     return " ".join(str(message).split())[:500]
 
 
-def _decoded(response: httpx.Response) -> Any:
+def _decoded(response: httpx.Response) -> dict[str, Any]:
     try:
-        return json.loads(response.content)
-    except ValueError as error:
-        url = str(response.url)
-        raise ServerRefused(url, response.status_code, f"no JSON: {error}") from error
+        value = json.loads(response.content)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ServerRefused(f"{response.url} answered no JSON", status=response.status_code)
+    return value
 
 
 def _completions(response: httpx.Response) -> list[Completion]:

@@ -77,14 +77,13 @@ class ServerUnreachable(PaloradError, ConnectionError):
     """A replica gives no answer: not running, too slow, or in the way of the network."""
 
 
-class ServerRefused(PaloradError):
-    """A replica answered no; `status` is HTTP's and `body` what it said."""
+class ServerRefused(PaloradError, RuntimeError):
+    """A replica answered no: `status` is HTTP's and `body` what it said."""
 
-    def __init__(self, url: str, status: int, body: str) -> None:
-        self.url = url
+    def __init__(self, message: str, *, status: int, body: str = "") -> None:
         self.status = status
         self.body = body
-        super().__init__(f"{url} answered {status}: {body}")
+        super().__init__(message)
 
 
 class ServerUnusable(PaloradError):
