@@ -1,0 +1,209 @@
+"""The learning steps of a leased child: have a probe; train, compose, check and publish."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from adapters import checks, models, store
+from adapters.compose import compose
+from adapters.errors import BrokenAdapter, ProbeMismatch
+from adapters.generate import Generator
+from adapters.plans import TrainPlan, TrainProgress, TrainReport
+from adapters.probe import Probe, Protection
+from adapters.probe_fit import FitProgress, fit_probe, fold_expert
+from adapters.probe_fit import ProbeSettings as FitSettings
+from adapters.trainer import train_adapter
+from daemon import crash
+from daemon.jobs import Progress
+from daemon.ledger_records import Adapter, Served
+from daemon.requests import ProbeReport, ProbeRequest, TrainDone, TrainRequest
+from daemon.worker import Desk
+from policies.errors import ConfigError
+from policies.records import Example
+
+IDENTITY_PROMPTS = 8
+IDENTITY_TOKENS = 16
+
+
+def probe(desk: Desk) -> ProbeReport:
+    """Use the probe that belongs to this base, or fit one; fold the expert where it is served."""
+    request = ProbeRequest.model_validate_json(desk.request)
+    begun = time.monotonic()
+    base = models.base_hash(request.model_dir)
+    fit = FitSettings(
+        seeds=request.settings.seeds,
+        steps=request.settings.steps,
+        learning_rate=request.settings.learning_rate,
+    )
+    skill = tuple(read_examples(request.settings.skill, "solution"))
+    at = _ready(request.settings.path, base) or _ready(request.probes / base[:12], base)
+    fitted = at is None
+    if at is None:
+        at = request.probes / base[:12]
+        fit_probe(request.model_dir, skill, at, fit, _relay(desk))
+    crash.point("probe:published")
+    served = request.model_dir
+    if request.settings.serve == "expert":
+        served = fold_expert(
+            request.model_dir, Probe.load(at, base), request.experts / base[:12], skill, fit
+        )
+        at = served / "probe"
+    return ProbeReport(
+        probe=at,
+        served_dir=served,
+        served_sha256=models.base_hash(served),
+        base_sha256=base,
+        fitted=fitted,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def train(desk: Desk) -> TrainDone:
+    """Train the adapter, publish it, and publish what the lineage with it composes to."""
+    request = TrainRequest.model_validate_json(desk.request)
+    staging = store.staging(request.adapters, f"plan-{desk.workdir.name}")
+    begun = time.monotonic()
+    report = train_adapter(
+        _plan(request),
+        out=staging,
+        work=desk.workdir / "checkpoint",
+        progress=lambda p: desk.progress(_training(p)),
+    )
+    trained = time.monotonic()
+    crash.point("train:trained")
+    adapter_dir = store.publish(
+        staging,
+        request.adapters,
+        {
+            "base_hash": request.base_sha256,
+            "rank": request.rank,
+            "seed": request.seed,
+            "kind": str(request.kind),
+            "parents": list(request.lineage_sha256),
+            "facts": [fact.id for fact in request.facts],
+            "replayed": [fact.id for fact in request.replay],
+            "report": report.model_dump(mode="json"),
+        },
+    )
+    crash.point("train:adapter-published")
+    sha = store.read_manifest(adapter_dir)["sha256"]
+    desk.progress(Progress(stage="compose"))
+    served, rank = _serve(request, desk.workdir.name, adapter_dir, sha)
+    crash.point("train:revision-published")
+    return TrainDone(
+        adapter=Adapter(sha256=sha, rank=request.rank, path=str(adapter_dir)),
+        served=served,
+        rank=rank,
+        report=report.model_dump(mode="json"),
+        seconds={"train": trained - begun, "compose": time.monotonic() - trained},
+    )
+
+
+def read_examples(path: Path | None, completion: str) -> Iterator[Example]:
+    """Examples from JSONL lines with `prompt` and `answer` or `solution`, one per wording.
+
+    `completion` names the key that is completed: "answer" for known facts, "solution" for
+    reasoning. Raises `ConfigError` with the line where there is something else.
+    """
+    if path is None:
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row: dict[str, Any] = json.loads(line)
+            prompts = [row["prompt"], *row.get("paraphrases", ())]
+            text = row[completion]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}, line {number}: expected an object with prompt and {completion}: {error!r}"
+            ) from error
+        kind = "known" if completion == "answer" else "reasoning"
+        for prompt in prompts:
+            yield Example(prompt=prompt, completion=text, kind=kind)
+
+
+def _ready(directory: Path | None, base: str) -> Path | None:
+    """The directory, if it holds a probe of this base."""
+    if directory is None or not directory.is_dir():
+        return None
+    try:
+        Probe.load(directory, base)
+    except ProbeMismatch:
+        return None
+    return directory
+
+
+def _plan(request: TrainRequest) -> TrainPlan:
+    return TrainPlan(
+        kind=request.kind,
+        rank=request.rank,
+        seed=request.seed,
+        model_dir=request.model_dir,
+        base_hash=request.base_sha256,
+        base_name=request.base_name,
+        facts=request.facts,
+        replay=request.replay,
+        known=tuple(read_examples(request.known, "answer")),
+        reasoning=tuple(read_examples(request.reasoning, "solution")),
+        lineage=request.lineage,
+        probe_dir=request.probe,
+        protection=Protection(**request.protection.model_dump()),
+    )
+
+
+def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple[Served, int]:
+    """Compose, check as a server would be given it, note how it answers, publish."""
+    staging = store.staging(request.served, staged)
+    rank = compose([*request.lineage, adapter], staging, request.base_name)
+    checks.require_sound(
+        staging, request.model_dir, max_rank=request.max_lora_rank, base_name=request.base_name
+    )
+    generator = Generator(request.model_dir, max_rank=request.max_lora_rank)
+    generator.load("candidate", staging)
+    prompts = [fact.prompt for fact in request.facts[:IDENTITY_PROMPTS]]
+    identity = checks.identity_probe(generator, "candidate", prompts, IDENTITY_TOKENS)
+    if not identity["differs"]:
+        raise BrokenAdapter(str(adapter), ("answers exactly as the base does; nothing was learnt",))
+    store.write_json(staging / "identity.json", identity)
+    published = store.publish(
+        staging,
+        request.served,
+        {"base_hash": request.base_sha256, "lineage": [*request.lineage_sha256, sha]},
+        lambda content: f"palora-{request.number:06}-{content[:8]}",
+    )
+    content = store.read_manifest(published)["sha256"]
+    return Served(name=published.name, path=str(published), sha256=content), rank
+
+
+def _training(progress: TrainProgress) -> Progress:
+    return Progress(
+        stage="train",
+        done=progress.step,
+        total=progress.steps,
+        loss=progress.loss,
+        seconds_left=progress.seconds_left,
+    )
+
+
+def _relay(desk: Desk) -> Callable[[FitProgress], None]:
+    def relay(progress: FitProgress) -> None:
+        desk.progress(
+            Progress(
+                stage=f"probe: {progress.stage}",
+                done=progress.done,
+                total=progress.total,
+                loss=progress.loss,
+                seconds_left=progress.seconds_left,
+            )
+        )
+
+    return relay
