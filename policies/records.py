@@ -205,12 +205,17 @@ class Role(StrEnum):
 
 
 class Item(Record):
-    """One question of a suite; `stratum` groups items that belong together (a batch, a family)."""
+    """One question of a suite.
+
+    `stratum` groups items that are watched together (a batch, a family, a fact). Items of one
+    `cluster` (one question worded twice) are no independent evidence and count as one.
+    """
 
     id: str
     prompt: str
     answer: str
     stratum: str = ""
+    cluster: str = ""
 
 
 class ItemResult(Record):

@@ -108,18 +108,32 @@ def advance(design: Design, state: State, outcomes: Floats) -> tuple[Path, State
     bets = kelly_bet(_discordance(design, before, state.items + np.arange(block)), design.margin)
     log_pass = np.cumsum(np.log1p(bets * (outcomes + design.margin)), axis=1)
     log_pass += state.log_pass[:, None]
-    log_fail = np.full(outcomes.shape, -math.log(len(FAIL_BETS)))
-    by_bet = np.empty_like(state.log_fail_by_bet)
-    mixture = np.zeros(outcomes.shape)
-    for k, bet in enumerate(FAIL_BETS):
-        wealth = np.cumsum(np.log1p(-bet * outcomes), axis=1) + state.log_fail_by_bet[:, k, None]
-        by_bet[:, k] = wealth[:, -1]
-        mixture = wealth if k == 0 else np.logaddexp(mixture, wealth)
-    log_fail += mixture
-    after = State(
+    log_fail, by_bet = _mixture(outcomes, state.log_fail_by_bet, allowed=0.0)
+    return Path(log_pass, log_fail), State(
         state.items + block, state.squares + squares[:, -1], log_pass[:, -1].copy(), by_bet
     )
-    return Path(log_pass, log_fail), after
+
+
+def _mixture(outcomes: Floats, by_bet: Floats, allowed: float) -> tuple[Floats, Floats]:
+    """The log mean wealth against "a drop of `allowed` at most", and each bet's at the end."""
+    mean = np.full(outcomes.shape, -np.inf)
+    last = np.empty_like(by_bet)
+    for k, bet in enumerate(FAIL_BETS / (1 + allowed)):
+        wealth = np.cumsum(np.log1p(-bet * (outcomes + allowed)), axis=1) + by_bet[:, k, None]
+        last[:, k] = wealth[:, -1]
+        np.logaddexp(mean, wealth, out=mean)
+    return mean - math.log(len(FAIL_BETS)), last
+
+
+def drops(outcomes: Floats, *, allowed: float, beta: float) -> bool:
+    """Whether outcomes of shape (items,) show a drop of more than `allowed`, with error `beta`.
+
+    Valid after any number of items, like `follow`; it says nothing when it says no.
+    """
+    if outcomes.size == 0:
+        return False
+    log_wealth, _ = _mixture(outcomes[None, :], np.zeros((1, len(FAIL_BETS))), allowed)
+    return bool(log_wealth.max() >= math.log(1 / beta))
 
 
 def _discordance(design: Design, squares: Floats, items: NDArray[np.int64]) -> Floats:
