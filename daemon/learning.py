@@ -12,7 +12,7 @@ from adapters import checks, models, store
 from adapters.compose import compose
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
-from adapters.plans import TrainPlan, TrainProgress, TrainReport
+from adapters.plans import TrainPlan, TrainProgress
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, fit_probe, fold_expert
 from adapters.probe_fit import ProbeSettings as FitSettings
@@ -126,9 +126,11 @@ def read_examples(path: Path | None, completion: str) -> Iterator[Example]:
             raise ConfigError(
                 f"{path}, line {number}: expected an object with prompt and {completion}: {error!r}"
             ) from error
-        kind = "known" if completion == "answer" else "reasoning"
         for prompt in prompts:
-            yield Example(prompt=prompt, completion=text, kind=kind)
+            if completion == "answer":
+                yield Example(prompt=prompt, completion=text, kind="known")
+            else:
+                yield Example(prompt=prompt, completion=text, kind="reasoning")
 
 
 def _ready(directory: Path | None, base: str) -> Path | None:
