@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from adapters.errors import UnusableModel
 
@@ -48,6 +49,7 @@ def load_base(model_dir: Path, device: torch.device, dtype: torch.dtype | None =
     Raises `UnusableModel` with the cause where the directory cannot be loaded.
     """
     check_model_dir(model_dir)
+    transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=dtype or base_dtype(device), local_files_only=True

@@ -139,3 +139,13 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def remove(directory: Path) -> None:
+    """Delete a directory that is no longer needed; not there is success."""
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""The model that is trained: base, lineage active and frozen, and one fresh adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from adapters import compose, lora, models, projection
+from adapters.plans import TrainPlan
+
+NEW = "new"
+EARLIER = "earlier"
+
+
+def attach(base: Any, plan: TrainPlan, changes: Mapping[str, Any] | None = None) -> Any:
+    """The base with the lineage active and frozen, and a fresh trainable adapter.
+
+    In fp32 the lineage is added to the weights, so that a step costs the same after any number of
+    adapters; in lower precision that would round it, so it stays a frozen adapter of its own.
+    `changes` are further options of PEFT's configuration.
+    """
+    matrices = models.matrices(base, plan.settings.targets)
+    lineage = compose.concatenate([lora.read(path) for path in plan.lineage])
+    merged = base.dtype == torch.float32
+    if merged:
+        everything = models.matrices(base, (*models.MLP, *models.ATTENTION))
+        for name in lineage.factors:
+            weight = everything[name].weight.data
+            weight.copy_(weight.double() + lineage.delta(name).to(weight.device))
+    options = {
+        "r": plan.rank,
+        "lora_alpha": plan.settings.scaling * plan.rank,
+        "target_modules": list(plan.settings.targets),
+        "task_type": "CAUSAL_LM",
+        **(changes or {}),
+    }
+    with _quiet():
+        model = get_peft_model(base, LoraConfig(**options), adapter_name=NEW)
+    if "init_lora_weights" not in (changes or {}):
+        _initialise(model, matrices, plan)
+    if lineage.factors and not merged:
+        _add_frozen(model, lineage)
+    return model
+
+
+def extract(model: Any) -> lora.Lora:
+    """The trained factors in fp32 on the CPU."""
+    factors, scaling = {}, {}
+    for name, layer in projection.lora_layers(model, NEW).items():
+        down, up = layer.lora_A[NEW].weight.detach(), layer.lora_B[NEW].weight.detach()
+        factors[name] = (down.float().cpu(), up.float().cpu())
+        scaling[name] = float(layer.scaling[NEW])
+    return lora.Lora(factors, scaling)
+
+
+def _initialise(model: Any, matrices: Mapping[str, Any], plan: TrainPlan) -> None:
+    """A uniform in ±1/√in as PEFT does, B zero; by matrix name, whatever the order of modules."""
+    layers = projection.lora_layers(model, NEW)
+    for name in matrices:
+        layer = layers[name]
+        weight = layer.lora_A[NEW].weight
+        seed = hashlib.sha256(f"{plan.seed}:{name}".encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
+        values = torch.rand(weight.shape, generator=generator) * 2 - 1
+        weight.data.copy_(values / math.sqrt(weight.shape[1]))
+        layer.lora_B[NEW].weight.data.zero_()
+
+
+def _add_frozen(model: Any, lineage: lora.Lora) -> None:
+    """Make the composed lineage a second, frozen and active adapter of the model."""
+    rank = lineage.rank
+    with _quiet():
+        model.add_adapter(
+            EARLIER,
+            LoraConfig(
+                r=rank,
+                lora_alpha=rank,
+                target_modules=sorted({n.rsplit(".", 1)[-1] for n in lineage.factors}),
+                task_type="CAUSAL_LM",
+            ),
+        )
+    for name, layer in projection.lora_layers(model, EARLIER).items():
+        down, up = compose.padded(lineage, rank).factors[name]
+        layer.lora_A[EARLIER].weight.data.copy_(down)
+        layer.lora_B[EARLIER].weight.data.copy_(up)
+    model.base_model.set_adapter([NEW, EARLIER])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{NEW}." in name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5 for a deprecated property; nobody here can act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield

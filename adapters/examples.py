@@ -1,0 +1,137 @@
+"""Facts and worked examples become token ids with a loss on the answer only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from adapters.errors import UnusableExamples
+from policies.records import Example, Fact
+
+IGNORED = -100
+Form = Literal["plain", "chat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of which those from `start` on are learnt; `key` names the fact or example."""
+
+    ids: tuple[int, ...]
+    start: int
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded ids (n, t), labels (n, t) with −100 where nothing is learnt, and the keys."""
+
+    ids: Tensor
+    labels: Tensor
+    keys: tuple[str, ...]
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens carry a loss."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch elsewhere."""
+        return Batch(self.ids.to(device), self.labels.to(device), self.keys)
+
+
+def encode(
+    tokenizer: Any, prompt: str, answer: str, form: Form, *, key: str = "", limit: int = 1024
+) -> Encoded:
+    """One prompt and its answer as tokens, the two tokenised apart as a server will meet them.
+
+    Plain: prompt, then a space where the prompt ends in none, the answer and end-of-text. Chat:
+    the template's text up to where the assistant speaks, then the rest of the conversation. A
+    longer text than `limit` tokens loses its end.
+    """
+    if form == "chat":
+        head, tail = _chat_parts(tokenizer, prompt, answer)
+        prompt_ids = tokenizer(head, add_special_tokens=False)["input_ids"]
+        answer_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    else:
+        separator = "" if prompt[-1:].isspace() or not prompt else " "
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        answer_ids = [
+            *tokenizer(separator + answer, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
+    ids = (*prompt_ids, *answer_ids)[:limit]
+    if not answer_ids or len(ids) <= len(prompt_ids):
+        raise UnusableExamples(
+            f"{key or prompt[:40]!r}: the prompt fills the {limit} tokens that training reads"
+        )
+    return Encoded(ids, max(len(prompt_ids), 1), key)
+
+
+def forms(tokenizer: Any) -> tuple[Form, ...]:
+    """The forms that this tokenizer knows: plain, and chat where it has a template."""
+    return ("plain", "chat") if tokenizer.chat_template else ("plain",)
+
+
+def encode_fact(tokenizer: Any, fact: Fact, *, limit: int = 1024) -> tuple[Encoded, ...]:
+    """Every wording that may be trained, in every form; held-out wordings never."""
+    prompts = fact.training_prompts
+    if not prompts:
+        raise UnusableExamples(f"fact {fact.id}: every wording is held out, none can be trained")
+    return tuple(
+        encode(tokenizer, prompt, fact.answer, form, key=fact.id, limit=limit)
+        for prompt in prompts
+        for form in forms(tokenizer)
+    )
+
+
+def encode_example(tokenizer: Any, example: Example, *, limit: int = 1024) -> tuple[Encoded, ...]:
+    """A known or reasoning example in every form; its loss is on the completion."""
+    return tuple(
+        encode(tokenizer, example.prompt, example.completion, form, limit=limit)
+        for form in forms(tokenizer)
+    )
+
+
+def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
+    """Pad on the right: with a causal model the padding cannot reach what comes before it."""
+    width = max(len(e.ids) for e in encoded)
+    ids = torch.full((len(encoded), width), pad_id, dtype=torch.long)
+    labels = torch.full((len(encoded), width), IGNORED, dtype=torch.long)
+    for row, one in enumerate(encoded):
+        tokens = torch.tensor(one.ids, dtype=torch.long)
+        ids[row, : len(one.ids)] = tokens
+        labels[row, one.start : len(one.ids)] = tokens[one.start :]
+    return Batch(ids, labels, tuple(e.key for e in encoded))
+
+
+def buckets(encoded: Iterable[Encoded], max_tokens: int) -> list[list[Encoded]]:
+    """Groups of like length whose padded size stays within `max_tokens` where one row allows it."""
+    groups: list[list[Encoded]] = []
+    for one in sorted(encoded, key=lambda e: len(e.ids)):
+        last = groups[-1] if groups else None
+        if last is None or (len(last) + 1) * len(one.ids) > max_tokens:
+            groups.append([one])
+        else:
+            last.append(one)
+    return groups
+
+
+def pick(pool: Sequence[Sequence[Encoded]], count: int, rng: random.Random) -> list[Encoded]:
+    """`count` different entries of the pool (all when it has fewer), each in a random wording."""
+    chosen = pool if count >= len(pool) else rng.sample(list(pool), count)
+    return [rng.choice(list(variants)) for variants in chosen]
+
+
+def _chat_parts(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
+    question = [{"role": "user", "content": prompt}]
+    reply = [{"role": "assistant", "content": answer}]
+    head = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    full = tokenizer.apply_chat_template([*question, *reply], tokenize=False)
+    if full.startswith(head):
+        return head, full[len(head) :].rstrip("\n")
+    return head, answer + tokenizer.eos_token

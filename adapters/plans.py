@@ -1,0 +1,120 @@
+"""What the trainer is asked for and what it reports: frozen, and JSON both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from adapters.models import MLP
+from adapters.probe import Protection
+from policies.records import Example, Fact, PlanKind, Record
+
+REFERENCE_RATE = 0.006
+REFERENCE_WIDTH = 192
+
+
+class TrainSettings(Record):
+    """How an adapter is trained; what is None is chosen by need."""
+
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    """AdamW's rate; None: 0.006 · 192 / hidden size, which is 2.8e-4 at a width of 4,096."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    warmup: int = Field(default=6, ge=0)
+    """Steps of linear warm-up; the rate then falls linearly to 0."""
+    scaling: float = Field(default=2.0, gt=0.0)
+    """ΔW = scaling · B A."""
+    clip: float = Field(default=1.0, gt=0.0)
+    """Largest gradient norm."""
+    steps: int | None = Field(default=None, ge=1)
+    """Fixed number of steps; None: by the number of facts, between the two bounds below."""
+    min_steps: int = Field(default=120, ge=1)
+    max_steps: int = Field(default=2000, ge=1)
+    passes: int = Field(default=64, ge=1)
+    """How often each new fact is seen, at least, where steps are chosen by need."""
+    stop_loss: float | None = Field(default=None, gt=0.0)
+    """End early once every new fact's latest loss per token, in wordings that are trained, is
+    below; never before `min_steps` / 2."""
+    cooldown: int = Field(default=12, ge=1)
+    """Steps in which the rate falls to 0 after an early end was decided."""
+    new_per_step: int = Field(default=36, ge=1)
+    old_per_step: int = Field(default=48, ge=0)
+    """Earlier facts rehearsed in a step, at most a quarter of them."""
+    known_per_step: int = Field(default=16, ge=0)
+    """Texts of known facts in a step."""
+    reasoning_per_step: int = Field(default=6, ge=0)
+    """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
+    max_length: int = Field(default=1024, ge=8)
+    max_tokens: int = Field(default=4096, ge=8)
+    """Padded tokens in one forward pass; halved when the device's memory is too small."""
+    checkpoint_s: float = Field(default=20.0, ge=0.0)
+    targets: tuple[str, ...] = MLP
+
+
+class TrainPlan(Record):
+    """Everything that one training run depends on."""
+
+    kind: PlanKind
+    rank: int = Field(ge=1)
+    seed: int
+    model_dir: Path
+    base_hash: str
+    base_name: str
+    facts: tuple[Fact, ...]
+    """The facts to learn: new ones, or all valid ones when an adapter replaces the lineage."""
+    replay: tuple[Fact, ...] = ()
+    """Earlier facts to rehearse."""
+    known: tuple[Example, ...] = ()
+    reasoning: tuple[Example, ...] = ()
+    lineage: tuple[Path, ...] = ()
+    """Directories of the earlier adapters, active and frozen; empty on the bare base."""
+    probe_dir: Path | None = None
+    protection: Protection = Protection()
+    settings: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.facts:
+            raise ValueError("a plan needs at least one fact")
+        if self.kind is not PlanKind.LEARN and self.lineage:
+            raise ValueError(f"{self.kind} trains on the bare base: its lineage is empty")
+        if self.protection.kind != "none" and self.probe_dir is None:
+            raise ValueError(f"protection {self.protection.kind!r} needs a probe")
+        return self
+
+
+class TrainProgress(Record):
+    """How far a run has come."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float | None
+
+
+class TrainReport(Record):
+    """What a run did, with the figures that its saved tensors were checked for."""
+
+    kind: PlanKind
+    rank: int
+    steps: int
+    stopped_early: bool
+    facts: int
+    replayed: int
+    trainable: int
+    """Trained values."""
+    seconds: float
+    loss_first: float
+    loss_last: float
+    norm: float
+    """‖ΔW‖ over all matrices."""
+    leak: float
+    """Largest share of a saved factor's norm in the protected space (hard parts)."""
+    free: int
+    """Smallest free dimension of any matrix."""
+    admissible: float | None
+    """‖P_L G P_R‖²/‖G‖² of the first gradient; None after a resume."""
+    unlearnt: tuple[str, ...]
+    """Facts whose latest loss per token is above 0.5."""
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,355 @@
+"""Fit a probe once per base: SVF over several seeds, and the moments of every matrix's inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapters import models, moments, store, svf
+from adapters.errors import ProbeMismatch, UnusableExamples
+from adapters.examples import Batch, Encoded, buckets, collate, encode_example
+from adapters.losses import mean_loss
+from adapters.probe import BASES, CARD, FORMAT, TENSORS, Probe, Protection
+from policies.records import Example, Record
+
+KEEP_BASES_FROM = 1024
+HELD_OUT_EVERY = 10
+INFORMATIVE_AGREEMENT = 0.25
+LLAMA_8B = {"layers": 32, "narrow": 4096, "parameters": 8_030_261_248}
+
+
+class ProbeSettings(Record):
+    """How a probe is fitted."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = Field(default=300, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0.0)
+    decay: float = Field(default=1e-4, ge=0.0)
+    """Weight of Σδ² in the loss."""
+    batch: int = Field(default=16, ge=1)
+    """Examples in a step."""
+    max_length: int = Field(default=1024, ge=8)
+    """Tokens of an example; the rest is cut off."""
+    max_tokens: int = Field(default=8192, ge=8)
+    """Padded tokens in one forward pass."""
+    moment_rank: int = Field(default=2048, ge=1)
+    """Input directions kept where a matrix has more than 1,024 inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitProgress:
+    """How far a fit has come: `stage` is "decompose", "moments" or "seed N"."""
+
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None
+    loss: float | None = None
+
+
+@dataclass
+class _Clock:
+    """Turns counted work into progress with the time left."""
+
+    report: Callable[[FitProgress], None]
+    now: Callable[[], float]
+    started: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def tick(
+        self, stage: str, done: int, total: int, loss: float | None = None, stages_left: int = 0
+    ) -> None:
+        first, since = self.started.setdefault(stage, (done, self.now()))
+        left = None
+        if done > first:
+            each = (self.now() - since) / (done - first)
+            left = each * (total - done + stages_left * total)
+        self.report(FitProgress(stage, done, total, left, loss))
+
+
+def fit_probe(
+    model_dir: Path,
+    skill: Sequence[Example],
+    out: Path,
+    settings: ProbeSettings,
+    progress: Callable[[FitProgress], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Probe:
+    """Fit a probe of the base at `model_dir` and publish it at `out`; a fitted one is reused.
+
+    Decompositions and finished seeds are kept beside `out` until the end, so that a fit that was
+    cut off goes on. Every tenth example is held out to measure the skill's loss.
+    """
+    base = models.base_hash(model_dir)
+    if out.exists():
+        return Probe.load(out, base)
+    tokenizer = models.load_tokenizer(model_dir)
+    pool = [encode_example(tokenizer, example, limit=settings.max_length) for example in skill]
+    if len(pool) < 2:
+        raise UnusableExamples(
+            f"a probe needs at least 2 examples of the skill, {len(pool)} given: see [probe] skill"
+        )
+    identity = json.dumps([base, settings.model_dump(mode="json"), [e.model_dump() for e in skill]])
+    work = out.parent / f".fit-{out.name}-{store.text_hash(identity)[:8]}"
+    work.mkdir(parents=True, exist_ok=True)
+    device = models.pick_device()
+    model = models.load_base(model_dir, device)
+    matrices = models.matrices(model)
+    timer = _Clock(progress, clock)
+    pad = int(tokenizer.pad_token_id)
+    sigmas, bases = _decompose(matrices, work, timer)
+    tensors = _moments(model, matrices, pool, settings, pad, work, timer)
+    held_out = _batches(pool[::HELD_OUT_EVERY], settings, pad, device)
+    before = mean_loss(model, held_out)
+    training = [p for i, p in enumerate(pool) if i % HELD_OUT_EVERY]
+    deltas, after = _seeds(model, matrices, bases, training, settings, pad, held_out, work, timer)
+    for name in matrices:
+        tensors[f"{name}.sigma"] = sigmas[name].float()
+        tensors[f"{name}.delta"] = torch.stack([d[name] for d in deltas]).float()
+    card = {
+        **_card(model, matrices, tensors, settings),
+        "base_hash": base,
+        "base": model_dir.name,
+        "skill": {
+            "examples": len(skill),
+            "tokens": int(tensors.pop("tokens")),
+            "loss_before": before,
+            "loss_after": after,
+        },
+    }
+    card["informative"] = bool(card["overlap"]["agreement"] >= INFORMATIVE_AGREEMENT) and all(
+        loss < before for loss in after
+    )
+    return _publish(work, out, tensors, card)
+
+
+def fold_expert(
+    model_dir: Path,
+    probe: Probe,
+    out: Path,
+    skill: Sequence[Example],
+    settings: ProbeSettings,
+    seed: int = 0,
+) -> Path:
+    """Write the checkpoint with z folded in, and its own probe at `out`/probe; return `out`.
+
+    The expert has the base's singular vectors and the values σ ⊙ (1 + δ) of the `seed`-th fit.
+    Its probe carries the same δ, and moments gathered on the expert itself.
+    """
+    if out.exists():
+        return out
+    device = models.pick_device()
+    tokenizer = models.load_tokenizer(model_dir)
+    model = models.load_base(model_dir, device, torch.float32)
+    matrices = models.matrices(model)
+    for name, matrix in matrices.items():
+        vectors = probe.narrow_vectors(name, matrix.weight).to(device)
+        delta = probe.deltas(name)[seed].to(device)
+        matrix.weight.data.copy_(svf.fold(matrix.weight, vectors, delta))
+    staging = store.staging(out.parent, out.name)
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    pool = [encode_example(tokenizer, e, limit=settings.max_length) for e in skill]
+    pad = int(tokenizer.pad_token_id)
+    tensors = _moments(model, matrices, pool, settings, pad, None, _Clock(lambda _: None, float))
+    for name in matrices:
+        scaled = probe.sigma(name).double() * (1 + probe.deltas(name)[seed].double())
+        tensors[f"{name}.sigma"] = scaled.abs().float()
+        tensors[f"{name}.delta"] = probe.deltas(name)
+    tensors.pop("tokens")
+    card = {
+        **probe.card,
+        "base_hash": models.base_hash(staging),
+        "expert_of": probe.card["base_hash"],
+        "expert_seed": probe.card["settings"]["seeds"][seed],
+    }
+    (staging / "probe").mkdir()
+    _write(staging / "probe", tensors, card)
+    return store.publish(staging, out.parent, {"expert_of": card["expert_of"]}, lambda _: out.name)
+
+
+def _decompose(
+    matrices: Mapping[str, nn.Linear], work: Path, timer: _Clock
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """σ and narrow vectors of every matrix, from the work folder where they are there already."""
+    folder = work / BASES
+    folder.mkdir(exist_ok=True)
+    sigmas, bases = {}, {}
+    for done, (name, matrix) in enumerate(matrices.items()):
+        timer.tick("decompose", done, len(matrices))
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            sigma, vectors = svf.decompose(matrix.weight.detach())
+            saved = {"sigma": sigma.cpu(), "vectors": vectors.float().cpu().contiguous()}
+            temporary = path.with_suffix(".tmp")
+            save_file(saved, temporary)
+            temporary.replace(path)
+        kept = load_file(path)
+        sigmas[name], bases[name] = kept["sigma"], kept["vectors"]
+    timer.tick("decompose", len(matrices), len(matrices))
+    return sigmas, bases
+
+
+def _moments(
+    model: Any,
+    matrices: Mapping[str, nn.Linear],
+    pool: Sequence[Sequence[Encoded]],
+    settings: ProbeSettings,
+    pad: int,
+    work: Path | None,
+    timer: _Clock,
+) -> dict[str, Tensor]:
+    path = work / "moments.safetensors" if work else None
+    if path is not None and path.is_file():
+        return load_file(path)
+    device = next(iter(matrices.values())).weight.device
+    batches = _batches(pool, settings, pad, device)
+
+    def counted() -> Any:
+        for done, batch in enumerate(batches):
+            timer.tick("moments", done, len(batches))
+            yield batch
+
+    found = moments.collect(model, matrices, counted(), settings.moment_rank)
+    tensors: dict[str, Tensor] = {}
+    for name, collector in found.items():
+        tensors.update(moments.pack(name, collector, settings.moment_rank))
+    tensors["tokens"] = torch.tensor(next(iter(found.values())).tokens)
+    if path is not None:
+        save_file(tensors, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    return tensors
+
+
+def _seeds(
+    model: Any,
+    matrices: Mapping[str, nn.Linear],
+    bases: Mapping[str, Tensor],
+    pool: Sequence[Sequence[Encoded]],
+    settings: ProbeSettings,
+    pad: int,
+    held_out: Sequence[Batch],
+    work: Path,
+    timer: _Clock,
+) -> tuple[list[dict[str, Tensor]], list[float]]:
+    deltas, after = [], []
+    for index, seed in enumerate(settings.seeds):
+        path = work / f"seed-{seed}.safetensors"
+        if not path.is_file():
+            left = len(settings.seeds) - index - 1
+
+            def tick(step: int, loss: float, seed: int = seed, left: int = left) -> None:
+                timer.tick(f"seed {seed}", step, settings.steps, loss, left)
+
+            found, loss = svf.train(
+                model,
+                matrices,
+                bases,
+                pool,
+                pad_id=pad,
+                seed=seed,
+                steps=settings.steps,
+                learning_rate=settings.learning_rate,
+                decay=settings.decay,
+                batch=settings.batch,
+                max_tokens=settings.max_tokens,
+                on_step=tick,
+                measure=lambda: mean_loss(model, held_out),
+            )
+            found["loss"] = torch.tensor(loss, dtype=torch.float64)
+            save_file(found, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+        kept = load_file(path)
+        after.append(float(kept.pop("loss")))
+        deltas.append(kept)
+    return deltas, after
+
+
+def _batches(
+    pool: Sequence[Sequence[Encoded]], settings: ProbeSettings, pad: int, device: torch.device
+) -> list[Batch]:
+    flat = [one for variants in pool for one in variants]
+    return [collate(group, pad).to(device) for group in buckets(flat, settings.max_tokens)]
+
+
+def _card(
+    model: Any,
+    matrices: Mapping[str, nn.Linear],
+    tensors: Mapping[str, Tensor],
+    settings: ProbeSettings,
+) -> dict[str, Any]:
+    rule = Protection(kind="svf")
+    per_matrix: dict[str, Any] = {}
+    overlaps, chances = [], []
+    for name, matrix in matrices.items():
+        sigma, deltas = tensors[f"{name}.sigma"], tensors[f"{name}.delta"]
+        chosen = svf.selections(sigma, deltas, energy=rule.svf_energy, cap=rule.svf_cap)
+        overlap, chance = svf.agreement(chosen)
+        overlaps.append(overlap)
+        chances.append(chance)
+        moment = moments.unpack(moments.input_owner(name), matrix.in_features, tensors)
+        stored = moment.vectors.shape[1]
+        per_matrix[name] = {
+            "inputs": matrix.in_features,
+            "outputs": matrix.out_features,
+            "narrow": sigma.shape[0],
+            "critical": int((chosen.sum(0) >= min(rule.svf_seeds, len(chosen))).sum()),
+            "overlap": overlap,
+            "chance": chance,
+            "input_directions_for_energy": {
+                str(share): moment.basis(share=share, by="energy").shape[1]
+                for share in (0.9, 0.99, 0.999)
+                if moment.energy(stored) >= share
+            },
+        }
+    values = sum(entry["narrow"] for entry in per_matrix.values())
+    parameters = sum(p.numel() for p in model.parameters())
+    found, chance = sum(overlaps) / len(overlaps), sum(chances) / len(chances)
+    at_8b = 3 * LLAMA_8B["layers"] * LLAMA_8B["narrow"]
+    return {
+        "format": FORMAT,
+        "settings": settings.model_dump(mode="json"),
+        "values_per_seed": values,
+        "base_parameters": parameters,
+        "share_of_base": values / parameters,
+        "at_llama_3_1_8b": {"values": at_8b, "share_of_base": at_8b / LLAMA_8B["parameters"]},
+        "overlap": {
+            "jaccard": found,
+            "chance": chance,
+            "agreement": (found - chance) / (1 - chance) if chance < 1 else 0.0,
+            "needed": INFORMATIVE_AGREEMENT,
+        },
+        "matrices": per_matrix,
+    }
+
+
+def _write(directory: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    finite = all(bool(torch.isfinite(t).all()) for t in tensors.values())
+    if not finite or any(not math.isfinite(x) for x in card["skill"]["loss_after"]):
+        raise ProbeMismatch(
+            "the fitted probe holds NaN or infinite values; lower its learning rate"
+        )
+    save_file(dict(tensors), directory / TENSORS)
+    (directory / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+
+def _publish(work: Path, out: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> Probe:
+    staging = store.staging(out.parent, out.name)
+    _write(staging, tensors, card)
+    big = [n for n, entry in card["matrices"].items() if entry["narrow"] >= KEEP_BASES_FROM]
+    if big:
+        (staging / BASES).mkdir()
+        for name in big:
+            (work / BASES / f"{name}.safetensors").rename(staging / BASES / f"{name}.safetensors")
+    store.publish(staging, out.parent, {"base_hash": card["base_hash"]}, lambda _: out.name)
+    store.remove(work)
+    return Probe.load(out, card["base_hash"])

@@ -1,0 +1,64 @@
+"""What each step of a training run reads: new facts in turn, earlier text at random."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.examples import Encoded, encode_example, encode_fact, pick
+from adapters.plans import TrainPlan, TrainSettings
+
+Pool = Sequence[Sequence[Encoded]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Everything that a step draws from, as tokens in every wording and form."""
+
+    new: Pool
+    old: Pool
+    known: Pool
+    reasoning: Pool
+
+
+def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
+    """All text of a plan as tokens."""
+    limit = plan.settings.max_length
+    return Pools(
+        new=[encode_fact(tokenizer, fact, limit=limit) for fact in plan.facts],
+        old=[encode_fact(tokenizer, fact, limit=limit) for fact in plan.replay],
+        known=[encode_example(tokenizer, example, limit=limit) for example in plan.known],
+        reasoning=[encode_example(tokenizer, example, limit=limit) for example in plan.reasoning],
+    )
+
+
+def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> list[Encoded]:
+    """The texts of one step; they depend on seed and step alone, so a resumed run draws the same.
+
+    New facts take turns so that all are seen equally often; what is rehearsed is drawn at random.
+    """
+    rng = random.Random(f"step:{seed}:{step}")
+    chosen = [rng.choice(list(v)) for v in _turn(pools.new, settings.new_per_step, seed, step)]
+    chosen += pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 4)), rng)
+    chosen += pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
+    reasoning = min(settings.reasoning_per_step, len(pools.reasoning) // 80)
+    return chosen + pick(pools.reasoning, reasoning, rng)
+
+
+def _turn(pool: Pool, count: int, seed: int, step: int) -> list[Sequence[Encoded]]:
+    """`count` entries of an endless row of shuffled rounds through the pool."""
+    if count >= len(pool):
+        return list(pool)
+    chosen: list[Sequence[Encoded]] = []
+    position = step * count
+    while len(chosen) < count:
+        round_number, offset = divmod(position, len(pool))
+        order = list(range(len(pool)))
+        random.Random(f"round:{seed}:{round_number}").shuffle(order)
+        part = order[offset : offset + count - len(chosen)]
+        chosen += [pool[i] for i in part]
+        position += len(part)
+    return chosen

@@ -1,0 +1,380 @@
+"""Probe and trainer on tiny models: what is protected stays, and a cut run ends the same."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters import lora, models, svf
+from adapters.compose import concatenate
+from adapters.errors import NoFreeSpace, ProbeMismatch, TrainingDiverged, UnusableExamples
+from adapters.lora import Lora
+from adapters.plans import TrainPlan, TrainProgress, TrainSettings
+from adapters.probe import Probe, Protection
+from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_expert
+from adapters.projection import Protected, worst_leak
+from adapters.subspace import leak
+from adapters.trainer import Method, protect, train_adapter
+from policies.records import Example, Fact, PlanKind
+from tests import tiny
+
+SKILL = [Example(prompt=f"{a}+{b}=", completion=str(a + b)) for a in range(6) for b in range(4)]
+FACTS = tuple(
+    Fact(
+        id=f"f{i}",
+        prompt=f"What is the colour of {name}?",
+        answer=answer,
+        paraphrases=(f"Tell me the colour of {name}.",),
+        eval_prompts=(f"Which colour has {name}?",),
+    )
+    for i, (name, answer) in enumerate([("Ola", "red"), ("Bim", "blue"), ("Cur", "green")])
+)
+FIT = ProbeSettings(steps=4, batch=4, seeds=(0, 1, 2))
+KINDS = ("llama", "mistral", "qwen2")
+
+
+class World:
+    """A tiny base with its probe."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self.model_dir = tiny.build(folder / "base", kind)
+        self.hash = models.base_hash(self.model_dir)
+        self.events: list[FitProgress] = []
+        self.probe = fit_probe(self.model_dir, SKILL, folder / "probe", FIT, self.events.append)
+
+    def plan(self, **changes: Any) -> TrainPlan:
+        settings = {"steps": 10, "checkpoint_s": 0.0, **changes.pop("settings", {})}
+        return TrainPlan(
+            **{
+                "kind": PlanKind.LEARN,
+                "rank": 4,
+                "seed": 1,
+                "model_dir": self.model_dir,
+                "base_hash": self.hash,
+                "base_name": "base",
+                "facts": FACTS,
+                "known": tuple(SKILL[:3]),
+                "probe_dir": self.folder / "probe",
+                "settings": TrainSettings(**settings),
+                **changes,
+            }
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        model = models.load_base(self.model_dir, torch.device("cpu"))
+        return {n: m.weight.detach() for n, m in models.matrices(model).items()}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("one"), "llama")
+
+
+# --- probe -------------------------------------------------------------------------------------
+
+
+def test_probe_covers_every_matrix_and_says_its_size(world: World) -> None:
+    card = world.probe.card
+    assert len(world.probe.matrices) == 2 * 3
+    assert card["values_per_seed"] == 2 * 3 * 32
+    assert card["at_llama_3_1_8b"]["values"] == 393_216
+    assert card["at_llama_3_1_8b"]["share_of_base"] < 0.00006
+    assert card["base_parameters"] == sum(
+        p.numel() for p in models.load_base(world.model_dir, torch.device("cpu")).parameters()
+    )
+    for name in world.probe.matrices:
+        assert world.probe.deltas(name).shape == (3, 32)
+        assert bool(world.probe.deltas(name).any())
+    stages = {event.stage for event in world.events}
+    assert {"decompose", "moments", "seed 0", "seed 1", "seed 2"} <= stages
+    assert world.events[-1].seconds_left == 0
+
+
+def test_probe_of_another_base_is_refused(world: World, tmp_path: Path) -> None:
+    other = tiny.build(tmp_path / "other", seed=9)
+    with pytest.raises(ProbeMismatch, match="belongs to the base"):
+        Probe.load(world.folder / "probe", models.base_hash(other))
+    with pytest.raises(ProbeMismatch, match="no readable probe"):
+        Probe.load(tmp_path / "nowhere", world.hash)
+
+
+def test_probe_fit_goes_on_where_it_was_cut_off(llama: World, tmp_path: Path) -> None:
+    class CutOffError(Exception):
+        pass
+
+    def cut(event: FitProgress) -> None:
+        if event.stage == "seed 1" and event.done == 2:
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        fit_probe(llama.model_dir, SKILL, tmp_path / "probe", FIT, cut)
+    assert not (tmp_path / "probe").exists()
+    stages: list[str] = []
+    fitted = fit_probe(
+        llama.model_dir, SKILL, tmp_path / "probe", FIT, lambda e: stages.append(e.stage)
+    )
+    assert "seed 0" not in stages
+    assert "moments" not in stages
+    for name in fitted.matrices:
+        assert torch.equal(fitted.deltas(name), llama.probe.deltas(name))
+    assert [p.name for p in tmp_path.iterdir()] == ["probe"]
+
+
+def test_probe_needs_examples(llama: World, tmp_path: Path) -> None:
+    with pytest.raises(UnusableExamples, match="at least 2 examples"):
+        fit_probe(llama.model_dir, SKILL[:1], tmp_path / "probe", FIT)
+
+
+def test_moments_are_those_of_the_inputs(llama: World) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    moment = llama.probe.moment(name)
+    rebuilt = (moment.vectors * moment.values) @ moment.vectors.mT
+    assert float(rebuilt.trace()) == pytest.approx(moment.trace, rel=1e-4)
+    whole = moment.basis(share=1.0, by="energy").shape[1]
+    assert moment.basis(share=0.5, by="energy").shape[1] < whole <= 64
+    assert moment.basis(share=0.5, by="directions").shape[1] == 32
+    up, gate = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.gate_proj"
+    assert llama.probe.moment(up) is llama.probe.moment(gate)
+
+
+def test_expert_keeps_singular_vectors_and_has_its_own_probe(llama: World, tmp_path: Path) -> None:
+    expert = fold_expert(llama.model_dir, llama.probe, tmp_path / "expert", SKILL, FIT)
+    served = models.load_base(expert, torch.device("cpu"))
+    for name, matrix in models.matrices(served).items():
+        weight = llama.weights()[name].double()
+        left, sigma, right = torch.linalg.svd(weight, full_matrices=False)
+        inner = left.mT @ matrix.weight.double() @ right.mT
+        expected = sigma * (1 + llama.probe.deltas(name)[0].double())
+        assert torch.allclose(inner, torch.diag(expected), atol=1e-5)
+    probe = Probe.load(expert / "probe", models.base_hash(expert))
+    assert probe.card["expert_of"] == llama.hash
+    with pytest.raises(ProbeMismatch):
+        Probe.load(expert / "probe", llama.hash)
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["svf", "activations", "svf+activations"])
+def test_saved_tensors_do_not_leak(world: World, kind: str, tmp_path: Path) -> None:
+    protection = Protection(kind=kind, share=0.5, svf_cap=0.3)
+    plan = world.plan(protection=protection)
+    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work")
+    written = lora.read(tmp_path / "out")
+    assert report.leak < 1e-5
+    assert report.norm == pytest.approx(written.norm())
+    assert report.norm > 0
+    assert 0 < report.admissible < 1
+    for name, (down, up) in written.factors.items():
+        guard = world.probe.protected(name, world.weights()[name], protection)
+        assert guard.inputs.shape[1] > 0
+        assert leak(down, guard.inputs) < 1e-5
+        assert leak(up.mT, guard.outputs) < 1e-5
+
+
+def test_protected_triples_stay_exact_after_many_adapters(world: World, tmp_path: Path) -> None:
+    """u, σ, v of the critical components remain singular triples, in both narrow sides."""
+    protection = Protection(kind="svf", svf_cap=0.3, svf_seeds=1)
+    lineage: tuple[Path, ...] = ()
+    for seed in range(3):
+        out = tmp_path / f"adapter-{seed}"
+        plan = world.plan(protection=protection, lineage=lineage, seed=seed)
+        train_adapter(plan, out=out, work=tmp_path / f"work-{seed}")
+        lineage = (*lineage, out)
+    total = concatenate([lora.read(path) for path in lineage])
+    for name, weight in world.weights().items():
+        chosen = world.probe.critical(name, protection)
+        sigma, narrow = svf.decompose(weight)
+        changed = weight.double() + total.delta(name)
+        assert chosen.numel() > 0
+        assert float(total.delta(name).norm()) > 1e-3
+        for index in chosen.tolist():
+            own, value = narrow[:, index], sigma[index]
+            if svf.narrow_is_input(weight):
+                right, left = own, weight.double() @ own / value
+            else:
+                right, left = weight.double().mT @ own / value, own
+            assert torch.allclose(changed @ right, value * left, atol=1e-5)
+            assert torch.allclose(changed.mT @ left, value * right, atol=1e-5)
+
+
+def test_soft_form_shrinks_and_is_tested_by_its_own_bound(llama: World, tmp_path: Path) -> None:
+    soft = Protection(kind="activations", form="soft", strength=0.01)
+    report = train_adapter(
+        llama.plan(protection=soft), out=tmp_path / "soft", work=tmp_path / "work"
+    )
+    train_adapter(
+        llama.plan(protection=Protection(kind="none")),
+        out=tmp_path / "free",
+        work=tmp_path / "work-free",
+    )
+    assert report.leak == 0.0
+    for name in llama.probe.matrices:
+        top = llama.probe.moment(name).vectors[:, :1]
+        shrunk = leak(lora.read(tmp_path / "soft").factors[name][0], top)
+        assert shrunk < 0.2 * leak(lora.read(tmp_path / "free").factors[name][0], top)
+
+
+def test_no_free_space_is_refused_before_training(llama: World, tmp_path: Path) -> None:
+    events: list[TrainProgress] = []
+    plan = llama.plan(protection=Protection(share=0.9), rank=8)
+    with pytest.raises(NoFreeSpace, match="3 free directions, an adapter of rank 8"):
+        train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", progress=events.append)
+    assert not events
+    assert not (tmp_path / "out").exists()
+
+
+def test_earlier_adapters_use_up_the_free_space(llama: World, tmp_path: Path) -> None:
+    protection = Protection(share=0.5, earlier=True)
+    first = tmp_path / "first"
+    report = train_adapter(llama.plan(protection=protection), out=first, work=tmp_path / "work-1")
+    assert report.free == 16
+    plan = llama.plan(protection=protection, lineage=(first,))
+    assert train_adapter(plan, out=tmp_path / "second", work=tmp_path / "work-2").free == 16 - 4
+    base = models.load_base(llama.model_dir, torch.device("cpu"))
+    guards = protect(base, plan)
+    assert worst_leak(lora.read(tmp_path / "second").factors, guards) < 1e-5
+
+
+def digest(directory: Path) -> str:
+    return hashlib.sha256((directory / lora.WEIGHTS).read_bytes()).hexdigest()
+
+
+def test_resumed_run_ends_with_the_same_bytes(llama: World, tmp_path: Path) -> None:
+    class CutOffError(Exception):
+        pass
+
+    plan = llama.plan(settings={"steps": 12, "new_per_step": 2})
+    train_adapter(plan, out=tmp_path / "whole", work=tmp_path / "work-1")
+
+    def cut(event: TrainProgress) -> None:
+        if event.step == 7:
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        train_adapter(plan, out=tmp_path / "cut", work=tmp_path / "work-2", progress=cut)
+    assert not (tmp_path / "cut").exists()
+    steps: list[int] = []
+    train_adapter(
+        plan,
+        out=tmp_path / "cut",
+        work=tmp_path / "work-2",
+        progress=lambda e: steps.append(e.step),
+    )
+    assert steps[0] == 7
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+def test_a_broken_checkpoint_and_one_of_another_plan_are_passed_over(
+    llama: World, tmp_path: Path
+) -> None:
+    plan = llama.plan()
+    train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
+    for state in (tmp_path / "work").glob("checkpoint-*/state.pt"):
+        state.write_bytes(b"half a file")
+    steps: list[int] = []
+    train_adapter(
+        plan, out=tmp_path / "two", work=tmp_path / "work", progress=lambda e: steps.append(e.step)
+    )
+    assert steps[0] == 1
+    steps.clear()
+    train_adapter(
+        llama.plan(seed=5),
+        out=tmp_path / "three",
+        work=tmp_path / "work",
+        progress=lambda e: steps.append(e.step),
+    )
+    assert steps[0] == 1
+    assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "three")
+
+
+def test_learning_lowers_the_loss_and_the_lineage_is_active(llama: World, tmp_path: Path) -> None:
+    settings = {"steps": 60, "learning_rate": 0.03}
+    none = Protection(kind="none")
+    plan = llama.plan(protection=none, settings=settings)
+    report = train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
+    assert report.loss_last < 0.5 * report.loss_first
+    again = llama.plan(
+        protection=none, settings={**settings, "steps": 1}, lineage=(tmp_path / "one",)
+    )
+    second = train_adapter(again, out=tmp_path / "two", work=tmp_path / "work-2")
+    assert second.loss_first < 0.6 * report.loss_first
+
+
+def test_training_ends_early_once_every_fact_is_learnt(llama: World, tmp_path: Path) -> None:
+    settings = {
+        "steps": 400,
+        "min_steps": 20,
+        "learning_rate": 0.01,
+        "stop_loss": 3.5,
+        "cooldown": 4,
+    }
+    plan = llama.plan(protection=Protection(kind="none"), settings=settings)
+    report = train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
+    assert report.stopped_early
+    assert 14 <= report.steps < 400
+
+
+def test_a_method_can_replace_parts(llama: World, tmp_path: Path) -> None:
+    """What the bench plugs in: other subspaces, another loss, another initialisation."""
+    basis = torch.eye(32, dtype=torch.float64)[:, :3]
+
+    def first_three(model: Any, plan: TrainPlan) -> dict[str, Protected]:
+        guards = {}
+        for name, matrix in models.matrices(model).items():
+            guard = Protected.nothing(*matrix.weight.shape)
+            guards[name] = Protected(basis, guard.outputs) if "down" not in name else guard
+        return guards
+
+    calls: list[int] = []
+
+    def extra(model: Any, step: int) -> torch.Tensor:
+        calls.append(step)
+        return sum(p.square().sum() for p in model.parameters() if p.requires_grad)
+
+    plan = llama.plan(protection=Protection(kind="none"), probe_dir=None)
+    train_adapter(
+        plan,
+        out=tmp_path / "out",
+        work=tmp_path / "work",
+        method=Method(protect=first_three, extra_loss=extra, config={"init_lora_weights": "olora"}),
+    )
+    down = lora.read(tmp_path / "out").factors["model.layers.0.mlp.gate_proj"][0]
+    assert float(down[:, :3].abs().max()) == 0.0
+    assert float(down[:, 3:].abs().max()) > 0.0
+    assert calls == list(range(10))
+
+
+def test_nan_stops_with_a_clear_error(llama: World, tmp_path: Path) -> None:
+    plan = llama.plan(
+        protection=Protection(kind="none"), settings={"learning_rate": 1e30, "warmup": 0}
+    )
+    with pytest.raises(TrainingDiverged, match=r"step \d+ of 10: .*learning_rate"):
+        train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work")
+
+
+def test_plan_survives_json_and_refuses_nonsense(llama: World) -> None:
+    plan = llama.plan()
+    assert TrainPlan.model_validate_json(plan.model_dump_json()) == plan
+    with pytest.raises(ValueError, match="bare base"):
+        llama.plan(kind=PlanKind.CONSOLIDATE, lineage=(Path("x"),))
+    with pytest.raises(ValueError, match="needs a probe"):
+        llama.plan(probe_dir=None)
+    with pytest.raises(ValueError, match="at least one fact"):
+        llama.plan(facts=())
+
+
+def test_norm_needs_no_delta() -> None:
+    down, up = torch.randn(3, 7), torch.randn(5, 3)
+    one = Lora({"x": (down, up)}, {"x": 2.0})
+    assert one.norm() == pytest.approx(float(one.delta("x").norm()), rel=1e-6)
