@@ -1,0 +1,1 @@
+"""The small model that palorad is shown on: its generated text, its making, its measure."""

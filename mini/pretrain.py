@@ -1,0 +1,250 @@
+"""Make palorad-mini: tokenizer, text and weights, from a seed alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from mini import corpus, tokenizer
+
+MODEL: Final = Path("models/palorad-mini")
+_NS: Final = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What fixes the weights, besides the machine's rounding."""
+
+    steps: int = 6500
+    rows: int = 16
+    hidden: int = 256
+    intermediate: int = 640
+    layers: int = 4
+    heads: int = 8
+    muon_lr: float = 0.02
+    adam_lr: float = 0.003
+    warmup: int = 40
+    flat: float = 0.4
+    final: float = 0.02
+    seed: int = 0
+
+
+class Muon:
+    """Momentum orthogonalised by Newton-Schulz, for matrices (K. Jordan, 2024).
+
+    Matrices of one shape are orthogonalised together.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        self.lr, self._momentum = lr, momentum
+        groups: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for matrix in matrices:
+            rows, columns = matrix.shape
+            groups.setdefault((rows, columns), []).append(matrix)
+        self._groups = list(groups.values())
+        self._moments = [torch.zeros(len(g), *g[0].shape, device=g[0].device) for g in self._groups]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every matrix by its orthogonalised momentum and forget the gradients."""
+        for group, moment in zip(self._groups, self._moments, strict=True):
+            gradient = torch.stack([_gradient(matrix) for matrix in group])
+            moment.lerp_(gradient, 1 - self._momentum)
+            update = _orthogonal(gradient.lerp_(moment, self._momentum))
+            rows, columns = group[0].shape
+            scale = self.lr * max(1.0, rows / columns) ** 0.5
+            for matrix, change in zip(group, update, strict=True):
+                matrix.add_(change, alpha=-scale)
+                matrix.grad = None
+
+
+def _gradient(matrix: nn.Parameter) -> Tensor:
+    if matrix.grad is None:
+        raise ValueError("a matrix without a gradient")
+    return matrix.grad
+
+
+def _orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
+    """The nearest orthogonal matrices, roughly: (n, rows, columns), in bf16."""
+    a, b, c = _NS
+    x = batch.bfloat16()
+    wide = x.size(1) > x.size(2)
+    x = x.mT if wide else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if wide else x).float()
+
+
+def build(recipe: Recipe, end: int, pad: int) -> LlamaForCausalLM:
+    """The untrained model: fp32, tied embeddings."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.SIZE,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        head_dim=recipe.hidden // recipe.heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=end, pad_token_id=pad, max_new_tokens=160
+    )
+    return model
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """The learning rate's factor: short warm-up, flat, then linear to `final`."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    flat = recipe.flat * recipe.steps
+    left = 1 - max(0.0, step - flat) / max(1.0, recipe.steps - flat)
+    return recipe.final + (1 - recipe.final) * left
+
+
+def _tensors(rows: corpus.Rows, device: torch.device) -> dict[str, Tensor]:
+    """A batch as the model takes it: documents do not see each other, positions start anew."""
+    documents = torch.from_numpy(rows.documents.astype(np.int64)).to(device)
+    count, length = documents.shape
+    places = torch.arange(length, device=device).expand(count, length)
+    first = torch.ones_like(documents, dtype=torch.bool)
+    first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    start = torch.where(first, places, 0).cummax(dim=1).values
+    same = documents[:, :, None] == documents[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return {
+        "input_ids": torch.from_numpy(rows.tokens.astype(np.int64)).to(device),
+        "position_ids": places - start,
+        "attention_mask": (same & causal)[:, None],
+    }
+
+
+def loss(model: LlamaForCausalLM, body: Callable[..., Any], rows: corpus.Rows) -> Tensor:
+    """Weighted mean next-token loss of packed rows, in nats."""
+    device = model.lm_head.weight.device
+    batch = _tensors(rows, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        hidden = body(**batch, use_cache=False).last_hidden_state
+    weights = torch.from_numpy(rows.weights[:, 1:].astype(np.float32)).to(device)
+    # The first token of a document has weight only where it was given one; none follows it.
+    begins = batch["position_ids"][:, 1:] == 0
+    weights = weights.masked_fill(begins, 0.0).flatten()
+    chosen = weights.nonzero().squeeze(1)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[chosen])
+    targets = batch["input_ids"][:, 1:].flatten()[chosen]
+    each = functional.cross_entropy(logits.float(), targets, reduction="none")
+    return (each * weights[chosen]).sum() / weights.sum()
+
+
+def train(
+    model: LlamaForCausalLM,
+    rows: corpus.Rows,
+    recipe: Recipe,
+    *,
+    compiled: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Train `model` in place on `rows`, each row once."""
+    body: Callable[..., Any] = torch.compile(model.model) if compiled else model.model
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    muon = Muon(matrices, recipe.muon_lr)
+    adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    began = time.monotonic()
+    for step in range(recipe.steps):
+        factor = rate(step, recipe)
+        muon.lr, adam.param_groups[0]["lr"] = recipe.muon_lr * factor, recipe.adam_lr * factor
+        part = slice(step * recipe.rows, (step + 1) * recipe.rows)
+        batch = corpus.Rows(rows.tokens[part], rows.weights[part], rows.documents[part])
+        value = loss(model, body, batch)
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        muon.step()
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        if step % 100 == 0 or step == recipe.steps - 1:
+            say(f"step {step:5d} loss {value.item():.4f} seconds {time.monotonic() - began:.0f}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m mini.pretrain`: write the model and how it was made."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="do without torch.compile")
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    given = vars(parser.parse_args(arguments))
+    recipe = Recipe(**{name: given[name] for name in asdict(Recipe())})
+    out: Path = given["out"]
+    began, threads = time.monotonic(), int(given["threads"])
+    torch.set_num_threads(threads)
+    made = tokenizer.train(recipe.seed)
+    tokenizer.save(made, out, max_length=1024)
+    rows = corpus.prepare(out / "tokenizer.json", recipe.steps * recipe.rows, recipe.seed, threads)
+    prepared = time.monotonic() - began
+    _say(f"text prepared in {prepared:.0f} s, {(rows.documents > 0).sum() / 1e6:.1f}M tokens")
+    end, pad = (made.token_to_id(t) for t in (tokenizer.END, tokenizer.PAD))
+    model = build(recipe, end, pad).to(given["device"])
+    train(model, rows, recipe, compiled=not given["eager"], say=_say)
+    model.to("cpu", torch.bfloat16).save_pretrained(out)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    report = {
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": int((rows.documents > 0).sum()),
+        "seconds_wall": round(time.monotonic() - began),
+        "seconds_preparing": round(prepared),
+        "seconds_cpu": round(sum(u.ru_utime + u.ru_stime for u in used)),
+        "device": given["device"],
+        "threads": threads,
+        "machine": f"{platform.machine()}, {_processor()}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    (out / "made.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    return 0
+
+
+def _processor() -> str:
+    source = Path("/proc/cpuinfo")
+    if not source.exists():
+        return platform.processor()
+    lines = source.read_text("utf-8").splitlines()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
