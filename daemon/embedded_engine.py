@@ -1,0 +1,228 @@
+"""A thread that decodes: micro-batches for one adapter at a time, adapters in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters.generate import Decoding, Generation, Generator, Request, Token
+
+BATCH = 64
+BATCHES_AT_ONCE = 4
+BATCHES_PER_ADAPTER = 2
+GATHER_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A loaded adapter: its public name, where it came from, and the generator's key for it."""
+
+    name: str
+    path: str
+    key: str
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One request under way; the loop receives tokens, and the result or an error last."""
+
+    key: str | None
+    request: Request
+    stream: bool
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Token | Generation | Exception] = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
+
+    async def tokens(self) -> AsyncIterator[Token]:
+        """Tokens as they come; ends with the answer."""
+        while True:
+            event = await self.events.get()
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, Generation):
+                return
+            yield event
+
+    async def result(self) -> Generation:
+        """The whole answer."""
+        while True:
+            event = await self.events.get()
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, Generation):
+                return event
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    key: str | None
+    batch: Decoding
+    jobs: list[Job]
+    open: set[int]
+
+
+class Engine:
+    """Owns the generator. `submit`, `load` and `unload` are called from an asyncio loop."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self._adapters: dict[str, Adapter] = {}
+        self._waiting: dict[tuple[str | None, bool], deque[Job]] = {}
+        self._retired: set[str] = set()
+        self._running: list[_Running] = []
+        self._counter = 0
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """What is loaded, by public name."""
+        return self._adapters
+
+    def load(self, name: str, path: str) -> None:
+        """Read an adapter; raises `BrokenAdapter`. Slow: call it outside the loop's thread."""
+        with self._wake:
+            self._counter += 1
+            key = f"{name}#{self._counter}"
+        self.generator.load(key, Path(path))
+        self._adapters[name] = Adapter(name, path, key)
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter by name; what was asked of it before is still answered."""
+        with self._wake:
+            self._retired.add(self._adapters.pop(name).key)
+            self._wake.notify()
+
+    def submit(self, name: str | None, requests: Sequence[Request], *, stream: bool) -> list[Job]:
+        """Queue requests for an adapter (None: the base)."""
+        loop = asyncio.get_running_loop()
+        with self._wake:
+            key = None if name is None else self._adapters[name].key
+            jobs = [Job(key, request, stream, loop) for request in requests]
+            self._waiting.setdefault((key, stream), deque()).extend(jobs)
+            self._wake.notify()
+        return jobs
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Give up what a client no longer waits for."""
+        for job in jobs:
+            job.cancelled = True
+
+    def stop(self) -> None:
+        """End the thread after the step under way."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout=10)
+
+    # --- the decoding thread --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._stopping and not self._running and not any(self._waiting.values()):
+                    self._forget_retired()
+                    self._wake.wait()
+                self._forget_retired()
+                if self._stopping:
+                    return
+                idle = not self._running
+            if idle:
+                threading.Event().wait(GATHER_S)
+            self._admit()
+            for running in list(self._running):
+                self._step(running)
+
+    def _admit(self) -> None:
+        while len(self._running) < BATCHES_AT_ONCE:
+            with self._wake:
+                chosen = self._next_queue()
+                if chosen is None:
+                    return
+                queue = self._waiting.pop(chosen)
+                jobs = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
+                if queue:
+                    self._waiting[chosen] = queue  # behind all others: adapters take turns
+            jobs = [job for job in jobs if not job.cancelled]
+            if jobs:
+                self._start(chosen[0], jobs, stream=chosen[1])
+
+    def _next_queue(self) -> tuple[str | None, bool] | None:
+        for chosen, queue in self._waiting.items():
+            busy = sum(r.key == chosen[0] for r in self._running)
+            if queue and busy < BATCHES_PER_ADAPTER:
+                return chosen
+        return None
+
+    def _start(self, key: str | None, jobs: list[Job], *, stream: bool) -> None:
+        try:
+            batch = self.generator.start(key, [job.request for job in jobs], stream=stream)
+        except Exception as error:  # one batch's failure must not end the thread
+            self._tell([(job, error) for job in jobs])
+            return
+        self._running.append(_Running(key, batch, jobs, set(range(len(jobs)))))
+
+    def _step(self, running: _Running) -> None:
+        for index in running.open:
+            if running.jobs[index].cancelled:
+                running.batch.cancel(index)
+        try:
+            tokens = running.batch.step()
+        except Exception as error:  # one batch's failure must not end the thread
+            self._running.remove(running)
+            self._tell([(running.jobs[index], error) for index in running.open])
+            return
+        news: list[tuple[Job, Token | Generation | Exception]] = [
+            (running.jobs[token.index], token) for token in tokens
+        ]
+        for index in sorted(running.open):
+            if running.batch.all[index].finish is not None:
+                running.open.discard(index)
+                news.append((running.jobs[index], self._result(running.batch, index)))
+        if not running.open:
+            self._running.remove(running)
+        self._tell(news)
+
+    def _result(self, batch: Decoding, index: int) -> Generation:
+        state = batch.all[index]
+        text = state.text
+        if not state.request.stop:
+            text = self.generator.tokenizer.decode(state.ids, skip_special_tokens=True)
+        return Generation(
+            text,
+            tuple(state.ids),
+            tuple(state.logprobs),
+            tuple(state.top),
+            state.finish or "abort",
+            len(state.request.prompt_ids),
+        )
+
+    def _forget_retired(self) -> None:
+        if not self._retired:
+            return
+        used: set[str | None] = {running.key for running in self._running}
+        used |= {key for (key, _), queue in self._waiting.items() if queue}
+        for key in self._retired - used:
+            self.generator.unload(key)
+        self._retired = {key for key in self._retired if key in used}
+
+    @staticmethod
+    def _tell(news: Sequence[tuple[Job, Token | Generation | Exception]]) -> None:
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, Token | Generation | Exception]]]
+        loops = {}
+        for job, event in news:
+            loops.setdefault(job.loop, []).append((job, event))
+        for loop, events in loops.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_deliver, events)
+
+
+def _deliver(events: Sequence[tuple[Job, Token | Generation | Exception]]) -> None:
+    for job, event in events:
+        job.events.put_nowait(event)
