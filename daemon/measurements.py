@@ -18,6 +18,8 @@ _NAME: Final = re.compile(r"[0-9A-Za-z_-]{8,128}")
 class DamagedMeasurements(PaloradError, ValueError):
     """A line within a file of measurements that is no measurement."""
 
+    final = True
+
 
 class Measurements:
     """Answers under `root/<model-sha12>/<suite-fingerprint>.jsonl`, one line an item.

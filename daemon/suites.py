@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,8 @@ _SHOWN: Final = 5
 
 class BadSuite(PaloradError, ValueError):
     """A suite that cannot be asked: what, in which file and line, what to do."""
+
+    final = True
 
 
 class Form(StrEnum):
@@ -40,7 +43,7 @@ class Suite(Record):
     items: tuple[Item, ...]
     forms: tuple[Form, ...] = ()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits over the items, the grader, the form and the output limit.
 

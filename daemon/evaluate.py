@@ -1,0 +1,292 @@
+"""A candidate is asked, beside the reference and what is live, until the gate can judge it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from daemon.asking import Asker, Sleep
+from daemon.evaluation import EvaluationReport, EvaluationRequest, SuiteSource
+from daemon.jobs import Progress
+from daemon.measurements import Measurements
+from daemon.measuring import GraderFailed, Measuring, Target
+from daemon.questions import earlier_facts, new_facts
+from daemon.seams import Server
+from daemon.suites import Form, Suite, load_suite
+from policies.evidence import Evidence, Questions, Stability, SuiteEvidence, draw_order
+from policies.gate import judge, next_items
+from policies.grading import GRADERS
+from policies.records import (
+    Item,
+    ItemResult,
+    Outcome,
+    Role,
+    Scorecard,
+    SuiteScore,
+    SuiteVerdict,
+    Verdict,
+)
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class Run:
+    """One suite under way: what each target has answered, and what went wrong."""
+
+    suite: Suite
+    margin: float | None
+    targets: tuple[Target, ...]
+    results: dict[Target, dict[str, ItemResult]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    broken: str = ""
+    stability: Stability | None = None
+    seconds: float = 0.0
+
+    @property
+    def asked(self) -> int:
+        """How many items the candidate has answered or could not answer."""
+        return len(self.results.get(self.targets[-1], {}).keys() | self.problems.keys())
+
+    @property
+    def silent(self) -> bool:
+        """Whether some target has said nothing at all: more items would tell no more."""
+        return any(
+            answers and not any(result.output.strip() for result in answers.values())
+            for answers in self.results.values()
+        )
+
+    def score(self, target: Target | None) -> SuiteScore | None:
+        """The answers of one target; None where it is not asked at all."""
+        if target not in self.targets:
+            return None
+        return SuiteScore(
+            suite=self.suite.name,
+            role=self.suite.role,
+            fingerprint=self.suite.fingerprint,
+            results=tuple(self.results.get(target, {}).values()),
+        )
+
+    def evidence(self, request: EvaluationRequest) -> SuiteEvidence:
+        """The suite as the gate judges it."""
+        return SuiteEvidence(
+            questions=Questions(
+                suite=self.suite.name,
+                role=self.suite.role,
+                fingerprint=self.suite.fingerprint,
+                items=self.suite.items,
+                margin=self.margin,
+            ),
+            candidate=self.score(request.candidate),
+            reference=self.score(request.reference),
+            live=self.score(request.live),
+            stability=self.stability,
+        )
+
+
+async def evaluate(
+    request: EvaluationRequest,
+    server: Server,
+    measurements: Measurements,
+    report: Report,
+    *,
+    sleep: Sleep = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> EvaluationReport:
+    """Judge one candidate that is served under its own name; changes nothing on the server.
+
+    Models are asked one after the other and never at once, since an engine may mix requests to
+    the base with requests to an adapter. Raises `suites.BadSuite`, `asking.ModelNotServed` and
+    `seams.ServerUnreachable`; whatever else goes wrong makes the verdict inconclusive.
+    """
+    asker = Asker(server, request.concurrency, sleep=sleep)
+    measuring = Measuring(asker, measurements, GRADERS, request.engine)
+    runs = runs_of(request)
+    started = clock()
+    for run in runs:
+        await _stability(request, measuring, run)
+    while chosen := _next(request, runs):
+        run, items = chosen
+        began = clock()
+        await _ask(measuring, run, items)
+        run.seconds += clock() - began
+        report(_progress(run, runs, clock() - started))
+    return EvaluationReport(
+        verdict=_verdict(request, runs),
+        scorecards=_scorecards(request, runs),
+        seconds={run.suite.name: round(run.seconds, 3) for run in runs},
+    )
+
+
+# --- what is asked of whom -----------------------------------------------------------------------
+
+
+def runs_of(request: EvaluationRequest) -> tuple[Run, ...]:
+    """New facts, earlier facts, then the configured suites; raises `suites.BadSuite`."""
+    tokens, grader, chat = request.facts_max_tokens, request.facts_grader, request.chat
+    facts = (
+        new_facts(
+            request.facts, grader=grader, chat=chat, max_tokens=tokens, wordings=request.wordings
+        ),
+        earlier_facts(request.earlier, grader=grader, chat=chat, max_tokens=tokens),
+    )
+    suites = [(suite, None) for suite in facts if suite.items]
+    loaded = [(_load(source, chat=chat), source.margin) for source in request.suites]
+    return tuple(
+        Run(suite=suite, margin=margin, targets=compared(request, suite.role))
+        for suite, margin in (*suites, *loaded)
+    )
+
+
+def _load(source: SuiteSource, *, chat: bool) -> Suite:
+    auto = Form.CHAT if chat else Form.PLAIN
+    return load_suite(
+        source.path,
+        name=source.name,
+        role=source.role,
+        grader=source.grader,
+        form=auto if source.form == "auto" else Form(source.form),
+        max_tokens=source.max_tokens,
+    )
+
+
+def compared(request: EvaluationRequest, role: Role) -> tuple[Target, ...]:
+    """Who is asked, in this order, the candidate last.
+
+    The reference never learnt the earlier facts, so what is live is asked instead. The new facts
+    are asked of what answers now, too: not for the verdict, but to show what has changed.
+    """
+    live = (request.live,) if request.live else ()
+    if role is Role.RETENTION:
+        return (*live, request.candidate)
+    if role is Role.FACTS:
+        return (*(live or (request.reference,)), request.candidate)
+    if role is Role.REASONING:
+        return (request.reference, *live, request.candidate)
+    return (request.reference, request.candidate)
+
+
+def _next(request: EvaluationRequest, runs: Sequence[Run]) -> tuple[Run, tuple[str, ...]] | None:
+    """The first suite that the gate wants more of, and which items."""
+    given_up = {name for run in runs for name in run.problems}
+    wanted = next_items(
+        _evidence(request, runs), request.limits, chunk=request.chunk, given_up=given_up
+    )
+    for run in runs:
+        if not (run.broken or run.silent) and (items := wanted.get(run.suite.name)):
+            return run, items
+    return None
+
+
+async def _ask(measuring: Measuring, run: Run, items: Sequence[str]) -> None:
+    """Have every target answer these items; what one cannot answer is given up for all."""
+    numbers = _numbers(run.suite, items)
+    for target in run.targets:
+        try:
+            answers = await measuring.answers(target, run.suite, numbers)
+        except GraderFailed as error:
+            run.broken = str(error)
+            return
+        run.results.setdefault(target, {}).update(answers.results)
+        run.problems |= {
+            name: f"{target.name} did not answer item {name}: {problem}"
+            for name, problem in answers.problems.items()
+        }
+        if answers.problems:
+            return
+
+
+def _numbers(suite: Suite, names: Sequence[str]) -> list[int]:
+    place = {item.id: number for number, item in enumerate(suite.items)}
+    return [place[name] for name in names]
+
+
+async def _stability(request: EvaluationRequest, measuring: Measuring, run: Run) -> None:
+    """Ask the reference twice on items that depend on the suite alone: A against A."""
+    if not request.aa_sample or request.reference not in run.targets:
+        return
+    if run.suite.role not in (Role.REASONING, Role.LOCALITY):
+        return
+    order = draw_order(run.suite.items, f"A/A {run.suite.fingerprint}")
+    sample: list[Item] = [item for cluster in order for item in cluster][: request.aa_sample]
+    numbers = _numbers(run.suite, [item.id for item in sample])
+    try:
+        first = (await measuring.answers(request.reference, run.suite, numbers)).results
+        again = (await measuring.answers(request.reference, run.suite, numbers, trial=1)).results
+    except GraderFailed as error:
+        run.broken = str(error)
+        return
+    both = [
+        (first[i.id].correct, again[i.id].correct)
+        for i in sample
+        if {i.id} <= first.keys() & again.keys()
+    ]
+    if both:
+        run.stability = Stability(
+            items=len(both),
+            worse=sum(one and not other for one, other in both),
+            better=sum(other and not one for one, other in both),
+        )
+
+
+# --- what comes of it ----------------------------------------------------------------------------
+
+
+def _evidence(request: EvaluationRequest, runs: Sequence[Run]) -> Evidence:
+    return Evidence(
+        seed=request.candidate.sha256,
+        live=request.live.name if request.live else None,
+        suites=tuple(run.evidence(request) for run in runs),
+    )
+
+
+def _verdict(request: EvaluationRequest, runs: Sequence[Run]) -> Verdict:
+    """The gate's verdict, where what could not be measured can never have passed."""
+    verdict = judge(_evidence(request, runs), request.limits)
+    why = {run.suite.name: reason for run in runs if (reason := _obstacle(run))}
+    if not why:
+        return verdict
+    passed = verdict.outcome is Outcome.PASS
+    return verdict.model_copy(
+        update={
+            "outcome": Outcome.INCONCLUSIVE if passed else verdict.outcome,
+            "reasons": (*verdict.reasons, *(f"{name}: {why[name]}" for name in why)),
+            "suites": tuple(_doubted(suite, why) for suite in verdict.suites),
+        }
+    )
+
+
+def _obstacle(run: Run) -> str:
+    if run.broken or not run.problems:
+        return run.broken
+    first, more = next(iter(run.problems.values())), len(run.problems) - 1
+    return first + (f" (and {more} more)" if more else "")
+
+
+def _doubted(suite: SuiteVerdict, why: Mapping[str, str]) -> SuiteVerdict:
+    if suite.suite not in why or suite.outcome is Outcome.FAIL:
+        return suite
+    return suite.model_copy(
+        update={"outcome": Outcome.INCONCLUSIVE, "reason": f"{suite.reason}; {why[suite.suite]}"}
+    )
+
+
+def _scorecards(request: EvaluationRequest, runs: Sequence[Run]) -> tuple[Scorecard, ...]:
+    targets = (request.reference, *([request.live] if request.live else []), request.candidate)
+    return tuple(
+        Scorecard(
+            model=target.name,
+            sha256=target.sha256,
+            suites=tuple(score for run in runs if (score := run.score(target)) is not None),
+        )
+        for target in targets
+    )
+
+
+def _progress(run: Run, runs: Sequence[Run], elapsed: float) -> Progress:
+    """How far it is; the time left supposes that no suite ends early."""
+    done, total = sum(r.asked for r in runs), sum(len(r.suite.items) for r in runs)
+    left = elapsed / done * (total - done) if done else None
+    return Progress(stage=run.suite.name, done=done, total=total, seconds_left=left)

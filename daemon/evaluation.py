@@ -1,0 +1,60 @@
+"""What the evaluation child is given and what it hands back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from daemon.measuring import Target
+from policies.limits import Limits
+from policies.records import Fact, Record, Role, Scorecard, Verdict
+
+
+class SuiteSource(Record):
+    """One `[[gate.suites]]`: where its questions lie and how they are asked and graded."""
+
+    name: str
+    role: Role
+    path: Path
+    grader: str
+    max_tokens: int = Field(gt=0)
+    form: Literal["auto", "chat", "plain"] = "auto"
+    margin: float | None = Field(default=None, gt=0, lt=1)
+
+
+class EvaluationRequest(Record):
+    """One candidate to judge.
+
+    `reference` is the served checkpoint without adapters, `live` what answers under the alias
+    now (None where that is the reference itself). `earlier` holds the sample of
+    `policies.sampling.draw_earlier`; `chat` says whether the model has a chat template.
+    """
+
+    plan: int
+    url: str
+    engine: str
+    reference: Target
+    live: Target | None
+    candidate: Target
+    suites: tuple[SuiteSource, ...]
+    facts: tuple[Fact, ...] = ()
+    earlier: tuple[tuple[str, Fact], ...] = ()
+    chat: bool
+    limits: Limits
+    concurrency: int = Field(default=32, gt=0)
+    chunk: int = Field(default=64, gt=0)
+    facts_grader: str = "normalised"
+    facts_max_tokens: int = Field(default=48, gt=0)
+    wordings: int = Field(default=2, gt=0)
+    aa_sample: int = Field(default=0, ge=0)
+
+
+class EvaluationReport(Record):
+    """The verdict, what it rests on (reference, live where there is one, candidate), and seconds
+    by suite."""
+
+    verdict: Verdict
+    scorecards: tuple[Scorecard, ...]
+    seconds: dict[str, float]
