@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from adapters import lora, models, svf
+from adapters import lora, models, svf, trainer
+from adapters.attach import attach
 from adapters.compose import concatenate
 from adapters.errors import NoFreeSpace, ProbeMismatch, TrainingDiverged, UnusableExamples
 from adapters.lora import Lora
 from adapters.plans import TrainPlan, TrainProgress, TrainSettings
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_expert
-from adapters.projection import Protected, worst_leak
+from adapters.projection import Protected, lora_layers, worst_leak
 from adapters.subspace import leak
 from adapters.trainer import Method, protect, train_adapter
 from policies.records import Example, Fact, PlanKind
@@ -323,6 +324,46 @@ def test_training_ends_early_once_every_fact_is_learnt(llama: World, tmp_path: P
     report = train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
     assert report.stopped_early
     assert 14 <= report.steps < 400
+
+
+def test_in_low_precision_the_lineage_stays_an_adapter(
+    llama: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "base_dtype", lambda device: torch.bfloat16)
+    settings = {"steps": 60, "learning_rate": 0.03}
+    first = llama.plan(settings=settings, protection=Protection(share=0.3))
+    report = train_adapter(first, out=tmp_path / "one", work=tmp_path / "work")
+    assert report.leak < 1e-5
+    again = llama.plan(settings={**settings, "steps": 3}, lineage=(tmp_path / "one",), rank=2)
+    base = models.load_base(llama.model_dir, torch.device("cpu"))
+    before = {n: m.weight.clone() for n, m in models.matrices(base).items()}
+    attached = attach(base, again)
+    trained = {n for n, p in attached.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * len(before)
+    assert all(".new." in name for name in trained)
+    for name, layer in lora_layers(attached, "earlier").items():
+        assert torch.equal(layer.get_base_layer().weight, before[name])
+    second = train_adapter(again, out=tmp_path / "two", work=tmp_path / "work-2")
+    assert second.loss_first < 0.8 * report.loss_first
+    assert lora.read(tmp_path / "two").rank == 2
+
+
+def test_too_little_memory_halves_the_forward_passes(
+    llama: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    accumulate = trainer._accumulate
+
+    def small(model: Any, chosen: Any, max_tokens: int, *rest: Any) -> Any:
+        sizes.append(max_tokens)
+        if max_tokens > 256:
+            raise torch.OutOfMemoryError
+        return accumulate(model, chosen, max_tokens, *rest)
+
+    monkeypatch.setattr(trainer, "_accumulate", small)
+    plan = llama.plan(settings={"max_tokens": 1024, "steps": 3})
+    train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
+    assert sizes == [1024, 512, 256, 1024, 512, 256, 256, 256]
 
 
 def test_a_method_can_replace_parts(llama: World, tmp_path: Path) -> None:
