@@ -24,8 +24,8 @@ class Limits(Record):
     """The drop on earlier facts that must be ruled out."""
     locality_margin: float = Field(default=0.05, gt=0, lt=1)
     """The drop on facts that the base knew that must be ruled out."""
-    stratum_drop: float = Field(default=0.2, ge=0, lt=1)
-    """A stratum (a batch, a family) that lost more than this share fails its suite."""
+    stratum_loss: float = Field(default=0.2, gt=0, lt=1)
+    """A stratum (a batch, a family) that newly fails on more than this share fails its suite."""
     retention_floor: float | None = Field(default=0.8, gt=0, le=1)
     """Recall of earlier facts that must be kept, whatever the live revision recalls."""
     learnt_share: float = Field(default=0.9, gt=0, le=1)
@@ -53,7 +53,7 @@ PRESETS: Final[Mapping[str, Limits]] = MappingProxyType(
             reasoning_margin=0.01,
             retention_margin=0.02,
             locality_margin=0.02,
-            stratum_drop=0.1,
+            stratum_loss=0.1,
             retention_floor=0.9,
             learnt_share=0.95,
         ),
@@ -64,7 +64,7 @@ PRESETS: Final[Mapping[str, Limits]] = MappingProxyType(
             reasoning_margin=0.03,
             retention_margin=0.1,
             locality_margin=0.1,
-            stratum_drop=0.3,
+            stratum_loss=0.3,
             retention_floor=None,
             learnt_share=0.75,
         ),

@@ -21,7 +21,7 @@ from policies.evidence import (
 )
 from policies.limits import Limits
 from policies.records import Item, ItemResult, Outcome, Role, SuiteVerdict
-from policies.sequential import Design, Progress, drops, follow, items_to_pass
+from policies.sequential import Design, Progress, follow, items_to_pass, loses_more
 
 # The share of the margin that the luck of one frozen measurement may take.
 _LARGEST_LUCK: Final = 0.5
@@ -82,7 +82,7 @@ def _compare(against: str, design: Design, pairs: Pairs, limits: Limits) -> _Com
     fallen = tuple(
         name
         for name, outcomes in strata.items()
-        if drops(outcomes, allowed=limits.stratum_drop, beta=design.beta / len(strata))
+        if loses_more(outcomes, allowed=limits.stratum_loss, beta=design.beta / len(strata))
     )
     return _Comparison(against, design, pairs, follow(design, pairs.outcomes), fallen)
 
@@ -154,7 +154,7 @@ def _sentence(comparison: _Comparison, suite: SuiteEvidence, *, exhausted: bool)
     who = f"the {comparison.against}"
     used = comparison.pairs.items(progress.items)
     if comparison.fallen:
-        return f"a drop of more than allowed against {who} in {', '.join(comparison.fallen)}"
+        return f"too much of what {who} answers is lost in {', '.join(comparison.fallen)}"
     seen = f"after {used} items ({points(progress.mean, sign=True)})"
     if progress.decision == "pass":
         return f"worse than {who} by {points(design.margin)} is ruled out {seen}"

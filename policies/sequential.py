@@ -108,31 +108,33 @@ def advance(design: Design, state: State, outcomes: Floats) -> tuple[Path, State
     bets = kelly_bet(_discordance(design, before, state.items + np.arange(block)), design.margin)
     log_pass = np.cumsum(np.log1p(bets * (outcomes + design.margin)), axis=1)
     log_pass += state.log_pass[:, None]
-    log_fail, by_bet = _mixture(outcomes, state.log_fail_by_bet, allowed=0.0)
+    log_fail, by_bet = _mixture(-outcomes, FAIL_BETS, state.log_fail_by_bet)
     return Path(log_pass, log_fail), State(
         state.items + block, state.squares + squares[:, -1], log_pass[:, -1].copy(), by_bet
     )
 
 
-def _mixture(outcomes: Floats, by_bet: Floats, allowed: float) -> tuple[Floats, Floats]:
-    """The log mean wealth against "a drop of `allowed` at most", and each bet's at the end."""
-    mean = np.full(outcomes.shape, -np.inf)
+def _mixture(payoffs: Floats, bets: Floats, by_bet: Floats) -> tuple[Floats, Floats]:
+    """The log of the mean wealth of fixed bets after each item, and each bet's at the end."""
+    mean = np.full(payoffs.shape, -np.inf)
     last = np.empty_like(by_bet)
-    for k, bet in enumerate(FAIL_BETS / (1 + allowed)):
-        wealth = np.cumsum(np.log1p(-bet * (outcomes + allowed)), axis=1) + by_bet[:, k, None]
+    for k, bet in enumerate(bets):
+        wealth = np.cumsum(np.log1p(bet * payoffs), axis=1) + by_bet[:, k, None]
         last[:, k] = wealth[:, -1]
         np.logaddexp(mean, wealth, out=mean)
-    return mean - math.log(len(FAIL_BETS)), last
+    return mean - math.log(len(bets)), last
 
 
-def drops(outcomes: Floats, *, allowed: float, beta: float) -> bool:
-    """Whether outcomes of shape (items,) show a drop of more than `allowed`, with error `beta`.
+def loses_more(outcomes: Floats, *, allowed: float, beta: float) -> bool:
+    """Whether outcomes of shape (items,) show that more than the share `allowed` is lost.
 
-    Valid after any number of items, like `follow`; it says nothing when it says no.
+    A test of losses alone, with error `beta`, valid after any number of items like `follow`; it
+    says nothing when it says no.
     """
     if outcomes.size == 0:
         return False
-    log_wealth, _ = _mixture(outcomes[None, :], np.zeros((1, len(FAIL_BETS))), allowed)
+    payoffs = np.maximum(-outcomes, 0.0)[None, :] - allowed
+    log_wealth, _ = _mixture(payoffs, FAIL_BETS / allowed, np.zeros((1, len(FAIL_BETS))))
     return bool(log_wealth.max() >= math.log(1 / beta))
 
 
