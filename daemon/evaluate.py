@@ -14,7 +14,7 @@ from daemon.measurements import Measurements
 from daemon.measuring import GraderFailed, Measuring, Target
 from daemon.questions import earlier_facts, new_facts
 from daemon.seams import Server
-from daemon.suites import Form, Suite, load_suite
+from daemon.suites import Suite, load_suite
 from policies.evidence import Evidence, Questions, Stability, SuiteEvidence, draw_order
 from policies.gate import judge, next_items
 from policies.grading import GRADERS
@@ -141,14 +141,14 @@ def runs_of(request: EvaluationRequest) -> tuple[Run, ...]:
 
 
 def _load(source: SuiteSource, *, chat: bool) -> Suite:
-    auto = Form.CHAT if chat else Form.PLAIN
     return load_suite(
         source.path,
         name=source.name,
         role=source.role,
         grader=source.grader,
-        form=auto if source.form == "auto" else Form(source.form),
+        form=source.form,
         max_tokens=source.max_tokens,
+        chat=chat,
     )
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from policies import limits as presets
+from policies.grading import grader
 from policies.records import Role
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -165,6 +167,8 @@ class SuiteSettings(Section):
     """The longest answer."""
     form: Literal["auto", "chat", "plain"] = "auto"
     """Asked as a chat message, as plain text, or as chat where the model has a chat template."""
+    margin: float | None = Field(default=None, gt=0, lt=1)
+    """The drop to rule out on this suite; without it the margin of its role."""
 
 
 class GateSettings(Section):
@@ -172,6 +176,36 @@ class GateSettings(Section):
 
     preset: Literal["strict", "balanced", "fast"] = "balanced"
     """A named set of margins and error rates; see docs/gate.md."""
+    alpha: float | None = Field(default=None, gt=0, lt=0.5)
+    """How often a candidate that is worse by the margin may pass; without it, the preset's."""
+    beta: float | None = Field(default=None, gt=0, lt=0.5)
+    """How often a candidate that lost nothing may fail; without it, the preset's."""
+    reasoning_margin: float | None = Field(default=None, gt=0, lt=1)
+    """The drop on a reasoning suite to rule out, 0.02 is two points; without it, the preset's."""
+    retention_margin: float | None = Field(default=None, gt=0, lt=1)
+    """The drop on earlier facts to rule out; without it, the preset's."""
+    locality_margin: float | None = Field(default=None, gt=0, lt=1)
+    """The drop on facts that the base knew to rule out; without it, the preset's."""
+    stratum_loss: float | None = Field(default=None, gt=0, lt=1)
+    """The share of one batch or family that may newly fail; without it, the preset's."""
+    retention_floor: float | None = Field(default=None, ge=0, le=1)
+    """Recall of earlier facts that must be kept, 0 for none; without it, the preset's."""
+    learnt_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of the new facts that must be learnt; without it, the preset's."""
+    wordings_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of a fact's wordings that must be answered right; without it, the preset's."""
+    wordings: int = Field(default=2, ge=1)
+    """Held-out wordings in which each new fact is asked, at most."""
+    earlier_facts: int = Field(default=150, ge=0)
+    """Earlier facts that a candidate is asked about, spread over all batches."""
+    facts_grader: str = "normalised"
+    """How answers to facts are compared."""
+    facts_max_tokens: int = Field(default=48, ge=1)
+    """The longest answer to a fact."""
+    aa_sample: int = Field(default=100, ge=0)
+    """Items of each suite on which the reference is measured twice, against itself."""
+    chunk: int = Field(default=64, ge=1)
+    """Items asked before the gate looks at a suite again."""
     suites: tuple[SuiteSettings, ...] = (
         SuiteSettings(
             name="reasoning",
@@ -190,12 +224,21 @@ class GateSettings(Section):
     )
     """[[gate.suites]]"""
 
+    @property
+    def limits(self) -> presets.Limits:
+        """The preset with everything that was set beside it; a floor of 0 is none."""
+        preset = presets.PRESETS[self.preset].model_dump()
+        mine = {name: getattr(self, name, None) for name in preset}
+        chosen = preset | {name: value for name, value in mine.items() if value is not None}
+        return presets.Limits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [suite.name for suite in self.suites]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f'two suites are called "{name}"')
+        grader(self.facts_grader)
         return self
 
 

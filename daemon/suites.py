@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from policies.errors import PaloradError, Ungradable, UnknownGrader
 from policies.grading import check_expected
@@ -66,12 +66,19 @@ class Suite(Record):
 
 
 def load_suite(
-    path: Path, *, name: str, role: Role, grader: str, form: Form, max_tokens: int
+    path: Path,
+    *,
+    name: str,
+    role: Role,
+    grader: str,
+    form: Literal["auto", "chat", "plain"],
+    max_tokens: int,
+    chat: bool = False,
 ) -> Suite:
     """The suite in a JSONL file: native lines, or GSM8K's own; raises `BadSuite`.
 
     Native: `{"id"?, "prompt", "answer", "family"?}`. GSM8K: `{"question", "answer"}` with the
-    result after `####`. One file may hold only one of the two.
+    result after `####`. The form `auto` is chat where the model has a template (`chat`).
     """
     where = f"suite {name!r} ({path})"
     try:
@@ -84,7 +91,7 @@ def load_suite(
         name=name,
         role=role,
         grader=grader,
-        form=form,
+        form=(Form.CHAT if chat else Form.PLAIN) if form == "auto" else Form(form),
         max_tokens=max_tokens,
         items=parse_items(text, where, grader),
     )

@@ -18,6 +18,7 @@ from daemon.jobs import Progress
 from daemon.measurements import Measurements
 from daemon.measuring import Target
 from daemon.seams import ServerRefused, ServerUnreachable
+from daemon.sections import GateSettings
 from daemon.suites import BadSuite
 from policies.limits import PRESETS
 from policies.records import Fact, Outcome, Role
@@ -310,3 +311,12 @@ def test_request_and_report_survive_json(bench: Bench) -> None:
     assert EvaluationRequest.model_validate_json(request.model_dump_json()) == request
     report = bench.run()
     assert EvaluationReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_limits_are_the_presets_unless_they_are_set() -> None:
+    assert GateSettings().limits == PRESETS["balanced"]
+    assert GateSettings(preset="strict").limits == PRESETS["strict"]
+    mine = GateSettings(preset="fast", reasoning_margin=0.05, learnt_share=0.5).limits
+    expected = {"reasoning_margin": 0.05, "learnt_share": 0.5}
+    assert mine == PRESETS["fast"].model_copy(update=expected)
+    assert GateSettings(retention_floor=0).limits.retention_floor is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -108,9 +109,29 @@ def test_a_missing_file_names_the_suite_and_the_path(tmp_path: Path) -> None:
             name="maths",
             role=Role.REASONING,
             grader="number",
-            form=Form.PLAIN,
+            form="plain",
             max_tokens=8,
         )
+
+
+def test_the_form_follows_the_model_unless_it_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text(lines({"prompt": "a", "answer": "b"}))
+
+    def form(wanted: Literal["auto", "chat", "plain"], *, chat: bool) -> Form:
+        loaded = load_suite(
+            path,
+            name="s",
+            role=Role.LOCALITY,
+            grader="exact",
+            form=wanted,
+            max_tokens=1,
+            chat=chat,
+        )
+        return loaded.form
+
+    assert (form("auto", chat=True), form("auto", chat=False)) == (Form.CHAT, Form.PLAIN)
+    assert (form("plain", chat=True), form("chat", chat=False)) == (Form.PLAIN, Form.CHAT)
 
 
 ITEMS = (
