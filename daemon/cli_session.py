@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +15,6 @@ from rich.console import Console
 from policies.errors import PaloradError
 
 if TYPE_CHECKING:
-    from daemon.ledger import Ledger
     from daemon.settings import Settings
 
 PASS, REGRESSION, USAGE, INCONCLUSIVE = 0, 1, 2, 3
@@ -103,28 +100,11 @@ def load_settings(config: Path | None, pairs: list[str] | None = None) -> Settin
     return Settings.load(find_config(config), overrides(pairs))
 
 
-@contextmanager
-def reading(settings: Settings) -> Iterator[Ledger]:
-    """The ledger, read-only; one clear line where there is none yet."""
-    from daemon.ledger import Ledger
-
-    path = settings.layout.ledger
-    if not path.exists():
-        raise ConfigMissing(
-            f"there is no ledger at {path}: nothing has run here yet; start with 'palorad run'"
-        )
-    ledger = Ledger.open(path, readonly=True)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
 def tell(settings: Settings, command: str, **args: object) -> Any:  # noqa: ANN401 - JSON
     """Ask the running daemon to do something; what it answers."""
     from daemon.control import ask
 
-    return ask(settings.layout.socket, command, **args)
+    return ask(settings.layout.control_socket, command, **args)
 
 
 def say(line: str) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from daemon.cli_read import reading
 from daemon.cli_session import (
     INCONCLUSIVE,
     PASS,
     REGRESSION,
     console,
     print_json,
-    reading,
     say,
     stderr,
     tell,

@@ -13,10 +13,16 @@ from types import FrameType
 
 from daemon.cli_session import console
 from daemon.demo_ask import Endpoint, rate
-from daemon.demo_expert import expert_reasoning
+from daemon.demo_expert import expert_correct
 from daemon.demo_follow import Follow
 from daemon.demo_picture import draw
-from daemon.demo_questions import Measured, Questions, examples, same_answers
+from daemon.demo_questions import (
+    REASONING_TOKENS,
+    Measured,
+    Questions,
+    examples,
+    same_answers,
+)
 from daemon.demo_report import (
     Reference,
     Rejected,
@@ -140,12 +146,10 @@ class _Demonstration:
         self.follow.until_serving()
         self._say(f"{self.endpoint.url} answers as {self.endpoint.model}")
         before = self._measure(None, None, None, {})
-        with self.follow.status("measuring the expert"):
-            expert = expert_reasoning(self.settings, self.questions.reasoning)
-        self._say(f"reasoning on fresh problems: base {rate(before.reasoning):.3f}", expert)
         after = before
         for file in self.files:
             after = self._learn(file, before)
+        expert = self._expert()
         rejected = [self._refuse(FALSE_FACTS, after)]
         rollback_ok = self._roll(after)
         return Report(
@@ -250,7 +254,15 @@ class _Demonstration:
         went_back = {a.revision for a in back.recall} == {str(earlier.number)}
         return as_before and went_back and same_answers(live.recall, again.recall)
 
-    def _say(self, line: str, expert: float | None = None) -> None:
-        if expert is not None:
-            line += f", expert {expert:.3f}"
+    def _expert(self) -> float | None:
+        with self.follow.status("measuring the probe's expert"):
+            correct = expert_correct(self.settings, self.questions.reasoning, REASONING_TOKENS)
+        if not correct:
+            self._say("no probe, so no expert")
+            return None
+        expert = sum(correct) / len(correct)
+        self._say(f"the probe's expert, without any facts: reasoning {expert:.3f}")
+        return expert
+
+    def _say(self, line: str) -> None:
         console.print(f"{time.monotonic() - self.started:5.0f} s  {line}", markup=False)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-from policies.grading import grade
 
 from daemon.demo_ask import Answer, Endpoint, Question
 from daemon.demo_report import Example
@@ -14,7 +13,9 @@ from daemon.demo_setup import MODEL, DemoFailed
 from daemon.suites import parse_items
 from policies.admission import parse_facts
 from policies.errors import InvalidFacts
+from policies.grading import grade
 from policies.heldout import with_held_out
+from policies.wordings import questions
 
 FACT_TOKENS, REASONING_TOKENS = 24, 160
 EXAMPLES_A_FILE = 2
@@ -61,22 +62,21 @@ class Questions:
     def measure(self, endpoint: Endpoint, tick: Tick) -> Measured:
         """Ask everything under the alias; `tick(done, all)` after each answer."""
         total = sum(self.counts().values())
-        parts, done = [], 0
-        for questions, grader, limit in (
-            (self.recall, "normalised", FACT_TOKENS),
-            (self.reasoning, "final", REASONING_TOKENS),
-            (self.locality, "normalised", FACT_TOKENS),
-        ):
-            parts.append(
-                endpoint.ask(
-                    questions,
-                    lambda text, answer, grader=grader: grade(grader, text, answer),
-                    limit,
-                    lambda n, before=done: tick(before + n, total),
-                )
+        done = 0
+
+        def part(asked: Sequence[Question], grader: str, max_tokens: int) -> tuple[Answer, ...]:
+            nonlocal done
+            before = done
+            done += len(asked)
+            return endpoint.ask(
+                asked, partial(grade, grader), max_tokens, lambda n: tick(before + n, total)
             )
-            done += len(questions)
-        return Measured(*parts)
+
+        return Measured(
+            part(self.recall, "normalised", FACT_TOKENS),
+            part(self.reasoning, "final", REASONING_TOKENS),
+            part(self.locality, "normalised", FACT_TOKENS),
+        )
 
 
 def held_out_questions(file: Path) -> tuple[Question, ...]:
@@ -89,7 +89,7 @@ def held_out_questions(file: Path) -> tuple[Question, ...]:
         raise DemoFailed(f"{file}: {error}") from None
     return tuple(
         Question(f"{fact.id}/{number}", file.stem, wording, fact.answer)
-        for fact in map(with_held_out, facts)
+        for fact in (with_held_out(fact, questions) for fact in facts)
         for number, wording in enumerate(fact.eval_prompts)
     )
 

@@ -1,0 +1,189 @@
+"""Views as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from daemon.jobs import Progress
+from daemon.ledger_records import Event
+from daemon.views import (
+    BatchView,
+    HistoryView,
+    LiveView,
+    RevisionView,
+    SaidView,
+    StatusView,
+    StepView,
+    WhyView,
+)
+from policies.records import BatchState, Quarantined
+
+ID: Final = 12
+_COLOURS: Final = {
+    BatchState.LIVE: "green",
+    BatchState.REJECTED: "red",
+    BatchState.FAILED: "red",
+    BatchState.INCONCLUSIVE: "yellow",
+}
+
+
+def status_view(view: StatusView) -> RenderableType:
+    """Who runs, what is served, what is under way, the latest batches."""
+    parts: list[RenderableType] = [*_head(view), *(Text(_step(step)) for step in view.steps)]
+    if view.live is not None and view.live.replicas:
+        parts.append(_replicas(view.live))
+    if view.batches:
+        parts.append(_batches(view.batches))
+    else:
+        parts.append(Text("no batches yet: drop a file of facts into the inbox"))
+    return Group(*parts)
+
+
+def _head(view: StatusView) -> list[RenderableType]:
+    if view.live is None:
+        running = Text("the daemon does not run; start it with 'palorad run'", style="yellow")
+    else:
+        running = Text(f"running (pid {view.live.pid}), {view.live.server} server")
+    lines: list[RenderableType] = [running]
+    if view.paused:
+        lines.append(Text("paused: no new training until 'palorad resume'", style="yellow"))
+    lines.append(
+        Text(
+            f"revision {view.desired.number} is wanted: {view.desired.name}, "
+            f"{view.desired.adapters} adapters, rank {view.desired.rank}"
+        )
+    )
+    facts = f"{view.facts} facts"
+    if view.not_learnt:
+        facts += f", {view.not_learnt} of them not learnt"
+    if view.quarantined:
+        facts += f"; {view.quarantined} lines in quarantine"
+    lines.append(Text(facts))
+    if view.live is not None:
+        problems = (*((view.live.blocked,) if view.live.blocked else ()), *view.live.trouble)
+        lines += [Text(problem, style="yellow") for problem in problems]
+    return lines
+
+
+def _step(step: StepView) -> str:
+    text = f"plan {step.plan} ({step.kind}): {step.step} since {clock(step.started_at)}"
+    return f"{text}, {progress_text(step.progress)}" if step.progress else text
+
+
+def progress_text(progress: Progress) -> str:
+    """How far a child is, in words."""
+    text = progress.stage or "at work"
+    if progress.total:
+        text += f" {progress.done} of {progress.total}"
+    if progress.loss is not None:
+        text += f", loss {progress.loss:.3f}"
+    if progress.seconds_left is not None:
+        text += f", {progress.seconds_left:.0f} s left"
+    return text
+
+
+def _replicas(live: LiveView) -> Table:
+    table = Table("replica", "ready", "should answer", "answers", "verified", "")
+    for r in live.replicas:
+        table.add_row(
+            r.url,
+            Text("yes", style="green") if r.ready else Text("no", style="red"),
+            r.desired,
+            r.observed or "–",
+            clock(r.verified_at) if r.verified_at else "–",
+            r.reason,
+        )
+    return table
+
+
+def _batches(batches: Sequence[BatchView]) -> Table:
+    table = Table("batch", "file", "state", "facts", "not learnt", "quarantined", "received")
+    for b in batches:
+        table.add_row(
+            b.id[:ID],
+            Text(b.name),
+            Text(b.state, style=_COLOURS.get(b.state, "")),
+            str(b.accepted),
+            str(b.facts.unlearnt or ""),
+            str(b.quarantined or ""),
+            clock(b.received_at),
+        )
+    return table
+
+
+def history_view(view: HistoryView) -> RenderableType:
+    """Revisions, then events, the newest last."""
+    revisions = Table("revision", "name", "made by", "on", "adapters", "rank", "made", "")
+    for r in sorted(view.revisions, key=lambda revision: revision.number):
+        revisions.add_row(*_revision(r))
+    events = Table("event", "when", "what", "of", "with")
+    for e in sorted(view.events, key=lambda event: event.seq):
+        events.add_row(str(e.seq), clock(e.at), e.kind, e.subject[:40], Text(_payload(e)))
+    return Group(revisions, events)
+
+
+def _revision(r: RevisionView) -> tuple[str, ...]:
+    return (
+        str(r.number),
+        r.name,
+        f"plan {r.plan} ({r.kind})" if r.plan is not None else "",
+        "" if r.parent is None else str(r.parent),
+        str(r.adapters),
+        str(r.rank),
+        clock(r.created_at),
+        "wanted" if r.desired else "",
+    )
+
+
+def _payload(event: Event) -> str:
+    return ", ".join(f"{k} {v}" for k, v in event.payload.items() if v not in ("", None, [], {}))
+
+
+def why_view(view: WhyView) -> RenderableType:
+    """The facts behind a question, and what the models say to it now."""
+    parts: list[RenderableType] = []
+    if view.facts:
+        table = Table("fact", "answer", "batch", "learnt by", "since revision", "served")
+        for known in view.facts:
+            table.add_row(
+                Text(known.fact.prompt),
+                Text(known.fact.answer),
+                Text(known.batch_name),
+                f"plan {known.plan}, {known.adapter[:ID]}" if known.adapter else known.validity,
+                "–" if known.revision is None else str(known.revision),
+                "yes" if known.served else "no",
+            )
+        parts.append(table)
+    else:
+        parts.append(Text("no fact of the ledger is about this"))
+    if view.said:
+        parts.append(_said(view.said))
+    return Group(*parts)
+
+
+def _said(said: Sequence[SaidView]) -> Table:
+    table = Table("who", "model", "says now")
+    for s in said:
+        table.add_row(s.who, s.model, Text(s.answer))
+    return table
+
+
+def quarantine_view(lines: Sequence[tuple[str, Quarantined]]) -> RenderableType:
+    """Lines that were not admitted, by file."""
+    if not lines:
+        return Text("nothing in quarantine")
+    table = Table("file", "line", "kind", "why", "text")
+    for name, bad in lines:
+        table.add_row(Text(name), str(bad.line), bad.kind, Text(bad.reason), Text(bad.text[:60]))
+    return table
+
+
+def clock(moment: datetime) -> str:
+    """A moment in local time, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
