@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from policies.errors import ConfigError
 
-_OTHER_VARIABLES: Final = frozenset({"CONFIG", "DIE_AT", "STEPS"})
+_OTHER_VARIABLES: Final = frozenset({"CONFIG", "DIE_AT", "TRACE", "STEPS", "PARENT"})
 
 
 def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

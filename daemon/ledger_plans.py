@@ -1,0 +1,404 @@
+"""Plans, what they learn and rehearse, leases and verdicts in the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from daemon.ledger_db import LedgerDb, Row, stamp, unstamp
+from daemon.ledger_records import Adapter, Lease, PlanHead, Served
+from policies.errors import NotFound, StateConflict
+from policies.planning import Step
+from policies.records import (
+    OPEN_STATES,
+    TRANSITIONS,
+    Plan,
+    PlanKind,
+    PlanState,
+    Scorecard,
+    Verdict,
+)
+
+_HEAD: Final = (
+    "id, kind, state, parent, replaces, rank, seed, attempts, interruptions, not_before, adapter,"
+    " served, because, error, error_kind, created_at, moved_at"
+)
+_FIELDS: Final = frozenset({"attempts", "not_before", "error", "error_kind", "because"})
+
+
+class LedgerPlans(LedgerDb):
+    """The units of work and where each stands."""
+
+    def create_plan(
+        self,
+        kind: PlanKind,
+        *,
+        parent: int,
+        replaces: Sequence[str] = (),
+        fact_ids: Sequence[str] = (),
+        replay_ids: Sequence[str] = (),
+        rank: int,
+        seed: int,
+        because: str,
+        now: datetime,
+    ) -> Plan:
+        """A new plan; the facts of a `learn` plan wait for it alone from here on.
+
+        Raises `StateConflict` if one of them is no longer waiting.
+        """
+        with self._write("create_plan"):
+            at = stamp(now)
+            self._do(
+                "INSERT INTO plans (kind, state, parent, replaces, rank, seed, because,"
+                " created_at, moved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    kind.value,
+                    PlanState.PLANNED.value,
+                    parent,
+                    json.dumps(list(replaces)),
+                    rank,
+                    seed,
+                    because,
+                    at,
+                    at,
+                ),
+            )
+            plan_id = int(self._one("SELECT max(id) FROM plans"))
+            self._set_facts(plan_id, "learn", fact_ids)
+            self._set_facts(plan_id, "replay", replay_ids)
+            self._do(
+                "INSERT INTO plan_batches SELECT DISTINCT ?, f.batch FROM plan_facts p"
+                " JOIN facts f ON f.seq = p.fact WHERE p.plan = ? AND p.role = 'learn'",
+                (plan_id, plan_id),
+            )
+            if kind is PlanKind.LEARN:
+                taken = self._do(
+                    "UPDATE facts SET state = 'planned', plan = ? WHERE state = 'pending'"
+                    " AND seq IN (SELECT fact FROM plan_facts WHERE plan = ? AND role = 'learn')",
+                    (plan_id, plan_id),
+                )
+                if taken != len(fact_ids):
+                    raise StateConflict("a fact of the plan is no longer waiting")
+            counts = {"kind": kind, "facts": len(fact_ids), "replays": len(replay_ids)}
+            self._event(
+                "plan.made", f"plan:{plan_id}", {**counts, "parent": parent, "seed": seed}, now
+            )
+        return self.plan(plan_id)
+
+    def _set_facts(self, plan_id: int, role: str, ids: Sequence[str]) -> None:
+        self._do_all(
+            "INSERT INTO plan_facts (plan, role, fact) SELECT ?, ?, seq FROM facts WHERE id = ?",
+            [(plan_id, role, fact_id) for fact_id in ids],
+        )
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def plan(self, plan_id: int) -> Plan:
+        """A plan with all its facts; raises `NotFound`."""
+        head = self.head(plan_id)
+        return Plan(
+            **head.model_dump(include={*Plan.model_fields} - {"batch_ids"}),
+            batch_ids=head.batches,
+            fact_ids=self.plan_fact_ids(plan_id, "learn"),
+            replay_ids=self.plan_fact_ids(plan_id, "replay"),
+        )
+
+    def plan_fact_ids(self, plan_id: int, role: str) -> tuple[str, ...]:
+        """The facts that a plan learns or rehearses, in the order in which they came."""
+        rows = self._rows(
+            "SELECT f.id FROM plan_facts p JOIN facts f ON f.seq = p.fact"
+            " WHERE p.plan = ? AND p.role = ? ORDER BY p.fact",
+            (plan_id, role),
+        )
+        return tuple(row[0] for row in rows)
+
+    def head(self, plan_id: int) -> PlanHead:
+        """A plan without its facts; raises `NotFound`."""
+        row = self._row(f"SELECT {_HEAD} FROM plans WHERE id = ?", (plan_id,))
+        if row is None:
+            raise NotFound(f"no plan {plan_id}; 'palorad history' lists them")
+        return self._head_of(row)
+
+    def heads(
+        self,
+        states: Collection[PlanState] | None = None,
+        *,
+        batch_id: str | None = None,
+        limit: int = 100,
+    ) -> tuple[PlanHead, ...]:
+        """Plans without their facts, the newest first."""
+        where, parameters = ["1"], []
+        if states is not None:
+            where.append(f"state IN ({','.join('?' * len(states))})")
+            parameters += [state.value for state in states]
+        if batch_id is not None:
+            where.append(
+                "id IN (SELECT plan FROM plan_batches WHERE batch ="
+                " (SELECT seq FROM batches WHERE id = ?))"
+            )
+            parameters.append(batch_id)
+        rows = self._rows(
+            f"SELECT {_HEAD} FROM plans WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",
+            (*parameters, limit),
+        )
+        return tuple(self._head_of(row) for row in rows)
+
+    def plans(
+        self, states: Collection[PlanState] | None = None, limit: int = 100
+    ) -> tuple[Plan, ...]:
+        """Plans with all their facts, the newest first; `heads` is lighter."""
+        return tuple(self.plan(head.id) for head in self.heads(states, limit=limit))
+
+    def open_plan(self) -> PlanHead | None:
+        """The plan under way: the oldest that is open."""
+        states = ",".join(f"'{state.value}'" for state in OPEN_STATES)
+        row = self._row(f"SELECT {_HEAD} FROM plans WHERE state IN ({states}) ORDER BY id LIMIT 1")
+        return None if row is None else self._head_of(row)
+
+    def _head_of(self, row: Row) -> PlanHead:
+        names = [name.strip() for name in _HEAD.split(",")]
+        found: dict[str, Any] = dict(zip(names, row, strict=True))
+        counts: dict[str, int] = dict(
+            self._rows(
+                "SELECT role, count(*) FROM plan_facts WHERE plan = ? GROUP BY role",
+                (found["id"],),
+            )
+        )
+        batches = self._rows(
+            "SELECT b.id FROM plan_batches p JOIN batches b ON b.seq = p.batch"
+            " WHERE p.plan = ? ORDER BY b.seq",
+            (found["id"],),
+        )
+        served = found.pop("served")
+        return PlanHead(
+            **found | {"replaces": tuple(json.loads(found["replaces"]))},
+            served=None if served is None else Served.model_validate_json(served),
+            batches=tuple(b[0] for b in batches),
+            facts=counts.get("learn", 0),
+            replays=counts.get("replay", 0),
+        )
+
+    # --- moving --------------------------------------------------------------------------------
+
+    def move(
+        self,
+        plan_id: int,
+        expect: PlanState,
+        to: PlanState,
+        now: datetime,
+        **fields: Any,  # noqa: ANN401 - columns of several types
+    ) -> Plan:
+        """Compare-and-swap of a plan's state; raises `StateConflict`.
+
+        `fields` are attempts, not_before, error, error_kind or because. Promotion, which moves
+        to LIVE, is `promote`.
+        """
+        with self._write(f"move:{to.value}"):
+            self._move(plan_id, expect, to, now, **fields)
+        return self.plan(plan_id)
+
+    def _move(
+        self,
+        plan_id: int,
+        expect: PlanState,
+        to: PlanState,
+        now: datetime,
+        **fields: Any,  # noqa: ANN401 - columns of several types
+    ) -> None:
+        if to not in TRANSITIONS[expect]:
+            raise StateConflict(f"plan {plan_id}: no way from {expect.value} to {to.value}")
+        if not fields.keys() <= _FIELDS:
+            raise ValueError(f"no such fields of a plan: {fields.keys() - _FIELDS}")
+        values = {"attempts": 0, "interruptions": 0, "not_before": None, **fields}
+        if isinstance(values["not_before"], datetime):
+            values["not_before"] = stamp(values["not_before"])
+        columns = ", ".join(f"{name} = :{name}" for name in values)
+        moved = self._do(
+            f"UPDATE plans SET state = :to, moved_at = :at, {columns}"
+            " WHERE id = :id AND state = :expect",
+            {**values, "to": to.value, "at": stamp(now), "id": plan_id, "expect": expect.value},
+        )
+        if not moved:
+            actual = self.head(plan_id).state
+            raise StateConflict(f"plan {plan_id} is {actual.value}, not {expect.value}")
+        self._release_facts(plan_id, to)
+        said = {name: value for name, value in fields.items() if value is not None}
+        self._event(f"plan.{to.value}", f"plan:{plan_id}", {"from": expect.value, **said}, now)
+
+    def _release_facts(self, plan_id: int, to: PlanState) -> None:
+        """What becomes of the facts that waited for this plan."""
+        if to is PlanState.STALE:
+            self._to_pending(plan_id)
+        elif to is PlanState.REJECTED:
+            batches = self._rows("SELECT batch FROM plan_batches WHERE plan = ?", (plan_id,))
+            self._do(
+                "UPDATE facts SET tries = tries + 1 WHERE plan = ? AND state = 'planned'",
+                (plan_id,),
+            )
+            if len(batches) > 1:
+                self._do(
+                    "UPDATE batches SET alone = 1 WHERE seq IN"
+                    " (SELECT batch FROM plan_batches WHERE plan = ?)",
+                    (plan_id,),
+                )
+                self._to_pending(plan_id)
+            else:
+                self._do(
+                    "UPDATE facts SET state = 'rejected' WHERE plan = ? AND state = 'planned'",
+                    (plan_id,),
+                )
+
+    def _to_pending(self, plan_id: int) -> None:
+        self._do(
+            "UPDATE facts SET state = CASE validity WHEN 'valid' THEN 'pending' ELSE 'idle' END"
+            " WHERE plan = ? AND state = 'planned'",
+            (plan_id,),
+        )
+
+    def failed(
+        self, plan_id: int, error: str, kind: str, not_before: datetime, now: datetime
+    ) -> None:
+        """A step of an open plan failed: one more attempt used, none before `not_before`."""
+        with self._write("failed"):
+            self._do(
+                "UPDATE plans SET attempts = attempts + 1, not_before = ?, error = ?,"
+                " error_kind = ? WHERE id = ?",
+                (stamp(not_before), error, kind, plan_id),
+            )
+            self._event("step.failed", f"plan:{plan_id}", {"error": error, "kind": kind}, now)
+
+    def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
+        """A step ended without a word because the daemon did: its lease is given up."""
+        with self._write("interrupted"):
+            if self._drop_lease(plan_id, step):
+                self._do(
+                    "UPDATE plans SET interruptions = interruptions + 1 WHERE id = ?", (plan_id,)
+                )
+                self._event("step.interrupted", f"plan:{plan_id}", {"step": step}, now)
+
+    def trained(self, plan_id: int, adapter: Adapter, served: Served, now: datetime) -> Plan:
+        """PLANNED → TRAINED with what was published, in one transaction."""
+        with self._write("trained"):
+            self._move(plan_id, PlanState.PLANNED, PlanState.TRAINED, now)
+            self._adapter(plan_id, adapter, now)
+            self._do(
+                "UPDATE plans SET served = ? WHERE id = ?", (served.model_dump_json(), plan_id)
+            )
+            self._drop_lease(plan_id, Step.TRAIN)
+        return self.plan(plan_id)
+
+    def record_adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
+        """Which adapter a plan brought forth."""
+        with self._write("record_adapter"):
+            self._adapter(plan_id, adapter, now)
+
+    def _adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
+        self._do(
+            "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)",
+            (adapter.sha256, plan_id, adapter.rank, adapter.path, stamp(now)),
+        )
+        self._do("UPDATE plans SET adapter = ? WHERE id = ?", (adapter.sha256, plan_id))
+
+    def adapter(self, sha256: str) -> Adapter:
+        """One adapter by its hash; raises `NotFound`."""
+        row = self._row("SELECT sha256, rank, path FROM adapters WHERE sha256 = ?", (sha256,))
+        if row is None:
+            raise NotFound(f"no adapter {sha256}")
+        return Adapter(sha256=row[0], rank=row[1], path=row[2])
+
+    # --- verdicts ------------------------------------------------------------------------------
+
+    def judged(
+        self,
+        plan_id: int,
+        verdict: Verdict,
+        scorecards: Sequence[Scorecard],
+        to: PlanState,
+        now: datetime,
+    ) -> Plan:
+        """TRAINED → what the verdict says, with the verdict, in one transaction."""
+        with self._write("judged"):
+            self._move(
+                plan_id,
+                PlanState.TRAINED,
+                to,
+                now,
+                because="; ".join(verdict.reasons) or verdict.rule,
+            )
+            self._verdict(plan_id, verdict, scorecards, now)
+            self._drop_lease(plan_id, Step.EVALUATE)
+        return self.plan(plan_id)
+
+    def record_verdict(
+        self, plan_id: int, verdict: Verdict, scorecards: Sequence[Scorecard], now: datetime
+    ) -> None:
+        """Keep a verdict and what it rests on."""
+        with self._write("record_verdict"):
+            self._verdict(plan_id, verdict, scorecards, now)
+
+    def _verdict(
+        self, plan_id: int, verdict: Verdict, scorecards: Sequence[Scorecard], now: datetime
+    ) -> None:
+        self._do(
+            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)",
+            (plan_id, verdict.model_dump_json(), stamp(now)),
+        )
+        self._do("DELETE FROM scorecards WHERE plan = ?", (plan_id,))
+        self._do_all(
+            "INSERT INTO scorecards VALUES (?, ?, ?, ?)",
+            [(plan_id, c.model, c.sha256, c.model_dump_json()) for c in scorecards],
+        )
+
+    def verdict(self, plan_id: int) -> Verdict | None:
+        """What the gate said of a plan."""
+        body = self._one("SELECT body FROM verdicts WHERE plan = ?", (plan_id,))
+        return None if body is None else Verdict.model_validate_json(body)
+
+    def scorecards(self, plan_id: int) -> tuple[Scorecard, ...]:
+        """What the verdict of a plan rests on."""
+        rows = self._rows("SELECT body FROM scorecards WHERE plan = ? ORDER BY model", (plan_id,))
+        return tuple(Scorecard.model_validate_json(row[0]) for row in rows)
+
+    # --- leases --------------------------------------------------------------------------------
+
+    def lease(
+        self,
+        plan_id: int,
+        step: Step,
+        pid: int,
+        pid_started: str,
+        deadline: datetime,
+        now: datetime,
+    ) -> None:
+        """A child works on this step from now on."""
+        with self._write("lease"):
+            self._do(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
+                (plan_id, step.value, pid, pid_started, stamp(deadline), stamp(now)),
+            )
+            self._event("step.started", f"plan:{plan_id}", {"step": step}, now)
+
+    def release(self, plan_id: int, step: Step) -> None:
+        """Nobody works on this step any more."""
+        with self._write("release"):
+            self._drop_lease(plan_id, step)
+
+    def _drop_lease(self, plan_id: int, step: Step) -> int:
+        return self._do("DELETE FROM leases WHERE plan = ? AND step = ?", (plan_id, step.value))
+
+    def leases(self) -> tuple[Lease, ...]:
+        """Who works on what."""
+        rows = self._rows("SELECT * FROM leases ORDER BY plan, step")
+        return tuple(
+            Lease(
+                plan=plan,
+                step=Step(step),
+                pid=pid,
+                pid_started=pid_started,
+                deadline=unstamp(deadline),
+                started_at=unstamp(started_at),
+            )
+            for plan, step, pid, pid_started, deadline, started_at in rows
+        )

@@ -1,0 +1,110 @@
+"""What the ledger takes and gives beside the shared records."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from policies.planning import Step
+from policies.records import Batch, PlanKind, PlanState, Record
+
+
+class Adapter(Record):
+    """One trained LoRA as published in the store."""
+
+    sha256: str
+    rank: int
+    path: str
+
+
+class Served(Record):
+    """One composed revision as published: its immutable name, directory and content hash."""
+
+    name: str
+    path: str
+    sha256: str
+
+
+class Admitted(Record):
+    """What became of a batch's facts; `already` if the same bytes had been admitted before.
+
+    `known` of the accepted facts say nothing new; `conflicts` were not admitted because another
+    answer stands and the policy does not choose.
+    """
+
+    batch: Batch
+    already: bool = False
+    known: int = 0
+    conflicts: int = 0
+
+
+class Arriving(Record):
+    """How far a batch has been read: the next line's number and byte offset.
+
+    `signature` is what the reader wanted to remember of the file it comes from.
+    """
+
+    batch: Batch
+    complete: bool = False
+    line: int = 0
+    position: int = 0
+    signature: str = ""
+
+
+class PlanHead(Record):
+    """A plan without the lists of its facts, which may be long."""
+
+    id: int
+    kind: PlanKind
+    state: PlanState
+    parent: int
+    replaces: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+    facts: int = 0
+    replays: int = 0
+    rank: int
+    seed: int
+    attempts: int = 0
+    interruptions: int = 0
+    not_before: datetime | None = None
+    adapter: str | None = None
+    served: Served | None = None
+    because: str = ""
+    error: str | None = None
+    error_kind: str | None = None
+    created_at: datetime
+    moved_at: datetime
+
+
+class Lease(Record):
+    """A child that was started: `pid_started` tells it from a later process with its pid."""
+
+    plan: int
+    step: Step
+    pid: int
+    pid_started: str
+    deadline: datetime
+    started_at: datetime
+
+
+class Event(Record):
+    """One line of history; `hash` covers it and the one before."""
+
+    seq: int
+    at: datetime
+    kind: str
+    subject: str
+    payload: dict[str, Any]
+    prev_hash: str
+    hash: str
+
+
+class FactCounts(Record):
+    """How many facts of a batch stand where; `idle` ones are not to be learnt."""
+
+    pending: int = 0
+    planned: int = 0
+    done: int = 0
+    unlearnt: int = 0
+    rejected: int = 0
+    idle: int = 0

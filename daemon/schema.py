@@ -1,0 +1,202 @@
+"""The tables of the ledger."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlite_utils import Database, Migrations
+
+migrations: Final = Migrations("palorad")
+
+_FIRST: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE batches (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  name TEXT NOT NULL,
+  source TEXT NOT NULL,
+  received_at TEXT NOT NULL,
+  signature TEXT NOT NULL DEFAULT '',
+  complete INTEGER NOT NULL DEFAULT 0,
+  alone INTEGER NOT NULL DEFAULT 0,
+  line INTEGER NOT NULL DEFAULT 0,
+  position INTEGER NOT NULL DEFAULT 0,
+  accepted INTEGER NOT NULL DEFAULT 0,
+  known INTEGER NOT NULL DEFAULT 0,
+  conflicts INTEGER NOT NULL DEFAULT 0,
+  quarantined INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX batches_name ON batches (name);
+
+CREATE TABLE facts (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  stem TEXT NOT NULL,
+  batch INTEGER NOT NULL REFERENCES batches (seq),
+  key TEXT NOT NULL,
+  answer TEXT NOT NULL,
+  body TEXT NOT NULL,
+  op TEXT NOT NULL,
+  urgent INTEGER NOT NULL,
+  validity TEXT NOT NULL,
+  replaced_by TEXT,
+  valid_from TEXT,
+  valid_until TEXT,
+  recorded_at TEXT NOT NULL,
+  state TEXT NOT NULL,
+  plan INTEGER,
+  tries INTEGER NOT NULL DEFAULT 0,
+  misses INTEGER NOT NULL DEFAULT 0,
+  learnt INTEGER
+);
+CREATE INDEX facts_batch ON facts (batch, state);
+CREATE INDEX facts_key ON facts (key);
+CREATE INDEX facts_stem ON facts (stem);
+CREATE INDEX facts_pending ON facts (urgent DESC, seq) WHERE state = 'pending';
+CREATE INDEX facts_plan ON facts (plan) WHERE state = 'planned';
+CREATE INDEX facts_unlearnt ON facts (seq) WHERE state = 'unlearnt';
+CREATE INDEX facts_retracted ON facts (seq) WHERE validity = 'retracted';
+
+CREATE TABLE quarantine (
+  id INTEGER PRIMARY KEY,
+  batch INTEGER NOT NULL REFERENCES batches (seq),
+  line INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  text TEXT NOT NULL,
+  UNIQUE (batch, line)
+);
+
+CREATE TABLE adapters (
+  sha256 TEXT PRIMARY KEY,
+  plan INTEGER NOT NULL,
+  rank INTEGER NOT NULL,
+  path TEXT NOT NULL,
+  created_at TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE plans (
+  id INTEGER PRIMARY KEY,
+  kind TEXT NOT NULL,
+  state TEXT NOT NULL,
+  parent INTEGER NOT NULL,
+  replaces TEXT NOT NULL,
+  rank INTEGER NOT NULL,
+  seed INTEGER NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  interruptions INTEGER NOT NULL DEFAULT 0,
+  not_before TEXT,
+  adapter TEXT,
+  served TEXT,
+  because TEXT NOT NULL,
+  error TEXT,
+  error_kind TEXT,
+  created_at TEXT NOT NULL,
+  moved_at TEXT NOT NULL
+);
+CREATE INDEX plans_state ON plans (state);
+CREATE INDEX plans_parent ON plans (parent);
+
+CREATE TABLE plan_batches (
+  plan INTEGER NOT NULL REFERENCES plans (id),
+  batch INTEGER NOT NULL REFERENCES batches (seq),
+  PRIMARY KEY (plan, batch)
+) WITHOUT ROWID;
+CREATE INDEX plan_batches_batch ON plan_batches (batch);
+
+CREATE TABLE plan_facts (
+  plan INTEGER NOT NULL REFERENCES plans (id),
+  role TEXT NOT NULL,
+  fact INTEGER NOT NULL REFERENCES facts (seq),
+  learnt INTEGER,
+  PRIMARY KEY (plan, role, fact)
+) WITHOUT ROWID;
+CREATE INDEX plan_facts_fact ON plan_facts (fact);
+
+CREATE TABLE leases (
+  plan INTEGER NOT NULL,
+  step TEXT NOT NULL,
+  pid INTEGER NOT NULL,
+  pid_started TEXT NOT NULL,
+  deadline TEXT NOT NULL,
+  started_at TEXT NOT NULL,
+  PRIMARY KEY (plan, step)
+) WITHOUT ROWID;
+
+CREATE TABLE verdicts (
+  plan INTEGER PRIMARY KEY,
+  body TEXT NOT NULL,
+  decided_at TEXT NOT NULL
+);
+CREATE TABLE scorecards (
+  plan INTEGER NOT NULL,
+  model TEXT NOT NULL,
+  sha256 TEXT NOT NULL,
+  body TEXT NOT NULL,
+  PRIMARY KEY (plan, model)
+) WITHOUT ROWID;
+
+CREATE TABLE revisions (
+  number INTEGER PRIMARY KEY,
+  plan INTEGER,
+  parent INTEGER,
+  lineage TEXT NOT NULL,
+  served_name TEXT NOT NULL,
+  served_path TEXT,
+  sha256 TEXT,
+  created_at TEXT NOT NULL
+);
+CREATE TABLE desired (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  number INTEGER NOT NULL REFERENCES revisions (number),
+  moved_at TEXT NOT NULL,
+  because TEXT NOT NULL
+);
+
+CREATE TABLE feeds (
+  name TEXT PRIMARY KEY,
+  cursor TEXT NOT NULL,
+  polled_at TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY,
+  at TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  subject TEXT NOT NULL,
+  payload TEXT NOT NULL,
+  prev_hash TEXT NOT NULL,
+  hash TEXT NOT NULL
+);
+CREATE INDEX events_subject ON events (subject, seq);
+CREATE TRIGGER events_stand BEFORE UPDATE ON events
+  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER events_stay BEFORE DELETE ON events
+  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+
+CREATE VIRTUAL TABLE facts_text USING fts5 (
+  prompt, answer, subject, relation, wordings, content='',
+  tokenize="unicode61 remove_diacritics 2"
+);
+"""
+
+
+@migrations()
+def first(db: Database) -> None:
+    """The first form."""
+    for statement in _statements(_FIRST):
+        db.execute(statement)
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script; `executescript` would commit the migration's transaction."""
+    found, current = [], ""
+    for line in script.splitlines():
+        current += line + "\n"
+        whole = line.rstrip().endswith(";")
+        in_trigger = "CREATE TRIGGER" in current and not line.rstrip().endswith("END;")
+        if whole and not in_trigger:
+            found.append(current.strip())
+            current = ""
+    return found

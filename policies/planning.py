@@ -1,0 +1,244 @@
+"""What to do next: a snapshot of what is durably true becomes one action, or none."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from itertools import takewhile
+from typing import Final
+
+from policies.records import PlanKind, PlanState, Record
+from policies.retention import consolidated_rank, over_budget
+
+REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
+REBUILD_TRIES: Final = 2
+INTERRUPTIONS_PER_ATTEMPT: Final = 10
+
+
+class Step(StrEnum):
+    """What a leased child does."""
+
+    PROBE = "probe"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Limits(Record):
+    """The settings that planning depends on."""
+
+    rank: int
+    rank_budget: int
+    max_rank: int
+    max_facts: int
+    attempts: int
+    seed: int = 0
+
+
+class Waiting(Record):
+    """One fact to be learnt: its batch, whether that batch is to be planned by itself, and how
+    many plans have had the fact before.
+    """
+
+    id: str
+    batch: str
+    alone: bool = False
+    tries: int = 0
+
+
+class OpenPlan(Record):
+    """The plan under way."""
+
+    id: int
+    kind: PlanKind
+    state: PlanState
+    attempts: int = 0
+    interruptions: int = 0
+    not_before: datetime | None = None
+    fits: bool = True
+    leased: bool = False
+
+
+class Snapshot(Record):
+    """What planning needs of the ledger; its size does not grow with the facts.
+
+    `waiting` holds at most `limits.max_facts` facts in the order in which they are to be learnt;
+    `known` counts the valid facts that the desired lineage learnt, `forbidden` the retracted
+    ones that it learnt or rehearsed; `refused_rebuilds` counts the rebuilds of this very lineage
+    that did not go live; `no_space` says that training on top of it found no free directions.
+    """
+
+    limits: Limits
+    paused: bool = False
+    probe_ready: bool = True
+    lineage: tuple[str, ...] = ()
+    lineage_rank: int = 0
+    known: int = 0
+    forbidden: int = 0
+    refused_rebuilds: int = 0
+    no_space: bool = False
+    waiting: tuple[Waiting, ...] = ()
+    open: OpenPlan | None = None
+
+
+class MakePlan(Record):
+    """Plan an adapter; the facts of a rebuild are all valid ones of the lineage."""
+
+    kind: PlanKind
+    rank: int
+    seed: int
+    because: str
+    replaces: tuple[str, ...] = ()
+    fact_ids: tuple[str, ...] = ()
+
+
+class Run(Record):
+    """Start a leased child for a plan."""
+
+    plan: int
+    step: Step
+
+
+class Promote(Record):
+    """Make a passed plan's lineage the desired revision."""
+
+    plan: int
+
+
+class Discard(Record):
+    """The plan builds on something that is no longer desired."""
+
+    plan: int
+    because: str
+
+
+class GiveUp(Record):
+    """The plan has used up its attempts."""
+
+    plan: int
+    because: str
+
+
+class Clear(Record):
+    """Nothing valid is left to serve: back to the base."""
+
+    because: str
+
+
+Action = MakePlan | Run | Promote | Discard | GiveUp | Clear
+
+
+def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
+    """The one next thing to do; None where there is nothing, or it has to wait."""
+    if snapshot.open is not None:
+        return _go_on(snapshot.open, snapshot, now)
+    if snapshot.paused:
+        return None
+    if snapshot.forbidden:
+        return _forget(snapshot)
+    if snapshot.waiting:
+        return _learn(snapshot)
+    return None
+
+
+def blocked(snapshot: Snapshot) -> str | None:
+    """Why nothing happens although something waits, in one line; None where nothing is blocked."""
+    if snapshot.open is not None or not (snapshot.waiting or snapshot.forbidden):
+        return None
+    if snapshot.paused:
+        return "paused; 'palorad resume' goes on"
+    if snapshot.forbidden and _forget(snapshot) is None:
+        return (
+            f"{snapshot.forbidden} retracted facts are still served: no rebuild without them "
+            "passed the gate; see 'palorad history'"
+        )
+    if snapshot.waiting and _learn(snapshot) is None:
+        return (
+            "no room for another adapter, and no consolidation passed the gate; see "
+            "'palorad history', or raise train.rank_budget"
+        )
+    return None
+
+
+def _go_on(plan: OpenPlan, snapshot: Snapshot, now: datetime) -> Action | None:
+    if not plan.fits:
+        return Discard(plan=plan.id, because="what it builds on is no longer desired")
+    if plan.leased:
+        return None
+    if spent := _spent(plan, snapshot.limits):
+        return GiveUp(plan=plan.id, because=spent)
+    if snapshot.paused or (plan.not_before is not None and now < plan.not_before):
+        return None
+    if plan.state is PlanState.PASSED:
+        return Promote(plan=plan.id)
+    return Run(plan=plan.id, step=_step(plan, snapshot))
+
+
+def _spent(plan: OpenPlan, limits: Limits) -> str | None:
+    if plan.attempts >= limits.attempts:
+        return f"failed {plan.attempts} times"
+    if plan.interruptions >= limits.attempts * INTERRUPTIONS_PER_ATTEMPT:
+        return f"interrupted {plan.interruptions} times"
+    return None
+
+
+def _step(plan: OpenPlan, snapshot: Snapshot) -> Step:
+    if plan.state is PlanState.TRAINED:
+        return Step.EVALUATE
+    return Step.TRAIN if snapshot.probe_ready else Step.PROBE
+
+
+def _forget(snapshot: Snapshot) -> Action | None:
+    because = f"{snapshot.forbidden} facts known to what is served were retracted"
+    if not snapshot.known:
+        return Clear(because=because)
+    if snapshot.refused_rebuilds >= REBUILD_TRIES:
+        return None
+    return rebuild(snapshot, PlanKind.RETRACT, because)
+
+
+def _learn(snapshot: Snapshot) -> Action | None:
+    limits = snapshot.limits
+    full = over_budget(snapshot.lineage_rank, limits.rank, limits.rank_budget)
+    if full or snapshot.no_space:
+        if snapshot.refused_rebuilds < REBUILD_TRIES and _worth_rebuilding(snapshot):
+            why = "no free directions are left" if snapshot.no_space else "the rank budget is used"
+            return rebuild(snapshot, PlanKind.CONSOLIDATE, why)
+        if snapshot.no_space or over_budget(snapshot.lineage_rank, limits.rank, limits.max_rank):
+            return None
+    chosen = _chosen(snapshot.waiting)
+    again = max(fact.tries for fact in chosen)
+    batches = len({fact.batch for fact in chosen})
+    return MakePlan(
+        kind=PlanKind.LEARN,
+        rank=limits.rank,
+        seed=limits.seed + again,
+        because=f"{len(chosen)} facts of {batches} {'batch' if batches == 1 else 'batches'}",
+        fact_ids=tuple(fact.id for fact in chosen),
+    )
+
+
+def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
+    """One adapter in place of the whole lineage, trained on every valid fact it knows."""
+    limits = snapshot.limits
+    return MakePlan(
+        kind=kind,
+        rank=consolidated_rank(snapshot.known, limits.rank, limits.rank_budget, limits.max_facts),
+        seed=limits.seed + snapshot.refused_rebuilds,
+        because=because,
+        replaces=snapshot.lineage,
+    )
+
+
+def _worth_rebuilding(snapshot: Snapshot) -> bool:
+    limits = snapshot.limits
+    rank = consolidated_rank(snapshot.known, limits.rank, limits.rank_budget, limits.max_facts)
+    return bool(snapshot.known) and (
+        rank < snapshot.lineage_rank or (snapshot.no_space and len(snapshot.lineage) > 1)
+    )
+
+
+def _chosen(waiting: tuple[Waiting, ...]) -> tuple[Waiting, ...]:
+    first = waiting[0]
+    if first.alone:
+        return tuple(fact for fact in waiting if fact.batch == first.batch)
+    return tuple(takewhile(lambda fact: not fact.alone, waiting))

@@ -1,0 +1,38 @@
+"""When adapters are gathered into one, what is rehearsed, how long to wait after a failure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+LONGEST_PAUSE: Final = timedelta(hours=1)
+
+
+def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
+    """Whether one more adapter of `rank` would exceed the rank budget of the lineage."""
+    return lineage_rank + rank > budget
+
+
+def consolidated_rank(facts: int, rank: int, budget: int, facts_per_rank: int) -> int:
+    """Rank of the one adapter that takes the place of a lineage knowing `facts` facts.
+
+    One `rank` for each `facts_per_rank` facts, yet leaving room for one more adapter.
+    """
+    shares = max(1, -(-facts // max(1, facts_per_rank)))
+    room = max(rank, (budget - rank) // rank * rank)
+    return min(shares * rank, room)
+
+
+def stride(available: int, wanted: int) -> int:
+    """Every how many-th of `available` things to take for about `wanted` of them; 0 for none."""
+    if wanted <= 0 or available <= 0:
+        return 0
+    return -(-available // wanted)
+
+
+def backoff(failures: int, first_s: float) -> timedelta:
+    """How long to wait after the `failures`-th failure in a row: doubled each time, bounded."""
+    if failures <= 0:
+        return timedelta(0)
+    doubled = first_s * 2.0 ** min(failures - 1, 30)
+    return min(timedelta(seconds=doubled), LONGEST_PAUSE)
