@@ -90,7 +90,7 @@ async def evaluate(
     request: EvaluationRequest,
     server: Server,
     measurements: Measurements,
-    report: Report,
+    progress: Report,
     *,
     sleep: Sleep = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -112,7 +112,7 @@ async def evaluate(
         began = clock()
         await _ask(measuring, run, items)
         run.seconds += clock() - began
-        report(_progress(run, runs, clock() - started))
+        progress(_progress(run, runs, clock() - started))
     return EvaluationReport(
         verdict=_verdict(request, runs),
         scorecards=_scorecards(request, runs),

@@ -28,12 +28,10 @@ class EvaluationRequest(Record):
     """One candidate to judge.
 
     `reference` is the served checkpoint without adapters, `live` what answers under the alias
-    now (None where that is the reference itself). `earlier` holds the sample of
-    `policies.sampling.draw_earlier`; `chat` says whether the model has a chat template.
+    now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
+    sample of `policies.sampling.draw_earlier`; `chat` says whether the model has a chat template.
     """
 
-    plan: int
-    url: str
     engine: str
     reference: Target
     live: Target | None
@@ -49,6 +47,20 @@ class EvaluationRequest(Record):
     facts_max_tokens: int = Field(default=48, gt=0)
     wordings: int = Field(default=2, gt=0)
     aa_sample: int = Field(default=0, ge=0)
+
+
+class JudgingRequest(Record):
+    """What the evaluation child needs besides: where the server is, and where answers are kept.
+
+    The candidate and the live revision are loaded there already.
+    """
+
+    evaluation: EvaluationRequest
+    url: str
+    admin_key_file: Path | None = None
+    user_key_file: Path | None = None
+    request_timeout_s: float = Field(default=120, gt=0)
+    measurements: Path
 
 
 class EvaluationReport(Record):

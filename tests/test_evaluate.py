@@ -96,8 +96,6 @@ class Bench:
 
     def request(self, **changes: Any) -> EvaluationRequest:
         fields: dict[str, Any] = {
-            "plan": 1,
-            "url": "http://scripted",
             "engine": "scripted 1",
             "reference": BASE,
             "live": LIVE,

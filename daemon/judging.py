@@ -1,0 +1,86 @@
+"""The evaluating step of a leased child: ask the candidate, judge it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from daemon import evaluate as evaluation
+from daemon.evaluation import EvaluationReport, EvaluationRequest, JudgingRequest, SuiteSource
+from daemon.measurements import Measurements
+from daemon.measuring import Target
+from daemon.settings import Settings
+from daemon.suites import has_chat_template
+from daemon.vllm import HttpServer, Timeouts
+from daemon.worker import Desk
+from policies.records import Fact
+from policies.sampling import draw_earlier
+
+
+def evaluate(desk: Desk) -> EvaluationReport:
+    """Judge the candidate of the request; goes on where an earlier child was interrupted."""
+    return asyncio.run(_judge(JudgingRequest.model_validate_json(desk.request), desk))
+
+
+async def _judge(request: JudgingRequest, desk: Desk) -> EvaluationReport:
+    server = HttpServer(
+        request.url,
+        admin_key=_key(request.admin_key_file),
+        user_key=_key(request.user_key_file),
+        timeouts=Timeouts(request_s=request.request_timeout_s),
+    )
+    measurements = Measurements(request.measurements)
+    try:
+        return await evaluation.evaluate(
+            request.evaluation, server, measurements, progress=desk.progress
+        )
+    finally:
+        await server.aclose()
+
+
+def _key(path: Path | None) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path else None
+
+
+def judging_request(
+    settings: Settings,
+    *,
+    model_dir: Path,
+    reference_sha256: str,
+    live: Target | None,
+    candidate: Target,
+    facts: Sequence[Fact],
+    earlier: Mapping[str, Sequence[Fact]],
+    seed: int,
+) -> JudgingRequest:
+    """What to ask of a candidate that the first replica has loaded.
+
+    `reference_sha256` is the content hash of the checkpoint served from `model_dir`, `earlier`
+    the valid facts learnt before by batch (all of them or an even sample), `seed` draws from them.
+    """
+    gate = settings.gate
+    return JudgingRequest(
+        evaluation=EvaluationRequest(
+            engine=settings.server.kind,
+            reference=Target(name=settings.model.name, sha256=reference_sha256),
+            live=live,
+            candidate=candidate,
+            suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
+            facts=tuple(facts),
+            earlier=draw_earlier(earlier, facts, gate.earlier_facts, seed),
+            chat=has_chat_template(model_dir),
+            limits=gate.limits,
+            concurrency=settings.server.concurrency,
+            chunk=gate.chunk,
+            facts_grader=gate.facts_grader,
+            facts_max_tokens=gate.facts_max_tokens,
+            wordings=gate.wordings,
+            aa_sample=gate.aa_sample,
+        ),
+        url=settings.server.urls[0],
+        admin_key_file=settings.server.admin_key_file or settings.layout.admin_key,
+        user_key_file=settings.server.user_key_file,
+        request_timeout_s=settings.server.request_timeout_s,
+        measurements=settings.layout.measurements,
+    )
