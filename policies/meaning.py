@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
@@ -68,7 +69,7 @@ def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy) -> Ruli
         return _retraction(fact, valid)
     same = [r for r in valid if r.answer == fact.answer]
     others = [r for r in valid if r.answer != fact.answer]
-    if same and not others:
+    if same:
         return Ruling(relation=Relation.KNOWN, reason=f"already known as {same[-1].id}")
     if not others:
         return _without_rival(fact, rivals)
@@ -112,4 +113,86 @@ def _ordered(
         replaced=replaced,
         reason=f"another answer is known for this ({told.id}) and nothing says which is newer: "
         "give valid_from, or op supersede",
+    )
+
+
+def rule_each(
+    facts: Sequence[Fact], rivals: Sequence[Sequence[Standing]], policy: ConflictPolicy
+) -> list[tuple[Fact, Ruling]]:
+    """What each fact means beside its rivals in the ledger and those before it in `facts`.
+
+    `rivals` holds for each fact those with its key or its id. An id that is taken by another
+    answer, or by one that is no longer valid, goes on as the next version of it: `id~2`.
+    """
+    gone: dict[str, Validity] = {}
+    fresh: defaultdict[tuple[str, ...], dict[str, Standing]] = defaultdict(dict)
+    found: list[tuple[Fact, Ruling]] = []
+    for fact, stored in zip(facts, rivals, strict=True):
+        names = (fact.key, ("id", stem_of(fact.id)))
+        beside = {s.id: s for s in stored}
+        for name in names:
+            if name in fresh:
+                beside.update(fresh[name])
+        standing = [_now(s, gone) for s in beside.values()] if gone else list(beside.values())
+        ruled, ruling = _versioned(fact, standing, policy)
+        found.append((ruled, ruling))
+        if ruling.relation in (Relation.SUPERSEDES, Relation.RETRACTS):
+            gone.update(dict.fromkeys(ruling.replaced, lost_by(fact)))
+        if ruling.relation in (Relation.NEW, Relation.SUPERSEDES, Relation.HISTORY):
+            for name in names:
+                fresh[name][ruled.id] = _standing(ruled, ruling)
+    return found
+
+
+def stem_of(identity: str) -> str:
+    """The id as it was given, of which a stored id may be a later version."""
+    return identity.split("~", 1)[0]
+
+
+def lost_by(fact: Fact) -> Validity:
+    """What a fact makes of those it replaces."""
+    return Validity.RETRACTED if fact.op is Operation.RETRACT else Validity.SUPERSEDED
+
+
+def _versioned(
+    fact: Fact, beside: Sequence[Standing], policy: ConflictPolicy
+) -> tuple[Fact, Ruling]:
+    versions = [s for s in beside if stem_of(s.id) == fact.id]
+    if fact.op is Operation.RETRACT:
+        return fact, rule(fact, versions or beside, policy)
+    for standing in versions:
+        if _says_the_same(fact, standing):
+            return fact, Ruling(relation=Relation.KNOWN, reason=f"already known as {standing.id}")
+    ruling = rule(fact, beside, policy)
+    if versions:
+        fact = fact.model_copy(update={"id": f"{fact.id}~{len(versions) + 1}"})
+    return fact, ruling
+
+
+def _says_the_same(fact: Fact, standing: Standing) -> bool:
+    if standing.answer != fact.answer:
+        return False
+    if standing.validity is Validity.VALID:
+        return True
+    dated = fact.valid_from is not None and standing.valid_from is not None
+    return (
+        standing.validity is Validity.SUPERSEDED
+        and dated
+        and moment(standing.valid_from or date.min) == moment(fact.valid_from or date.min)
+    )
+
+
+def _now(standing: Standing, gone: dict[str, Validity]) -> Standing:
+    if standing.id not in gone:
+        return standing
+    return standing.model_copy(update={"validity": gone[standing.id]})
+
+
+def _standing(fact: Fact, ruling: Ruling) -> Standing:
+    history = ruling.relation is Relation.HISTORY
+    return Standing(
+        id=fact.id,
+        answer=fact.answer,
+        valid_from=fact.valid_from,
+        validity=Validity.SUPERSEDED if history else Validity.VALID,
     )

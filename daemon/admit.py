@@ -1,0 +1,88 @@
+"""An archived file goes into the ledger piece by piece, from wherever it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from daemon.ledger import Ledger
+from daemon.reading import Raw, Records
+from policies.admission import DEFAULT_LIMITS, Format, Limits, quarantined
+from policies.heldout import TRAINED, Render, with_held_out
+from policies.meaning import ConflictPolicy, Relation, Ruling, rule_each
+from policies.records import Batch, Fact, Quarantined
+from policies.wordings import questions
+
+PIECE_LINES: Final = 1000
+PIECE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How lines become facts."""
+
+    limits: Limits = DEFAULT_LIMITS
+    fmt: Format = Format.AUTO
+    conflicts: ConflictPolicy = ConflictPolicy.NEWEST
+    render: Render = questions
+    trained: int = TRAINED
+
+
+def admit_pieces(
+    ledger: Ledger,
+    archived: Path,
+    batch: Batch,
+    rules: Rules,
+    now: Callable[[], datetime],
+    *,
+    signature: str = "",
+    cursor: tuple[str, str] | None = None,
+) -> Iterator[None]:
+    """Admit what the ledger does not have yet of an archived file; a pause after each piece.
+
+    `signature` is remembered with the batch; `cursor` (a feed's name and place) is committed with
+    the last transaction. Raises `OSError` and the ledger's errors; whatever was committed before
+    stays and the next call goes on.
+    """
+    arriving = ledger.begin_batch(batch, signature=signature)
+    if arriving.complete:
+        return
+    yield None
+    with archived.open("rb") as source:
+        records = Records(source, rules.limits, arriving.line, arriving.position)
+        while taken := records.take(PIECE_LINES, PIECE_BYTES):
+            admitted, bad = sort_out(ledger, records, taken, rules)
+            ledger.append_facts(
+                batch.id, admitted, bad, now(), line=records.number, position=records.position
+            )
+            yield None
+    ledger.finish_batch(batch.id, now(), cursor=cursor)
+
+
+def sort_out(
+    ledger: Ledger, records: Records, taken: list[Raw], rules: Rules
+) -> tuple[list[tuple[Fact, Ruling]], list[Quarantined]]:
+    """What each record means beside what the ledger holds, and those that are not admitted."""
+    facts: list[Fact] = []
+    raws: list[Raw] = []
+    bad: list[Quarantined] = []
+    for raw in taken:
+        parsed = records.parse(raw, rules.fmt)
+        if isinstance(parsed, Fact):
+            facts.append(with_held_out(parsed, rules.render, rules.trained))
+            raws.append(raw)
+        elif parsed is not None:
+            bad.append(parsed)
+    ruled = rule_each(facts, ledger.rivals(facts), rules.conflicts)
+    admitted = []
+    for raw, (fact, ruling) in zip(raws, ruled, strict=True):
+        if ruling.relation in (Relation.CONFLICT, Relation.NO_TARGET):
+            asks = ruling.relation is Relation.CONFLICT and rules.conflicts is ConflictPolicy.ASK
+            kind = "ask" if asks else ruling.relation.value
+            bad.append(quarantined(raw.text, raw.number, kind, ruling.reason))
+        if ruling.relation is not Relation.NO_TARGET:
+            admitted.append((fact, ruling))
+    return admitted, bad

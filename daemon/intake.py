@@ -1,0 +1,277 @@
+"""Drops become batches: found, copied, admitted in pieces, receipted and taken away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from daemon import crash
+from daemon.admit import Rules, admit_pieces
+from daemon.drops import Drop, Inbox, copy_and_hash, sync_folder
+from daemon.layout import Layout
+from daemon.ledger import Ledger
+from daemon.receipts import Receipt, read_receipt, receipt_of, write_receipt
+from daemon.sections import IntakeSettings
+from policies.admission import Limits
+from policies.errors import DiskFull, LedgerBusy, Refused
+from policies.records import Batch
+
+FIRST_WAIT_S: Final = 5.0
+LONGEST_WAIT_S: Final = 300.0
+INBOX: Final = "inbox"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Held:
+    """A drop that could not be taken, and when to try again."""
+
+    signature: str
+    waits: int
+    until: datetime
+    problem: str
+
+
+class Intake:
+    """Takes drops from the inbox in steps that never exceed their time.
+
+    Every stage is durable before the next: bytes in the archive, facts in the ledger, the receipt
+    beside the drop, the drop removed. Killed between any two, the next start goes on from there.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        layout: Layout,
+        settings: IntakeSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = ledger
+        self._layout = layout
+        self._rules = Rules(limits=Limits(line_bytes=settings.max_line_kb * 1024))
+        self._inbox = Inbox(layout.inbox, settings.stable_s, settings.max_file_mb * 2**20)
+        self._clock = clock
+        self._held: dict[str, Held] = {}
+        self._refused: dict[str, str] = {}
+        self._now = datetime.min.replace(tzinfo=UTC)
+        self._work: Iterator[Receipt | None] | None = None
+        self._clean_up()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for every drop that could not be taken yet."""
+        return tuple(held.problem for held in self._held.values())
+
+    def step(self, now: datetime, budget_s: float) -> list[Receipt]:
+        """Work for about `budget_s` seconds; the receipts written meanwhile.
+
+        Returns early when nothing is left to do. What fails for want of room or rights is held
+        and tried again with growing pauses; nothing is lost by it.
+        """
+        self._now = now
+        until = self._clock() + budget_s
+        written: list[Receipt] = []
+        if self._work is None:
+            self._work = self._run()
+        while self._clock() < until:
+            done = next(self._work, self)
+            if done is self:
+                self._work = None
+                break
+            if isinstance(done, Receipt):
+                written.append(done)
+        return written
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last step stopped in the middle of something."""
+        return self._work is not None
+
+    # --- one pass over what there is -----------------------------------------------------------
+
+    def _run(self) -> Iterator[Receipt | None]:
+        for arriving in self._ledger.admitting():
+            path = self._layout.inbox / arriving.batch.name
+            drop = Drop(path, size=0, signature=arriving.signature)
+            yield from self._guarded(drop.name, drop.signature, self._go_on(arriving.batch, drop))
+        try:
+            drops = self._inbox.ripe(self._now)
+        except OSError as error:
+            self._hold("inbox", "", f"{self._layout.inbox}: cannot be read: {error.strerror}")
+            return
+        self._held.pop("inbox", None)
+        for drop in drops:
+            if not self._waits(drop):
+                yield from self._guarded(drop.name, drop.signature, self._take(drop))
+
+    def _guarded(
+        self, name: str, mark: str, work: Iterator[Receipt | None]
+    ) -> Iterator[Receipt | None]:
+        """The step boundary: a drop that fails is held, the others go on."""
+        try:
+            yield from work
+        except (OSError, LedgerBusy) as error:
+            self._hold(name, mark, _problem(name, error))
+        else:
+            self._held.pop(name, None)
+
+    def _waits(self, drop: Drop) -> bool:
+        if self._refused.get(drop.name) == drop.signature:
+            return True
+        held = self._held.get(drop.name)
+        return held is not None and held.signature == drop.signature and self._now < held.until
+
+    def _hold(self, name: str, mark: str, problem: str) -> None:
+        before = self._held.get(name)
+        waits = before.waits + 1 if before and before.signature == mark else 0
+        pause = min(FIRST_WAIT_S * 2**waits, LONGEST_WAIT_S)
+        self._held[name] = Held(mark, waits, self._now + timedelta(seconds=pause), problem)
+        log.warning("intake.held", name=name, problem=problem, again_in_s=pause)
+
+    # --- one drop ------------------------------------------------------------------------------
+
+    def _take(self, drop: Drop) -> Iterator[Receipt | None]:
+        if drop.refusal is not None:
+            yield from self._refuse(drop, drop.refusal)
+            return
+        part = self._layout.archive / f".{os.getpid()}.part"
+        batch_id = ""
+        try:
+            for batch_id in copy_and_hash(drop, part):  # noqa: B007 - the last one is the digest
+                yield None
+        except PermissionError:
+            yield from self._refuse(drop, "may not be read by palorad; give it read rights")
+            return
+        if not drop.unchanged():
+            part.unlink(missing_ok=True)
+            return
+        if self._ledger.known_batch(batch_id):
+            part.unlink(missing_ok=True)
+            yield self._known(drop, batch_id)
+            return
+        part.replace(self._layout.archived(batch_id))
+        sync_folder(self._layout.archive)
+        crash.point("intake:archived")
+        batch = Batch(
+            id=batch_id,
+            name=drop.name,
+            received_at=self._now,
+            source=INBOX,
+            accepted=0,
+            quarantined=0,
+        )
+        yield from self._go_on(batch, drop)
+
+    def _go_on(self, batch: Batch, drop: Drop) -> Iterator[Receipt | None]:
+        """Admit what is left of an archived batch, then receipt and remove its drop."""
+        archived = self._layout.archived(batch.id)
+        yield from admit_pieces(
+            self._ledger, archived, batch, self._rules, lambda: self._now, signature=drop.signature
+        )
+        if batch.source == INBOX:
+            yield self._finish(drop, self._ledger.batch(batch.id))
+
+    def _finish(self, drop: Drop, batch: Batch, again: bool = False) -> Receipt:
+        receipt = receipt_of(self._ledger, batch)
+        if again:
+            receipt = receipt.model_copy(
+                update={"file": drop.name, "already_known": True, "received_at": self._now}
+            )
+        write_receipt(drop.path, receipt)
+        crash.point("intake:receipt")
+        self._remove(drop)
+        log.info("intake.taken", file=drop.name, batch=batch.id, state=receipt.state)
+        return receipt
+
+    def _known(self, drop: Drop, batch_id: str) -> Receipt:
+        """The same bytes again: the same drop after a crash, or another one."""
+        arrived = self._ledger.arriving(batch_id)
+        same = arrived.signature == drop.signature and arrived.batch.name == drop.name
+        return self._finish(drop, arrived.batch, again=not same)
+
+    def _remove(self, drop: Drop) -> None:
+        """Take a drop away unless something else has come under its name meanwhile."""
+        if drop.unchanged():
+            drop.path.unlink()
+            sync_folder(drop.path.parent)
+        crash.point("intake:removed")
+
+    def _refuse(self, drop: Drop, why: str) -> Iterator[Receipt]:
+        """What cannot be read as a whole stays where it is, with one receipt until it changes."""
+        self._refused[drop.name] = drop.signature
+        before = read_receipt(drop.path)
+        if before is not None and before.error and before.signature == drop.signature:
+            return
+        receipt = Receipt(
+            file=drop.name,
+            received_at=self._now,
+            state="refused",
+            error=f"{drop.name} {why}",
+            signature=drop.signature,
+        )
+        write_receipt(drop.path, receipt)
+        log.warning("intake.refused", file=drop.name, why=why)
+        yield receipt
+
+    # --- from outside --------------------------------------------------------------------------
+
+    def submit(self, path: Path, now: datetime) -> tuple[str, bool]:
+        """Put a copy of a file into the inbox, ripe at once; its batch id, and whether it is known.
+
+        Raises `Refused` with one clear line, or `OSError`. Bytes that are known are not copied.
+        """
+        drop = self._inbox.look(path)
+        if drop.refusal is not None:
+            raise Refused(f"{path} {drop.refusal}")
+        target = self._inbox.free_name(path.name)
+        part = target.with_name(f".{os.getpid()}.submit.part")
+        try:
+            *_, batch_id = copy_and_hash(drop, part)
+            known = self._ledger.known_batch(batch_id)
+            if not known:
+                part.replace(target)
+                self._inbox.rested(target, now)
+            return batch_id, known
+        except PermissionError:
+            raise Refused(f"{path} may not be read by palorad's user") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def tell(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
+        """Bring a batch's receipt up to date, if it still stands beside where the drop was."""
+        batch = self._ledger.batch(batch_id)
+        if batch.source != INBOX:
+            return None
+        drop = self._layout.inbox / batch.name
+        before = read_receipt(drop)
+        if before is None or before.batch != batch.id:
+            return None
+        receipt = receipt_of(self._ledger, batch).model_copy(update={"not_learnt": not_learnt})
+        if receipt != before:
+            write_receipt(drop, receipt)
+        return receipt
+
+    def _clean_up(self) -> None:
+        """Copies that a killed process left half made."""
+        for folder in (self._layout.archive, self._layout.inbox):
+            if folder.is_dir():
+                for part in folder.glob(".*.part"):
+                    if part.name.split(".")[1].isdigit():
+                        part.unlink(missing_ok=True)
+
+
+def _problem(name: str, error: OSError | LedgerBusy) -> str:
+    if isinstance(error, OSError) and not isinstance(error, DiskFull):
+        if error.errno == errno.ENOSPC:
+            return f"{name}: the disk is full; make room and it goes on by itself"
+        return f"{name}: {error.strerror or error}"
+    return str(error)
