@@ -216,7 +216,7 @@ def _require_ok(url: str, response: httpx.Response) -> httpx.Response:
     if response.status_code >= 400:
         said = _said(response)
         raise ServerRefused(
-            f"{url} answered {response.status_code}: {said}",
+            f"{url} answered {response.status_code} to {response.request.url.path}: {said}",
             status=response.status_code,
             body=said,
         )

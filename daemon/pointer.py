@@ -1,0 +1,56 @@
+"""The pointer of the stable name: one small file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from policies.records import Record
+
+
+class Pointer(Record):
+    """What the alias stands for; `revision` 0 is the bare base."""
+
+    alias: str
+    model: str
+    revision: int
+
+
+def read(path: Path) -> Pointer | None:
+    """What the file says; None when it is missing or damaged."""
+    try:
+        return Pointer.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def write(path: Path, pointer: Pointer) -> None:
+    """Replace the file: a reader sees the old or the new content, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as stream:
+        stream.write(json.dumps(pointer.model_dump()) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def ensure_admin_key(path: Path) -> str:
+    """palorad's own key; made at the first start, readable by its owner only."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(secrets.token_hex(32) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    return path.read_text().strip()
