@@ -48,7 +48,8 @@ class JobError(Record):
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What is known of one step: it runs, has a report, has failed, or is gone without a word."""
+    """What is known of one step: it runs, has a report, has failed, or is gone without a word
+    (stopped with the daemon, or never started)."""
 
     outcome: Literal["running", "finished", "failed", "absent"]
     progress: Progress | None = None
@@ -98,7 +99,7 @@ class Jobs:
         if (workdir / "error.json").exists():
             error = JobError.model_validate_json((workdir / "error.json").read_text())
             return JobState("failed", error=error)
-        if child is None:
+        if child is None or child.returncode == 0:
             return JobState("absent")
         return JobState("failed", error=_died(child.returncode, workdir))
 

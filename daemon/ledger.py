@@ -169,6 +169,10 @@ class Ledger(LedgerRevisions):
             self._event("batch.retried", batch_id, {"facts": again, "because": because}, now)
         return again
 
+    def retry_plan(self, plan_id: int, because: str, now: datetime) -> Plan:
+        """A failed plan is planned again; raises `StateConflict` where it has not failed."""
+        return self.move(plan_id, PlanState.FAILED, PlanState.PLANNED, now, because=because)
+
     # --- people --------------------------------------------------------------------------------
 
     def decide(self, plan_id: int, to: PlanState, because: str, now: datetime) -> Plan:

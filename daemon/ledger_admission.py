@@ -11,7 +11,17 @@ from daemon.ledger_db import Row, stamp, unstamp
 from daemon.ledger_facts import LedgerFacts, chunks, marks
 from daemon.ledger_records import Admitted, Arriving
 from policies.errors import NotFound
-from policies.meaning import ConflictPolicy, Relation, Ruling, Standing, Validity, moment, rule
+from policies.meaning import (
+    ConflictPolicy,
+    Relation,
+    Ruling,
+    Standing,
+    Validity,
+    lost_by,
+    moment,
+    rule_each,
+    stem_of,
+)
 from policies.records import Batch, Fact, Operation, Priority, Quarantined
 
 _SEPARATOR: Final = "\x1f"
@@ -42,7 +52,7 @@ class LedgerAdmission(LedgerFacts):
             if row is not None and row[1]:
                 return self.admitted(batch.id, already=True)
             seq = self._insert_batch(batch, "") if row is None else int(row[0])
-            rulings = rule_all(facts, self.rivals(facts), policy)
+            rulings = rule_each(facts, self.rivals(facts), policy)
             self._append(seq, rulings, quarantined, at)
             return self._complete(seq, batch.id, at)
 
@@ -196,7 +206,7 @@ class LedgerAdmission(LedgerFacts):
             "UPDATE facts SET validity = ?, replaced_by = ?,"
             " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
             [
-                (_gone(fact).value, fact.id, old)
+                (lost_by(fact).value, fact.id, old)
                 for fact, ruling in admitted
                 if ruling.relation in _REPLACING
                 for old in ruling.replaced
@@ -225,63 +235,9 @@ _REPLACING: Final = frozenset({Relation.SUPERSEDES, Relation.RETRACTS})
 _NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
 
 
-def rule_all(
-    facts: Sequence[Fact], rivals: Sequence[Sequence[Standing]], policy: ConflictPolicy
-) -> list[tuple[Fact, Ruling]]:
-    """What each fact means beside its rivals in the ledger and those before it in `facts`."""
-    changed: dict[str, Standing] = {}
-    added: defaultdict[str, list[Standing]] = defaultdict(list)
-    found = []
-    for fact, stored in zip(facts, rivals, strict=True):
-        names = {key_of(fact), f"id:{stem_of(fact.id)}"}
-        fresh = {s.id: s for name in names for s in added[name]}
-        beside = [changed.get(s.id, s) for s in (*stored, *fresh.values())]
-        ruling = _ruling(fact, beside, policy)
-        found.append((fact, ruling))
-        if ruling.relation in _REPLACING:
-            for standing in beside:
-                if standing.id in ruling.replaced:
-                    changed[standing.id] = standing.model_copy(update={"validity": _gone(fact)})
-        if fact.op is not Operation.RETRACT and ruling.relation not in _NOT_STORED:
-            for name in names:
-                added[name].append(_standing_of(fact, ruling))
-    return found
-
-
 def key_of(fact: Fact) -> str:
     """What the fact is about, as one text."""
     return _SEPARATOR.join(" ".join(part.split()) for part in fact.key)
-
-
-def stem_of(fact_id: str) -> str:
-    """The explicit id of which a stored id is a version."""
-    return fact_id.split("~", 1)[0]
-
-
-def _ruling(fact: Fact, beside: Sequence[Standing], policy: ConflictPolicy) -> Ruling:
-    named = [s for s in beside if s.id == fact.id]
-    if fact.op is not Operation.RETRACT and named:
-        if named[-1].answer == fact.answer:
-            return Ruling(relation=Relation.KNOWN, reason=f"already known as {fact.id}")
-        return Ruling(
-            relation=Relation.CONFLICT,
-            replaced=(fact.id,),
-            reason=f"the id {fact.id} is taken by another answer",
-        )
-    return rule(fact, beside, policy)
-
-
-def _gone(fact: Fact) -> Validity:
-    return Validity.RETRACTED if fact.op is Operation.RETRACT else Validity.SUPERSEDED
-
-
-def _standing_of(fact: Fact, ruling: Ruling) -> Standing:
-    return Standing(
-        id=fact.id,
-        answer=fact.answer,
-        valid_from=fact.valid_from,
-        validity=_validity(ruling),
-    )
 
 
 def _stored_id(fact: Fact, batch: int) -> str:

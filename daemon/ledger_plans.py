@@ -258,16 +258,24 @@ class LedgerPlans(LedgerDb):
         )
 
     def failed(
-        self, plan_id: int, error: str, kind: str, not_before: datetime, now: datetime
+        self,
+        plan_id: int,
+        step: Step,
+        error: str,
+        kind: str,
+        not_before: datetime,
+        now: datetime,
     ) -> None:
         """A step of an open plan failed: one more attempt used, none before `not_before`."""
         with self._write("failed"):
+            self._drop_lease(plan_id, step)
             self._do(
                 "UPDATE plans SET attempts = attempts + 1, not_before = ?, error = ?,"
                 " error_kind = ? WHERE id = ?",
                 (stamp(not_before), error, kind, plan_id),
             )
-            self._event("step.failed", f"plan:{plan_id}", {"error": error, "kind": kind}, now)
+            payload = {"step": step, "error": error, "kind": kind}
+            self._event("step.failed", f"plan:{plan_id}", payload, now)
 
     def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
         """A step ended without a word because the daemon did: its lease is given up."""

@@ -333,7 +333,7 @@ def test_only_what_is_not_live_can_be_retried(ledger: Ledger) -> None:
 def test_a_failed_plan_is_planned_again_by_retry(ledger: Ledger) -> None:
     name = drop(ledger, "a", [1])
     plan = make(ledger)
-    ledger.failed(plan.id, "out of memory", "ChildDied", NOW, NOW)
+    ledger.failed(plan.id, Step.TRAIN, "out of memory", "ChildDied", NOW, NOW)
     assert ledger.plan(plan.id).attempts == 1
     ledger.move(plan.id, PlanState.PLANNED, PlanState.FAILED, NOW)
     assert ledger.batch_state(name) is BatchState.FAILED
