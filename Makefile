@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: all setup setup-vllm demo test test-vllm lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-vllm lint licences format mini lock clean
 
 all: lint test
 
@@ -38,6 +38,14 @@ $(VENV_VLLM)/.ready: deploy/setup-vllm.sh
 
 demo: setup $(if $(filter vllm,$(SERVER)),setup-vllm)
 	$(BIN)/palorad demo --server $(SERVER) $(DEMO_ARGS)
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+# What README shows: run once with the real parts, then quoted.
+demo-docs: setup
+	COLUMNS=140 $(BIN)/palorad demo --report docs/demo.json --picture docs/img/demo.png | tee docs/demo.txt
+	$(BIN)/python docs/generate.py
 
 test: setup
 	$(BIN)/python -m pytest

@@ -314,6 +314,14 @@ def config_path(config: ConfigOption = None) -> None:
     typer.echo(str(find_config(config).absolute()))
 
 
+@config_app.command("reference")
+def config_reference() -> None:
+    """Every key with its default and meaning, as Markdown."""
+    from daemon.cli_reference import reference
+
+    typer.echo(reference(), nl=False)
+
+
 @app.command()
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check everything a first start needs and say what is missing."""
