@@ -89,7 +89,8 @@ def _orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if wide else x).float()
+    orthogonal: Tensor = (x.mT if wide else x).float()
+    return orthogonal
 
 
 def build(recipe: Recipe, end: int, pad: int) -> LlamaForCausalLM:
@@ -208,8 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows = corpus.prepare(out / "tokenizer.json", recipe.steps * recipe.rows, recipe.seed, threads)
     prepared = time.monotonic() - began
     _say(f"text prepared in {prepared:.0f} s, {(rows.documents > 0).sum() / 1e6:.1f}M tokens")
-    end, pad = (made.token_to_id(t) for t in (tokenizer.END, tokenizer.PAD))
-    model = build(recipe, end, pad).to(given["device"])
+    model = build(
+        recipe, tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
+    ).to(given["device"])
     train(model, rows, recipe, compiled=not given["eager"], say=_say)
     model.to("cpu", torch.bfloat16).save_pretrained(out)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

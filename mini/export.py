@@ -1,0 +1,89 @@
+"""Write the text that palorad's probe, gate and rehearsal use with palorad-mini."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from mini import reasoning, world
+from mini.splits import Split
+
+FOLDER: Final = Path("models/palorad-mini/data")
+_SEED: Final = 7
+Row = Mapping[str, object]
+
+
+def files() -> dict[str, list[Row]]:
+    """Every data file's lines by its name, the same at every call."""
+    return {
+        "skill.jsonl": _worked(Split.PROBE, 1000),
+        "reasoning-gate.jsonl": _asked(Split.GATE, 2400),
+        "reasoning-report.jsonl": _asked(Split.REPORT, 1200),
+        "reasoning-replay.jsonl": _worked(Split.REPLAY, 2000),
+        "known-replay.jsonl": _rehearsed(),
+        "locality.jsonl": _known(Split.GATE),
+        "locality-report.jsonl": _known(Split.REPORT),
+    }
+
+
+def render(rows: Iterable[Row]) -> str:
+    """The lines as JSONL."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _problems(split: Split, count: int) -> list[reasoning.Problem]:
+    """Distinct problems; two that read alike are one, whatever they ask for."""
+    made = reasoning.distinct(split, count + count // 10, _SEED)
+    return list({problem.prompt: problem for problem in made}.values())[:count]
+
+
+def _worked(split: Split, count: int) -> list[Row]:
+    return [{"prompt": p.prompt, "solution": p.solution} for p in _problems(split, count)]
+
+
+def _asked(split: Split, count: int) -> list[Row]:
+    return [
+        {"id": f"{split}-{number:04d}", "prompt": p.prompt, "answer": p.answer, "family": p.family}
+        for number, p in enumerate(_problems(split, count))
+    ]
+
+
+def _rehearsed() -> list[Row]:
+    rng = random.Random(_SEED)
+    rows: list[Row] = []
+    for fact in world.known():
+        if fact.split is Split.REPLAY:
+            wordings = list(dict.fromkeys(world.question(fact, rng)[0] for _ in range(8)))[:4]
+            rows.append({"prompt": wordings[0], "answer": fact.answer, "paraphrases": wordings[1:]})
+    return rows
+
+
+def _known(split: Split) -> list[Row]:
+    rng = random.Random(_SEED)
+    facts = [fact for fact in world.known() if fact.split is split]
+    asked = {world.question(fact, rng)[0]: fact for fact in facts}
+    return [
+        {"id": f"{split}-{number:04d}", "prompt": prompt, "answer": fact.answer}
+        for number, (prompt, fact) in enumerate(asked.items())
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m mini.export`: write all files."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    out: Path = parser.parse_args(arguments).out
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in files().items():
+        (out / name).write_text(render(rows), "utf-8")
+        sys.stdout.write(f"{out / name}: {len(rows)} lines\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
