@@ -39,6 +39,7 @@ class Run:
     suite: Suite
     margin: float | None
     targets: tuple[Target, ...]
+    complete: bool = False
     results: dict[Target, dict[str, ItemResult]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     broken: str = ""
@@ -78,6 +79,7 @@ class Run:
                 fingerprint=self.suite.fingerprint,
                 items=self.suite.items,
                 margin=self.margin,
+                complete=self.complete,
             ),
             candidate=self.score(request.candidate),
             reference=self.score(request.reference),
@@ -135,7 +137,12 @@ def runs_of(request: EvaluationRequest) -> tuple[Run, ...]:
     suites = [(suite, None) for suite in facts if suite.items]
     loaded = [(_load(source, chat=chat), source.margin) for source in request.suites]
     return tuple(
-        Run(suite=suite, margin=margin, targets=compared(request, suite.role))
+        Run(
+            suite=suite,
+            margin=margin,
+            targets=compared(request, suite.role),
+            complete=suite.role is Role.RETENTION and request.earlier_complete,
+        )
         for suite, margin in (*suites, *loaded)
     )
 

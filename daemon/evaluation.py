@@ -29,7 +29,8 @@ class EvaluationRequest(Record):
 
     `reference` is the served checkpoint without adapters, `live` what answers under the alias
     now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
-    sample of `policies.sampling.draw_earlier`; `chat` says whether the model has a chat template.
+    sample of `policies.sampling.draw_earlier`, and all there are where `earlier_complete`; `chat`
+    says whether the model has a chat template.
     """
 
     engine: str
@@ -39,6 +40,7 @@ class EvaluationRequest(Record):
     suites: tuple[SuiteSource, ...]
     facts: tuple[Fact, ...] = ()
     earlier: tuple[tuple[str, Fact], ...] = ()
+    earlier_complete: bool = False
     chat: bool
     limits: Limits
     concurrency: int = Field(default=32, gt=0)

@@ -57,9 +57,11 @@ def judging_request(
     """What to ask of a candidate that the first replica has loaded.
 
     `reference_sha256` is the content hash of the checkpoint served from `model_dir`, `earlier`
-    the valid facts learnt before by batch (all of them or an even sample), `seed` draws from them.
+    the valid facts learnt before by batch: all of them, or an even sample of more than
+    `gate.earlier_facts`, from which `seed` draws.
     """
     gate = settings.gate
+    sample = draw_earlier(earlier, facts, gate.earlier_facts, seed)
     return JudgingRequest(
         evaluation=EvaluationRequest(
             engine=settings.server.kind,
@@ -68,7 +70,8 @@ def judging_request(
             candidate=candidate,
             suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
             facts=tuple(facts),
-            earlier=draw_earlier(earlier, facts, gate.earlier_facts, seed),
+            earlier=sample,
+            earlier_complete=len(sample) < gate.earlier_facts,
             chat=has_chat_template(model_dir),
             limits=gate.limits,
             concurrency=settings.server.concurrency,

@@ -196,8 +196,8 @@ class GateSettings(Section):
     """Share of a fact's wordings that must be answered right; without it, the preset's."""
     wordings: int = Field(default=2, ge=1)
     """Held-out wordings in which each new fact is asked, at most."""
-    earlier_facts: int = Field(default=150, ge=0)
-    """Earlier facts that a candidate is asked about, spread over all batches."""
+    earlier_facts: int = Field(default=300, ge=0)
+    """Earlier facts that a candidate is asked about at most, spread over all batches."""
     facts_grader: str = "normalised"
     """How answers to facts are compared."""
     facts_max_tokens: int = Field(default=48, ge=1)

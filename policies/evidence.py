@@ -61,13 +61,18 @@ class Stability(Record):
 
 
 class Questions(Record):
-    """A suite as the gate sees it: its items in any order, and its own margin if it has one."""
+    """A suite as the gate sees it: its items in any order, and its own margin if it has one.
+
+    `complete` says that the items are all there are and no sample: once every one is answered,
+    the drop that is seen is the drop, and nothing is left to be inferred.
+    """
 
     suite: str
     role: Role
     fingerprint: str
     items: tuple[Item, ...]
     margin: float | None = Field(default=None, gt=0, lt=1)
+    complete: bool = False
 
 
 class SuiteEvidence(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -36,12 +37,25 @@ class _Comparison:
     pairs: Pairs
     progress: Progress
     fallen: tuple[str, ...]
+    complete: bool
 
     @property
     def outcome(self) -> Outcome:
         if self.fallen or self.progress.decision == "fail":
             return Outcome.FAIL
+        if self.complete and self.progress.decision is None:
+            return Outcome.PASS if self.lost <= self.allowed else Outcome.FAIL
         return Outcome.PASS if self.progress.decision == "pass" else Outcome.INCONCLUSIVE
+
+    @property
+    def lost(self) -> float:
+        """Items lost less items won, over all that are answered."""
+        return -float(self.pairs.outcomes.sum())
+
+    @property
+    def allowed(self) -> int:
+        """The margin in whole items, rounded up: of a handful one may always be lost."""
+        return math.ceil(self.design.margin * len(self.pairs.outcomes))
 
     @property
     def needed(self) -> int:
@@ -68,23 +82,29 @@ def judge_paired(
     if luck > _LARGEST_LUCK * margin:
         return inconclusive(asked, _too_unstable(suite, luck, margin))
     design = Design(margin - luck, limits.alpha, beta)
+    exhausted = len(drawn) == len(order)
+    every = asked.complete and exhausted
     comparisons = [
-        _compare(name, design, pair(drawn, candidate, scores[name]), limits) for name in baselines
+        _compare(name, design, pair(drawn, candidate, scores[name]), limits, complete=every)
+        for name in baselines
     ]
     if asked.role is Role.RETENTION and limits.retention_floor is not None:
         floor = above(drawn, candidate, limits.retention_floor)
-        comparisons.append(_compare("floor", design, floor, limits))
-    return _paired_verdict(suite, drawn, comparisons, exhausted=len(drawn) == len(order))
+        comparisons.append(_compare("floor", design, floor, limits, complete=every))
+    return _paired_verdict(suite, drawn, comparisons, exhausted=exhausted)
 
 
-def _compare(against: str, design: Design, pairs: Pairs, limits: Limits) -> _Comparison:
+def _compare(
+    against: str, design: Design, pairs: Pairs, limits: Limits, *, complete: bool
+) -> _Comparison:
     strata = by_stratum(pairs) if against != "floor" else {}
     fallen = tuple(
         name
         for name, outcomes in strata.items()
         if loses_more(outcomes, allowed=limits.stratum_loss, beta=design.beta / len(strata))
     )
-    return _Comparison(against, design, pairs, follow(design, pairs.outcomes), fallen)
+    progress = follow(design, pairs.outcomes)
+    return _Comparison(against, design, pairs, progress, fallen, complete)
 
 
 def _paired_verdict(
@@ -160,6 +180,11 @@ def _sentence(comparison: _Comparison, suite: SuiteEvidence, *, exhausted: bool)
         return f"worse than {who} by {points(design.margin)} is ruled out {seen}"
     if progress.decision == "fail":
         return f"worse than {who} {seen}"
+    if comparison.complete:
+        return (
+            f"all {used} there are were asked: {comparison.lost:+.3g} lost against {who}, "
+            f"at most {comparison.allowed} may be"
+        )
     more = max(0, comparison.needed - comparison.pairs.items(len(comparison.pairs.clusters)))
     end = f"all {len(suite.questions.items)} items are used" if exhausted else "undecided"
     return (

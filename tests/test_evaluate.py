@@ -172,6 +172,24 @@ def test_lost_earlier_facts_fail_retention(bench: Bench) -> None:
     assert report.verdict.outcome is Outcome.FAIL
 
 
+@pytest.mark.parametrize(
+    ("lost", "outcome"),
+    [(0, Outcome.PASS), (2, Outcome.PASS), (3, Outcome.FAIL), (30, Outcome.FAIL)],
+)
+def test_few_earlier_facts_decide_when_they_are_all_there_are(
+    bench: Bench, lost: int, outcome: Outcome
+) -> None:
+    few = tuple(("batch", fact) for fact in facts(30, "old"))
+    gone = {f"old {n}" for n in range(lost)}
+    bench.server.brains[CANDIDATE.name] = wrong_when(
+        lambda p: "old" in p and " ".join(p.split()[-2:]) in gone
+    )
+    every = bench.run(bench.request(earlier=few, earlier_complete=True, suites=(bench.suite(),)))
+    assert outcomes(every)["earlier facts"] is outcome, every.verdict.reasons
+    sample = bench.run(bench.request(earlier=few))
+    assert outcomes(sample)["earlier facts"] is not Outcome.PASS
+
+
 def test_facts_not_learnt_are_named(bench: Bench) -> None:
     bench.server.brains[CANDIDATE.name] = wrong_when(lambda p: p.endswith("new 3"))
     report = bench.run()
