@@ -60,7 +60,9 @@ class _Comparison:
     @property
     def needed(self) -> int:
         """Items in all that a candidate that lost nothing would need, going on from here."""
-        more = items_to_pass(self.design, self.progress.discordance, self.progress.log_pass)
+        more = items_to_pass(
+            self.design, self.progress.expected_discordance, self.progress.log_pass
+        )
         used = len(self.pairs.clusters)
         items = self.pairs.items(used)
         return items + round(more * (items / used if used else 1))

@@ -73,13 +73,17 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One stream so far; `items` is where it was decided, or all of them."""
+    """One stream so far; `items` is where it was decided, or all of them.
+
+    `discordance` and `mean` are what was seen; `expected_discordance` is what the bets went by.
+    """
 
     decision: Decision | None
     items: int
     log_pass: float
     log_fail: float
     discordance: float
+    expected_discordance: float
     mean: float
 
 
@@ -138,11 +142,10 @@ def loses_more(outcomes: Floats, *, allowed: float, beta: float) -> bool:
     return bool(log_wealth.max() >= math.log(1 / beta))
 
 
-def _discordance(design: Design, squares: Floats, items: NDArray[np.int64]) -> Floats:
+def _discordance(design: Design, squares: Floats | float, items: NDArray[np.int64] | int) -> Floats:
     """The shrunk estimate of the discordant share from the items before."""
     prior = PRIOR_DISCORDANCE * design.margin
-    estimate: Floats = (PRIOR_ITEMS + squares) / (PRIOR_ITEMS / prior + items)
-    return estimate
+    return np.asarray((PRIOR_ITEMS + squares) / (PRIOR_ITEMS / prior + items), dtype=np.float64)
 
 
 def crossings(design: Design, path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -167,7 +170,8 @@ def _first(reached: NDArray[np.bool_]) -> NDArray[np.int64]:
 def follow(design: Design, outcomes: Floats) -> Progress:
     """One stream of outcomes, shape (items,), read in its order until it is decided."""
     if outcomes.size == 0:
-        return Progress(None, 0, 0.0, 0.0, 0.0, 0.0)
+        prior = PRIOR_DISCORDANCE * design.margin
+        return Progress(None, 0, 0.0, 0.0, 0.0, prior, 0.0)
     path, _ = advance(design, start(1), outcomes[None, :])
     passed, failed = (int(c[0]) for c in crossings(design, path))
     last = min(passed, failed, outcomes.size - 1)
@@ -175,12 +179,14 @@ def follow(design: Design, outcomes: Floats) -> Progress:
     if min(passed, failed) < outcomes.size:
         decision = "pass" if passed <= failed else "fail"
     used = outcomes[: last + 1]
+    squares = float(used @ used)
     return Progress(
         decision=decision,
         items=last + 1,
         log_pass=float(path.log_pass[0, last]),
         log_fail=float(path.log_fail[0, last]),
-        discordance=float(np.mean(used * used)),
+        discordance=squares / used.size,
+        expected_discordance=float(_discordance(design, squares, used.size)),
         mean=float(np.mean(used)),
     )
 

@@ -184,7 +184,7 @@ def test_a_bet_never_risks_everything() -> None:
 
 
 def test_empty_and_impossible() -> None:
-    assert follow(BALANCED, np.zeros(0)) == Progress(None, 0, 0.0, 0.0, 0.0, 0.0)
+    assert follow(BALANCED, np.zeros(0)) == Progress(None, 0, 0.0, 0.0, 0.0, 0.025, 0.0)
     for bad in ((0.0, 0.05, 0.05), (0.02, 0.0, 0.05), (0.02, 0.05, 1.0), (math.nan, 0.05, 0.05)):
         with pytest.raises(ValueError, match="between 0 and 1"):
             Design(*bad)
