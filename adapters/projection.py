@@ -71,9 +71,12 @@ class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no type
         """`result` plus the projected update of `x`."""
         with torch.autocast(x.device.type, enabled=False):
             down, up = self.factors(module, active_adapter)
+            scaled = up * module.scaling[active_adapter]
         hidden = F.linear(module.lora_dropout[active_adapter](x), down)
-        update: Tensor = F.linear(hidden, up) * module.scaling[active_adapter]
-        return result + update
+        # Scaling the small factor and adding within the product spares two passes over the output.
+        flat = result.reshape(-1, result.shape[-1]).to(hidden.dtype)
+        updated = torch.addmm(flat, hidden.reshape(-1, hidden.shape[-1]), scaled.mT)
+        return updated.view(result.shape)
 
 
 def lora_layers(model: nn.Module, adapter: str) -> dict[str, Any]:
@@ -103,10 +106,8 @@ def install(model: nn.Module, adapter: str, protected: Mapping[str, Protected]) 
     """Constrain `adapter` to the free subspace; matrices not in `protected` stay unconstrained."""
     for name, layer in lora_layers(model, adapter).items():
         guard = protected.get(name)
-        if guard is None or (
-            guard.inputs.shape[1] + guard.outputs.shape[1] == 0 and guard.soft is None
-        ):
-            continue
+        if guard is None:
+            guard = Protected.nothing(layer.out_features, layer.in_features)
         device = layer.lora_A[adapter].weight.device
         layer.lora_variant[adapter] = ProjectedVariant(
             projector(guard.inputs, guard.soft).to(device), projector(guard.outputs).to(device)
