@@ -8,7 +8,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from policies import limits as presets
+from policies.admission import Format
 from policies.grading import grader
+from policies.meaning import ConflictPolicy
 from policies.records import Role
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -257,17 +259,18 @@ class IntakeSettings(Section):
     """A larger file is rejected."""
     max_line_kb: int = Field(default=64, ge=1)
     """A longer line is quarantined."""
-
-
-class FeedSettings(Section):
-    """[[feeds]]: an HTTP address polled for facts."""
-
-    name: str = Field(pattern=r"^[\w.-]+$")
-    """How the feed is called in status and history."""
-    url: Url
-    """Where its JSONL is."""
-    every_s: float = Field(default=300, gt=0)
-    """How often it is polled."""
+    format: Format = Format.AUTO
+    """The shape of the lines; "auto" looks at each."""
+    bad_lines: Literal["quarantine", "reject"] = "quarantine"
+    """Whether a bad line is kept aside by itself, or keeps its whole file out."""
+    conflicts: ConflictPolicy = ConflictPolicy.NEWEST
+    """Another answer for the same key with nothing that orders the two: the newest wins, the line
+    is rejected, or it waits until a person decides (`palorad quarantine`)."""
+    wordings: Literal["templates", "frames", "given"] = "templates"
+    """Where further wordings come from: the relation's templates, frames around the prompt only,
+    or nowhere (a single wording then gets one frame, to be held out)."""
+    trained_wordings: int = Field(default=4, ge=1, le=50)
+    """A fact that has fewer wordings to learn is given more, up to this many."""
 
 
 class DaemonSettings(Section):

@@ -16,10 +16,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from daemon.feed_sections import FeedSettings
 from daemon.layout import Layout
 from daemon.sections import (
     DaemonSettings,
-    FeedSettings,
     GateSettings,
     IntakeSettings,
     ModelSettings,

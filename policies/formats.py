@@ -25,6 +25,7 @@ _CARRIED: Final = (
 
 # format, the keys that tell it, the keys that tell another
 _SIGNS: Final[tuple[tuple[str, frozenset[str], frozenset[str]], ...]] = (
+    ("feed-entry", frozenset({"feed_entry", "problem"}), frozenset()),
     ("counterfact", frozenset({"requested_rewrite"}), frozenset()),
     ("zsre", frozenset({"src", "alt"}), frozenset()),
     ("knowedit", frozenset({"target_new"}), frozenset()),
@@ -151,6 +152,10 @@ def _held_out(value: object) -> list[object] | None:
     return value if isinstance(value, list) and value else None
 
 
+def _feed_entry(record: Record) -> dict[str, Any]:
+    raise NotThisFormat(str(record["problem"]))
+
+
 def _need(record: Record, key: str) -> object:
     if record.get(key) is None:
         raise NotThisFormat(f"has no {key}")
@@ -167,6 +172,7 @@ def _text(record: Record, key: str) -> str:
 
 
 _CONVERTERS: Final[dict[str, Callable[[Record], dict[str, Any]]]] = {
+    "feed-entry": _feed_entry,
     "spo": _spo,
     "prompt-completion": _prompt_completion,
     "question-answer": _question_answer,
