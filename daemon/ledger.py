@@ -143,6 +143,15 @@ class Ledger(LedgerRevisions):
         )
         return bool(found)
 
+    def missed(self, batch_id: str) -> tuple[str, ...]:
+        """Facts of a batch that a plan went live with and that were not learnt so far."""
+        rows = self._rows(
+            "SELECT id FROM facts WHERE batch = (SELECT seq FROM batches WHERE id = ?)"
+            " AND misses > 0 AND state IN ('pending', 'planned', 'unlearnt') ORDER BY seq",
+            (batch_id,),
+        )
+        return tuple(row[0] for row in rows)
+
     def retry(self, batch_id: str, because: str, now: datetime) -> int:
         """Have everything of a batch that is not live planned anew; how many facts that are.
 

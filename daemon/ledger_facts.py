@@ -99,6 +99,18 @@ class LedgerFacts(LedgerDb):
         ):
             yield Fact.model_validate_json(body)
 
+    def batches_of(self, ids: Sequence[str]) -> dict[str, str]:
+        """The batch by which each fact came."""
+        return {
+            fact_id: batch
+            for chunk in chunks(ids)
+            for fact_id, batch in self._rows(
+                "SELECT f.id, b.id FROM facts f JOIN batches b ON b.seq = f.batch"
+                f" WHERE f.id IN ({marks(chunk)})",
+                chunk,
+            )
+        }
+
     def fact_state(self, fact_id: str) -> dict[str, Any]:
         """Where one fact stands: batch, validity, state, tries, the plan that taught it."""
         row = self._row(

@@ -11,7 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from policies.errors import ConfigError
 
-_OTHER_VARIABLES: Final = frozenset({"CONFIG", "DIE_AT", "TRACE", "STEPS", "PARENT"})
+_OTHER_VARIABLES: Final = frozenset(
+    {
+        *("CONFIG", "DIE_AT", "TRACE", "STEPS", "PARENT"),
+        *("ALIAS_FILE", "ADMIN_KEY_FILE", "SERVED_DIR", "USER_KEY_FILE"),
+    }
+)
 
 
 def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

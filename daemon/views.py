@@ -127,6 +127,8 @@ def status(ledger: Ledger, live: LiveView | None) -> StatusView:
     desired, totals = ledger.desired(), ledger.totals()
     steps = []
     for lease in ledger.leases():
+        if not lease.plan:  # a probe that is fitted before there is any plan
+            continue
         head = ledger.head(lease.plan)
         steps.append(
             StepView(

@@ -1,0 +1,165 @@
+"""What each leased child is asked for, put together from the ledger and the settings."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from daemon.evaluation import JudgingRequest
+from daemon.judging import judging_request
+from daemon.ledger import Ledger
+from daemon.ledger_records import PlanHead
+from daemon.measuring import Target
+from daemon.requests import ProbeReport, ProbeRequest, TrainRequest
+from daemon.settings import Settings
+from policies.errors import StateConflict
+from policies.planning import REBUILDS, Limits
+from policies.records import Fact, Revision, content_id
+
+PROBE: Final = "probe"
+BASE: Final = "base_sha256"
+EARLIER_POOL: Final = 4000
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The settings that planning depends on."""
+    train = settings.train
+    return Limits(
+        rank=train.rank,
+        rank_budget=train.rank_budget,
+        max_rank=settings.server.max_lora_rank,
+        max_facts=train.max_facts,
+        attempts=train.attempts,
+        seed=train.seed,
+    )
+
+
+# --- probe -----------------------------------------------------------------------------------
+
+
+def probe_request(settings: Settings) -> ProbeRequest:
+    """A probe of the configured base."""
+    return ProbeRequest(
+        model_dir=settings.model.path,
+        probes=settings.layout.probes,
+        experts=settings.layout.root / "expert",
+        settings=settings.probe,
+    )
+
+
+def probe_key(settings: Settings) -> str:
+    """Changes when the model's files or the probe's settings do: then the probe is looked at
+    again.
+    """
+    seen = [
+        (path.name, stat.st_size, stat.st_mtime_ns)
+        for path in sorted(settings.model.path.glob("*"))
+        if path.is_file() and (stat := path.stat())
+    ]
+    return content_id(str(settings.model.path), json.dumps(seen), settings.probe.model_dump_json())
+
+
+def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
+    """The probe in use, if it still is the one of this model and these settings."""
+    text = ledger.meta(PROBE)
+    if text is None:
+        return None
+    try:
+        kept = json.loads(text)
+        report = ProbeReport.model_validate(kept["report"])
+    except (ValueError, KeyError, ValidationError):
+        return None
+    there = report.probe.is_dir() and report.served_dir.is_dir()
+    return report if there and kept["key"] == probe_key(settings) else None
+
+
+def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> None:
+    """Use this probe from now on; raises `StateConflict` where revisions stand on another base."""
+    known = ledger.meta(BASE)
+    if known not in (None, report.served_sha256) and ledger.revisions(2)[-1].number:
+        raise StateConflict(
+            f"{report.served_dir} is another model than the one the revisions were trained on: "
+            "put the former one back, or start with another state_dir"
+        )
+    ledger.remember(BASE, report.served_sha256)
+    kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
+    ledger.remember(PROBE, json.dumps(kept))
+
+
+# --- train -----------------------------------------------------------------------------------
+
+
+def train_request(
+    ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport
+) -> TrainRequest:
+    """One adapter on top of what the plan's parent serves, or in place of it."""
+    kept = [s for s in ledger.revision(plan.parent).lineage if s not in plan.replaces]
+    protected = settings.protection.kind != "none"
+    return TrainRequest(
+        kind=plan.kind,
+        number=ledger.revisions(1)[-1].number + 1,
+        rank=plan.rank,
+        seed=plan.seed,
+        model_dir=probe.served_dir,
+        base_name=settings.model.name,
+        base_sha256=probe.served_sha256,
+        facts=ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn")),
+        replay=ledger.facts(ids=ledger.plan_fact_ids(plan.id, "replay")),
+        known=settings.train.replay.known,
+        reasoning=settings.train.replay.reasoning,
+        lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
+        lineage_sha256=tuple(kept),
+        probe=probe.probe if protected else None,
+        protection=settings.protection,
+        max_lora_rank=settings.server.max_lora_rank,
+        adapters=settings.layout.adapters,
+        served=settings.layout.served,
+    )
+
+
+# --- evaluate --------------------------------------------------------------------------------
+
+
+def evaluate_request(
+    ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
+) -> JudgingRequest:
+    """Judge the candidate as it would be served.
+
+    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
+    """
+    if plan.served is None:
+        raise StateConflict(f"plan {plan.id} has published nothing to judge")
+    desired = ledger.desired()
+    facts = ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn"))
+    if plan.kind in REBUILDS:
+        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
+    return judging_request(
+        settings,
+        model_dir=probe.served_dir,
+        reference_sha256=probe.served_sha256,
+        live=_target(desired),
+        candidate=Target(name=plan.served.name, sha256=plan.served.sha256),
+        facts=facts,
+        earlier=_earlier(ledger, desired, now),
+        seed=plan.id,
+    )
+
+
+def _target(revision: Revision) -> Target | None:
+    if revision.sha256 is None:
+        return None
+    return Target(name=revision.served_name, sha256=revision.sha256)
+
+
+def _earlier(ledger: Ledger, desired: Revision, now: datetime) -> dict[str, list[Fact]]:
+    ids = ledger.known_ids(desired.lineage, now, EARLIER_POOL)
+    batches = ledger.batches_of(ids)
+    found: defaultdict[str, list[Fact]] = defaultdict(list)
+    for fact in ledger.facts(ids=ids):
+        found[batches[fact.id]].append(fact)
+    return found
