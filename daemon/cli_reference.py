@@ -27,11 +27,12 @@ def _section(name: str, field: FieldInfo) -> Iterator[str]:
     model, listed = _model(field.annotation)
     if model is None:
         return
-    yield f"\n## `[[{name}]]`" if listed else f"\n## `[{name}]`"
+    title = name.replace("[]", "")
+    yield f"\n## `[[{title}]]`" if listed else f"\n## `[{title}]`"
     yield from _table(list(_rows(model, f"{name}[]." if listed else f"{name}.")))
     for inner, inside in model.model_fields.items():
         if _model(inside.annotation)[0] is not None:
-            yield from _section(f"{name}.{inner}", inside)
+            yield from _section(f"{name}{'[]' if listed else ''}.{inner}", inside)
 
 
 def _table(rows: list[str]) -> Iterator[str]:
