@@ -31,8 +31,9 @@ Decision = Literal["pass", "fail"]
 # costs or saves items and never validity; docs/gate.md shows what other choices cost.
 PRIOR_DISCORDANCE: Final = 1.25
 PRIOR_ITEMS: Final = 4.0
-# Bets against "no drop": right for drops of 10 %, 30 % and 90 % of the discordant share.
-FAIL_BETS: Final[Floats] = np.array([0.1, 0.3, 0.9])
+# Bets against "no drop": right for drops of 5 %, 20 % and 80 % of the discordant share. Half the
+# right bet still grows at 75 % of the best rate, twice the right bet not at all.
+FAIL_BETS: Final[Floats] = np.array([0.05, 0.2, 0.8])
 
 
 @dataclass(frozen=True, slots=True)
