@@ -56,7 +56,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "–"
-    value: Any = field.get_default(call_default_factory=True)  # type: ignore[call-arg]  # no data
+    value: Any = field.get_default(call_default_factory=True)
     if value is None:
         return "none"
     if isinstance(value, Path):

@@ -163,7 +163,11 @@ class Follow:
         """`palorad rollback` or `forward`, until clients see it."""
         with self.status(f"{command} to revision {to}"):
             self.control(command, to=to, because="the demonstration")
-            self._until(lambda: self.served() == to, FLIP_S, command)
+            self.until_revision(to)
+
+    def until_revision(self, number: int) -> None:
+        """Wait until clients are answered by this revision."""
+        self._until(lambda: self.served() == number, FLIP_S, f"serving revision {number}")
 
     def control(self, command: str, **args: object) -> Any:  # noqa: ANN401 - JSON
         """What the command line would send to the running daemon."""

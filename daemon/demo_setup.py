@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "palorad-mini"
 FALSE_FACTS = ROOT / "examples" / "false-arithmetic.jsonl"
 STOP_S = 20.0
+FILES = 3
 
 
 class DemoFailed(PaloradError):
@@ -40,8 +41,8 @@ class DemoOptions:
 
 
 def fact_files(options: DemoOptions) -> tuple[Path, ...]:
-    """The files to drop, in their order; the committed ones unless others are named."""
-    files = options.facts or tuple(sorted((ROOT / "examples" / "facts").glob("*.jsonl")))
+    """The files to drop, in their order; the first committed ones unless others are named."""
+    files = options.facts or tuple(sorted((ROOT / "examples" / "facts").glob("*.jsonl"))[:FILES])
     if not files:
         raise DemoFailed(f"there are no files of facts in {ROOT / 'examples' / 'facts'}")
     stems = [f.stem for f in files]

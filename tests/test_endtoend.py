@@ -1,0 +1,96 @@
+"""The main job in short: the real daemon process, its server, one file, the live answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.demo_ask import Endpoint, rate
+from daemon.demo_follow import Follow
+from daemon.demo_questions import FACT_TOKENS, held_out_questions
+from daemon.demo_setup import MODEL, ROOT, DaemonProcess, DemoOptions, dump, write_config
+from daemon.settings import Settings
+from policies.grading import normalised
+
+FACTS = 12
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="palorad-mini is not here"),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The embedded default with the loosest gate, for time's sake."""
+    path = write_config(tmp_path, DemoOptions())
+    tree = tomllib.loads(path.read_text())
+    tree["gate"]["preset"] = "fast"
+    tree["intake"]["stable_s"] = 0.1
+    path.write_text(dump(tree))
+    return path
+
+
+@pytest.fixture
+def daemon(config: Path) -> Iterator[DaemonProcess]:
+    process = DaemonProcess(config, config.parent / "daemon.log")
+    yield process
+    process.stop()
+
+
+def palorad(config: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "daemon.cli", *args, "--config", str(config)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+    )
+
+
+def test_a_dropped_file_reaches_the_live_answer(config: Path, daemon: DaemonProcess) -> None:
+    settings = Settings.load(config)
+    follow = Follow(settings, daemon)
+    file = config.parent / "facts.jsonl"
+    source = sorted((ROOT / "examples" / "facts").glob("*.jsonl"))[0]
+    file.write_text("".join(source.read_text().splitlines(keepends=True)[:FACTS]) + "{\n")
+    endpoint = Endpoint(settings.server.urls[0], settings.model.alias)
+
+    follow.until_serving()
+    assert follow.served() == 0
+    batch = follow.drop(file)
+    settled = follow.until_settled(batch, file.name)
+
+    assert settled.verdict == "pass", settled.reasons
+    assert follow.served() == follow.desired() == 1
+    (config.parent / "good.jsonl").write_text("".join(file.read_text().splitlines(True)[:-1]))
+    questions = held_out_questions(config.parent / "good.jsonl")
+    assert rate(endpoint.ask(questions, normalised, FACT_TOKENS)) >= 0.8
+
+    status = json.loads(palorad(config, "status", "--json").stdout)
+    assert status["running"] and status["desired"]["number"] == 1
+    assert [b["state"] for b in status["batches"]] == ["live"]
+    explained = palorad(config, "explain", batch[:8])
+    assert explained.returncode == 0 and "pass" in explained.stdout
+    quarantine = palorad(config, "quarantine", "--json")
+    assert [line["line"] for line in json.loads(quarantine.stdout)] == [FACTS + 1]
+    known = json.loads(palorad(config, "why", questions[0].prompt, "--json").stdout)
+    assert {s["who"] for s in known["said"]} == {"base", "live"}
+
+    second = palorad(config, "run")
+    assert second.returncode == 2
+    assert len(second.stderr.strip().splitlines()) == 1 and "another palorad" in second.stderr
+
+    assert palorad(config, "rollback", "--because", "a test").returncode == 0
+    follow.daemon.check()
+    follow.until_revision(0)
+    assert palorad(config, "forward").returncode == 0
+    follow.until_revision(1)
