@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,31 +18,14 @@ from adapters import models, moments, store, svf
 from adapters.errors import ProbeMismatch, UnusableExamples
 from adapters.examples import Batch, Encoded, buckets, collate, encode_example
 from adapters.losses import mean_loss
-from adapters.probe import BASES, CARD, FORMAT, TENSORS, Probe, Protection
-from policies.records import Example, Record
+from adapters.probe import BASES, CARD, TENSORS, Probe
+from adapters.probe_card import ProbeSettings, describe
+from policies.records import Example
+
+__all__ = ["FitProgress", "ProbeSettings", "fit_probe", "fold_expert"]
 
 KEEP_BASES_FROM = 1024
 HELD_OUT_EVERY = 10
-INFORMATIVE_AGREEMENT = 0.25
-LLAMA_8B = {"layers": 32, "narrow": 4096, "parameters": 8_030_261_248}
-
-
-class ProbeSettings(Record):
-    """How a probe is fitted."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = Field(default=300, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0.0)
-    decay: float = Field(default=1e-4, ge=0.0)
-    """Weight of Σδ² in the loss."""
-    batch: int = Field(default=16, ge=1)
-    """Examples in a step."""
-    max_length: int = Field(default=1024, ge=8)
-    """Tokens of an example; the rest is cut off."""
-    max_tokens: int = Field(default=8192, ge=8)
-    """Padded tokens in one forward pass."""
-    moment_rank: int = Field(default=2048, ge=1)
-    """Input directions kept where a matrix has more than 1,024 inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +97,10 @@ def fit_probe(
     for name in matrices:
         tensors[f"{name}.sigma"] = sigmas[name].float()
         tensors[f"{name}.delta"] = torch.stack([d[name] for d in deltas]).float()
-    card = {
-        **_card(model, matrices, tensors, settings),
-        "base_hash": base,
-        "base": model_dir.name,
-        "skill": {
-            "examples": len(skill),
-            "tokens": int(tensors.pop("tokens")),
-            "loss_before": before,
-            "loss_after": after,
-        },
-    }
-    card["informative"] = bool(card["overlap"]["agreement"] >= INFORMATIVE_AGREEMENT) and all(
-        loss < before for loss in after
-    )
+    tokens = int(tensors.pop("tokens"))
+    card = describe(model, matrices, tensors, settings, before, after)
+    card |= {"base_hash": base, "base": model_dir.name}
+    card["skill"] |= {"examples": len(skill), "tokens": tokens}
     return _publish(work, out, tensors, card)
 
 
@@ -279,57 +251,6 @@ def _batches(
 ) -> list[Batch]:
     flat = [one for variants in pool for one in variants]
     return [collate(group, pad).to(device) for group in buckets(flat, settings.max_tokens)]
-
-
-def _card(
-    model: Any,
-    matrices: Mapping[str, nn.Linear],
-    tensors: Mapping[str, Tensor],
-    settings: ProbeSettings,
-) -> dict[str, Any]:
-    rule = Protection(kind="svf")
-    per_matrix: dict[str, Any] = {}
-    overlaps, chances = [], []
-    for name, matrix in matrices.items():
-        sigma, deltas = tensors[f"{name}.sigma"], tensors[f"{name}.delta"]
-        chosen = svf.selections(sigma, deltas, energy=rule.svf_energy, cap=rule.svf_cap)
-        overlap, chance = svf.agreement(chosen)
-        overlaps.append(overlap)
-        chances.append(chance)
-        moment = moments.unpack(moments.input_owner(name), matrix.in_features, tensors)
-        stored = moment.vectors.shape[1]
-        per_matrix[name] = {
-            "inputs": matrix.in_features,
-            "outputs": matrix.out_features,
-            "narrow": sigma.shape[0],
-            "critical": int((chosen.sum(0) >= min(rule.svf_seeds, len(chosen))).sum()),
-            "overlap": overlap,
-            "chance": chance,
-            "input_directions_for_energy": {
-                str(share): moment.basis(share=share, by="energy").shape[1]
-                for share in (0.9, 0.99, 0.999)
-                if moment.energy(stored) >= share
-            },
-        }
-    values = sum(entry["narrow"] for entry in per_matrix.values())
-    parameters = sum(p.numel() for p in model.parameters())
-    found, chance = sum(overlaps) / len(overlaps), sum(chances) / len(chances)
-    at_8b = 3 * LLAMA_8B["layers"] * LLAMA_8B["narrow"]
-    return {
-        "format": FORMAT,
-        "settings": settings.model_dump(mode="json"),
-        "values_per_seed": values,
-        "base_parameters": parameters,
-        "share_of_base": values / parameters,
-        "at_llama_3_1_8b": {"values": at_8b, "share_of_base": at_8b / LLAMA_8B["parameters"]},
-        "overlap": {
-            "jaccard": found,
-            "chance": chance,
-            "agreement": (found - chance) / (1 - chance) if chance < 1 else 0.0,
-            "needed": INFORMATIVE_AGREEMENT,
-        },
-        "matrices": per_matrix,
-    }
 
 
 def _write(directory: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from adapters import checkpoint, compose, lora, models, projection
 from adapters.attach import NEW, attach, extract
-from adapters.errors import BrokenAdapter, TrainingDiverged
-from adapters.examples import Encoded, buckets, collate
-from adapters.losses import token_losses
+from adapters.errors import TrainingDiverged
+from adapters.losses import backward
 from adapters.plans import (
     REFERENCE_RATE,
     REFERENCE_WIDTH,
@@ -28,13 +27,10 @@ from adapters.plans import (
     TrainSettings,
 )
 from adapters.probe import Probe
+from adapters.progress import State, conclude
 from adapters.projection import Protected
 from adapters.rehearsal import Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
-
-LEAK_BOUND = 5e-3
-LOW_SHARE = 0.3
-UNLEARNT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +70,7 @@ def train_adapter(
     settings, started = plan.settings, clock()
     device = models.pick_device()
     tokenizer = models.load_tokenizer(plan.model_dir)
+    pad = int(tokenizer.pad_token_id)
     pools = encode_pools(plan, tokenizer)
     base = models.load_base(plan.model_dir, device)
     protected = (method.protect or protect)(base, plan)
@@ -88,26 +85,17 @@ def train_adapter(
     )
     peak = optimizer.param_groups[0]["lr"]
     steps = steps_needed(settings, len(plan.facts))
-    state = _State(max_tokens=settings.max_tokens)
     fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
-    admissible: float | None = None
-    saved = checkpoint.latest(work, fingerprint)
-    first = 0
-    if saved is None:
-        admissible = _admissible(model, pools, plan, tokenizer, device)
-    else:
-        first = saved.step
-        _restore(parameters, optimizer, saved)
-        state = _State(**saved.state)
+    first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), settings)
+    admissible = None if first else _admissible(model, pools, plan, pad, device)
     last_saved, begun = clock(), clock()
 
     for step in range(first, steps):
         if state.end is not None and step >= state.end:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = peak * _rate(step, steps, settings, state)
+        optimizer.param_groups[0]["lr"] = peak * _rate(step, steps, settings, state)
         chosen = draw(pools, settings, plan.seed, step)
-        loss, rows = _backward(model, chosen, state, int(tokenizer.pad_token_id), device)
+        loss, rows, state.max_tokens = backward(model, chosen, state.max_tokens, pad, device)
         if method.extra_loss is not None:
             torch.autograd.backward(method.extra_loss(model, step))
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
@@ -130,7 +118,7 @@ def train_adapter(
     projection.fold_into_weights(model, NEW)
     adapter = extract(model)
     lora.write(out, adapter, plan.base_name)
-    return _report(plan, out, protected, state, steps, free, admissible, clock() - started)
+    return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
 
 
 def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:
@@ -176,62 +164,7 @@ def steps_needed(settings: TrainSettings, facts: int) -> int:
     return max(settings.min_steps, min(needed, settings.max_steps))
 
 
-@dataclass
-class _State:
-    """What changes from step to step besides the weights; goes into checkpoints."""
-
-    max_tokens: int
-    first_loss: float = math.nan
-    last_loss: float = math.nan
-    stopped: int | None = None
-    end: int | None = None
-    latest: dict[str, float] | None = None
-
-    def note(self, loss: float, rows: Mapping[str, float]) -> None:
-        """Remember the loss of a step and of each fact in it."""
-        self.first_loss = loss if math.isnan(self.first_loss) else self.first_loss
-        self.last_loss = loss
-        self.latest = {**(self.latest or {}), **rows}
-
-
-def _backward(
-    model: Any, chosen: Sequence[Encoded], state: _State, pad: int, device: torch.device
-) -> tuple[float, dict[str, float]]:
-    """Gradients of the mean loss per learnt token; the loss, and each fact's own.
-
-    When the device's memory is too small the forward passes are halved and the step begins anew.
-    """
-    while True:
-        try:
-            return _accumulate(model, chosen, state.max_tokens, pad, device)
-        except torch.OutOfMemoryError:
-            longest = max(len(one.ids) for one in chosen)
-            if state.max_tokens <= longest:
-                raise
-            state.max_tokens = max(state.max_tokens // 2, longest)
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-
-
-def _accumulate(
-    model: Any, chosen: Sequence[Encoded], max_tokens: int, pad: int, device: torch.device
-) -> tuple[float, dict[str, float]]:
-    total = sum(len(one.ids) - one.start for one in chosen)
-    loss, rows = 0.0, {}
-    for group in buckets(chosen, max_tokens):
-        batch = collate(group, pad).to(device)
-        losses, row_of = token_losses(model, batch)
-        torch.autograd.backward(losses.sum() / total)
-        detached = losses.detach()
-        loss += float(detached.sum()) / total
-        sums = torch.zeros(len(group), device=device).index_add(0, row_of, detached)
-        counts = torch.bincount(row_of, minlength=len(group)).clamp_min(1)
-        means = (sums / counts).tolist()
-        rows.update({key: mean for key, mean in zip(batch.keys, means, strict=True) if key})
-    return loss, rows
-
-
-def _rate(step: int, steps: int, settings: TrainSettings, state: _State) -> float:
+def _rate(step: int, steps: int, settings: TrainSettings, state: State) -> float:
     """Share of the peak rate: linear warm-up, linear decay; steeper once the end was decided."""
     warm = min(1.0, (step + 1) / (settings.warmup + 1))
     if state.end is not None and state.stopped is not None:
@@ -240,7 +173,7 @@ def _rate(step: int, steps: int, settings: TrainSettings, state: _State) -> floa
     return warm * (steps - step) / steps
 
 
-def _learnt(state: _State, plan: TrainPlan, step: int) -> bool:
+def _learnt(state: State, plan: TrainPlan, step: int) -> bool:
     bound = plan.settings.stop_loss
     if bound is None or step + 1 < plan.settings.min_steps // 2:
         return False
@@ -248,14 +181,11 @@ def _learnt(state: _State, plan: TrainPlan, step: int) -> bool:
     return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)
 
 
-def _admissible(
-    model: Any, pools: Pools, plan: TrainPlan, tokenizer: Any, device: torch.device
-) -> float:
+def _admissible(model: Any, pools: Pools, plan: TrainPlan, pad: int, device: torch.device) -> float:
     rng = random.Random(f"share:{plan.seed}")
     chosen = [rng.choice(list(v)) for v in pools.new[: plan.settings.new_per_step]]
-    state = _State(max_tokens=plan.settings.max_tokens)
     with projection.GradientShare(model, NEW) as share:
-        _backward(model, chosen, state, int(tokenizer.pad_token_id), device)
+        backward(model, chosen, plan.settings.max_tokens, pad, device)
     model.zero_grad(set_to_none=True)
     return share.value
 
@@ -266,7 +196,7 @@ def _save(
     step: int,
     parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    state: _State,
+    state: State,
 ) -> None:
     factors = {name: p.detach().cpu() for name, p in parameters.items()}
     small = {**vars(state)}
@@ -275,55 +205,16 @@ def _save(
     )
 
 
-def _restore(
-    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, saved: checkpoint.Saved
-) -> None:
+def _resume(
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    saved: checkpoint.Saved | None,
+    settings: TrainSettings,
+) -> tuple[int, State]:
+    """The step to go on with and the state there; factors and optimiser as they were saved."""
+    if saved is None:
+        return 0, State(max_tokens=settings.max_tokens)
     for name, parameter in parameters.items():
         parameter.data.copy_(saved.factors[name])
     optimizer.load_state_dict(dict(saved.optimizer))
-
-
-def _report(
-    plan: TrainPlan,
-    out: Path,
-    protected: Mapping[str, Protected],
-    state: _State,
-    steps: int,
-    free: int,
-    admissible: float | None,
-    seconds: float,
-) -> TrainReport:
-    """Check what was saved, as it was saved, and say what happened."""
-    written = lora.read(out)
-    if not all(bool(torch.isfinite(t).all()) for pair in written.factors.values() for t in pair):
-        raise TrainingDiverged("the trained factors hold NaN or infinite values")
-    leak = projection.worst_leak(written.factors, protected)
-    if leak > LEAK_BOUND:
-        raise BrokenAdapter(
-            str(out), (f"leaks {leak:.1e} into the protected space, bound {LEAK_BOUND:.0e}",)
-        )
-    notes = []
-    if admissible is not None and admissible < LOW_SHARE:
-        notes.append(
-            f"only {admissible:.0%} of the gradient is admissible: "
-            "a smaller [protection] share would learn faster and protect less"
-        )
-    latest = state.latest or {}
-    return TrainReport(
-        kind=plan.kind,
-        rank=plan.rank,
-        steps=state.end or steps,
-        stopped_early=state.end is not None,
-        facts=len(plan.facts),
-        replayed=len(plan.replay),
-        trainable=sum(t.numel() for pair in written.factors.values() for t in pair),
-        seconds=seconds,
-        loss_first=state.first_loss,
-        loss_last=state.last_loss,
-        norm=written.norm(),
-        leak=leak,
-        free=free,
-        admissible=admissible,
-        unlearnt=tuple(f.id for f in plan.facts if latest.get(f.id, math.inf) > UNLEARNT),
-        warnings=tuple(notes),
-    )
+    return saved.step, State(**saved.state)

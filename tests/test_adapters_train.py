@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters import lora, models, svf, trainer
+from adapters import lora, losses, models, svf
 from adapters.attach import attach
 from adapters.compose import concatenate
 from adapters.errors import NoFreeSpace, ProbeMismatch, TrainingDiverged, UnusableExamples
@@ -352,7 +352,7 @@ def test_too_little_memory_halves_the_forward_passes(
     llama: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    accumulate = trainer._accumulate
+    accumulate = losses._accumulate
 
     def small(model: Any, chosen: Any, max_tokens: int, *rest: Any) -> Any:
         sizes.append(max_tokens)
@@ -360,7 +360,7 @@ def test_too_little_memory_halves_the_forward_passes(
             raise torch.OutOfMemoryError
         return accumulate(model, chosen, max_tokens, *rest)
 
-    monkeypatch.setattr(trainer, "_accumulate", small)
+    monkeypatch.setattr(losses, "_accumulate", small)
     plan = llama.plan(settings={"max_tokens": 1024, "steps": 3})
     train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
     assert sizes == [1024, 512, 256, 1024, 512, 256, 256, 256]
