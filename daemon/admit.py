@@ -10,12 +10,14 @@ from typing import Final
 
 from daemon.ledger import Ledger
 from daemon.reading import Raw, Records
+from daemon.sections import IntakeSettings
 from policies.admission import DEFAULT_LIMITS, Format, Limits, quarantined
-from policies.heldout import TRAINED, Render, with_held_out
+from policies.heldout import TRAINED, Render, no_templates, with_held_out
 from policies.meaning import ConflictPolicy, Relation, Ruling, rule_each
 from policies.records import Batch, Fact, Quarantined
 from policies.wordings import questions
 
+FEED: Final = "feed:"
 PIECE_LINES: Final = 1000
 PIECE_BYTES: Final = 1 << 20
 
@@ -29,6 +31,24 @@ class Rules:
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
     render: Render = questions
     trained: int = TRAINED
+
+
+def rules_of(settings: IntakeSettings) -> Rules:
+    """The rules that the settings say."""
+    return Rules(
+        limits=Limits(line_bytes=settings.max_line_kb * 1024),
+        fmt=settings.format,
+        conflicts=settings.conflicts,
+        render=questions if settings.wordings == "templates" else no_templates,
+        trained=1 if settings.wordings == "given" else settings.trained_wordings,
+    )
+
+
+def feed_cursor(batch: Batch, signature: str) -> tuple[str, str] | None:
+    """The place that is committed with a batch that came from a feed and was cut off."""
+    if not batch.source.startswith(FEED):
+        return None
+    return batch.source.removeprefix(FEED), signature
 
 
 def admit_pieces(

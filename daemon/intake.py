@@ -14,13 +14,12 @@ from typing import Final
 import structlog
 
 from daemon import crash
-from daemon.admit import Rules, admit_pieces
+from daemon.admit import admit_pieces, feed_cursor, rules_of
 from daemon.drops import Drop, Inbox, copy_and_hash, sync_folder
 from daemon.layout import Layout
 from daemon.ledger import Ledger
 from daemon.receipts import Receipt, read_receipt, receipt_of, write_receipt
 from daemon.sections import IntakeSettings
-from policies.admission import Limits
 from policies.errors import DiskFull, LedgerBusy, Refused
 from policies.records import Batch
 
@@ -57,7 +56,7 @@ class Intake:
     ) -> None:
         self._ledger = ledger
         self._layout = layout
-        self._rules = Rules(limits=Limits(line_bytes=settings.max_line_kb * 1024))
+        self._rules = rules_of(settings)
         self._inbox = Inbox(layout.inbox, settings.stable_s, settings.max_file_mb * 2**20)
         self._clock = clock
         self._held: dict[str, Held] = {}
@@ -175,7 +174,13 @@ class Intake:
         """Admit what is left of an archived batch, then receipt and remove its drop."""
         archived = self._layout.archived(batch.id)
         yield from admit_pieces(
-            self._ledger, archived, batch, self._rules, lambda: self._now, signature=drop.signature
+            self._ledger,
+            archived,
+            batch,
+            self._rules,
+            lambda: self._now,
+            signature=drop.signature,
+            cursor=feed_cursor(batch, drop.signature),
         )
         if batch.source == INBOX:
             yield self._finish(drop, self._ledger.batch(batch.id))

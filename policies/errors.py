@@ -88,3 +88,15 @@ class ServerRefused(PaloradError, RuntimeError):
 
 class ServerUnusable(PaloradError):
     """The server cannot be started, or does not do what palorad needs of it."""
+
+
+class FeedFailed(PaloradError):
+    """A poll that brought nothing.
+
+    `final` where trying again cannot help by itself; `wait_s` is what the server asked for.
+    """
+
+    def __init__(self, message: str, *, final: bool = False, wait_s: float = 0.0) -> None:
+        self.final = final
+        self.wait_s = wait_s
+        super().__init__(message)
