@@ -100,7 +100,7 @@ def load_settings(config: Path | None, pairs: list[str] | None = None) -> Settin
     return Settings.load(find_config(config), overrides(pairs))
 
 
-def tell(settings: Settings, command: str, **args: object) -> Any:  # noqa: ANN401 - JSON
+def tell(settings: Settings, command: str, /, **args: object) -> Any:  # noqa: ANN401 - JSON
     """Ask the running daemon to do something; what it answers."""
     from daemon.control import ask
 

@@ -111,7 +111,7 @@ class ControlServer:
             return Reply(ok=False, kind=type(error).__name__, error=f"{request.command}: {error}")
 
 
-def ask(path: Path, command: str, **args: object) -> Any:  # noqa: ANN401 - whatever JSON holds
+def ask(path: Path, command: str, /, **args: object) -> Any:  # noqa: ANN401 - whatever JSON holds
     """The daemon's result for one command; `Refused` if it says no, else `DaemonUnreachable`."""
     line = json.dumps({"command": command, "args": args}, default=str).encode() + b"\n"
     try:
