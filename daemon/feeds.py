@@ -109,12 +109,12 @@ class Feeds:
 
     def due(self, now: datetime) -> tuple[str, ...]:
         """The feeds to be asked now."""
-        return tuple(
-            name
-            for name in self._feeds
-            if name not in self._under_way
-            and (name not in self._pulses or self._pulses[name].due <= now)
-        )
+        return tuple(name for name in self._feeds if self.is_due(name, now))
+
+    def is_due(self, name: str, now: datetime) -> bool:
+        """Whether a feed is to be asked now."""
+        pulse = self._pulses.get(name)
+        return name not in self._under_way and (pulse is None or pulse.due <= now)
 
     async def poll(self, now: datetime) -> list[Polled]:
         """Ask every feed that is due. Failures are told in the results, never raised."""

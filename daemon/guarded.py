@@ -17,6 +17,7 @@ from policies.errors import FeedFailed
 
 _ACCEPTED: Final = ("", "identity", "gzip", "deflate")
 _PIECE: Final = 1 << 16
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 Option = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
@@ -76,6 +77,8 @@ def is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
     if isinstance(parsed, ipaddress.IPv6Address):
         inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo and parsed.teredo[1])
+        if parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
     return parsed.is_global and not parsed.is_multicast

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from watchdog.observers.polling import PollingObserver
 from daemon import steps
 from daemon.commands import Commands
 from daemon.control import ControlServer
+from daemon.feeds import Feeds
 from daemon.instance import single_instance
 from daemon.intake import Intake
 from daemon.jobs import Jobs
@@ -38,6 +40,7 @@ from policies.planning import blocked
 
 INTAKE_BUDGET_S: Final = 0.2
 INDEX_AT_ONCE: Final = 500
+FEED_TICK_S: Final = 5.0
 LOW_DISK_BYTES: Final = 64 * 2**20
 SETTLED_SERVE_S: Final = 2.0
 GRACE_S: Final = 3600
@@ -66,6 +69,7 @@ class Service:
         self._clock = clock
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
         self._intake = Intake(ledger, settings.layout, settings.intake)
+        self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random)
         self._reconciler = Reconciler(
             ledger, Jobs(), servers.fleet, settings, changed=self._tell_receipts
         )
@@ -127,6 +131,9 @@ class Service:
             (self.rescan, self._settings.intake.rescan_s),
         ):
             scheduler.add_job(job, "interval", seconds=seconds, next_run_time=self._clock())
+        for feed in self._settings.feeds:
+            seconds = min(FEED_TICK_S, feed.every_s)
+            scheduler.add_job(self.poll, "interval", [feed.name], seconds=seconds)
         if watchdog_s := watchdog_interval_s():
             scheduler.add_job(self._feed_watchdog, "interval", seconds=watchdog_s)
         return scheduler
@@ -172,6 +179,16 @@ class Service:
 
     async def _take_in(self) -> None:
         if self._intake.step(self._clock(), INTAKE_BUDGET_S):
+            self.wake()
+
+    async def poll(self, feed: str) -> None:
+        """Ask a feed if it is due; failures rest with it and show in the status."""
+        now = self._clock()
+        if self._room() and self._feeds.is_due(feed, now):
+            await self._guarded(f"feed {feed}", lambda: self._poll(feed, now))
+
+    async def _poll(self, feed: str, now: datetime) -> None:
+        if (await self._feeds.poll_one(feed, now)).status == "new":
             self.wake()
 
     async def _reconcile(self) -> None:
@@ -289,6 +306,7 @@ class Service:
                 *self._trouble.values(),
                 *self._servers.trouble,
                 *self._intake.problems,
+                *self._feeds.problems,
                 *((waits,) if waits else ()),
             ),
         )
