@@ -23,11 +23,13 @@ from benchmarks.gate_simulation import (
     decide,
     fixed,
     mixture,
+    monotony,
     one_bet,
     outcomes,
     sequential,
     wald,
 )
+from benchmarks.gate_tables import fill
 from policies.limits import PRESETS, Limits
 from policies.sequential import Design, fixed_size, items_to_pass
 
@@ -241,6 +243,7 @@ def measure(runs: int) -> Json:
         "constructions": constructions(design, runs // 5),
         "suite_sizes": suite_sizes(design, runs),
         "presets": presets(runs),
+        "monotony": monotony(5 * runs, SEED),
         "instability": instability(design, references=runs // 50, gates=400, seed=SEED),
         "peers": beside_peers(design, runs // 20),
         "seconds": round(time.monotonic() - began),
@@ -259,7 +262,9 @@ def main() -> None:
     if not args.plots_only:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(measure(args.runs), indent=1) + "\n")
-    draw_all(json.loads(args.out.read_text()), args.images)
+    result = json.loads(args.out.read_text())
+    draw_all(result, args.images)
+    fill(result, ROOT / "docs/gate.md")
 
 
 if __name__ == "__main__":

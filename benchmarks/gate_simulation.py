@@ -18,6 +18,7 @@ from policies.sequential import (
     advance,
     crossings,
     fixed_size,
+    follow,
     start,
 )
 
@@ -82,6 +83,29 @@ def _keep(state: State, kept: NDArray[np.bool_]) -> State:
     return State(
         state.items, state.squares[kept], state.log_pass[kept], state.log_fail_by_bet[kept]
     )
+
+
+def monotony(streams: int, seed: int) -> dict[str, int]:
+    """Improve one or two answers of random streams and count the decisions that got worse.
+
+    A stream that passes is cut off at the item that decided, where a delay would show.
+    """
+    rng, rank = np.random.default_rng(seed), {"fail": 0, None: 1, "pass": 2}
+    cut = worse = 0
+    for _ in range(streams):
+        margin = rng.choice([0.01, 0.02, 0.05])
+        discordance = rng.choice([0.02, 0.05, 0.1, 0.2, 0.4])
+        drop = np.clip(rng.uniform(-0.5, 1.5) * margin, -discordance, discordance)
+        design = Design(float(margin), 0.05, 0.05)
+        stream = outcomes(rng, float(discordance), float(drop))(1, int(rng.integers(30, 1200)))[0]
+        before = follow(design, stream)
+        if before.decision == "pass":
+            stream, cut = stream[: before.items], cut + 1
+        better = stream.copy()
+        at = rng.integers(0, stream.size, size=rng.integers(1, 3))
+        better[at] = np.minimum(better[at] + 1, 1)
+        worse += rank[follow(design, better).decision] < rank[before.decision]
+    return {"streams": streams, "cut_at_a_pass": cut, "worse": int(worse)}
 
 
 # --- other constructions, for comparison --------------------------------------------------------
