@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.generate import Decoding, Generation, Generator, Request, Token
+from policies.errors import PaloradError, ServerUnusable
 
 BATCH = 64
 BATCHES_AT_ONCE = 4
@@ -164,7 +165,7 @@ class Engine:
         try:
             batch = self.generator.start(key, [job.request for job in jobs], stream=stream)
         except Exception as error:  # one batch's failure must not end the thread
-            self._tell([(job, error) for job in jobs])
+            self._tell([(job, _failure(error)) for job in jobs])
             return
         self._running.append(_Running(key, batch, jobs, set(range(len(jobs)))))
 
@@ -176,7 +177,8 @@ class Engine:
             tokens = running.batch.step()
         except Exception as error:  # one batch's failure must not end the thread
             self._running.remove(running)
-            self._tell([(running.jobs[index], error) for index in running.open])
+            failure = _failure(error)
+            self._tell([(running.jobs[index], failure) for index in running.open])
             return
         news: list[tuple[Job, Token | Generation | Exception]] = [
             (running.jobs[token.index], token) for token in tokens
@@ -221,6 +223,12 @@ class Engine:
         for loop, events in loops.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_deliver, events)
+
+
+def _failure(error: Exception) -> PaloradError:
+    if isinstance(error, PaloradError):
+        return error
+    return ServerUnusable(f"decoding failed: {' '.join(str(error).split())[:300]}")
 
 
 def _deliver(events: Sequence[tuple[Job, Token | Generation | Exception]]) -> None:
