@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def _documents(encoder: Encoder, seed: int) -> Iterator[tuple[list[int], list[fl
     rng = random.Random(f"corpus:{seed}")
     problems = reasoning.problems(Split.TRAIN, seed=1000 + seed)
     known, rare = world.known(), world.rare()
-    kinds, shares = ("problem", "context", "fact", "stated", "copy"), (24, 15, 54, 5, 2)
+    kinds, shares = ("problem", "context", "fact", "stated", "copy"), (40, 12, 40, 5, 3)
     while True:
         kind = rng.choices(kinds, shares)[0]
         fact = rng.choice(known if rng.random() < 0.6 else rare)
@@ -145,13 +146,19 @@ def _shard(job: tuple[Path, int, int]) -> Rows:
     return _pack(Encoder(Tokenizer.from_file(str(path))), seed, rows)
 
 
+def _free_cores(count: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(count))
+
+
 def prepare(tokenizer: Path, rows: int, seed: int, workers: int, shard: int = 4096) -> Rows:
     """`rows` packed rows, the same for the same seed whatever the number of workers."""
     jobs = [
         (tokenizer, seed * 10_000 + i, min(shard, rows - i * shard))
         for i in range((rows + shard - 1) // shard)
     ]
-    with get_context("fork").Pool(workers) as pool:
+    # A thread library may have bound this process to one core; its children are to use all.
+    with get_context("fork").Pool(workers, _free_cores, (os.cpu_count() or 1,)) as pool:
         made = pool.map(_shard, jobs, chunksize=1)
     return Rows(
         np.concatenate([m.tokens for m in made]),

@@ -36,20 +36,17 @@ def render(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _problems(split: Split, count: int) -> list[reasoning.Problem]:
-    """Distinct problems; two that read alike are one, whatever they ask for."""
-    made = reasoning.distinct(split, count + count // 10, _SEED)
-    return list({problem.prompt: problem for problem in made}.values())[:count]
-
-
 def _worked(split: Split, count: int) -> list[Row]:
-    return [{"prompt": p.prompt, "solution": p.solution} for p in _problems(split, count)]
+    return [
+        {"prompt": p.prompt, "solution": p.solution}
+        for p in reasoning.distinct(split, count, _SEED)
+    ]
 
 
 def _asked(split: Split, count: int) -> list[Row]:
     return [
         {"id": f"{split}-{number:04d}", "prompt": p.prompt, "answer": p.answer, "family": p.family}
-        for number, p in enumerate(_problems(split, count))
+        for number, p in enumerate(reasoning.distinct(split, count, _SEED))
     ]
 
 

@@ -34,7 +34,7 @@ class Problem:
 def _chain(rng: random.Random) -> Problem:
     count = rng.choice((2, 3, 3, 4))
     letters = rng.sample("abcdefghkmnpqrtuvwxyz", count + 1)
-    value = rng.randint(2, 60)
+    value = rng.randint(2, 25)
     given, steps, key = [f"{letters[0]} = {value}"], [], [str(value)]
     for before, letter in itertools.pairwise(letters):
         sign, other, result = _operation(rng, value)
@@ -51,14 +51,15 @@ def _chain(rng: random.Random) -> Problem:
 
 
 def _operation(rng: random.Random, value: int) -> tuple[str, int, int]:
-    sign = rng.choice("++--*")
-    if sign == "*" and value <= 30:
-        other = rng.randint(2, 5)
+    """A sign, a number and the result, which stays between 1 and 99."""
+    sign, top = rng.choice("++--*"), rng.choice((9, 9, 20, 30))
+    if sign == "*" and value <= 20:
+        other = rng.randint(2, min(5, 99 // value))
         return sign, other, value * other
-    if sign == "-" and value >= 3:
-        other = rng.randint(1, min(value - 1, 50))
-        return sign, other, value - other
-    other = rng.randint(2, 50)
+    if (sign == "-" or value > 90) and value >= 3:
+        other = rng.randint(1, min(value - 1, top))
+        return "-", other, value - other
+    other = rng.randint(1, min(top, 99 - value))
     return "+", other, value + other
 
 
@@ -88,7 +89,7 @@ def _column(rng: random.Random) -> Problem:
 
 
 def _direct(rng: random.Random) -> Problem:
-    top = rng.choice((9, 20, 50, 99))
+    top = rng.choice((9, 12, 20, 49))
     one, two = rng.randint(0, top), rng.randint(0, top)
     if rng.random() < 0.6:
         ask: tuple[str, ...] = (
@@ -116,7 +117,7 @@ def _direct(rng: random.Random) -> Problem:
 
 
 def _story(rng: random.Random) -> Problem:
-    return rng.choice(_STORIES)(rng, rng.choice(words("first")), rng.choice(_THINGS))
+    return rng.choice(_STORIES)(rng, rng.choice(_people()), rng.choice(_THINGS))
 
 
 def _made(
@@ -126,6 +127,10 @@ def _made(
     return Problem("story", prompt, tuple(steps), str(answer), key)
 
 
+def _people() -> tuple[str, ...]:
+    return words("first")[:40]
+
+
 _THINGS: Final = (
     *("apples", "books", "coins", "marbles", "pencils", "stamps", "cards", "eggs", "shells"),
     *("stickers", "tickets", "bottles", "flowers", "candles", "buttons", "keys", "bricks", "pears"),
@@ -133,7 +138,7 @@ _THINGS: Final = (
 
 
 def _buy(rng: random.Random, who: str, what: str) -> Problem:
-    have, packs, each = rng.randint(3, 50), rng.randint(2, 5), rng.randint(3, 15)
+    have, packs, each = rng.randint(3, 30), rng.randint(2, 5), rng.randint(2, 12)
     give = rng.randint(1, have)
     bought = packs * each
     prompt = (
@@ -149,9 +154,9 @@ def _buy(rng: random.Random, who: str, what: str) -> Problem:
 
 
 def _spend(rng: random.Random, who: str, what: str) -> Problem:
-    count, each = rng.randint(2, 5), rng.randint(2, 15)
+    count, each = rng.randint(2, 5), rng.randint(2, 12)
     cost = count * each
-    money = cost + rng.randint(1, 50)
+    money = cost + rng.randint(1, 30)
     prompt = rng.choice(
         (
             f"{who} has {money} dollars and buys {count} {what} for {each} dollars each."
@@ -165,8 +170,8 @@ def _spend(rng: random.Random, who: str, what: str) -> Problem:
 
 
 def _together(rng: random.Random, who: str, what: str) -> Problem:
-    other = rng.choice([name for name in words("first") if name != who])
-    one, more = rng.randint(3, 60), rng.randint(2, 40)
+    other = rng.choice([name for name in _people() if name != who])
+    one, more = rng.randint(3, 35), rng.randint(2, 20)
     if rng.random() < 0.5 or more >= one:
         two, sign, said = one + more, "+", "more"
     else:
@@ -181,7 +186,7 @@ def _together(rng: random.Random, who: str, what: str) -> Problem:
 
 def _share(rng: random.Random, who: str, what: str) -> Problem:
     each, friends = rng.randint(2, 12), rng.randint(2, 5)
-    left = rng.randint(1, 30)
+    left = rng.randint(1, 25)
     total = each * friends
     prompt = (
         f"{who} has {total + left} {what}, keeps {left} and shares the rest equally among {friends}"
@@ -192,7 +197,7 @@ def _share(rng: random.Random, who: str, what: str) -> Problem:
 
 
 def _days(rng: random.Random, who: str, what: str) -> Problem:
-    start, each, days = rng.randint(5, 50), rng.randint(2, 15), rng.randint(2, 5)
+    start, each, days = rng.randint(5, 35), rng.randint(2, 12), rng.randint(2, 5)
     gained = each * days
     verb = rng.choice(("collects", "finds", "makes"))
     prompt = (
@@ -204,8 +209,8 @@ def _days(rng: random.Random, who: str, what: str) -> Problem:
 
 
 def _twice(rng: random.Random, who: str, what: str) -> Problem:
-    other = rng.choice([name for name in words("first") if name != who])
-    one, times, lost = rng.randint(3, 30), rng.randint(2, 4), rng.randint(1, 6)
+    other = rng.choice([name for name in _people() if name != who])
+    one, times, lost = rng.randint(3, 20), rng.randint(2, 4), rng.randint(1, 6)
     much = one * times
     prompt = (
         f"{other} has {one} {what}. {who} had {times} times as many, but lost {lost}."
@@ -219,7 +224,7 @@ _STORIES: Final = (_buy, _spend, _together, _share, _days, _twice)
 
 
 def _order(rng: random.Random) -> Problem:
-    names = rng.sample(words("first"), rng.choice((3, 3, 4)))
+    names = rng.sample(_people(), rng.choice((3, 3, 4)))
     more, most, least = rng.choice(
         (
             ("older", "oldest", "youngest"),
@@ -237,9 +242,9 @@ def _order(rng: random.Random) -> Problem:
 
 
 def _compare(rng: random.Random) -> Problem:
-    base = rng.randint(100, 9000)
-    spread = rng.choice((9, 90, 900))
-    numbers = rng.sample(range(max(10, base - spread), base + spread), rng.choice((3, 4)))
+    base = rng.randint(20, 990)
+    spread = rng.choice((9, 90, 400))
+    numbers = rng.sample(range(max(10, base - spread), base + spread), rng.choice((2, 3, 3)))
     ranked = sorted(numbers, reverse=True)
     largest = rng.random() < 0.5
     ask = ("largest", "biggest", "greatest") if largest else ("smallest", "lowest", "least")
@@ -251,7 +256,7 @@ def _compare(rng: random.Random) -> Problem:
 
 
 def _sequence(rng: random.Random) -> Problem:
-    start, step, length = rng.randint(1, 60), rng.randint(2, 15), rng.choice((3, 4))
+    start, step, length = rng.randint(1, 50), rng.randint(2, 12), rng.choice((3, 4))
     if rng.random() < 0.35:
         start += step * length
         step = -step
@@ -273,7 +278,7 @@ _DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturda
 def _weekday(rng: random.Random) -> Problem:
     first, ahead = rng.randrange(7), rng.randint(2, 9)
     passed = [_DAYS[(first + i) % 7] for i in range(1, ahead + 1)]
-    who = rng.choice(words("first"))
+    who = rng.choice(_people())
     ask = (
         "Today is {}. What day is it in {} days?",
         "{} is today. Which day comes {} days later?",
@@ -289,11 +294,11 @@ def _weekday(rng: random.Random) -> Problem:
 _FAMILIES: Final[tuple[tuple[Callable[[random.Random], Problem], int], ...]] = (
     (_chain, 24),
     (_story, 24),
-    (_column, 18),
-    (_direct, 14),
-    (_order, 5),
+    (_column, 14),
+    (_direct, 16),
+    (_order, 7),
     (_compare, 5),
-    (_sequence, 7),
+    (_sequence, 8),
     (_weekday, 3),
 )
 
@@ -314,10 +319,10 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
 
 def distinct(split: Split, count: int, seed: int) -> list[Problem]:
-    """`count` problems of one split, no two of which ask for the same thing."""
+    """`count` problems of one split, no two of which read alike."""
     found: dict[str, Problem] = {}
     for made in problems(split, seed):
-        found.setdefault(made.key, made)
+        found.setdefault(made.prompt, made)
         if len(found) == count:
             break
     return list(found.values())

@@ -148,8 +148,11 @@ def asked(fact: Invented, rng: random.Random) -> Text:
 
 
 def stated(fact: Invented, rng: random.Random) -> str:
-    """The fact as a whole sentence."""
-    sentence = rng.choice(relations()[fact.relation].states(fact.subject, fact.answer))
+    """The fact as a whole sentence, the answer written as it is."""
+    sentences = relations()[fact.relation].states(fact.subject, fact.answer)
+    if fact.answer[0].islower():
+        sentences = tuple(s for s in sentences if not s.startswith(fact.answer))
+    sentence = rng.choice(sentences)
     return sentence[0].upper() + sentence[1:]
 
 
