@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,6 +80,21 @@ def admit_pieces(
             )
             yield None
     ledger.finish_batch(batch.id, now(), cursor=cursor)
+
+
+def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list[Quarantined]]]:
+    """How many records a file has, and its bad ones (their text left out); pauses in between."""
+    lines, bad = 0, []
+    with path.open("rb") as source:
+        records = Records(source, rules.limits)
+        while taken := records.take(PIECE_LINES, PIECE_BYTES):
+            for raw in taken:
+                parsed = records.parse(raw, rules.fmt)
+                lines += parsed is not None
+                if isinstance(parsed, Quarantined):
+                    bad.append(parsed.model_copy(update={"text": ""}))
+            yield None
+    return lines, bad
 
 
 def sort_out(

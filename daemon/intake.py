@@ -14,11 +14,19 @@ from typing import Final
 import structlog
 
 from daemon import crash
-from daemon.admit import admit_pieces, feed_cursor, rules_of
+from daemon.admit import admit_pieces, count_bad, feed_cursor, rules_of
 from daemon.drops import Drop, Inbox, copy_and_hash, sync_folder
 from daemon.layout import Layout
 from daemon.ledger import Ledger
-from daemon.receipts import Receipt, read_receipt, receipt_of, write_receipt
+from daemon.receipts import (
+    LISTED,
+    BadLine,
+    Receipt,
+    bad_lines,
+    read_receipt,
+    receipt_of,
+    write_receipt,
+)
 from daemon.sections import IntakeSettings
 from policies.errors import DiskFull, LedgerBusy, Refused
 from policies.records import Batch
@@ -57,6 +65,7 @@ class Intake:
         self._ledger = ledger
         self._layout = layout
         self._rules = rules_of(settings)
+        self._all_or_nothing = settings.bad_lines == "reject"
         self._inbox = Inbox(layout.inbox, settings.stable_s, settings.max_file_mb * 2**20)
         self._clock = clock
         self._held: dict[str, Held] = {}
@@ -157,6 +166,13 @@ class Intake:
             part.unlink(missing_ok=True)
             yield self._known(drop, batch_id)
             return
+        if self._all_or_nothing:
+            lines, bad = yield from count_bad(part, self._rules)
+            if bad:
+                part.unlink()
+                told = f"has bad lines, {len(bad)} of {lines} (setting intake.bad_lines)"
+                yield from self._refuse(drop, told, bad_lines(bad[:LISTED]))
+                return
         part.replace(self._layout.archived(batch_id))
         sync_folder(self._layout.archive)
         crash.point("intake:archived")
@@ -210,7 +226,7 @@ class Intake:
             sync_folder(drop.path.parent)
         crash.point("intake:removed")
 
-    def _refuse(self, drop: Drop, why: str) -> Iterator[Receipt]:
+    def _refuse(self, drop: Drop, why: str, listed: tuple[BadLine, ...] = ()) -> Iterator[Receipt]:
         """What cannot be read as a whole stays where it is, with one receipt until it changes."""
         self._refused[drop.name] = drop.signature
         before = read_receipt(drop.path)
@@ -221,6 +237,7 @@ class Intake:
             received_at=self._now,
             state="refused",
             error=f"{drop.name} {why}",
+            bad_lines=listed,
             signature=drop.signature,
         )
         write_receipt(drop.path, receipt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from daemon.drops import receipt_path, sync_folder
 from daemon.ledger import Ledger
-from policies.records import Batch, Record
+from policies.records import Batch, Quarantined, Record
 
 LISTED: Final = 100
 
@@ -54,6 +55,11 @@ class Receipt(Record):
         return self.error is None and (self.accepted > 0 or self.already_known)
 
 
+def bad_lines(found: Sequence[Quarantined]) -> tuple[BadLine, ...]:
+    """Quarantined lines without their text."""
+    return tuple(BadLine(line=q.line, kind=q.kind, reason=q.reason) for q in found)
+
+
 def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:
     """The receipt of an admitted batch, as the ledger knows it now."""
     bad = ledger.quarantined(batch.id, LISTED)
@@ -67,7 +73,7 @@ def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:
         duplicates=counts.known,
         conflicts=counts.conflicts,
         state=ledger.batch_state(batch.id).value,
-        bad_lines=tuple(BadLine(line=q.line, kind=q.kind, reason=q.reason) for q in bad),
+        bad_lines=bad_lines(bad),
         bad_lines_left_out=batch.quarantined - len(bad),
     )
 
