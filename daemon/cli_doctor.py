@@ -15,7 +15,8 @@ import httpx
 from rich.table import Table
 
 from daemon.cli_session import PASS, USAGE, console, print_json, say
-from daemon.suites import load_suite
+from daemon.evaluation import SuiteSource
+from daemon.runs import open_suite
 from policies.errors import PaloradError
 
 if TYPE_CHECKING:
@@ -120,14 +121,7 @@ def _files(settings: Settings) -> Iterator[Finding]:
 
 def _suite(suite: Any) -> Finding:  # noqa: ANN401 - one of settings.gate.suites
     try:
-        loaded = load_suite(
-            suite.path,
-            name=suite.name,
-            role=suite.role,
-            grader=suite.grader,
-            form=suite.form,
-            max_tokens=suite.max_tokens,
-        )
+        loaded, _ = open_suite(SuiteSource(**suite.model_dump()), chat=False)
     except PaloradError as error:
         return Finding(f"gate suite {suite.name!r}", False, str(error))
     return Finding(f"gate suite {suite.name!r}, {len(loaded.items)} questions", True)

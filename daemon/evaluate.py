@@ -5,87 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from daemon.asking import Asker, Sleep
-from daemon.evaluation import EvaluationReport, EvaluationRequest, SuiteSource
+from daemon.evaluation import EvaluationReport, EvaluationRequest
 from daemon.jobs import Progress
 from daemon.measurements import Measurements
-from daemon.measuring import GraderFailed, Measuring, Target
-from daemon.questions import earlier_facts, new_facts
+from daemon.measuring import GraderFailed, Measuring
+from daemon.runs import Run, begin
 from daemon.seams import Server
-from daemon.suites import Suite, load_suite
-from policies.evidence import Evidence, Questions, Stability, SuiteEvidence, draw_order
+from daemon.suites import Suite
+from policies.evidence import Evidence, Stability, draw_order
 from policies.gate import judge, next_items
-from policies.grading import GRADERS
 from policies.records import (
     Item,
-    ItemResult,
     Outcome,
     Role,
     Scorecard,
-    SuiteScore,
     SuiteVerdict,
     Verdict,
 )
 
 Report = Callable[[Progress], None]
-
-
-@dataclass(slots=True)
-class Run:
-    """One suite under way: what each target has answered, and what went wrong."""
-
-    suite: Suite
-    margin: float | None
-    targets: tuple[Target, ...]
-    complete: bool = False
-    results: dict[Target, dict[str, ItemResult]] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-    broken: str = ""
-    stability: Stability | None = None
-    seconds: float = 0.0
-
-    @property
-    def asked(self) -> int:
-        """How many items the candidate has answered or could not answer."""
-        return len(self.results.get(self.targets[-1], {}).keys() | self.problems.keys())
-
-    @property
-    def silent(self) -> bool:
-        """Whether some target has said nothing at all: more items would tell no more."""
-        return any(
-            answers and not any(result.output.strip() for result in answers.values())
-            for answers in self.results.values()
-        )
-
-    def score(self, target: Target | None) -> SuiteScore | None:
-        """The answers of one target; None where it is not asked at all."""
-        if target not in self.targets:
-            return None
-        return SuiteScore(
-            suite=self.suite.name,
-            role=self.suite.role,
-            fingerprint=self.suite.fingerprint,
-            results=tuple(self.results.get(target, {}).values()),
-        )
-
-    def evidence(self, request: EvaluationRequest) -> SuiteEvidence:
-        """The suite as the gate judges it."""
-        return SuiteEvidence(
-            questions=Questions(
-                suite=self.suite.name,
-                role=self.suite.role,
-                fingerprint=self.suite.fingerprint,
-                items=self.suite.items,
-                margin=self.margin,
-                complete=self.complete,
-            ),
-            candidate=self.score(request.candidate),
-            reference=self.score(request.reference),
-            live=self.score(request.live),
-            stability=self.stability,
-        )
 
 
 async def evaluate(
@@ -104,8 +44,8 @@ async def evaluate(
     `seams.ServerUnreachable`; whatever else goes wrong makes the verdict inconclusive.
     """
     asker = Asker(server, request.concurrency, sleep=sleep)
-    measuring = Measuring(asker, measurements, GRADERS, request.engine)
-    runs = runs_of(request)
+    runs, grades = begin(request)
+    measuring = Measuring(asker, measurements, grades, request.engine)
     started = clock()
     for run in runs:
         await _stability(request, measuring, run)
@@ -122,57 +62,7 @@ async def evaluate(
     )
 
 
-# --- what is asked of whom -----------------------------------------------------------------------
-
-
-def runs_of(request: EvaluationRequest) -> tuple[Run, ...]:
-    """New facts, earlier facts, then the configured suites; raises `suites.BadSuite`."""
-    tokens, grader, chat = request.facts_max_tokens, request.facts_grader, request.chat
-    facts = (
-        new_facts(
-            request.facts, grader=grader, chat=chat, max_tokens=tokens, wordings=request.wordings
-        ),
-        earlier_facts(request.earlier, grader=grader, chat=chat, max_tokens=tokens),
-    )
-    suites = [(suite, None) for suite in facts if suite.items]
-    loaded = [(_load(source, chat=chat), source.margin) for source in request.suites]
-    return tuple(
-        Run(
-            suite=suite,
-            margin=margin,
-            targets=compared(request, suite.role),
-            complete=suite.role is Role.RETENTION and request.earlier_complete,
-        )
-        for suite, margin in (*suites, *loaded)
-    )
-
-
-def _load(source: SuiteSource, *, chat: bool) -> Suite:
-    return load_suite(
-        source.path,
-        name=source.name,
-        role=source.role,
-        grader=source.grader,
-        form=source.form,
-        max_tokens=source.max_tokens,
-        chat=chat,
-    )
-
-
-def compared(request: EvaluationRequest, role: Role) -> tuple[Target, ...]:
-    """Who is asked, in this order, the candidate last.
-
-    The reference never learnt the earlier facts, so what is live is asked instead. The new facts
-    are asked of what answers now, too: not for the verdict, but to show what has changed.
-    """
-    live = (request.live,) if request.live else ()
-    if role is Role.RETENTION:
-        return (*live, request.candidate)
-    if role is Role.FACTS:
-        return (*(live or (request.reference,)), request.candidate)
-    if role is Role.REASONING:
-        return (request.reference, *live, request.candidate)
-    return (request.reference, request.candidate)
+# --- asking --------------------------------------------------------------------------------------
 
 
 def _next(request: EvaluationRequest, runs: Sequence[Run]) -> tuple[Run, tuple[str, ...]] | None:

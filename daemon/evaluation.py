@@ -13,12 +13,18 @@ from policies.records import Fact, Record, Role, Scorecard, Verdict
 
 
 class SuiteSource(Record):
-    """One `[[gate.suites]]`: where its questions lie and how they are asked and graded."""
+    """One `[[gate.suites]]`: where its questions lie and how they are asked and graded.
+
+    With `task` the questions are those of lm-evaluation-harness, `filter` names one of its filters
+    and `path` a folder with task files of your own.
+    """
 
     name: str
     role: Role
-    path: Path
-    grader: str
+    path: Path | None = None
+    task: str | None = None
+    filter: str | None = None
+    grader: str = "normalised"
     max_tokens: int = Field(gt=0)
     form: Literal["auto", "chat", "plain"] = "auto"
     margin: float | None = Field(default=None, gt=0, lt=1)

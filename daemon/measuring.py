@@ -11,7 +11,7 @@ from daemon.suites import Suite
 from policies.errors import PaloradError
 from policies.records import Item, ItemResult, Record, content_id
 
-Grade = Callable[[str, str], bool]
+Grade = Callable[[Item, str], bool]
 
 
 class GraderFailed(PaloradError, RuntimeError):
@@ -88,7 +88,7 @@ class Measuring:
 
     def _graded(self, suite: Suite, item: Item, text: str) -> ItemResult:
         try:
-            correct = self.grade[suite.grader](text, item.answer)
+            correct = self.grade[suite.grader](item, text)
         except Exception as error:
             raise GraderFailed(
                 f"the grader {suite.grader!r} failed on item {item.id}: {error!r}"

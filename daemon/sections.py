@@ -161,8 +161,12 @@ class SuiteSettings(Section):
     """How the suite is called in verdicts."""
     role: Role
     """What it watches over: reasoning, facts, retention, locality or drift."""
-    path: Path
-    """JSONL, one question a line."""
+    path: OptionalPath = None
+    """JSONL, one question a line; with `task` a folder of your own task files."""
+    task: str | None = None
+    """A task of lm-evaluation-harness instead of a file; needs `palorad[lm-eval]`."""
+    filter: str | None = None
+    """Which of the task's filters counts; without it the first."""
     grader: str = "normalised"
     """How answers are compared: see docs/gate.md."""
     max_tokens: int = Field(default=64, ge=1)
@@ -171,6 +175,14 @@ class SuiteSettings(Section):
     """Asked as a chat message, as plain text, or as chat where the model has a chat template."""
     margin: float | None = Field(default=None, gt=0, lt=1)
     """The drop to rule out on this suite; without it the margin of its role."""
+
+    @model_validator(mode="after")
+    def _has_questions(self) -> Self:
+        if self.path is None and self.task is None:
+            raise ValueError(f'the suite "{self.name}" needs a path, or a task of lm-eval')
+        if self.filter is not None and self.task is None:
+            raise ValueError(f'the suite "{self.name}" has a filter, which only a task can have')
+        return self
 
 
 class GateSettings(Section):

@@ -1,0 +1,146 @@
+"""The suites of one evaluation under way: who is asked what, and what has been answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from daemon.evaluation import EvaluationRequest, SuiteSource
+from daemon.lm_tasks import load_task
+from daemon.measuring import Grade, Target
+from daemon.questions import earlier_facts, new_facts
+from daemon.suites import BadSuite, Form, Suite, load_suite
+from policies.evidence import Questions, Stability, SuiteEvidence
+from policies.grading import GRADERS
+from policies.records import ItemResult, Role, SuiteScore
+
+
+@dataclass(slots=True)
+class Run:
+    """One suite under way: what each target has answered, and what went wrong."""
+
+    suite: Suite
+    margin: float | None
+    targets: tuple[Target, ...]
+    complete: bool = False
+    results: dict[Target, dict[str, ItemResult]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    broken: str = ""
+    stability: Stability | None = None
+    seconds: float = 0.0
+
+    @property
+    def asked(self) -> int:
+        """How many items the candidate has answered or could not answer."""
+        return len(self.results.get(self.targets[-1], {}).keys() | self.problems.keys())
+
+    @property
+    def silent(self) -> bool:
+        """Whether some target has said nothing at all: more items would tell no more."""
+        return any(
+            answers and not any(result.output.strip() for result in answers.values())
+            for answers in self.results.values()
+        )
+
+    def score(self, target: Target | None) -> SuiteScore | None:
+        """The answers of one target; None where it is not asked at all."""
+        if target not in self.targets:
+            return None
+        return SuiteScore(
+            suite=self.suite.name,
+            role=self.suite.role,
+            fingerprint=self.suite.fingerprint,
+            results=tuple(self.results.get(target, {}).values()),
+        )
+
+    def evidence(self, request: EvaluationRequest) -> SuiteEvidence:
+        """The suite as the gate judges it."""
+        return SuiteEvidence(
+            questions=Questions(
+                suite=self.suite.name,
+                role=self.suite.role,
+                fingerprint=self.suite.fingerprint,
+                items=self.suite.items,
+                margin=self.margin,
+                complete=self.complete,
+            ),
+            candidate=self.score(request.candidate),
+            reference=self.score(request.reference),
+            live=self.score(request.live),
+            stability=self.stability,
+        )
+
+
+def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]]:
+    """New facts, earlier facts, then the configured suites, and every grader by name.
+
+    Raises `suites.BadSuite`.
+    """
+    tokens, grader, chat = request.facts_max_tokens, request.facts_grader, request.chat
+    facts = (
+        new_facts(
+            request.facts, grader=grader, chat=chat, max_tokens=tokens, wordings=request.wordings
+        ),
+        earlier_facts(request.earlier, grader=grader, chat=chat, max_tokens=tokens),
+    )
+    suites: list[tuple[Suite, float | None]] = [(suite, None) for suite in facts if suite.items]
+    grades: dict[str, Grade] = {name: _by_answer(name) for name in GRADERS}
+    for source in request.suites:
+        suite, grade = open_suite(source, chat=chat)
+        suites.append((suite, source.margin))
+        grades |= {suite.grader: grade} if grade else {}
+    runs = (
+        Run(
+            suite=suite,
+            margin=margin,
+            targets=compared(request, suite.role),
+            complete=suite.role is Role.RETENTION and request.earlier_complete,
+        )
+        for suite, margin in suites
+    )
+    return tuple(runs), grades
+
+
+def _by_answer(name: str) -> Grade:
+    return lambda item, output: GRADERS[name](output, item.answer)
+
+
+def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]:
+    """A configured suite, with its own grader where a task brings one; raises `suites.BadSuite`."""
+    if source.task is not None:
+        return load_task(
+            source.task,
+            name=source.name,
+            role=source.role,
+            form=Form.CHAT if source.form == "chat" else Form.PLAIN,
+            max_tokens=source.max_tokens,
+            filter_name=source.filter,
+            folder=source.path,
+        )
+    if source.path is None:
+        raise BadSuite(f"suite {source.name!r}: has neither path nor task")
+    suite = load_suite(
+        source.path,
+        name=source.name,
+        role=source.role,
+        grader=source.grader,
+        form=source.form,
+        max_tokens=source.max_tokens,
+        chat=chat,
+    )
+    return suite, None
+
+
+def compared(request: EvaluationRequest, role: Role) -> tuple[Target, ...]:
+    """Who is asked, in this order, the candidate last.
+
+    The reference never learnt the earlier facts, so what is live is asked instead. The new facts
+    are asked of what answers now, too: not for the verdict, but to show what has changed.
+    """
+    live = (request.live,) if request.live else ()
+    if role is Role.RETENTION:
+        return (*live, request.candidate)
+    if role is Role.FACTS:
+        return (*(live or (request.reference,)), request.candidate)
+    if role is Role.REASONING:
+        return (request.reference, *live, request.candidate)
+    return (request.reference, request.candidate)
