@@ -155,6 +155,7 @@ class _State:
     boot: str = field(default_factory=lambda: secrets.token_hex(8))
     verified: set[str] = field(default_factory=set)
     in_flight: Counter[str] = field(default_factory=Counter)
+    asleep: bool = False
 
 
 class AliasMiddleware:
@@ -235,6 +236,8 @@ class AliasMiddleware:
         if raw is None:
             return
         routed = self._routed(raw, admin)
+        if self.state.asleep:
+            raise Refused(503, "this server sleeps while palorad trains; try again")
         scope = {**scope, "headers": _with_length(scope["headers"], len(routed.body))}
         self.state.in_flight[routed.model] += 1
         try:
@@ -322,7 +325,13 @@ class AliasMiddleware:
         elif method == "DELETE" and path.startswith("/adapters/"):
             forgotten = path.removeprefix("/adapters/")
         self.state.verified.discard(forgotten)
-        await self.app(scope, _replay(raw, receive), send)
+        if path == "/sleep":
+            # From here on nothing new comes in, so that waiting for what runs comes to an end.
+            self.state.asleep = True
+            self.state.verified.clear()
+        status = await _status_of(self.app, scope, _replay(raw, receive), send)
+        if (path == "/wake_up") == (status < 400) and path in {"/sleep", "/wake_up"}:
+            self.state.asleep = False
 
     def _state(self) -> bytes:
         try:
@@ -336,6 +345,7 @@ class AliasMiddleware:
                 "pointer": pointer and pointer.__dict__,
                 "problem": problem,
                 "verified": sorted(self.state.verified),
+                "asleep": self.state.asleep,
                 "in_flight": {m: n for m, n in self.state.in_flight.items() if n > 0},
             }
         )
@@ -429,6 +439,19 @@ async def _collect(app: App, scope: Scope, receive: Receive) -> tuple[Message, b
 
     await app(scope, receive, keep)
     return start, b"".join(parts)
+
+
+async def _status_of(app: App, scope: Scope, receive: Receive, send: Send) -> int:
+    status = 500
+
+    async def watch(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        await send(message)
+
+    await app(scope, receive, watch)
+    return status
 
 
 def _route(scope: Scope) -> str:

@@ -22,7 +22,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0
 POLL_S = 0.2
-END_S = 15.0
+END_S = 20.0
 LOG_BYTES = 10_000_000
 
 
@@ -188,8 +188,9 @@ async def _spawn(command: Command) -> asyncio.subprocess.Process:
 
 
 def _ending(code: int) -> str:
-    if code < 0:
-        return f"signal {signal.Signals(-code).name}"
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"signal {signal.Signals(number).name}"
     return f"exit {code}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -135,19 +136,21 @@ class Live:
             self.wait()
         return self
 
-    def wait(self, limit_s: float = 240.0) -> None:
+    def wait(self, limit_s: float = 600.0) -> None:
         """Until `/health` answers."""
         deadline = time.monotonic() + limit_s
         while not self.do(lambda server: server.healthy()):
             assert self.process is not None
             if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
                 raise AssertionError(f"no server: {self.log.read_text()[-3000:]}")
             time.sleep(0.2)
 
     def kill(self) -> None:
         """As a power cut would: the whole group at once."""
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
