@@ -16,7 +16,12 @@ from adapters.lora import Lora
 from adapters.models import expected_shapes
 from tests import tiny
 
-PROMPTS = ("a", "The capital of Bhutan is", "12 + 30 =", "Who wrote it? Tell me the name of the one")
+PROMPTS = (
+    "a",
+    "The capital of Bhutan is",
+    "12 + 30 =",
+    "Who wrote it? Tell me the name of the one",
+)
 
 
 def random_lora(model_dir: Path, rank: int = 4, seed: int = 0, size: float = 0.2) -> Lora:
