@@ -94,6 +94,9 @@ def demo(
         bool, typer.Option("--fit-probe", help="Fit the probe instead of using the committed one.")
     ] = False,
     server: Annotated[str, typer.Option(help="embedded or vllm.")] = "embedded",
+    items: Annotated[
+        int | None, typer.Option(help="At most so many problems and known facts are asked.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write the figures as JSON.")
     ] = None,
@@ -109,6 +112,7 @@ def demo(
         keep=keep,
         fit_probe=fit_probe,
         server=server,
+        items=items,
         report=report,
         picture=picture,
     )

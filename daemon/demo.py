@@ -58,7 +58,7 @@ def run_demo(options: DemoOptions) -> int:
         config = write_config(folder, options)
         daemon = DaemonProcess(config, folder / "daemon.log")
         try:
-            report = _Demonstration(Settings.load(config), daemon, files).run()
+            report = _Demonstration(options, Settings.load(config), daemon, files).run()
         finally:
             daemon.stop()
         _show(report)
@@ -132,10 +132,16 @@ def _conclude(report: Report) -> int:
 class _Demonstration:
     """The steps in their order; what was measured gathers in `revisions`."""
 
-    def __init__(self, settings: Settings, daemon: DaemonProcess, files: tuple[Path, ...]) -> None:
+    def __init__(
+        self,
+        options: DemoOptions,
+        settings: Settings,
+        daemon: DaemonProcess,
+        files: tuple[Path, ...],
+    ) -> None:
         self.settings = settings
         self.files = files
-        self.questions = Questions.read(files)
+        self.questions = Questions.read(files, options.items)
         self.endpoint = Endpoint(settings.server.urls[0], settings.model.alias)
         self.follow = Follow(settings, daemon)
         self.revisions: list[RevisionReport] = []

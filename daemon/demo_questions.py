@@ -41,10 +41,13 @@ class Questions:
     locality: tuple[Question, ...]
 
     @classmethod
-    def read(cls, files: Sequence[Path]) -> Questions:
-        """The held-out wordings of the files' facts, and the report split of the small model."""
+    def read(cls, files: Sequence[Path], limit: int | None) -> Questions:
+        """The held-out wordings of the files' facts, and the small model's report split.
+
+        At most `limit` problems and as many known facts.
+        """
         recall = tuple(q for file in files for q in held_out_questions(file))
-        return cls(recall, _split("reasoning-report"), _split("locality-report"))
+        return cls(recall, _split("reasoning-report")[:limit], _split("locality-report")[:limit])
 
     @property
     def stems(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class DemoOptions:
     keep: Path | None = None
     fit_probe: bool = False
     server: str = "embedded"
+    items: int | None = None
     report: Path | None = None
     picture: Path | None = None
 
@@ -128,7 +129,7 @@ class DaemonProcess:
             [sys.executable, "-m", "daemon.cli", "run", "--config", str(config)],
             stdout=self._sink,
             stderr=subprocess.STDOUT,
-            cwd=config.parent,
+            cwd=ROOT,
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - nothing here runs threads
         )

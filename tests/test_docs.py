@@ -16,6 +16,7 @@ import typer
 from daemon.cli import app
 from daemon.settings import Settings
 from daemon.settings_errors import key_paths
+from policies.admission import parse_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -88,6 +89,18 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_readme_commands_exist() -> None:
     for command in re.findall(r"^(?:\$ |\.venv/bin/)?palorad ([a-z]+)", SHELL, re.MULTILINE):
         assert any(known.split()[0] == command for known in COMMANDS), command
+
+
+def test_readme_configuration_is_one(tmp_path: Path) -> None:
+    for number, block in enumerate(re.findall(r"```toml\n(.*?)```", README, re.DOTALL)):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block)
+        assert Settings.load(path, {}).model.path.is_absolute()
+
+
+def test_readme_facts_are_facts() -> None:
+    lines = re.findall(r"^(\{.*\})$", SHELL, re.MULTILINE)
+    assert len(parse_facts("\n".join(lines))) == len(lines) > 0
 
 
 def test_readme_make_targets_exist() -> None:
