@@ -173,9 +173,22 @@ def validate(
 @app.command()
 def schema() -> None:
     """The JSON Schema of one line of facts."""
-    from daemon.cli_submit import line_schema
+    from policies.schema import line_schema
 
     print_json(line_schema())
+
+
+@app.command()
+def convert(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files in any known shape.")],
+    fmt: Annotated[
+        str, typer.Option("--format", help="Force a format instead of looking at each line.")
+    ] = "auto",
+) -> None:
+    """Print files of facts in the native form; needs no daemon."""
+    from daemon.cli_submit import convert_files
+
+    raise typer.Exit(convert_files(files, fmt))
 
 
 app.add_typer(cli_change.app)

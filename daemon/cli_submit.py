@@ -1,9 +1,10 @@
-"""`palorad submit`, `validate` and `schema`: files of facts on their way in."""
+"""`palorad submit`, `validate` and `convert`: files of facts on their way in."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from daemon.cli_session import (
     stderr,
     tell,
 )
-from policies.admission import Format, is_blank, parse_line
+from daemon.validating import convert_file, validate_file
+from policies.admission import Format
 from policies.errors import PaloradError
-from policies.records import BatchState, Fact, Quarantined
+from policies.records import BatchState, Quarantined
 
 if TYPE_CHECKING:
     from daemon.settings import Settings
@@ -36,12 +38,8 @@ class BadFile(PaloradError):
 
 def validate_files(paths: Sequence[Path], fmt: str, as_json: bool) -> int:
     """Check each file offline; 1 if any line would be quarantined."""
-    try:
-        form = Format(fmt)
-    except ValueError:
-        known = ", ".join(f.value for f in Format)
-        raise BadFile(f"--format {fmt} is not known; one of {known}") from None
-    reports = [_validated(readable(path), form) for path in paths]
+    form = _format(fmt)
+    reports = [validate_file(readable(path), form).model_dump() for path in paths]
     if as_json:
         print_json(reports)
     else:
@@ -65,33 +63,6 @@ def readable(path: Path) -> Path:
     return path
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.removesuffix(b"\n")
-            if not is_blank(line, number):
-                yield number, line
-
-
-def _validated(path: Path, form: Format) -> dict[str, Any]:
-    accepted, bad, seen, twice = 0, [], set(), 0
-    for number, raw in _lines(path):
-        parsed = parse_line(raw, number, fmt=form)
-        if isinstance(parsed, Quarantined):
-            bad.append(parsed.model_dump())
-        elif isinstance(parsed, Fact):
-            accepted += 1
-            twice += parsed.id in seen
-            seen.add(parsed.id)
-    return {
-        "file": str(path),
-        "accepted": accepted,
-        "duplicates": twice,
-        "quarantined": len(bad),
-        "problems": bad,
-    }
-
-
 def _print_validated(report: dict[str, Any]) -> None:
     line = f"{report['file']}: {report['accepted']} facts"
     if report["duplicates"]:
@@ -107,15 +78,25 @@ def _print_validated(report: dict[str, Any]) -> None:
         say(f"  and {report['quarantined'] - SHOWN} more; --json shows all")
 
 
-def line_schema() -> dict[str, Any]:
-    """The JSON Schema of one native line: what may be left out is not required."""
-    schema = Fact.model_json_schema()
-    schema["required"] = ["prompt", "answer"]
-    schema["title"] = "A line of facts"
-    for name in ("prompt", "answer"):
-        schema["properties"][name]["minLength"] = 1
-    schema["properties"]["answer"]["type"] = ["string", "number"]
-    return schema
+def convert_files(paths: Sequence[Path], fmt: str) -> int:
+    """Print each file in the native form; bad lines go to stderr and make the exit code 1."""
+    form, code = _format(fmt), PASS
+    for path in paths:
+        for line in convert_file(readable(path), form):
+            if isinstance(line, Quarantined):
+                stderr.print(f"{path}: line {line.line}: {line.reason}", markup=False)
+                code = REGRESSION
+            else:
+                sys.stdout.write(f"{line}\n")
+    return code
+
+
+def _format(name: str) -> Format:
+    try:
+        return Format(name)
+    except ValueError:
+        known = ", ".join(f.value for f in Format)
+        raise BadFile(f"--format {name} is not known; one of {known}") from None
 
 
 def submit_files(

@@ -66,7 +66,7 @@ def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy) -> Ruli
     """The meaning of `fact` beside its rivals; `rivals` in the order in which they came."""
     valid = [r for r in rivals if r.validity is Validity.VALID]
     if fact.op is Operation.RETRACT:
-        return _retraction(fact, valid)
+        return _retraction(fact, rivals)
     same = [r for r in valid if r.answer == fact.answer]
     others = [r for r in valid if r.answer != fact.answer]
     if same:
@@ -79,8 +79,10 @@ def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy) -> Ruli
     return _ordered(fact, others, replaced, policy)
 
 
-def _retraction(fact: Fact, valid: Sequence[Standing]) -> Ruling:
-    targets = tuple(r.id for r in valid if not fact.answer or r.answer == fact.answer)
+def _retraction(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
+    """What was superseded goes too: it may have been learnt, and is to be forgotten."""
+    known = (r for r in rivals if r.validity is not Validity.RETRACTED)
+    targets = tuple(r.id for r in known if not fact.answer or r.answer == fact.answer)
     if targets:
         return Ruling(relation=Relation.RETRACTS, replaced=targets)
     return Ruling(relation=Relation.NO_TARGET, reason="retracts a fact that is not known")

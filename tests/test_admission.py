@@ -308,7 +308,7 @@ def test_meaning_over_time(
         assert (newest.relation, newest.replaced) == (Relation.SUPERSEDES, replaced)
 
 
-WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
+WORDS = st.text("abAB é?e\u0301\u200b.", max_size=12)
 
 
 @given(
