@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,11 +92,12 @@ class Live:
         self.kind = kind
         self.model_dir = model_dir
         self.url = f"http://127.0.0.1:{free_port()}"
-        extra = {"executable": str(VLLM), "extra_args": SMALL} if kind == "vllm" else {}
-        self.settings = Settings(
-            state_dir=state,
-            model={"path": model_dir, "alias": "live"},
-            server={
+        vllm = {"executable": str(VLLM), "extra_args": SMALL}
+        extra: dict[str, Any] = vllm if kind == "vllm" else {}
+        chosen: dict[str, Any] = {
+            "state_dir": state,
+            "model": {"path": model_dir, "alias": "live"},
+            "server": {
                 "kind": kind,
                 "urls": (self.url,),
                 "max_lora_rank": 16,
@@ -104,8 +105,9 @@ class Live:
                 **extra,
                 **server,
             },
-            train={"rank": 8, "rank_budget": 16},
-        )
+            "train": {"rank": 8, "rank_budget": 16},
+        }
+        self.settings = Settings(**chosen)
         layout = self.settings.layout
         for directory in layout.directories():
             directory.mkdir(parents=True, exist_ok=True)
@@ -123,10 +125,11 @@ class Live:
     def start(self, wait: bool = True) -> Live:
         """Start the process and wait until it is healthy."""
         command = launch.command(self.settings, self.model_dir, os.environ)
+        arguments = self.arguments(command)
         self.log.parent.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", tether.__file__, str(os.getpid()), *command.arguments],
+                [sys.executable, "-I", tether.__file__, str(os.getpid()), *arguments],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **command.environment},
@@ -135,6 +138,10 @@ class Live:
         if wait:
             self.wait()
         return self
+
+    def arguments(self, command: launch.Command) -> Sequence[str]:
+        """What is run; a subclass may leave something out."""
+        return command.arguments
 
     def wait(self, limit_s: float = 600.0) -> None:
         """Until `/health` answers."""

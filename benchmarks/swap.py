@@ -1,0 +1,368 @@
+"""Hot swap under load against the real vLLM: writes benchmarks/results/swap.json.
+
+    python -m benchmarks.swap [--promotions 50] [--rollbacks 10] [--clients 16] [--kind vllm]
+
+Clients, half of them streaming, ask the alias greedily all the time while revisions are promoted
+and rolled back through the fleet. Every answer is compared afterwards with what the revision that
+its header names answers when it is asked alone: an answer is `mixed` when they differ,
+`wrong_version_after_flip` when it was begun after a flip was done and names another revision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from adapters.generate import Generator
+from daemon import launch, replicas
+from daemon.serving import Fleet
+from daemon.vllm import HttpServer
+from policies.records import Revision
+from tests import live
+from tests.live import Live
+
+OUT = Path(__file__).parent / "results" / "swap.json"
+ASKED = tuple(f"{word} number {i} is" for i in range(8) for word in ("Answer", "The capital"))
+LENGTHS = (4, 12, 24)
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer of a client: what was asked, what came, when (monotonic seconds)."""
+
+    prompt: str
+    size: int
+    streamed: bool
+    begun: float
+    ended: float = 0.0
+    status: int = 0
+    revision: str = ""
+    text: str = ""
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class Swap:
+    """One flip: decision, first token under the alias from the new revision."""
+
+    number: int
+    kind: str
+    decided: float
+    done: float = 0.0
+    first_token: float = 0.0
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that was observed."""
+
+    answers: list[Answer] = field(default_factory=list)
+    swaps: list[Swap] = field(default_factory=list)
+    stop: bool = False
+
+
+async def client(run: Run, url: str, index: int) -> None:
+    """Ask the alias one question after the other until the run ends."""
+    rng = random.Random(index)
+    streamed = index % 2 == 0
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+        while not run.stop:
+            answer = Answer(rng.choice(ASKED), rng.choice(LENGTHS), streamed, time.monotonic())
+            try:
+                await _ask(http, answer)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                answer.problem = repr(error)
+            answer.ended = time.monotonic()
+            run.answers.append(answer)
+
+
+async def _ask(http: httpx.AsyncClient, answer: Answer) -> None:
+    body = {
+        "model": "live",
+        "prompt": answer.prompt,
+        "max_tokens": answer.size,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    if not answer.streamed:
+        response = await http.post("/v1/completions", json=body)
+        _note(answer, response)
+        if answer.status == 200:
+            value = response.json()
+            answer.text = value["choices"][0]["text"]
+            _check_name(answer, value)
+        return
+    async with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        _note(answer, response)
+        finished = False
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                finished = True
+            elif line.startswith("data: "):
+                value = json.loads(line[6:])
+                answer.text += value["choices"][0]["text"]
+                _check_name(answer, value)
+        if not finished:
+            answer.problem = "the stream ended early"
+
+
+def _note(answer: Answer, response: httpx.Response) -> None:
+    answer.status = response.status_code
+    answer.revision = response.headers.get("x-palorad-revision", "")
+
+
+def _check_name(answer: Answer, value: dict[str, Any]) -> None:
+    if value["model"] != "live":
+        answer.problem = f"answered as {value['model']}"
+
+
+async def promote(
+    run: Run, fleet: Fleet, server: HttpServer, desired: Revision, former: Revision, kind: str
+) -> None:
+    """One decision: ensure it, then take the time until the alias gives the first new token."""
+    swap = Swap(desired.number, kind, time.monotonic())
+    while True:
+        ensured = await fleet.ensure(desired, former)
+        if ensured.done:
+            break
+        await asyncio.sleep(0.05)
+    swap.done = time.monotonic()
+    (first,) = await server.complete("live", [ASKED[0]], max_tokens=1)
+    if first.headers["x-palorad-revision"] != str(desired.number):
+        raise AssertionError(f"the alias answers from {first.headers['x-palorad-revision']}")
+    swap.first_token = time.monotonic()
+    run.swaps.append(swap)
+
+
+async def story(site: Live, made: Sequence[Revision], rollbacks: int, clients: int) -> Run:
+    """All promotions, with a rollback (and forward again) spread evenly among them."""
+    run = Run()
+    servers = replicas.connect(site.settings)
+    fleet = replicas.fleet(site.settings, servers)
+    await fleet.ensure(live.BASE)
+    tasks = [asyncio.create_task(client(run, site.url, i)) for i in range(clients)]
+    current = live.BASE
+    every = max(1, len(made) // max(1, rollbacks))
+    for i, revision in enumerate(made, 1):
+        await promote(run, fleet, servers[0], revision, current, "promotion")
+        current, former = revision, current
+        await asyncio.sleep(0.3)
+        if i % every == 0 and i // every <= rollbacks:
+            await promote(run, fleet, servers[0], former, current, "rollback")
+            await asyncio.sleep(0.3)
+            await promote(run, fleet, servers[0], current, former, "forward")
+    run.stop = True
+    await asyncio.gather(*tasks)
+    for server in servers:
+        await server.aclose()
+    return run
+
+
+async def references(site: Live, run: Run, made: Sequence[Revision]) -> dict[tuple[Any, ...], str]:
+    """What each revision answers when it is asked alone, by (revision, prompt, size)."""
+    servers = replicas.connect(site.settings)
+    names = {"0": "base"} | {str(r.number): r.served_name for r in made}
+    wanted: dict[tuple[str, int], set[str]] = {}
+    for answer in run.answers:
+        wanted.setdefault((answer.revision, answer.size), set()).add(answer.prompt)
+    known: dict[tuple[Any, ...], str] = {}
+    for (revision, size), prompts in sorted(wanted.items()):
+        if revision not in names:
+            continue
+        name = names[revision]
+        if name != "base":
+            await servers[0].load(name, str(site.served / name))
+        ordered = sorted(prompts)
+        got = await servers[0].complete(
+            name, ordered, max_tokens=size, salt=f"alone-{revision}", ignore_eos=True
+        )
+        for prompt, alone in zip(ordered, got, strict=True):
+            known[revision, prompt, size] = alone.text
+    for server in servers:
+        await server.aclose()
+    return known
+
+
+def judge(run: Run, known: dict[tuple[Any, ...], str]) -> dict[str, Any]:
+    """Counts of what must not happen, with up to five examples of each."""
+    failed = [a for a in run.answers if a.status != 200 or a.problem]
+    good = [a for a in run.answers if a.status == 200 and not a.problem]
+    mixed = [a for a in good if known.get((a.revision, a.prompt, a.size)) != a.text]
+    late = []
+    for swap, following in zip(run.swaps, [*run.swaps[1:], None], strict=True):
+        until = following.decided if following else float("inf")
+        late += [a for a in good if swap.done <= a.begun < until and a.revision != str(swap.number)]
+    return {
+        "requests": len(run.answers),
+        "streamed": sum(a.streamed for a in run.answers),
+        "failed": len(failed),
+        "mixed": len(mixed),
+        "wrong_version_after_flip": len(late),
+        "examples": [
+            {"status": a.status, "problem": a.problem, "revision": a.revision, "text": a.text[:80]}
+            for a in (failed[:5] + mixed[:5] + late[:5])
+        ],
+    }
+
+
+def _resident_mb(site: Live) -> float:
+    group = site.process.pid if site.process is not None else -1
+    total = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[2]) == group:
+                line = (stat.parent / "smaps_rollup").read_text()
+                total += int(line.split("Pss:")[1].split()[0]) / 1024
+        except (OSError, IndexError, ValueError):
+            continue
+    return round(total, 1)
+
+
+async def throughput(url: str, model: str, requests: int, clients: int) -> float:
+    """Requests a second on one model."""
+    left = iter(range(requests))
+    body = {"model": model, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+
+    async def one() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+            for i in left:
+                prompt = ASKED[i % len(ASKED)]
+                response = await http.post("/v1/completions", json={**body, "prompt": prompt})
+                response.raise_for_status()
+
+    begun = time.monotonic()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return requests / (time.monotonic() - begun)
+
+
+def compare_throughput(site: Live, bare: Live, clients: int, rounds: int = 8) -> dict[str, Any]:
+    """The same requests through the alias and to a server without middleware, in turns."""
+    pairs = []
+    for i in range(rounds):
+        order = [(site, "live"), (bare, "base")]
+        if i % 2:
+            order.reverse()
+        seen = {s.url: asyncio.run(throughput(s.url, m, 200, clients)) for s, m in order}
+        pairs.append((seen[site.url], seen[bare.url]))
+    ratios = sorted(w / wo for w, wo in pairs[1:])
+    return {
+        "throughput_with": round(statistics.median(w for w, _ in pairs[1:]), 2),
+        "throughput_without": round(statistics.median(wo for _, wo in pairs[1:]), 2),
+        "throughput_ratio": round(statistics.median(ratios), 4),
+        "throughput_ratios": [round(r, 4) for r in ratios],
+    }
+
+
+class Bare(Live):
+    """The same vLLM without palorad's middleware."""
+
+    def arguments(self, command: launch.Command) -> Sequence[str]:
+        """The command line without `--middleware …`."""
+        kept = list(command.arguments)
+        at = kept.index("--middleware")
+        return kept[:at] + kept[at + 2 :]
+
+
+def _machine(site: Live) -> dict[str, Any]:
+    version = "embedded"
+    if site.kind == "vllm":
+        said = subprocess.run(
+            [str(live.VLLM), "--version"], capture_output=True, text=True, check=True
+        )
+        version = said.stdout.strip().splitlines()[-1]
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "vllm": version,
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    """Run it all and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--promotions", type=int, default=50)
+    parser.add_argument("--rollbacks", type=int, default=10)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--kind", choices=["vllm", "embedded"], default="vllm")
+    parser.add_argument("--report", type=Path, default=OUT)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(Path(folder), chosen)
+    chosen.report.parent.mkdir(parents=True, exist_ok=True)
+    chosen.report.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def measure(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The whole measurement in one temporary directory."""
+    model = live.model(root / "model")
+    site = Live(chosen.kind, root / "state", model)
+    generator = Generator(model, max_rank=16, device=torch.device("cpu"))
+    made = [live.publish(generator, site.served, i + 1) for i in range(chosen.promotions)]
+    begun = time.monotonic()
+    site.start()
+    start_s = time.monotonic() - begun
+    try:
+        before = _resident_mb(site)
+        run = asyncio.run(story(site, made, chosen.rollbacks, chosen.clients))
+        after = _resident_mb(site)
+        result = judge(run, asyncio.run(references(site, run, made)))
+        begun = time.monotonic()
+        site.stop()
+        site.start()
+        restart_s = time.monotonic() - begun
+        ratio: dict[str, Any] = {}
+        if chosen.kind == "vllm":
+            bare = Bare(chosen.kind, root / "bare", model)
+            bare.start()
+            try:
+                ratio = compare_throughput(site, bare, chosen.clients)
+            finally:
+                bare.stop()
+    finally:
+        site.stop()
+    new = sorted(s.first_token - s.decided for s in run.swaps if s.kind == "promotion")
+    back = sorted(s.first_token - s.decided for s in run.swaps if s.kind == "rollback")
+    seconds = {
+        "swap_p50_s": _at(new, 0.50),
+        "swap_p99_s": _at(new, 0.99),
+        "rollback_p50_s": _at(back, 0.50),
+        "rollback_p99_s": _at(back, 0.99),
+        "start_s": round(start_s, 2),
+        "restart_s": round(restart_s, 2),
+    }
+    counts = {
+        "promotions": len(new),
+        "rollbacks": len(back),
+        "forward_again": len(run.swaps) - len(new) - len(back),
+        "clients": chosen.clients,
+    }
+    memory = {"memory_before_mb": before, "memory_after_mb": after}
+    return {**counts, **result, **seconds, **ratio, **memory, "machine": _machine(site)}
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    if not ordered:
+        return float("nan")
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4)
+
+
+if __name__ == "__main__":
+    main()
