@@ -151,7 +151,7 @@ class Live:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise AssertionError(f"no server: {self.log.read_text()[-3000:]}")
-            time.sleep(0.2)
+            time.sleep(0.2 if self.kind == "embedded" else 1.0)
 
     def kill(self) -> None:
         """As a power cut would: the whole group at once."""
