@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from daemon.ledger import Ledger
 from daemon.reading import Raw, Records
 from daemon.sections import IntakeSettings
 from policies.admission import DEFAULT_LIMITS, Format, Limits, quarantined
+from policies.errors import NotFound
 from policies.heldout import TRAINED, Render, no_templates, with_held_out
 from policies.meaning import ConflictPolicy, Relation, Ruling, rule_each
 from policies.records import Batch, Fact, Quarantined
@@ -20,6 +21,7 @@ from policies.wordings import questions
 FEED: Final = "feed:"
 PIECE_LINES: Final = 1000
 PIECE_BYTES: Final = 1 << 20
+RETRIED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,36 @@ def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list
                     bad.append(parsed.model_copy(update={"text": ""}))
             yield None
     return lines, bad
+
+
+def read_numbers(
+    archived: Path, wanted: Collection[int], limits: Limits
+) -> tuple[Records, list[Raw]]:
+    """The records with these numbers in an archived file, in their order."""
+    left, found = max(wanted, default=0), []
+    with archived.open("rb") as source:
+        records = Records(source, limits)
+        while records.number < left and (taken := records.take(PIECE_LINES, PIECE_BYTES)):
+            found += [raw for raw in taken if raw.number in wanted]
+    return records, found
+
+
+def retry_quarantined(
+    ledger: Ledger, batch_id: str, archived: Path, rules: Rules, line: int | None, now: datetime
+) -> tuple[int, int]:
+    """Read quarantined lines of a batch again by the rules of now; how many, and still bad ones.
+
+    Raises `NotFound` where there is no such line in quarantine.
+    """
+    waiting = {q.line for q in ledger.quarantined(batch_id, RETRIED)}
+    wanted = waiting if line is None else waiting & {line}
+    if not wanted:
+        which = "line" if line is None else f"line {line}"
+        raise NotFound(f"batch {batch_id[:12]} has no {which} in quarantine")
+    records, raws = read_numbers(archived, wanted, rules.limits)
+    admitted, bad = sort_out(ledger, records, raws, rules)
+    ledger.readmit(batch_id, sorted(wanted), admitted, bad, now)
+    return len(wanted), len(bad)
 
 
 def sort_out(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from daemon import cli_change, cli_setup
+from daemon import cli_change, cli_quarantine, cli_setup
 from daemon.cli_session import (
     USAGE,
     ConfigOption,
@@ -122,18 +122,6 @@ def why(
     show_why(load_settings(config), prompt, as_json)
 
 
-@app.command()
-def quarantine(
-    batch: Annotated[str | None, typer.Argument(help="Only this batch's lines.")] = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """The lines that were not admitted, each with its reason."""
-    from daemon.cli_read import show_quarantine
-
-    show_quarantine(load_settings(config), batch, as_json)
-
-
 # --- facts -----------------------------------------------------------------------------------
 
 
@@ -192,6 +180,7 @@ def convert(
 
 
 app.add_typer(cli_change.app)
+app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_setup.app)
 
 if __name__ == "__main__":

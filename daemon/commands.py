@@ -45,7 +45,7 @@ class Commands:
         """The commands by name."""
         names = (
             *("submit", "retry", "rollback", "forward", "promote", "reject"),
-            *("pause", "resume", "retract", "consolidate", "status"),
+            *("pause", "resume", "retract", "consolidate", "status", "requeue"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -130,6 +130,16 @@ class Commands:
         """Undo a pause."""
         self._ledger.pause(False, "", self._now())
         return self._done("going on")
+
+    async def requeue(self, batch: str, line: int | None = None, newest: bool = False) -> Answer:
+        """Read quarantined lines of a batch again; `newest` has them win over what stands."""
+        found = self._ledger.batch(batch)
+        try:
+            read, bad = self._intake.retry(found.id, self._now(), line, newest)
+        except OSError as error:
+            raise Refused(f"{found.name}: its archive cannot be read: {error.strerror}") from None
+        told = f"{read - bad} of {read} quarantined lines are admitted now"
+        return self._done(told, read=read, admitted=read - bad)
 
     async def retract(self, fact: str, because: str = "") -> Answer:
         """A fact, by its id or prompt, must be forgotten."""

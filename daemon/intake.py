@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from daemon import crash
-from daemon.admit import admit_pieces, count_bad, feed_cursor, rules_of
+from daemon.admit import admit_pieces, count_bad, feed_cursor, retry_quarantined, rules_of
 from daemon.drops import Drop, Inbox, copy_and_hash, sync_folder
 from daemon.layout import Layout
 from daemon.ledger import Ledger
@@ -29,6 +29,7 @@ from daemon.receipts import (
 )
 from daemon.sections import IntakeSettings
 from policies.errors import DiskFull, LedgerBusy, Refused
+from policies.meaning import ConflictPolicy
 from policies.records import Batch
 
 FIRST_WAIT_S: Final = 5.0
@@ -267,6 +268,21 @@ class Intake:
             raise Refused(f"{path} may not be read by palorad's user") from None
         finally:
             part.unlink(missing_ok=True)
+
+    def retry(
+        self, batch_id: str, now: datetime, line: int | None = None, newest: bool = False
+    ) -> tuple[int, int]:
+        """Read quarantined lines again, how many and how many are bad still.
+
+        With `newest` a conflicting line wins over what stands. Raises `NotFound`, `OSError`.
+        """
+        rules = self._rules
+        if newest:
+            rules = replace(rules, conflicts=ConflictPolicy.NEWEST)
+        archived = self._layout.archived(batch_id)
+        found = retry_quarantined(self._ledger, batch_id, archived, rules, line, now)
+        self.tell(batch_id)
+        return found
 
     def tell(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
         """Bring a batch's receipt up to date, if it still stands beside where the drop was."""

@@ -22,7 +22,7 @@ from daemon.reading import Records
 from daemon.receipts import Receipt, read_receipt
 from daemon.sections import IntakeSettings
 from policies.admission import Limits
-from policies.errors import Refused
+from policies.errors import NotFound, Refused
 from policies.splitting import ListSplitter
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -331,6 +331,50 @@ def test_one_bad_line_can_keep_the_whole_file_out(tmp_path: Path) -> None:
     drop.write_bytes(lines(1, 2))
     assert place.pass_over()[0].accepted == 2
     assert place.left() == {"a.jsonl.accepted.json"}
+    place.ledger.close()
+
+
+@pytest.mark.parametrize("policy", ["newest", "reject", "ask"])
+def test_a_conflict_is_decided_by_the_policy(tmp_path: Path, policy: str) -> None:
+    place = Place(tmp_path, conflicts=policy)
+    for name, answer in (("a", "Punakha"), ("b", "Thimphu")):
+        place.drop(name, json.dumps({"prompt": "Capital of Bhutan?", "answer": answer}).encode())
+        (receipt,) = place.pass_over()
+
+    def valid() -> list[str]:
+        return [f.answer for f in place.ledger.facts(valid_at=place.now)]
+
+    if policy == "newest":
+        assert valid() == ["Thimphu"]
+    else:
+        assert valid() == ["Punakha"]
+        assert (receipt.accepted, receipt.quarantined, receipt.conflicts) == (0, 1, 1)
+        assert receipt.bad_lines[0].kind == ("ask" if policy == "ask" else "conflict")
+        assert receipt.batch is not None
+        assert place.intake.retry(receipt.batch, place.now) == (1, 1)
+        assert valid() == ["Punakha"]
+        assert place.intake.retry(receipt.batch, place.now, newest=True) == (1, 0)
+        assert valid() == ["Thimphu"]
+        batch = place.ledger.batch(receipt.batch)
+        assert (batch.accepted, batch.quarantined) == (1, 0)
+        with pytest.raises(NotFound, match="no line in quarantine"):
+            place.intake.retry(receipt.batch, place.now)
+    place.ledger.close()
+
+
+def test_quarantined_lines_are_read_again_by_the_rules_of_now(tmp_path: Path) -> None:
+    place = Place(tmp_path, max_line_kb=1)
+    place.drop("a", lines(1) + lines(2, source="x" * 2000) + b"bad\n")
+    (receipt,) = place.pass_over()
+    assert receipt.batch is not None and receipt.quarantined == 2
+    place.settings = place.settings.model_copy(update={"max_line_kb": 64})
+    place.restart()
+    assert place.intake.retry(receipt.batch, place.now, line=2) == (1, 0)
+    assert place.intake.retry(receipt.batch, place.now) == (1, 1)
+    batch = place.ledger.batch(receipt.batch)
+    assert (batch.accepted, batch.quarantined) == (2, 1)
+    told = read_receipt(place.layout.inbox / "a")
+    assert told is not None and (told.accepted, told.quarantined) == (2, 1)
     place.ledger.close()
 
 
