@@ -152,9 +152,16 @@ class LedgerPlans(LedgerDb):
         return tuple(self.plan(head.id) for head in self.heads(states, limit=limit))
 
     def open_plan(self) -> PlanHead | None:
-        """The plan under way: the oldest that is open."""
+        """The plan under way: of those that are open the one that has come furthest.
+
+        There are two where a failed plan is retried while another is under way.
+        """
         states = ",".join(f"'{state.value}'" for state in OPEN_STATES)
-        row = self._row(f"SELECT {_HEAD} FROM plans WHERE state IN ({states}) ORDER BY id LIMIT 1")
+        row = self._row(
+            f"SELECT {_HEAD} FROM plans WHERE state IN ({states}) ORDER BY"
+            " EXISTS (SELECT 1 FROM leases WHERE plan = id) DESC,"
+            " CASE state WHEN 'passed' THEN 0 WHEN 'trained' THEN 1 ELSE 2 END, id LIMIT 1"
+        )
         return None if row is None else self._head_of(row)
 
     def _head_of(self, row: Row) -> PlanHead:

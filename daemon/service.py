@@ -59,6 +59,7 @@ class Service:
         servers: Servers,
         *,
         reload: Callable[[], Settings] | None = None,
+        jobs: Jobs | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class Service:
         self._intake = Intake(ledger, settings.layout, settings.intake)
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random)
         self._reconciler = Reconciler(
-            ledger, Jobs(), servers.fleet, settings, changed=self._tell_receipts
+            ledger, jobs or Jobs(), servers.fleet, settings, changed=self._tell_receipts
         )
         self._commands = Commands(
             ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake

@@ -13,7 +13,7 @@ from policies.errors import ConfigError
 
 _OTHER_VARIABLES: Final = frozenset(
     {
-        *("CONFIG", "DIE_AT", "TRACE", "STEPS", "PARENT"),
+        *("CONFIG", "DIE_AT", "DIE_ONCE", "TRACE", "STEPS", "PARENT"),
         *("ALIAS_FILE", "ADMIN_KEY_FILE", "SERVED_DIR", "USER_KEY_FILE"),
     }
 )
