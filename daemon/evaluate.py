@@ -49,12 +49,12 @@ async def evaluate(
     started = clock()
     for run in runs:
         await _stability(request, measuring, run)
-    while chosen := _next(request, runs):
-        run, items = chosen
-        began = clock()
-        await _ask(measuring, run, items)
-        run.seconds += clock() - began
-        progress(_progress(run, runs, clock() - started))
+    while wanted := _next(request, runs):
+        for run, items in wanted:
+            began = clock()
+            await _ask(measuring, run, items)
+            run.seconds += clock() - began
+            progress(_progress(run, runs, clock() - started))
     return EvaluationReport(
         verdict=_verdict(request, runs),
         scorecards=_scorecards(request, runs),
@@ -65,16 +65,23 @@ async def evaluate(
 # --- asking --------------------------------------------------------------------------------------
 
 
-def _next(request: EvaluationRequest, runs: Sequence[Run]) -> tuple[Run, tuple[str, ...]] | None:
-    """The first suite that the gate wants more of, and which items."""
+def _next(
+    request: EvaluationRequest, runs: Sequence[Run]
+) -> tuple[tuple[Run, tuple[str, ...]], ...]:
+    """Every suite that the gate wants more of, and which items.
+
+    A round asks all of them before the gate looks again, so that a candidate that fails on one
+    still shows how it did on the others.
+    """
     given_up = {name for run in runs for name in run.problems}
     wanted = next_items(
         _evidence(request, runs), request.limits, chunk=request.chunk, given_up=given_up
     )
-    for run in runs:
-        if not (run.broken or run.silent) and (items := wanted.get(run.suite.name)):
-            return run, items
-    return None
+    return tuple(
+        (run, items)
+        for run in runs
+        if not (run.broken or run.silent) and (items := wanted.get(run.suite.name))
+    )
 
 
 async def _ask(measuring: Measuring, run: Run, items: Sequence[str]) -> None:
