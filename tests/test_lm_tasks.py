@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,19 @@ filter_list:
       - {{function: take_first}}
 """
 
-harness = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="needs palorad[lm-eval]"
-)
+HERE = importlib.util.find_spec("lm_eval") is not None
+
+
+def harness(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of the real harness: it takes a while to import and warns of its own accord."""
+    for mark in (
+        pytest.mark.skipif(not HERE, reason="needs palorad[lm-eval]"),
+        pytest.mark.slow,
+        pytest.mark.timeout(300),
+        pytest.mark.filterwarnings("default"),
+    ):
+        test = mark(test)
+    return test
 
 
 @pytest.fixture
@@ -78,7 +89,6 @@ def load(
 
 
 @harness
-@pytest.mark.filterwarnings("default")
 def test_questions_come_with_their_examples_and_are_graded_by_the_task(folder: Path) -> None:
     suite, grade = load(folder)
     item = suite.items[0]
@@ -93,7 +103,6 @@ def test_questions_come_with_their_examples_and_are_graded_by_the_task(folder: P
 
 
 @harness
-@pytest.mark.filterwarnings("default")
 def test_the_filter_is_part_of_what_is_measured(folder: Path) -> None:
     strict, _ = load(folder)
     loose, grade = load(folder, filter_name="loose")
@@ -104,7 +113,6 @@ def test_the_filter_is_part_of_what_is_measured(folder: Path) -> None:
 
 
 @harness
-@pytest.mark.filterwarnings("default")
 def test_what_cannot_be_asked_freely_or_found_is_refused(folder: Path) -> None:
     with pytest.raises(BadSuite, match="cannot be loaded"):
         load(folder, task="palorad_sumz")
@@ -113,7 +121,7 @@ def test_what_cannot_be_asked_freely_or_found_is_refused(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="it is installed")
+@pytest.mark.skipif(HERE, reason="it is installed")
 def test_without_the_harness_the_error_says_what_to_install() -> None:
     with pytest.raises(BadSuite, match=r"pip install 'palorad\[lm-eval\]'"):
         load(None)
