@@ -160,7 +160,7 @@ class SuiteSettings(Section):
     name: str = Field(min_length=1)
     """How the suite is called in verdicts."""
     role: Role
-    """What it watches over: reasoning, facts, retention, locality or drift."""
+    """What it watches over: reasoning, locality (what the base knew) or retention."""
     path: OptionalPath = None
     """JSONL, one question a line; with `task` a folder of your own task files."""
     task: str | None = None
@@ -177,7 +177,14 @@ class SuiteSettings(Section):
     """The drop to rule out on this suite; without it the margin of its role."""
 
     @model_validator(mode="after")
-    def _has_questions(self) -> Self:
+    def _can_be_asked(self) -> Self:
+        if self.role is Role.FACTS:
+            raise ValueError(f'the suite "{self.name}": new facts are asked without a suite')
+        if self.role is Role.DRIFT:
+            raise ValueError(
+                f'the suite "{self.name}": drift needs the log-probabilities of given text, which '
+                'are not asked of the server; take role = "locality"'
+            )
         if self.path is None and self.task is None:
             raise ValueError(f'the suite "{self.name}" needs a path, or a task of lm-eval')
         if self.filter is not None and self.task is None:

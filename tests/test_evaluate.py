@@ -18,7 +18,7 @@ from daemon.jobs import Progress
 from daemon.measurements import Measurements
 from daemon.measuring import Target
 from daemon.seams import ServerRefused, ServerUnreachable
-from daemon.sections import GateSettings
+from daemon.sections import GateSettings, SuiteSettings
 from daemon.suites import BadSuite
 from policies.limits import PRESETS
 from policies.records import Fact, Outcome, Role
@@ -336,3 +336,9 @@ def test_limits_are_the_presets_unless_they_are_set() -> None:
     expected = {"reasoning_margin": 0.05, "learnt_share": 0.5}
     assert mine == PRESETS["fast"].model_copy(update=expected)
     assert GateSettings(retention_floor=0).limits.retention_floor is None
+
+
+@pytest.mark.parametrize("role", [Role.FACTS, Role.DRIFT])
+def test_a_role_that_no_suite_can_have_is_refused_when_it_is_read(role: Role) -> None:
+    with pytest.raises(ValueError, match="the suite"):
+        SuiteSettings(name="s", role=role, path=Path("s.jsonl"))
