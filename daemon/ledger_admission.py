@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from daemon.ledger_db import Row, stamp, unstamp
@@ -81,7 +82,8 @@ class LedgerAdmission(LedgerFacts):
         by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         columns = "key, stem, seq, id, answer, valid_from, validity"
-        for chunk in chunks(sorted({key_of(fact) for fact in facts})):
+        keys = [key_of(fact) for fact in facts]
+        for chunk in chunks(sorted(set(keys))):
             for row in self._rows(
                 f"SELECT {columns} FROM facts WHERE op <> 'retract' AND key IN ({marks(chunk)})",
                 chunk,
@@ -94,8 +96,8 @@ class LedgerAdmission(LedgerFacts):
             ):
                 by_id[row[1]].append((row[2], _standing(row[3:])))
         found = []
-        for fact in facts:
-            rivals = dict((*by_key[key_of(fact)], *by_id[stem_of(fact.id)]))
+        for fact, key in zip(facts, keys, strict=True):
+            rivals = dict((*by_key.get(key, ()), *by_id.get(stem_of(fact.id), ())))
             found.append([rivals[seq] for seq in sorted(rivals)])
         return found
 
@@ -232,12 +234,13 @@ class LedgerAdmission(LedgerFacts):
         quarantined: Sequence[Quarantined],
         now: datetime,
     ) -> None:
+        recorded = stamp(now)
         self._do_all(
             "INSERT OR IGNORE INTO facts (id, stem, batch, key, answer, body, op, urgent,"
             " validity, valid_from, valid_until, recorded_at, state)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                _fact_row(fact, ruling, batch, now)
+                _fact_row(fact, ruling, batch, recorded)
                 for fact, ruling in admitted
                 if ruling.relation not in _NOT_STORED
             ],
@@ -277,7 +280,10 @@ _NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
 
 def key_of(fact: Fact) -> str:
     """What the fact is about, as one text."""
-    return _SEPARATOR.join(" ".join(part.split()) for part in fact.key)
+    key = _SEPARATOR.join(fact.key)
+    if "  " in key or f" {_SEPARATOR}" in key or not key.replace(_SEPARATOR, "").isprintable():
+        return _SEPARATOR.join(" ".join(part.split()) for part in fact.key)
+    return key.strip(" ")
 
 
 def _stored_id(fact: Fact, batch: int) -> str:
@@ -288,7 +294,7 @@ def _validity(ruling: Ruling) -> Validity:
     return Validity.SUPERSEDED if ruling.relation is Relation.HISTORY else Validity.VALID
 
 
-def _fact_row(fact: Fact, ruling: Ruling, batch: int, now: datetime) -> tuple[Any, ...]:
+def _fact_row(fact: Fact, ruling: Ruling, batch: int, recorded: str) -> tuple[Any, ...]:
     validity = _validity(ruling)
     learnable = fact.op is not Operation.RETRACT and validity is Validity.VALID
     return (
@@ -303,11 +309,12 @@ def _fact_row(fact: Fact, ruling: Ruling, batch: int, now: datetime) -> tuple[An
         validity.value,
         _instant(fact.valid_from),
         _instant(fact.valid_until),
-        stamp(now),
+        recorded,
         "pending" if learnable else "idle",
     )
 
 
+@lru_cache(maxsize=4096)
 def _instant(value: date | datetime | None) -> str | None:
     return None if value is None else stamp(moment(value))
 

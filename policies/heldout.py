@@ -49,10 +49,10 @@ def with_held_out(fact: Fact, render: Render = no_templates, trained: int = TRAI
     """
     if fact.op is Operation.RETRACT:
         return fact
+    if fact.eval_prompts and len(fact.paraphrases) + 1 >= trained:
+        return fact
     given = _distinct((fact.prompt, *fact.paraphrases))
     if fact.eval_prompts:
-        if len(given) >= trained:
-            return fact
         held_out = fact.eval_prompts
     else:
         pool = tuple(given.values())[1:] or _pool(fact, given, render)

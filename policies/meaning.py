@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
+from typing import Final
 
 from policies.records import Fact, Operation, Record
 
@@ -53,6 +54,10 @@ class Ruling(Record):
     relation: Relation
     replaced: tuple[str, ...] = ()
     reason: str = ""
+
+
+_ASSERT: Final = Operation.ASSERT
+_NEW: Final = Ruling(relation=Relation.NEW)
 
 
 def moment(value: date | datetime) -> datetime:
@@ -127,22 +132,23 @@ def rule_each(
     answer, or by one that is no longer valid, goes on as the next version of it: `id~2`.
     """
     gone: dict[str, Validity] = {}
-    fresh: defaultdict[tuple[str, ...], dict[str, Standing]] = defaultdict(dict)
+    fresh: defaultdict[tuple[str, ...], dict[str, tuple[Fact, Ruling]]] = defaultdict(dict)
     found: list[tuple[Fact, Ruling]] = []
     for fact, stored in zip(facts, rivals, strict=True):
         names = (fact.key, ("id", stem_of(fact.id)))
-        beside = {s.id: s for s in stored}
-        for name in names:
-            if name in fresh:
-                beside.update(fresh[name])
-        standing = [_now(s, gone) for s in beside.values()] if gone else list(beside.values())
-        ruled, ruling = _versioned(fact, standing, policy)
+        if not stored and not any(name in fresh for name in names) and fact.op is _ASSERT:
+            ruled, ruling = fact, _NEW
+        else:
+            beside = {s.id: s for s in stored}
+            for name in names:
+                beside.update({i: _standing(*pair) for i, pair in fresh.get(name, {}).items()})
+            ruled, ruling = _versioned(fact, [_now(s, gone) for s in beside.values()], policy)
         found.append((ruled, ruling))
         if ruling.relation in (Relation.SUPERSEDES, Relation.RETRACTS):
             gone.update(dict.fromkeys(ruling.replaced, lost_by(fact)))
         if ruling.relation in (Relation.NEW, Relation.SUPERSEDES, Relation.HISTORY):
             for name in names:
-                fresh[name][ruled.id] = _standing(ruled, ruling)
+                fresh[name][ruled.id] = (ruled, ruling)
     return found
 
 

@@ -317,7 +317,5 @@ class Example(Record):
 
 def content_id(*parts: str) -> str:
     """Sixteen hex digits of the SHA-256 over the parts, each ended by a zero byte."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:16]
+    text = "\0".join(parts) + "\0"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -32,6 +32,10 @@ def clean(value: object, name: str, limit: int, *, number: bool = False) -> str:
     A JSON number is taken as the text it was written as where `number` allows it (an answer
     such as 1990 or 3.10); true, false and null never are.
     """
+    if type(value) is str and value.isascii() and value.isprintable() and len(value) <= limit:
+        text = value.strip()
+        if text:
+            return text
     if isinstance(value, Number):
         if not number:
             raise BadText("type", f"{name} must be text, not a number")
@@ -59,7 +63,9 @@ def same_text(one: str, other: str) -> bool:
 
 def folded(text: str) -> str:
     """A text as it is compared: case folded, blanks collapsed."""
-    return " ".join(text.split()).casefold()
+    if "  " in text or not text.isprintable():
+        text = " ".join(text.split())
+    return text.strip().casefold()
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
