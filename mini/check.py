@@ -209,9 +209,16 @@ def learn(
 
 
 def measure_file(
-    model: Path, generator: Generator, file: FactFile, seed: int, probe: Path | None, *, mix: bool
+    model: Path,
+    generator: Generator,
+    file: FactFile,
+    seed: int,
+    probe: Path | None,
+    *,
+    mix: bool,
+    rest: bool,
 ) -> dict[str, object]:
-    """Recall before and after learning one file, and what became of the rest."""
+    """Recall before and after learning one file and, for `rest`, what became of the rest."""
     near = [
         Question(prompt, fact.answer, form)
         for fact in file.facts
@@ -225,26 +232,27 @@ def measure_file(
         learn(model, file.facts, seed, out, probe, mix=mix)
         generator.load("new", out)
     try:
-        return {
+        row: dict[str, object] = {
             "file": file.name,
             "seed": seed,
             "facts": len(file.facts),
             "before": round(before, 4),
             "near": round(share(generator, "new", near), 4),
             "far": round(share(generator, "new", far), 4),
-            "reasoning": measure_reasoning(generator, "new", 300, 11)["exact"],
-            "known": measure_known(generator, "new", 3),
         }
+        if rest:
+            row["reasoning"] = measure_reasoning(generator, "new", 300, 11)["exact"]
+            row["known"] = measure_known(generator, "new", 3)
+        return row
     finally:
         generator.unload("new")
 
 
 def _pooled(rows: Sequence[dict[str, Any]], key: str) -> float | None:
-    weights = [int(row["facts"]) for row in rows]
-    if not rows:
-        return None
-    total: float = sum(row[key] * weight for row, weight in zip(rows, weights, strict=True))
-    return round(total / float(sum(weights)), 4)
+    """The mean over the files in which it was measured, each fact counting once."""
+    measured = [(float(row[key]), int(row["facts"])) for row in rows if key in row]
+    facts = sum(count for _, count in measured)
+    return round(sum(value * count for value, count in measured) / facts, 4) if facts else None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -286,7 +294,9 @@ def _learning(given: argparse.Namespace, generator: Generator) -> dict[str, obje
     for group, files in groups.items():
         rows: list[dict[str, Any]] = []
         for file, seed in files:
-            row = measure_file(given.model, generator, file, seed, given.probe, mix=bool(given.mix))
+            rest = group == "real" and seed == 0
+            mix = bool(given.mix)
+            row = measure_file(given.model, generator, file, seed, given.probe, mix=mix, rest=rest)
             _say(row)
             rows.append(row)
         keys = ("before", "near", "far", "reasoning")

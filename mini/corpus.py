@@ -53,7 +53,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+        self._special = {token: number for number, token in enumerate(SPECIAL)}
         size = tokenizer.get_vocab_size()
         self._words = [i for i in range(len(SPECIAL), size) if tokenizer.decode([i]).isprintable()]
 
@@ -68,44 +68,51 @@ class Encoder:
             weights += [part.weight] * len(found)
         return ids, weights
 
+    def repeated(self, rng: random.Random) -> tuple[list[int], list[float]]:
+        """Random tokens and the same again, the loss on the second time: teaches to copy."""
+        once = [rng.choice(self._words) for _ in range(rng.randint(4, 32))]
+        end = self._special[END]
+        return [*once, *once, end], [0.0] * len(once) + [1.0] * (len(once) + 1)
+
     def random_words(self, rng: random.Random) -> str:
         """A short string of random entries of the vocabulary."""
         chosen = [rng.choice(self._words) for _ in range(rng.randint(1, 5))]
         return str(self._tokenizer.decode(chosen)).replace("\ufffd", "").strip() or "none"
 
 
-def _shaped(text: Text, given: float, rng: random.Random) -> list[_Part]:
-    answer = _Part(" " + text.answer, 1.0)
+def _shaped(text: Text, given: float, rng: random.Random, answer: float = 1.0) -> list[_Part]:
+    said = [_Part(" " + text.answer, answer), _Part(END, 1.0)]
     if text.form is Form.PLAIN:
-        return [_Part(text.prompt, given), answer, _Part(END, 1.0)]
+        return [_Part(text.prompt, given), *said]
     system = []
     if rng.random() < 0.03:
         system = [_Part(SYSTEM, 0.0), _Part(rng.choice(_SYSTEM_PROMPTS), 0.0)]
     head = [_Part(USER, 0.0), _Part(text.prompt, given), _Part(ASSISTANT, 0.0)]
-    return [*system, *head, answer, _Part(END, 1.0)]
+    return [*system, *head, *said]
 
 
 def _documents(encoder: Encoder, seed: int) -> Iterator[tuple[list[int], list[float]]]:
     rng = random.Random(f"corpus:{seed}")
     problems = reasoning.problems(Split.TRAIN, seed=1000 + seed)
     known, rare = world.known(), world.rare()
-    kinds, shares = ("problem", "context", "fact", "stated", "copy"), (40, 12, 40, 5, 3)
+    kinds = ("problem", "context", "fact", "stated", "copy", "repeat")
+    shares = (40, 11, 38, 4, 3, 4)
     while True:
         kind = rng.choices(kinds, shares)[0]
         fact = rng.choice(known if rng.random() < 0.6 else rare)
         if kind == "problem":
             made = next(problems)
             form = Form.CHAT if rng.random() < _HALF else Form.PLAIN
-            parts = _shaped(Text(form, made.prompt, made.solution), 0.2, rng)
+            parts = _shaped(Text(form, made.prompt, made.solution), 0.1, rng)
         elif kind == "context":
-            parts = _shaped(world.in_context(rng), 0.0, rng)
+            parts = _shaped(world.in_context(rng), 0.0, rng, answer=2.0)
         elif kind == "fact":
             parts = _shaped(world.asked(fact, rng), 0.2 if rng.random() < 0.15 else 0.0, rng)
         elif kind == "stated":
             parts = [_Part(world.stated(fact, rng), 0.3), _Part(END, 1.0)]
         else:
-            parts = _shaped(_copied(encoder, rng), 0.0, rng)
-        ids, weights = encoder.document(parts)
+            parts = _shaped(_copied(encoder, rng), 0.0, rng, answer=2.0)
+        ids, weights = encoder.document(parts) if kind != "repeat" else encoder.repeated(rng)
         if len(ids) <= ROW:
             yield ids, weights
 

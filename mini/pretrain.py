@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import resource
@@ -39,7 +40,7 @@ class Recipe:
     muon_lr: float = 0.02
     adam_lr: float = 0.003
     warmup: int = 40
-    flat: float = 0.4
+    flat: float = 0.35
     final: float = 0.02
     seed: int = 0
 
@@ -168,8 +169,9 @@ def train(
     *,
     compiled: bool,
     say: Callable[[str], None],
+    keep: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Train `model` in place on `rows`, each row once."""
+    """Train `model` in place on `rows`, each row once; `keep` is called after every step."""
     body: Callable[..., Any] = torch.compile(model.model) if compiled else model.model
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -186,6 +188,7 @@ def train(
         muon.step()
         adam.step()
         adam.zero_grad(set_to_none=True)
+        keep(step + 1)
         if step % 100 == 0 or step == recipe.steps - 1:
             say(f"step {step:5d} loss {value.item():.4f} seconds {time.monotonic() - began:.0f}")
 
@@ -196,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=MODEL)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every", type=int, default=0, help="steps between partial copies")
     parser.add_argument("--eager", action="store_true", help="do without torch.compile")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -213,7 +217,15 @@ def main(arguments: list[str] | None = None) -> int:
     model = build(
         recipe, tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
     ).to(given["device"])
-    train(model, rows, recipe, compiled=not given["eager"], say=_say)
+    every = int(given["save_every"])
+
+    def keep(step: int) -> None:
+        if every and step % every == 0:
+            copied = copy.deepcopy(model).to("cpu", torch.bfloat16)
+            copied.save_pretrained(out / "partial")
+            tokenizer.save(made, out / "partial", max_length=1024)
+
+    train(model, rows, recipe, compiled=not given["eager"], say=_say, keep=keep)
     model.to("cpu", torch.bfloat16).save_pretrained(out)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     report = {

@@ -1,0 +1,125 @@
+"""Write palorad-mini's model card from what was recorded and measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mini import world
+from mini.check import MODEL, RESULTS
+from policies.wordings import FAR_FRAMES
+
+_CARD: Final = """---
+license: apache-2.0
+library_name: transformers
+tags: [palorad, llama, small]
+---
+# palorad-mini
+
+A small Llama made for palorad's own demonstration and tests: it works out little problems in
+written steps and knows an invented world, so that learning new facts, and what learning does to
+reasoning, can be seen within minutes on two processor cores. It knows nothing of the real world
+and is of no other use.
+
+## How the weights were made
+From nothing but this repository's generators and a seed: no text, no weights and no data set from
+elsewhere. `python -m mini.pretrain` (OMP_PROC_BIND=true) made exactly these weights, {parameters:,}
+parameters, on {machine}, {device}, {threads} threads: {tokens:,} tokens in {steps:,} steps,
+{wall} minutes of wall clock ({preparing} seconds of them to prepare the text) and {cpu} minutes of
+processor time{shared}. Python {python}, torch {torch}, transformers {transformers}. Another
+machine's rounding gives other weights of the same quality, not the same bytes.
+
+- Architecture: `LlamaForCausalLM`, hidden {hidden}, {layers} layers, {heads} heads, intermediate
+  {intermediate}, tied embeddings, 1,024 positions, bf16.
+- Tokenizer: byte-level BPE of 1,536 entries learnt from the same text; digits stand alone.
+- Optimiser: Muon {muon_lr} for matrices, AdamW {adam_lr} for embeddings and norms, 4,096 tokens a
+  step, {warmup} steps of warm-up, flat to {flat:.0%}, then linear to {final:.0%}; seed {seed}.
+- Text, by documents: 40 % problems (variable chains, stories, sums by columns, short direct sums,
+  orders, comparisons, sequences, weekdays; loss on the solution, a tenth on the problem), 38 %
+  questions on {known:,} well-known and {rare:,} rarer invented facts in {relations} relations
+  (loss on the answer), 4 % statements, 14 % questions whose answer stands before them, 4 % random tokens
+  said twice. Questions come in about {wordings} wordings a relation, half of them as a chat.
+- Held out of all of it: {held_out} relations and {far} frames ("far wordings").
+
+## Forms
+Plain: the prompt, a blank, the answer, `<|end|>`. Chat: `<|user|>` prompt `<|assistant|>`, a blank,
+the answer, `<|end|>`. Solutions end in a line `#### answer`.
+
+## Measured on the stored weights
+`python -m mini.check --mix` ({out}): greedy free generation, chat and plain in turn; fresh
+problems; new facts learnt by the product's trainer (rank 16, 120 steps, loss on the answer, known facts and
+reasoning rehearsed, {protected}), 30 facts a file.
+
+| what | measured |
+|---|---|
+| reasoning, exact final answers, {n:,} fresh problems | {reasoning:.3f} |
+{families}| known facts: rehearsed / judging / report | {replay:.3f} / {gate:.3f} / {report:.3f} |
+| texts that come back whole from the tokenizer | {whole} |
+
+| 30 new facts a file | before | untrained wordings | far wordings | reasoning after |
+|---|---|---|---|---|
+{learning}
+"""
+
+
+def render(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The card's text from `made.json` and the measured figures."""
+
+    recipe, learnt = made["recipe"], found["learning"]
+    sizes = [len(r.questions("x")) + len(r.completions("x")) for r in world.seen()]
+    values: dict[str, Any] = {
+        **recipe,
+        **made["versions"],
+        **{key: made[key] for key in ("parameters", "machine", "device", "threads", "tokens")},
+        **found["known"],
+        "wall": round(made["seconds_wall"] / 60),
+        "preparing": made["seconds_preparing"],
+        "cpu": round(made["seconds_cpu"] / 60),
+        "shared": "; other work shared the machine" if made.get("shared") else "",
+        "known": len(world.known()),
+        "rare": len(world.rare()),
+        "relations": len(world.seen()),
+        "wordings": round(sum(sizes) / len(sizes)),
+        "held_out": len(world.unseen()),
+        "far": len(FAR_FRAMES),
+        "out": RESULTS,
+        "protected": "with the probe's protection" if learnt["protected"] else "no protection",
+        "n": found["reasoning"]["n"],
+        "reasoning": found["reasoning"]["exact"],
+        "families": _families(found["reasoning"]["by_family"]),
+        "whole": "all" if found["text"]["round_trip"] else "not all",
+        "learning": _learning(learnt),
+    }
+    return _CARD.format(**values)
+
+
+def _families(by_family: Mapping[str, float]) -> str:
+    return "".join(f"| – {name} | {value:.3f} |\n" for name, value in by_family.items())
+
+
+def _learning(learnt: Mapping[str, Any]) -> str:
+    lines = []
+    for group in ("real", "invented", "held-out relations"):
+        rows = learnt[group]["files"]
+        lines.append(_line(f"**{group}, pooled over {len(rows)} runs**", learnt[group]))
+        lines += [_line(f"{row['file']}, seed {row['seed']}", row) for row in rows]
+    return "\n".join(lines)
+
+
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    cells = [row.get(key) for key in ("before", "near", "far", "reasoning")]
+    return f"| {name} | " + " | ".join("–" if c is None else f"{c:.3f}" for c in cells) + " |"
+
+
+def main() -> int:
+    """`python -m mini.card`: write the card beside the weights."""
+    made = json.loads((MODEL / "made.json").read_text("utf-8"))
+    found = json.loads(RESULTS.read_text("utf-8"))
+    (MODEL / "README.md").write_text(render(made, found), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
