@@ -15,7 +15,7 @@ import structlog
 
 from daemon import crash
 from daemon.admit import admit_pieces, count_bad, feed_cursor, retry_quarantined, rules_of
-from daemon.drops import Drop, Inbox, copy_and_hash, sync_folder
+from daemon.drops import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash, sync_folder
 from daemon.layout import Layout
 from daemon.ledger import Ledger
 from daemon.receipts import (
@@ -299,12 +299,15 @@ class Intake:
         return receipt
 
     def _clean_up(self) -> None:
-        """Copies that a killed process left half made."""
+        """Copies and receipts that a killed process left half made."""
         for folder in (self._layout.archive, self._layout.inbox):
             if folder.is_dir():
                 for part in folder.glob(".*.part"):
                     if part.name.split(".")[1].isdigit():
                         part.unlink(missing_ok=True)
+        for ending in RECEIPT_ENDINGS if self._layout.inbox.is_dir() else ():
+            for half in self._layout.inbox.glob(f".*{ending}.tmp"):
+                half.unlink(missing_ok=True)
 
 
 def _problem(name: str, error: OSError | LedgerBusy) -> str:

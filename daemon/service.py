@@ -41,6 +41,7 @@ from policies.planning import blocked
 INTAKE_BUDGET_S: Final = 0.2
 INDEX_AT_ONCE: Final = 500
 FEED_TICK_S: Final = 5.0
+RECEIPTS_AT_START: Final = 100
 LOW_DISK_BYTES: Final = 64 * 2**20
 SETTLED_SERVE_S: Final = 2.0
 GRACE_S: Final = 3600
@@ -93,6 +94,7 @@ class Service:
         self._ledger.ensure_base(self._settings.model.name, self._clock())
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
+        self._tell_receipts(tuple(batch.id for batch in self._ledger.batches(RECEIPTS_AT_START)))
         observer = self._observe(loop)
         scheduler = self._schedule()
         scheduler.start()

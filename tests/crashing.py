@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ class Forked:
                 out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(out, 1)
                 os.dup2(out, 2)
+                sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1)
                 os.environ.update(environment)
                 code = work()
             except BaseException:
@@ -165,10 +167,25 @@ class Site:
         with single_instance(self.layout.lock), Ledger.open(self.layout.ledger) as ledger:
 
             async def run() -> None:
-                await Service(settings, ledger, Servers(settings), jobs=ForkedJobs()).run()
+                service = Service(
+                    settings, ledger, Servers(settings), reload=self._changed, jobs=ForkedJobs()
+                )
+                await service.run()
 
             asyncio.run(run())
         return 0
+
+    def _changed(self) -> Settings:
+        """What a reload finds: other attempts, and an inbox that needs a restart."""
+        train = self.settings.train.model_copy(update={"attempts": 7})
+        intake = self.settings.intake.model_copy(update={"inbox": self.root / "other"})
+        return self.settings.model_copy(update={"train": train, "intake": intake})
+
+    def restart_replica(self) -> None:
+        """The server is killed and started again: nothing loaded, nothing verified."""
+        self.replica.kill()
+        self.replica.wait()
+        self.replica = Forked(self._replica, {}, self.root / "replica.log")
 
     def start(self) -> Forked:
         self.starts += 1
