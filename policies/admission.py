@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from policies.errors import InvalidFacts
 from policies.formats import NotThisFormat, to_native
 from policies.meaning import moment
+from policies.quick import quick_reader
 from policies.records import Fact, Operation, Priority, Quarantined, Record, content_id
 from policies.text import BadText, Number, clean, folded, nearest, same_text
 
@@ -69,6 +70,12 @@ def parse_line(
 ) -> Fact | Quarantined:
     """The fact on line `number` (from 1), or why it is none. Never raises on any bytes."""
     try:
+        if fmt is Format.AUTO or fmt is Format.NATIVE:
+            fields = quick_reader(
+                limits.line_bytes, limits.prompt, limits.answer, limits.other, limits.wordings
+            ).fields(raw)
+            if fields is not None and (fact := _plain(fields)) is not None:
+                return fact
         return fact_from(read_object(raw, number, limits), limits, fmt)
     except Reason as reason:
         return quarantined(raw, number, reason.kind, str(reason))
@@ -237,6 +244,47 @@ def _fact(record: dict[str, Any], limits: Limits) -> Fact:
         source=text.get("source"),
         op=op,
         priority=_choice(record, "priority", Priority, Priority.NORMAL),
+    )
+
+
+def _plain(fields: dict[str, Any]) -> Fact | None:
+    """The fact of a plain line's fields; none where its texts need a second look."""
+    prompt, answer = fields["prompt"], fields["answer"]
+    asked = prompt.lower()
+    if asked == answer.lower():
+        return None
+    paraphrases, eval_prompts = fields.get("paraphrases", ()), fields.get("eval_prompts", ())
+    trained = {p.lower() for p in paraphrases}
+    held_out = {p.lower() for p in eval_prompts}
+    if asked in trained or asked in held_out or trained & held_out:
+        return None
+    if len(trained) < len(paraphrases) or len(held_out) < len(eval_prompts):
+        return None
+    since = fields.get("valid_from")
+    if since is not None:
+        try:
+            since = _moment(since)
+        except ValueError:
+            return None
+    subject, relation = fields.get("subject"), fields.get("relation")
+    op = Operation.ASSERT
+    identity = fields.get("id") or fact_id(
+        op=op, prompt=prompt, answer=answer, subject=subject, relation=relation, since=since
+    )
+    return _built(
+        id=identity,
+        prompt=prompt,
+        answer=answer,
+        subject=subject,
+        relation=relation,
+        paraphrases=tuple(paraphrases),
+        eval_prompts=tuple(eval_prompts),
+        statement=fields.get("statement"),
+        valid_from=since,
+        valid_until=None,
+        source=fields.get("source"),
+        op=op,
+        priority=Priority.NORMAL,
     )
 
 

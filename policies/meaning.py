@@ -135,8 +135,9 @@ def rule_each(
     fresh: defaultdict[tuple[str, ...], dict[str, tuple[Fact, Ruling]]] = defaultdict(dict)
     found: list[tuple[Fact, Ruling]] = []
     for fact, stored in zip(facts, rivals, strict=True):
-        names = (fact.key, ("id", stem_of(fact.id)))
-        if not stored and not any(name in fresh for name in names) and fact.op is _ASSERT:
+        about, named = fact.key, stem_of(fact.id)
+        names = (about, ("", named, ""))
+        if not stored and fact.op is _ASSERT and about not in fresh and names[1] not in fresh:
             ruled, ruling = fact, _NEW
         else:
             beside = {s.id: s for s in stored}

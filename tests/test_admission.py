@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.admission import Format, Limits, lines_of, parse_facts, parse_line
+from policies.admission import (
+    Format,
+    Limits,
+    Reason,
+    fact_from,
+    lines_of,
+    parse_facts,
+    parse_line,
+    read_object,
+)
 from policies.errors import InvalidFacts
 from policies.heldout import with_held_out
 from policies.meaning import ConflictPolicy, Relation, Standing, Validity, rule
@@ -362,3 +371,28 @@ def test_no_bytes_raise(raw: bytes, fmt: Format) -> None:
     assert facts + bad == len(lines)
     for got in parsed:
         got.model_dump_json().encode()
+
+
+PLAIN = st.text("aB :,{}[]", max_size=4)
+ODD = PLAIN | st.sampled_from(["A  b", "é", "\t", 'q"', "2026-11-01", "assert", "x/y", 7, None])
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Fact.model_fields, "other"]), ODD | st.lists(ODD, max_size=3)
+    ),
+    st.sampled_from([": ", ":", " : "]),
+    st.booleans(),
+)
+def test_the_quick_way_reads_what_the_whole_way_reads(
+    record: dict[str, object], colon: str, twice: bool
+) -> None:
+    record = {"prompt": "a b?", "answer": "c", **record}
+    text = json.dumps(record, ensure_ascii=False, separators=(", ", colon))
+    raw = (text[:-1] + f', "answer"{colon}"c"}}' if twice else text).encode()
+    quick = parse_line(raw, 1)
+    try:
+        whole: Fact | str = fact_from(read_object(raw, 1, Limits()), Limits())
+    except Reason as reason:
+        whole = str(reason)
+    assert (quick if isinstance(quick, Fact) else quick.reason) == whole
