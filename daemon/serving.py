@@ -280,6 +280,7 @@ class Fleet:
         crash.point("serve:before-load")
         await replica.server.load(name, str(path))
         crash.point("serve:loaded")
+        self._say(replica, loaded=tuple(sorted({*replica.status.loaded, name})))
         steps.append(f"loaded {name} on {replica.server.url}")
 
     async def _verify(self, replica: _Replica, name: str) -> None:

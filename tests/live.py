@@ -36,6 +36,7 @@ PROMPTS = ("The capital of Bhutan is", "12 + 30 =", "Who wrote it?")
 VLLM = Path(
     os.environ.get("PALORAD_TEST_VLLM", Path(__file__).parent.parent / ".venv-vllm/bin/vllm")
 )
+QUICK = {"OMP_NUM_THREADS": "1", "VLLM_SERVER_DEV_MODE": "1"}
 SMALL = ("--max-model-len", "512", "--max-num-seqs", "32")
 
 
@@ -132,7 +133,7 @@ class Live:
                 [sys.executable, "-I", tether.__file__, str(os.getpid()), *arguments],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **command.environment},
+                env={**os.environ, **QUICK, **command.environment},
                 start_new_session=True,
             )
         if wait:
@@ -143,7 +144,7 @@ class Live:
         """What is run; a subclass may leave something out."""
         return command.arguments
 
-    def wait(self, limit_s: float = 600.0) -> None:
+    def wait(self, limit_s: float = 1800.0) -> None:
         """Until `/health` answers."""
         deadline = time.monotonic() + limit_s
         while not self.do(lambda server: server.healthy()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,16 +19,6 @@ from policies.records import Revision
 from tests import live
 from tests.live import PROMPTS, Live
 from tests.test_alias import ADMIN_ROUTES
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
-def site(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Live]:
-    root = tmp_path_factory.mktemp(request.param)
-    server = Live(request.param, root / "state", live.model(root / "model"))
-    yield server.start()
-    server.stop()
 
 
 @pytest.fixture(scope="module")

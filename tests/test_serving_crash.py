@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,16 +45,6 @@ async def main():
     print("alive")
 asyncio.run(main())
 """
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
-def site(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Live]:
-    root = tmp_path_factory.mktemp(request.param)
-    server = Live(request.param, root / "state", live.model(root / "model"))
-    yield server.start()
-    server.stop()
 
 
 @pytest.fixture(scope="module")
