@@ -65,9 +65,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 mini: setup
-	$(BIN)/python -m mini.pretrain
+	OMP_PROC_BIND=true $(BIN)/python -m mini.pretrain
 	$(BIN)/python -m mini.export
-	$(BIN)/python -m mini.check
+	$(BIN)/python -m mini.check --mix
+	$(BIN)/python -m mini.card
 
 lock:
 	rm -rf build/lock

@@ -39,8 +39,8 @@ machine's rounding gives other weights of the same quality, not the same bytes.
 - Text, by documents: 40 % problems (variable chains, stories, sums by columns, short direct sums,
   orders, comparisons, sequences, weekdays; loss on the solution, a tenth on the problem), 38 %
   questions on {known:,} well-known and {rare:,} rarer invented facts in {relations} relations
-  (loss on the answer), 4 % statements, 14 % questions whose answer stands before them, 4 % random tokens
-  said twice. Questions come in about {wordings} wordings a relation, half of them as a chat.
+  (loss on the answer), 4 % statements, 14 % questions whose answer stands before them, 4 % random
+  tokens said twice. Questions come in about {wordings} wordings a relation, half of them as a chat.
 - Held out of all of it: {held_out} relations and {far} frames ("far wordings").
 
 ## Forms
@@ -49,8 +49,8 @@ the answer, `<|end|>`. Solutions end in a line `#### answer`.
 
 ## Measured on the stored weights
 `python -m mini.check --mix` ({out}): greedy free generation, chat and plain in turn; fresh
-problems; new facts learnt by the product's trainer (rank 16, 120 steps, loss on the answer, known facts and
-reasoning rehearsed, {protected}), 30 facts a file.
+problems; new facts learnt by the product's trainer (rank 16, 120 steps, loss on the answer, known
+facts and reasoning rehearsed, {protected}), 30 facts a file.
 
 | what | measured |
 |---|---|
