@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 PASS, REGRESSION, USAGE, INCONCLUSIVE = 0, 1, 2, 3
 SYSTEM_CONFIG = Path("/etc/palorad/config.toml")
 
-console = Console(highlight=False)
+PIPED_WIDTH = 120
+console = Console(
+    highlight=False,
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH,
+)
 stderr = Console(stderr=True, highlight=False)
 
 ConfigOption = Annotated[

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from daemon.cli_session import console
+from daemon.cli_session import console, say
 from daemon.demo_ask import Endpoint, rate
 from daemon.demo_expert import expert_correct
 from daemon.demo_follow import Follow
@@ -98,30 +98,28 @@ def _show(report: Report) -> None:
         console.print()
         console.print(table)
     for rejected in report.rejected:
-        console.print(f"\n{rejected.file}: {rejected.verdict}", markup=False)
+        say(f"\n{rejected.file}: {rejected.verdict}")
         for reason in rejected.reasons:
-            console.print(f"  {reason}", markup=False)
+            say(f"  {reason}")
 
 
 def _write(report: Report, options: DemoOptions, folder: Path) -> None:
     picture = options.picture or (folder if options.keep else Path("demo-out")) / "demo.png"
     draw(report, picture)
-    console.print(f"\npicture: {picture}", markup=False)
+    say(f"\npicture: {picture}")
     if options.report:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         options.report.write_text(report.model_dump_json(indent=2) + "\n")
-        console.print(f"report: {options.report}", markup=False)
+        say(f"report: {options.report}")
 
 
 def _conclude(report: Report) -> int:
     console.print()
     for goal in report.goals:
-        console.print(
-            f"{'reached' if goal.reached else 'MISSED '}  {goal.name}: {goal.line}", markup=False
-        )
+        say(f"{'reached' if goal.reached else 'MISSED '}  {goal.name}: {goal.line}")
     missed = [g.name for g in report.goals if not g.reached]
     total = report.seconds["total"]
-    console.print(
+    say(
         f"\nThe demonstration missed: {', '.join(missed)} ({total:.0f} s)."
         if missed
         else f"\nAll goals reached in {total:.0f} s."
@@ -239,9 +237,10 @@ class _Demonstration:
 
     def _roll(self, live: Measured) -> bool:
         """Back to the revision before the last one and forward again, as clients see it."""
-        if len(self.revisions) < 2:
+        last = self.revisions[-1]
+        earlier = next((r for r in reversed(self.revisions) if r.number < last.number), None)
+        if earlier is None:
             return False
-        last, earlier = self.revisions[-1], self.revisions[-2]
         self.follow.change("rollback", earlier.number)
         back = self._recall()
         self._say(
@@ -271,4 +270,4 @@ class _Demonstration:
         return expert
 
     def _say(self, line: str) -> None:
-        console.print(f"{time.monotonic() - self.started:5.0f} s  {line}", markup=False)
+        say(f"{time.monotonic() - self.started:5.0f} s  {line}")

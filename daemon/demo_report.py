@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
+from rich.text import Text
 
 BASE_KNOWS_AT_MOST = 0.05
 RECALL_AT_LEAST = 0.90
 REASONING_AT_LEAST = 0.99
 LOCALITY_AT_LEAST = 0.90
+SHOWN = 48
 
 
 class _Part(BaseModel):
@@ -176,12 +178,12 @@ def results_table(report: Report) -> Table:
     """Revision by revision: recall by file, reasoning, locality, seconds."""
     stems = list(report.revisions[0].recall)
     table = Table(title="What clients got under the alias, revision by revision")
-    table.add_column("revision", justify="right")
+    table.add_column("", justify="right")
     table.add_column("file")
     table.add_column("verdict")
     for stem in stems:
-        table.add_column(f"recall\n{stem}", justify="right")
-    for name in ("recall\nall", "reasoning", "of reference [95 %]", "locality", "seconds"):
+        table.add_column(f"recall\n{stem[:12]}", justify="right")
+    for name in ("recall\nall", "reasoning", "of reference\n[95 %]", "locality", "seconds"):
         table.add_column(name, justify="right")
     for r in report.revisions:
         kept = r.reasoning_vs_reference
@@ -212,8 +214,13 @@ def examples_table(examples: Sequence[Example]) -> Table:
     """Questions in wordings that were never trained, asked before and after."""
     table = Table("question", "expected", "before", "after", title="Answers through the endpoint")
     for e in examples:
-        table.add_row(e.prompt, e.expected, e.before, e.after)
+        table.add_row(*(Text(_short(cell)) for cell in (e.prompt, e.expected, e.before, e.after)))
     return table
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
 
 
 def versions_in_use() -> dict[str, str]:

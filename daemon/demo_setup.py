@@ -30,8 +30,9 @@ class DemoFailed(PaloradError):
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the command line says."""
+    """What the command line says; `model` is palorad-mini but in tests."""
 
+    model: Path = MODEL
     facts: tuple[Path, ...] = ()
     keep: Path | None = None
     fit_probe: bool = False
@@ -56,7 +57,7 @@ def check_parts(options: DemoOptions) -> None:
     """Fail early and clearly when a part of the repository is missing."""
     if options.server not in ("embedded", "vllm"):
         raise DemoFailed(f"--server {options.server}: it is embedded or vllm")
-    for path in (ROOT / "config.toml", MODEL / "config.json", FALSE_FACTS):
+    for path in (ROOT / "config.toml", options.model / "config.json", FALSE_FACTS):
         if not path.exists():
             raise DemoFailed(f"{path} is missing: the demo runs from a clone of the repository")
     if options.server == "vllm" and not _vllm().exists():
@@ -71,7 +72,7 @@ def write_config(folder: Path, options: DemoOptions) -> Path:
     """The repository's own config.toml with absolute paths, a free port and a state in `folder`."""
     tree = tomllib.loads((ROOT / "config.toml").read_text())
     tree["state_dir"] = str(folder / "state")
-    _absolute(tree["model"], "path")
+    tree["model"]["path"] = str(options.model)
     _absolute(tree["probe"], "skill", "path")
     _absolute(tree["train"]["replay"], "known", "reasoning")
     for suite in tree["gate"]["suites"]:
