@@ -28,8 +28,8 @@ FALSE = ROOT / "examples" / "false-arithmetic.jsonl"
 QUESTIONS = ("What is 7 + 5?", "Calculate 12 + 0.", "What is 17 + 35?")
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.endtoend,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="palorad-mini is not here"),
 ]
 
