@@ -26,7 +26,7 @@ and is of no other use.
 ## How the weights were made
 From nothing but this repository's generators and a seed: no text, no weights and no data set from
 elsewhere. `python -m mini.pretrain` (OMP_PROC_BIND=true) made exactly these weights, {parameters:,}
-parameters, on {machine}, {device}, {threads} threads: {tokens:,} tokens in {steps:,} steps,
+parameters, on {machine}, {device}, {threads} threads: {tokens:,} tokens in {taken:,} steps,
 {wall} minutes of wall clock ({preparing} seconds of them to prepare the text) and {cpu} minutes of
 processor time{shared}. Python {python}, torch {torch}, transformers {transformers}. Another
 machine's rounding gives other weights of the same quality, not the same bytes.
@@ -35,7 +35,9 @@ machine's rounding gives other weights of the same quality, not the same bytes.
   {intermediate}, tied embeddings, 1,024 positions, bf16.
 - Tokenizer: byte-level BPE of 1,536 entries learnt from the same text; digits stand alone.
 - Optimiser: Muon {muon_lr} for matrices, AdamW {adam_lr} for embeddings and norms, 4,096 tokens a
-  step, {warmup} steps of warm-up, flat to {flat:.0%}, then linear to {final:.0%}; seed {seed}.
+  step; {warmup} steps of warm-up, flat to {flat:.0%} of {steps:,} steps, then linear, left after
+  {stop:,}; then {anneal} steps on new text, from {anneal_from:.0%} of the rates linearly to nothing,
+  with fresh moments from the weights rounded to bf16; seed {seed}.
 - Text, by documents: 40 % problems (variable chains, stories, sums by columns, short direct sums,
   orders, comparisons, sequences, weekdays; loss on the solution, a tenth on the problem), 38 %
   questions on {known:,} well-known and {rare:,} rarer invented facts in {relations} relations
@@ -74,6 +76,7 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         **made["versions"],
         **{key: made[key] for key in ("parameters", "machine", "device", "threads", "tokens")},
         **found["known"],
+        "taken": recipe["stop"] + recipe["anneal"],
         "wall": round(made["seconds_wall"] / 60),
         "preparing": made["seconds_preparing"],
         "cpu": round(made["seconds_cpu"] / 60),

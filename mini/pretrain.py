@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import resource
@@ -29,9 +28,16 @@ _NS: Final = (3.4445, -4.7750, 2.0315)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What fixes the weights, besides the machine's rounding."""
+    """What fixes the weights, besides the machine's rounding.
+
+    The learning rate is planned for `steps`, of which the first `stop` are taken; then `anneal`
+    further steps bring it down to nothing, on new text and with a fresh optimiser.
+    """
 
     steps: int = 4800
+    stop: int = 2400
+    anneal: int = 700
+    anneal_from: float = 0.77
     rows: int = 16
     hidden: int = 256
     intermediate: int = 640
@@ -127,6 +133,11 @@ def rate(step: int, recipe: Recipe) -> float:
     return recipe.final + (1 - recipe.final) * left
 
 
+def annealed(step: int, recipe: Recipe) -> float:
+    """The learning rate's factor in the second stage: twenty steps of warm-up, then down to 0."""
+    return (recipe.anneal_from * (1 - step / recipe.anneal) + 0.01) * min(1.0, (step + 1) / 20)
+
+
 def _tensors(rows: corpus.Rows, device: torch.device) -> dict[str, Tensor]:
     """A batch as the model takes it: documents do not see each other, positions start anew."""
     documents = torch.from_numpy(rows.documents.astype(np.int64)).to(device)
@@ -166,20 +177,21 @@ def train(
     model: LlamaForCausalLM,
     rows: corpus.Rows,
     recipe: Recipe,
+    factor_at: Callable[[int, Recipe], float],
     *,
     compiled: bool,
     say: Callable[[str], None],
-    keep: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Train `model` in place on `rows`, each row once; `keep` is called after every step."""
+    """Train `model` in place on `rows`, each row once, with a fresh optimiser."""
     body: Callable[..., Any] = torch.compile(model.model) if compiled else model.model
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = Muon(matrices, recipe.muon_lr)
     adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
     began = time.monotonic()
-    for step in range(recipe.steps):
-        factor = rate(step, recipe)
+    steps = len(rows.tokens) // recipe.rows
+    for step in range(steps):
+        factor = factor_at(step, recipe)
         muon.lr, adam.param_groups[0]["lr"] = recipe.muon_lr * factor, recipe.adam_lr * factor
         part = slice(step * recipe.rows, (step + 1) * recipe.rows)
         batch = corpus.Rows(rows.tokens[part], rows.weights[part], rows.documents[part])
@@ -188,8 +200,7 @@ def train(
         muon.step()
         adam.step()
         adam.zero_grad(set_to_none=True)
-        keep(step + 1)
-        if step % 100 == 0 or step == recipe.steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             say(f"step {step:5d} loss {value.item():.4f} seconds {time.monotonic() - began:.0f}")
 
 
@@ -199,7 +210,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=MODEL)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=0, help="steps between partial copies")
     parser.add_argument("--eager", action="store_true", help="do without torch.compile")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -211,27 +221,26 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     made = tokenizer.train(recipe.seed)
     tokenizer.save(made, out, max_length=1024)
-    rows = corpus.prepare(out / "tokenizer.json", recipe.steps * recipe.rows, recipe.seed, threads)
+    rows = corpus.prepare(out / "tokenizer.json", recipe.stop * recipe.rows, recipe.seed, threads)
     prepared = time.monotonic() - began
     _say(f"text prepared in {prepared:.0f} s, {(rows.documents > 0).sum() / 1e6:.1f}M tokens")
     model = build(
         recipe, tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
     ).to(given["device"])
-    every = int(given["save_every"])
-
-    def keep(step: int) -> None:
-        if every and step % every == 0:
-            copied = copy.deepcopy(model).to("cpu", torch.bfloat16)
-            copied.save_pretrained(out / "partial")
-            tokenizer.save(made, out / "partial", max_length=1024)
-
-    train(model, rows, recipe, compiled=not given["eager"], say=_say, keep=keep)
+    train(model, rows, recipe, rate, compiled=not given["eager"], say=_say)
+    model.to(torch.bfloat16).to(torch.float32)
+    began_anew = time.monotonic()
+    more = corpus.prepare(
+        out / "tokenizer.json", recipe.anneal * recipe.rows, recipe.seed + 1, threads
+    )
+    prepared += time.monotonic() - began_anew
+    train(model, more, recipe, annealed, compiled=not given["eager"], say=_say)
     model.to("cpu", torch.bfloat16).save_pretrained(out)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     report = {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": int((rows.documents > 0).sum()),
+        "tokens": int((rows.documents > 0).sum() + (more.documents > 0).sum()),
         "seconds_wall": round(time.monotonic() - began),
         "seconds_preparing": round(prepared),
         "seconds_cpu": round(sum(u.ru_utime + u.ru_stime for u in used)),
