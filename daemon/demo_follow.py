@@ -185,9 +185,10 @@ def stages(dropped: datetime, events: Iterable[Event]) -> dict[str, float]:
     for event in events:
         if event.kind == "batch.admitted":
             seconds["intake"] = (event.at - dropped).total_seconds()
-        elif event.kind == "step.started":
-            began[event.subject] = (str(event.payload["step"]), event.at)
-        elif event.subject in began and event.kind.startswith("plan."):
+            continue
+        if event.subject in began and (event.kind == "step.started" or "plan." in event.kind):
             step, at = began.pop(event.subject)
             seconds[step] = seconds.get(step, 0.0) + (event.at - at).total_seconds()
+        if event.kind == "step.started":
+            began[event.subject] = (str(event.payload["step"]), event.at)
     return {name: round(value, 2) for name, value in seconds.items()}

@@ -61,6 +61,11 @@ class Servers:
             return ()
         return (child.reason or f"the server is {child.phase.value}",)
 
+    @property
+    def problem(self) -> str:
+        """Why the managed server could not start or ended; empty while nothing went wrong."""
+        return "" if self._child is None else self._child.reason
+
     async def _restart(self, url: str) -> None:
         """A replica that computes nonsense is started again where that is ours to do."""
         log.warning("restarting the server", url=url)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.demo_follow import stages
 from daemon.demo_picture import draw
 from daemon.demo_report import (
     Interval,
@@ -21,6 +23,7 @@ from daemon.demo_report import (
     results_table,
 )
 from daemon.demo_setup import DemoFailed, DemoOptions, check_parts, dump, fact_files, write_config
+from daemon.ledger_records import Event
 
 ONE = Interval(value=1.0, low=0.98, high=1.02)
 
@@ -144,3 +147,25 @@ def test_picture_and_table_show_every_revision(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert results_table(report).row_count == len(GOOD)
     assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_seconds_are_those_between_the_events() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def event(after: float, kind: str, subject: str = "plan:1", **payload: object) -> Event:
+        moment = at + timedelta(seconds=after)
+        return Event(
+            seq=1, at=moment, kind=kind, subject=subject, payload=payload, prev_hash="", hash=""
+        )
+
+    events = [
+        event(2, "batch.admitted", "batch"),
+        event(3, "step.started", step="probe"),
+        event(10, "step.started", step="train"),
+        event(14, "step.failed"),
+        event(20, "step.started", step="train"),
+        event(21, "plan.trained"),
+        event(30, "step.started", step="evaluate"),
+        event(37, "plan.passed"),
+    ]
+    assert stages(at, events) == {"intake": 2.0, "probe": 7.0, "train": 11.0, "evaluate": 7.0}
