@@ -165,7 +165,8 @@ class LedgerFacts(LedgerDb):
         for urgent in (1, 0):
             if len(rows) < limit:
                 rows += self._rows(
-                    "SELECT f.id, b.id, b.alone, f.tries FROM facts f JOIN batches b"
+                    "SELECT f.id, b.id, b.alone, f.tries, f.urgent, f.recorded_at"
+                    " FROM facts f JOIN batches b"
                     f" ON b.seq = f.batch WHERE f.state = 'pending' AND f.urgent = :urgent"
                     f" AND f.seq < :first AND {VALID} ORDER BY f.seq LIMIT :limit",
                     {
@@ -175,7 +176,10 @@ class LedgerFacts(LedgerDb):
                         "limit": limit - len(rows),
                     },
                 )
-        return tuple(Waiting(id=i, batch=b, alone=bool(a), tries=t) for i, b, a, t in rows)
+        return tuple(
+            Waiting(id=i, batch=b, alone=bool(a), tries=t, urgent=bool(u), since=unstamp(at))
+            for i, b, a, t, u, at in rows
+        )
 
     # --- search --------------------------------------------------------------------------------
 

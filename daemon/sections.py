@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from policies import limits as presets
 from policies.admission import Format
+from policies.batching import valid_crons
 from policies.grading import grader
 from policies.meaning import ConflictPolicy
 from policies.records import Role
@@ -138,6 +139,13 @@ class TrainSettings(Section):
     """Ranks of a lineage together; beyond it, one adapter is retrained and replaces them."""
     max_facts: int = Field(default=500, ge=1)
     """Facts in one plan; a larger batch becomes several plans."""
+    min_facts: int = Field(default=1, ge=1)
+    """Fewer waiting facts are gathered for longer, at most for max_wait_s; urgent ones never."""
+    max_wait_s: float = Field(default=0, ge=0)
+    """How long the oldest of too few facts waits."""
+    quiet: tuple[str, ...] = ()
+    """Quiet hours as cron expressions in UTC, such as "* 8-17 * * mon-fri": nothing new is learnt
+    while one matches, but for urgent facts and retractions."""
     max_replay: int = Field(default=2000, ge=0)
     """Earlier facts that one plan may rehearse; beyond it, an even sample."""
     relearn: int = Field(default=2, ge=0)
@@ -152,6 +160,16 @@ class TrainSettings(Section):
     """Pause after the first failure of a step; doubled after each further one."""
     replay: ReplaySettings = ReplaySettings()
     """[train.replay]"""
+
+    @model_validator(mode="after")
+    def _gathers(self) -> Self:
+        try:
+            valid_crons(self.quiet)
+        except ValueError as error:
+            raise ValueError(f"quiet: {error}") from None
+        if self.min_facts > self.max_facts:
+            raise ValueError("train.min_facts is larger than train.max_facts")
+        return self
 
 
 class SuiteSettings(Section):

@@ -36,7 +36,7 @@ from daemon.settings import Settings
 from daemon.start import prepare_state, require_files, require_own_modules
 from daemon.views import LiveView, ReplicaView
 from policies.errors import LedgerBusy, PaloradError
-from policies.planning import blocked
+from policies.planning import blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.2
 INDEX_AT_ONCE: Final = 500
@@ -82,6 +82,7 @@ class Service:
         self._scan_until = clock()
         self._served_at: datetime | None = None
         self._trouble: dict[str, str] = {}
+        self._server_problem = ""
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -209,6 +210,10 @@ class Service:
         if model_dir is None:
             return
         await self._servers.start(model_dir)
+        if self._servers.problem != self._server_problem:
+            self._server_problem = self._servers.problem
+            if self._server_problem:
+                log.warning("server", line=self._server_problem)
         pause = timedelta(seconds=SETTLED_SERVE_S)
         if self._reconciler.settled and self._served_at and now < self._served_at + pause:
             return
@@ -287,6 +292,7 @@ class Service:
     def live(self) -> LiveView:
         """What only the running daemon knows."""
         snapshot = self._ledger.snapshot(self._clock(), steps.limits_of(self._settings))
+        gathered = None if snapshot.open else gathering(snapshot, self._clock())
         desired = self._ledger.desired().served_name
         waits = self._reconciler.waits_for
         return LiveView(
@@ -304,7 +310,7 @@ class Service:
                 for status in self._servers.fleet.statuses
             ),
             step=self._reconciler.progress(),
-            blocked=blocked(snapshot) or "",
+            blocked=blocked(snapshot) or gathered or "",
             trouble=(
                 *self._trouble.values(),
                 *self._servers.trouble,
@@ -337,6 +343,8 @@ def configure_log(level: str) -> None:
     """One line an event on standard error: for people on a terminal, JSON for everything else."""
     chosen = getattr(logging, level.upper())
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # Its only warning is that a job still runs when it is due again, which is how it is meant.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[

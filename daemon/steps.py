@@ -17,6 +17,7 @@ from daemon.ledger_records import PlanHead
 from daemon.measuring import Target
 from daemon.requests import ProbeReport, ProbeRequest, TrainRequest
 from daemon.settings import Settings
+from policies.batching import Batching
 from policies.errors import StateConflict
 from policies.planning import REBUILDS, Limits
 from policies.records import Fact, Revision, content_id
@@ -36,6 +37,9 @@ def limits_of(settings: Settings) -> Limits:
         max_facts=train.max_facts,
         attempts=train.attempts,
         seed=train.seed,
+        batching=Batching(
+            min_facts=train.min_facts, max_wait_s=train.max_wait_s, quiet=train.quiet
+        ),
     )
 
 

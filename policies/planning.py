@@ -7,6 +7,7 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import Final
 
+from policies.batching import Batching, held
 from policies.records import PlanKind, PlanState, Record
 from policies.retention import consolidated_rank, over_budget
 
@@ -32,17 +33,20 @@ class Limits(Record):
     max_facts: int
     attempts: int
     seed: int = 0
+    batching: Batching = Batching()
 
 
 class Waiting(Record):
-    """One fact to be learnt: its batch, whether that batch is to be planned by itself, and how
-    many plans have had the fact before.
+    """One fact to be learnt: its batch, whether that batch is to be planned by itself, how many
+    plans have had the fact before, whether it is urgent and since when it waits.
     """
 
     id: str
     batch: str
     alone: bool = False
     tries: int = 0
+    urgent: bool = False
+    since: datetime | None = None
 
 
 class OpenPlan(Record):
@@ -135,9 +139,21 @@ def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
         return None
     if snapshot.forbidden:
         return _forget(snapshot)
-    if snapshot.waiting:
+    if snapshot.waiting and gathering(snapshot, now) is None:
         return _learn(snapshot)
     return None
+
+
+def gathering(snapshot: Snapshot, now: datetime) -> str | None:
+    """Why the waiting facts are not learnt yet although they could be; None where they may be."""
+    since = [fact.since for fact in snapshot.waiting if fact.since is not None]
+    return held(
+        snapshot.limits.batching,
+        len(snapshot.waiting),
+        min(since, default=None),
+        any(fact.urgent for fact in snapshot.waiting),
+        now,
+    )
 
 
 def blocked(snapshot: Snapshot) -> str | None:
