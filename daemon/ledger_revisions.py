@@ -10,8 +10,8 @@ from typing import Final
 from daemon.ledger_admission import LedgerAdmission
 from daemon.ledger_db import Row, stamp
 from daemon.ledger_facts import VALID
-from daemon.ledger_plans import LedgerPlans
 from daemon.ledger_records import Served
+from daemon.ledger_steps import LedgerSteps
 from policies.errors import NotFound, Refused, StateConflict, Superseded
 from policies.records import PlanState, Revision
 from policies.retention import stride
@@ -29,7 +29,7 @@ _FORBIDDEN: Final = (
 )
 
 
-class LedgerRevisions(LedgerAdmission, LedgerPlans):
+class LedgerRevisions(LedgerAdmission, LedgerSteps):
     """What can be served, and what shall be."""
 
     def ensure_base(self, name: str, now: datetime) -> Revision:
