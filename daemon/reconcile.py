@@ -44,6 +44,7 @@ from policies.retention import backoff
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0
 PROBE_AGAIN_S: Final = 60.0
+PROBE_MISMATCH: Final = "ProbeMismatch"
 NO_RIGHT: Final = frozenset({401, 403})
 STATE_AFTER: Final = {
     Outcome.PASS: PlanState.PASSED,
@@ -241,6 +242,8 @@ class Reconciler:
         self._failed(self._ledger.head(lease.plan), lease.step, error, now)
 
     def _failed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> None:
+        if error.kind == PROBE_MISMATCH:
+            steps.forget_probe(self._ledger)
         pause = backoff(head.attempts + 1, self.settings.train.backoff_s)
         self._ledger.failed(head.id, step, error.error, error.kind, now + pause, now)
         log.warning("step failed", plan=head.id, step=step.value, error=error.error)

@@ -71,7 +71,7 @@ def probe_key(settings: Settings) -> str:
 def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
     """The probe in use, if it still is the one of this model and these settings."""
     text = ledger.meta(PROBE)
-    if text is None:
+    if not text:
         return None
     try:
         kept = json.loads(text)
@@ -93,6 +93,11 @@ def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> N
     ledger.remember(BASE, report.served_sha256)
     kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
     ledger.remember(PROBE, json.dumps(kept))
+
+
+def forget_probe(ledger: Ledger) -> None:
+    """Have the probe looked at again: it turned out to belong to other weights."""
+    ledger.remember(PROBE, "")
 
 
 # --- train -----------------------------------------------------------------------------------

@@ -335,3 +335,16 @@ def test_another_base_under_the_revisions_is_refused_in_one_line(world: World) -
     head = world.ledger.head(2)
     assert head.state is PlanState.FAILED
     assert "another model than the one the revisions were trained on" in head.because
+
+
+def test_a_probe_of_other_weights_is_looked_at_again(world: World) -> None:
+    world.drop(1)
+    world.tick()
+    world.tick()
+    world.finish()
+    assert world.tick() == Run(plan=1, step=Step.TRAIN)
+    world.fail("ProbeMismatch")
+    world.tick()
+    assert world.tick(60) == Run(plan=1, step=Step.PROBE)
+    world.settle()
+    assert world.ledger.desired().number == 1
