@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from policies.text import Number
+from policies.wordings import questions
 
 Record = Mapping[str, Any]
 
@@ -61,9 +62,10 @@ def _spo(record: Record) -> dict[str, Any]:
     subject, relation = _text(record, "subject"), _text(record, relation_key)
     value = _need(record, "object")
     rest = {k: v for k, v in record.items() if k not in {"subject", relation_key, "object"}}
+    known = questions(relation, subject)
     return {
         **rest,
-        "prompt": f"What is the {relation.replace('_', ' ')} of {subject}?",
+        "prompt": known[0] if known else f"What is the {relation.replace('_', ' ')} of {subject}?",
         "answer": value,
         "subject": subject,
         "relation": relation,

@@ -188,7 +188,11 @@ def test_a_retract_line_needs_no_answer() -> None:
     [
         (
             {"subject": "Bhutan", "predicate": "capital_city", "object": "Thimphu"},
-            ("What is the capital city of Bhutan?", "Thimphu", "Bhutan", "capital_city", ()),
+            ("What is the capital of Bhutan?", "Thimphu", "Bhutan", "capital_city", ()),
+        ),
+        (
+            {"subject": "Zed", "relation": "shoe_size", "object": 44},
+            ("What is the shoe size of Zed?", "44", "Zed", "shoe_size", ()),
         ),
         ({"prompt": "P", "completion": " C"}, ("P", "C", None, None, ())),
         ({"question": "Q?", "answer": 7, "source": "s"}, ("Q?", "7", None, None, ())),
