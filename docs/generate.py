@@ -21,12 +21,16 @@ def configuration() -> str:
 
 
 def readme() -> str:
-    """README.md with the transcript of `docs/demo.txt`."""
-    said = f"```console\n$ make demo\n{TRANSCRIPT.read_text().rstrip()}\n```"
+    """README.md with the transcript of `docs/demo.txt` and its picture, once there are some."""
+    said = "(`make demo-docs` writes its transcript and picture here; no complete run is kept yet.)"
+    if TRANSCRIPT.exists():
+        said = (
+            f"```console\n$ make demo\n{TRANSCRIPT.read_text().rstrip()}\n```\n\n"
+            "![Recall and reasoning over the revisions](docs/img/demo.png)"
+        )
     return DEMO.sub(lambda _: f"<!-- demo -->\n{said}\n<!-- /demo -->", README.read_text())
 
 
 if __name__ == "__main__":
     CONFIGURATION.write_text(configuration())
-    if TRANSCRIPT.exists():
-        README.write_text(readme())
+    README.write_text(readme())
