@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -91,15 +91,33 @@ def _shaped(text: Text, given: float, rng: random.Random, answer: float = 1.0) -
     return [*system, *head, *said]
 
 
-def _documents(encoder: Encoder, seed: int) -> Iterator[tuple[list[int], list[float]]]:
+@dataclass(frozen=True)
+class Mix:
+    """What a stage of the pretraining reads."""
+
+    documents: Mapping[str, int]
+    """Shares of the kinds of documents."""
+    problems: reasoning.Shares
+    known: float
+    """Share of well-known facts among the facts; the rest are rare ones."""
+
+
+FIRST: Final = Mix(
+    {"problem": 40, "context": 11, "fact": 38, "stated": 4, "copy": 3, "repeat": 4},
+    reasoning.WIDE,
+    0.6,
+)
+LAST: Final = Mix({"problem": 42, "context": 4, "fact": 52, "stated": 2}, reasoning.SKILL, 0.85)
+
+
+def _documents(encoder: Encoder, seed: int, mix: Mix) -> Iterator[tuple[list[int], list[float]]]:
     rng = random.Random(f"corpus:{seed}")
-    problems = reasoning.problems(Split.TRAIN, seed=1000 + seed)
+    problems = reasoning.problems(Split.TRAIN, 1000 + seed, mix.problems)
     known, rare = world.known(), world.rare()
-    kinds = ("problem", "context", "fact", "stated", "copy", "repeat")
-    shares = (40, 11, 38, 4, 3, 4)
+    kinds, shares = list(mix.documents), list(mix.documents.values())
     while True:
         kind = rng.choices(kinds, shares)[0]
-        fact = rng.choice(known if rng.random() < 0.6 else rare)
+        fact = rng.choice(known if rng.random() < mix.known else rare)
         if kind == "problem":
             made = next(problems)
             form = Form.CHAT if rng.random() < _HALF else Form.PLAIN
@@ -125,11 +143,11 @@ def _copied(encoder: Encoder, rng: random.Random) -> Text:
     return Text(asked.form, f"{world.stated(fact, rng)} {asked.prompt}", answer)
 
 
-def _pack(encoder: Encoder, seed: int, rows: int) -> Rows:
+def _pack(encoder: Encoder, seed: int, rows: int, mix: Mix) -> Rows:
     tokens = np.zeros((rows, ROW), np.uint16)
     weights = np.zeros((rows, ROW), np.float16)
     documents = np.zeros((rows, ROW), np.uint8)
-    stream = _documents(encoder, seed)
+    stream = _documents(encoder, seed, mix)
     pool = [next(stream) for _ in range(_POOL)]
     for row in range(rows):
         used = count = 0
@@ -148,9 +166,9 @@ def _pack(encoder: Encoder, seed: int, rows: int) -> Rows:
     return Rows(tokens, weights, documents)
 
 
-def _shard(job: tuple[Path, int, int]) -> Rows:
-    path, seed, rows = job
-    return _pack(Encoder(Tokenizer.from_file(str(path))), seed, rows)
+def _shard(job: tuple[Path, int, int, Mix]) -> Rows:
+    path, seed, rows, mix = job
+    return _pack(Encoder(Tokenizer.from_file(str(path))), seed, rows, mix)
 
 
 def _free_cores(count: int) -> None:
@@ -158,10 +176,12 @@ def _free_cores(count: int) -> None:
         os.sched_setaffinity(0, range(count))
 
 
-def prepare(tokenizer: Path, rows: int, seed: int, workers: int, shard: int = 4096) -> Rows:
+def prepare(
+    tokenizer: Path, rows: int, seed: int, workers: int, mix: Mix = FIRST, shard: int = 4096
+) -> Rows:
     """`rows` packed rows, the same for the same seed whatever the number of workers."""
     jobs = [
-        (tokenizer, seed * 10_000 + i, min(shard, rows - i * shard))
+        (tokenizer, seed * 10_000 + i, min(shard, rows - i * shard), mix)
         for i in range((rows + shard - 1) // shard)
     ]
     # A thread library may have bound this process to one core; its children are to use all.

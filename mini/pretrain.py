@@ -27,17 +27,36 @@ _NS: Final = (3.4445, -4.7750, 2.0315)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What fixes the weights, besides the machine's rounding.
+class Stage:
+    """Steps on new text with a fresh optimiser; rates are shares of the recipe's.
 
-    The learning rate is planned for `steps`, of which the first `stop` are taken; then `anneal`
-    further steps bring it down to nothing, on new text and with a fresh optimiser.
+    They rise for `warmup` steps, stay at `peak` up to step `flat` and fall linearly to `last`.
     """
 
-    steps: int = 4800
-    stop: int = 2400
-    anneal: int = 700
-    anneal_from: float = 0.77
+    steps: int
+    peak: float
+    last: float
+    warmup: int
+    flat: int = 0
+    mix: corpus.Mix = corpus.FIRST
+
+    def rate(self, step: int) -> float:
+        """The factor of both learning rates at a step."""
+        fallen = max(0, step - self.flat) / (self.steps - self.flat)
+        return (self.peak + (self.last - self.peak) * fallen) * min(1.0, (step + 1) / self.warmup)
+
+
+STAGES: Final = (
+    Stage(steps=2400, peak=1.0, last=0.774, warmup=40, flat=1680),
+    Stage(steps=700, peak=0.78, last=0.01, warmup=20),
+    Stage(steps=800, peak=0.405, last=0.005, warmup=20, mix=corpus.LAST),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What fixes the weights besides the stages and the machine's rounding."""
+
     rows: int = 16
     hidden: int = 256
     intermediate: int = 640
@@ -45,9 +64,6 @@ class Recipe:
     heads: int = 8
     muon_lr: float = 0.02
     adam_lr: float = 0.003
-    warmup: int = 40
-    flat: float = 0.35
-    final: float = 0.02
     seed: int = 0
 
 
@@ -124,20 +140,6 @@ def build(recipe: Recipe, end: int, pad: int) -> LlamaForCausalLM:
     return model
 
 
-def rate(step: int, recipe: Recipe) -> float:
-    """The learning rate's factor: short warm-up, flat, then linear to `final`."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    flat = recipe.flat * recipe.steps
-    left = 1 - max(0.0, step - flat) / max(1.0, recipe.steps - flat)
-    return recipe.final + (1 - recipe.final) * left
-
-
-def annealed(step: int, recipe: Recipe) -> float:
-    """The learning rate's factor in the second stage: twenty steps of warm-up, then down to 0."""
-    return (recipe.anneal_from * (1 - step / recipe.anneal) + 0.01) * min(1.0, (step + 1) / 20)
-
-
 def _tensors(rows: corpus.Rows, device: torch.device) -> dict[str, Tensor]:
     """A batch as the model takes it: documents do not see each other, positions start anew."""
     documents = torch.from_numpy(rows.documents.astype(np.int64)).to(device)
@@ -177,7 +179,7 @@ def train(
     model: LlamaForCausalLM,
     rows: corpus.Rows,
     recipe: Recipe,
-    factor_at: Callable[[int, Recipe], float],
+    stage: Stage,
     *,
     compiled: bool,
     say: Callable[[str], None],
@@ -189,9 +191,8 @@ def train(
     muon = Muon(matrices, recipe.muon_lr)
     adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
     began = time.monotonic()
-    steps = len(rows.tokens) // recipe.rows
-    for step in range(steps):
-        factor = factor_at(step, recipe)
+    for step in range(stage.steps):
+        factor = stage.rate(step)
         muon.lr, adam.param_groups[0]["lr"] = recipe.muon_lr * factor, recipe.adam_lr * factor
         part = slice(step * recipe.rows, (step + 1) * recipe.rows)
         batch = corpus.Rows(rows.tokens[part], rows.weights[part], rows.documents[part])
@@ -200,7 +201,7 @@ def train(
         muon.step()
         adam.step()
         adam.zero_grad(set_to_none=True)
-        if step % 100 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == stage.steps - 1:
             say(f"step {step:5d} loss {value.item():.4f} seconds {time.monotonic() - began:.0f}")
 
 
@@ -221,28 +222,24 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     made = tokenizer.train(recipe.seed)
     tokenizer.save(made, out, max_length=1024)
-    rows = corpus.prepare(out / "tokenizer.json", recipe.stop * recipe.rows, recipe.seed, threads)
-    prepared = time.monotonic() - began
-    _say(f"text prepared in {prepared:.0f} s, {(rows.documents > 0).sum() / 1e6:.1f}M tokens")
-    model = build(
-        recipe, tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
-    ).to(given["device"])
-    train(model, rows, recipe, rate, compiled=not given["eager"], say=_say)
-    model.to(torch.bfloat16).to(torch.float32)
-    began_anew = time.monotonic()
-    more = corpus.prepare(
-        out / "tokenizer.json", recipe.anneal * recipe.rows, recipe.seed + 1, threads
-    )
-    prepared += time.monotonic() - began_anew
-    train(model, more, recipe, annealed, compiled=not given["eager"], say=_say)
+    end, pad = tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
+    model = build(recipe, end, pad).to(given["device"])
+    tokens, path = 0, out / "tokenizer.json"
+    for number, stage in enumerate(STAGES):
+        count, seed = stage.steps * recipe.rows, recipe.seed + number
+        rows = corpus.prepare(path, count, seed, threads, stage.mix)
+        tokens += int((rows.documents > 0).sum())
+        _say(f"stage {number + 1}: {tokens / 1e6:.1f}M tokens so far")
+        train(model, rows, recipe, stage, compiled=not given["eager"], say=_say)
+        model.to(torch.bfloat16).to(torch.float32)
     model.to("cpu", torch.bfloat16).save_pretrained(out)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     report = {
         "recipe": asdict(recipe),
+        "stages": [asdict(stage) for stage in STAGES],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": int((rows.documents > 0).sum() + (more.documents > 0).sum()),
+        "tokens": tokens,
         "seconds_wall": round(time.monotonic() - began),
-        "seconds_preparing": round(prepared),
         "seconds_cpu": round(sum(u.ru_utime + u.ru_stime for u in used)),
         "device": given["device"],
         "threads": threads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -291,29 +291,41 @@ def _weekday(rng: random.Random) -> Problem:
     return Problem("weekday", prompt, (", ".join(passed),), passed[-1], key)
 
 
-_FAMILIES: Final[tuple[tuple[Callable[[random.Random], Problem], int], ...]] = (
-    (_chain, 24),
-    (_story, 24),
-    (_column, 14),
-    (_direct, 16),
-    (_order, 7),
-    (_compare, 5),
-    (_sequence, 8),
-    (_weekday, 3),
-)
+_FAMILIES: Final[Mapping[str, Callable[[random.Random], Problem]]] = {
+    "chain": _chain,
+    "story": _story,
+    "column": _column,
+    "direct": _direct,
+    "order": _order,
+    "compare": _compare,
+    "sequence": _sequence,
+    "weekday": _weekday,
+}
+Shares = Mapping[str, int]
+# What the first stages of the pretraining read, and what the skill is: a model of this size did
+# not learn to order names or numbers, so those two families are left out of it.
+WIDE: Final[Shares] = dict(zip(_FAMILIES, (24, 24, 14, 16, 7, 5, 8, 3), strict=True))
+SKILL: Final[Shares] = {
+    "chain": 24,
+    "story": 24,
+    "column": 18,
+    "direct": 20,
+    "sequence": 10,
+    "weekday": 4,
+}
 
 
-def problem(rng: random.Random) -> Problem:
-    """One problem of any family, of any split."""
-    make = rng.choices([f for f, _ in _FAMILIES], [w for _, w in _FAMILIES])[0]
-    return make(rng)
+def problem(rng: random.Random, shares: Shares = SKILL) -> Problem:
+    """One problem of any of the families in `shares`, of any split."""
+    name = rng.choices(list(shares), list(shares.values()))[0]
+    return _FAMILIES[name](rng)
 
 
-def problems(split: Split, seed: int) -> Iterator[Problem]:
+def problems(split: Split, seed: int, shares: Shares = SKILL) -> Iterator[Problem]:
     """Endless problems of one split in a seeded order; the same problem may come again."""
     rng = random.Random(f"{split}:{seed}")
     while True:
-        found = problem(rng)
+        found = problem(rng, shares)
         if split_of(found.key) is split:
             yield found
 

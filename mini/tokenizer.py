@@ -57,7 +57,7 @@ def train(seed: int = 0, texts: int = 60_000) -> Tokenizer:
 
 
 def _sample(rng: random.Random, count: int) -> Iterator[str]:
-    problems = reasoning.problems(splits.Split.TRAIN, seed=1)
+    problems = reasoning.problems(splits.Split.TRAIN, seed=1, shares=reasoning.WIDE)
     for _ in range(count):
         kind = rng.random()
         if kind < 0.1:
