@@ -24,7 +24,7 @@ fewshot_split: train
 test_split: test
 num_fewshot: 2
 doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
-doc_to_target: "{{{{answer}}}}"
+doc_to_target: {target}
 {choices}
 generation_kwargs: {{until: ["Question:"], do_sample: false}}
 metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
@@ -64,12 +64,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(folder: Path, kind: str = "generate_until", metric: str = "exact_match") -> None:
+    choosing = kind == "multiple_choice"
     text = TASK.format(
         train=folder / "train.jsonl",
         test=folder / "test.jsonl",
         kind=kind,
         metric=metric,
-        choices='doc_to_choice: ["a", "b"]' if kind == "multiple_choice" else "",
+        target="0" if choosing else '"{{answer}}"',
+        choices='doc_to_choice: ["a", "b"]' if choosing else "",
     )
     (folder / "sums.yaml").write_text(text)
 
