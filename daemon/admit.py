@@ -11,9 +11,10 @@ from typing import Final
 from daemon.ledger import Ledger
 from daemon.reading import Raw, Records
 from daemon.sections import IntakeSettings
-from policies.admission import DEFAULT_LIMITS, Format, Limits, quarantined
+from policies.admission import Format, quarantined
 from policies.errors import NotFound
 from policies.heldout import TRAINED, Render, no_templates, with_held_out
+from policies.jsonline import DEFAULT_LIMITS, Limits
 from policies.meaning import ConflictPolicy, Relation, Ruling, rule_each
 from policies.records import Batch, Fact, Quarantined
 from policies.wordings import questions

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,7 @@ import structlog
 from daemon import crash
 from daemon.admit import admit_pieces, count_bad, feed_cursor, retry_quarantined, rules_of
 from daemon.drops import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash, sync_folder
+from daemon.holding import Holding, problem_of
 from daemon.layout import Layout
 from daemon.ledger import Ledger
 from daemon.receipts import (
@@ -28,25 +28,13 @@ from daemon.receipts import (
     write_receipt,
 )
 from daemon.sections import IntakeSettings
-from policies.errors import DiskFull, LedgerBusy, Refused
+from policies.errors import LedgerBusy, Refused
 from policies.meaning import ConflictPolicy
 from policies.records import Batch
 
-FIRST_WAIT_S: Final = 5.0
-LONGEST_WAIT_S: Final = 300.0
 INBOX: Final = "inbox"
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Held:
-    """A drop that could not be taken, and when to try again."""
-
-    signature: str
-    waits: int
-    until: datetime
-    problem: str
 
 
 class Intake:
@@ -69,7 +57,7 @@ class Intake:
         self._all_or_nothing = settings.bad_lines == "reject"
         self._inbox = Inbox(layout.inbox, settings.stable_s, settings.max_file_mb * 2**20)
         self._clock = clock
-        self._held: dict[str, Held] = {}
+        self._held = Holding()
         self._refused: dict[str, str] = {}
         self._now = datetime.min.replace(tzinfo=UTC)
         self._work: Iterator[Receipt | None] | None = None
@@ -78,7 +66,7 @@ class Intake:
     @property
     def problems(self) -> tuple[str, ...]:
         """One line for every drop that could not be taken yet."""
-        return tuple(held.problem for held in self._held.values())
+        return self._held.problems
 
     def step(self, now: datetime, budget_s: float) -> list[Receipt]:
         """Work for about `budget_s` seconds; the receipts written meanwhile.
@@ -115,9 +103,10 @@ class Intake:
         try:
             drops = self._inbox.ripe(self._now)
         except OSError as error:
-            self._hold("inbox", "", f"{self._layout.inbox}: cannot be read: {error.strerror}")
+            told = f"{self._layout.inbox}: cannot be read: {error.strerror}"
+            self._held.hold("inbox", "", told, self._now)
             return
-        self._held.pop("inbox", None)
+        self._held.release("inbox")
         for drop in drops:
             if not self._waits(drop):
                 yield from self._guarded(drop.name, drop.signature, self._take(drop))
@@ -129,22 +118,14 @@ class Intake:
         try:
             yield from work
         except (OSError, LedgerBusy) as error:
-            self._hold(name, mark, _problem(name, error))
+            self._held.hold(name, mark, problem_of(name, error), self._now)
         else:
-            self._held.pop(name, None)
+            self._held.release(name)
 
     def _waits(self, drop: Drop) -> bool:
         if self._refused.get(drop.name) == drop.signature:
             return True
-        held = self._held.get(drop.name)
-        return held is not None and held.signature == drop.signature and self._now < held.until
-
-    def _hold(self, name: str, mark: str, problem: str) -> None:
-        before = self._held.get(name)
-        waits = before.waits + 1 if before and before.signature == mark else 0
-        pause = min(FIRST_WAIT_S * 2**waits, LONGEST_WAIT_S)
-        self._held[name] = Held(mark, waits, self._now + timedelta(seconds=pause), problem)
-        log.warning("intake.held", name=name, problem=problem, again_in_s=pause)
+        return self._held.waits(drop.name, drop.signature, self._now)
 
     # --- one drop ------------------------------------------------------------------------------
 
@@ -308,11 +289,3 @@ class Intake:
         for ending in RECEIPT_ENDINGS if self._layout.inbox.is_dir() else ():
             for half in self._layout.inbox.glob(f".*{ending}.tmp"):
                 half.unlink(missing_ok=True)
-
-
-def _problem(name: str, error: OSError | LedgerBusy) -> str:
-    if isinstance(error, OSError) and not isinstance(error, DiskFull):
-        if error.errno == errno.ENOSPC:
-            return f"{name}: the disk is full; make room and it goes on by itself"
-        return f"{name}: {error.strerror or error}"
-    return str(error)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from daemon.ledger_admission import LedgerAdmission
 from daemon.ledger_db import Row, stamp
 from daemon.ledger_facts import VALID
+from daemon.ledger_quarantine import LedgerQuarantine
 from daemon.ledger_records import Served
 from daemon.ledger_steps import LedgerSteps
 from policies.errors import NotFound, Refused, StateConflict, Superseded
@@ -29,7 +29,7 @@ _FORBIDDEN: Final = (
 )
 
 
-class LedgerRevisions(LedgerAdmission, LedgerSteps):
+class LedgerRevisions(LedgerQuarantine, LedgerSteps):
     """What can be served, and what shall be."""
 
     def ensure_base(self, name: str, now: datetime) -> Revision:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from policies.admission import Format, Limits, is_blank, parse_line, quarantined, too_long
+from policies.admission import Format, parse_line, quarantined
+from policies.jsonline import Limits, is_blank, too_long
 from policies.records import Fact, Quarantined
 from policies.splitting import Item, ListSplitter, is_list
 

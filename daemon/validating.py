@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from daemon.reading import Records
-from policies.admission import DEFAULT_LIMITS, Format, Limits, fact_id
+from policies.admission import Format, fact_id
+from policies.jsonline import DEFAULT_LIMITS, Limits
 from policies.records import Fact, Quarantined, Record
 
 _PIECE: Final = 1000

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -12,9 +11,10 @@ from typing import Any, Final, TypeVar
 
 from policies.errors import InvalidFacts
 from policies.formats import NotThisFormat, to_native
+from policies.jsonline import DEFAULT_LIMITS, Limits, Reason, lines_of, named, quote, read_object
 from policies.meaning import moment
 from policies.quick import quick_reader
-from policies.records import Fact, Operation, Priority, Quarantined, Record, content_id
+from policies.records import Fact, Operation, Priority, Quarantined, content_id
 from policies.text import BadText, Number, clean, folded, nearest, same_text
 
 E = TypeVar("E", bound=StrEnum)
@@ -25,19 +25,6 @@ _KNOWN: Final = frozenset(FIELDS)
 _TEXT_FIELDS: Final = ("id", "subject", "relation", "statement", "source")
 _LIST_FIELDS: Final = ("paraphrases", "eval_prompts")
 _ID: Final = re.compile(r"[^\s/~\x00-\x1f]{1,128}")
-_BOM: Final = b"\xef\xbb\xbf"
-_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
-
-
-class Limits(Record):
-    """How much one line may hold; lengths of text in characters, of a line in bytes."""
-
-    line_bytes: int = 64 * 1024
-    prompt: int = 4000
-    answer: int = 2000
-    other: int = 4000
-    wordings: int = 100
-    depth: int = 16
 
 
 class Format(StrEnum):
@@ -52,17 +39,6 @@ class Format(StrEnum):
     COUNTERFACT = "counterfact"
     ZSRE = "zsre"
     KNOWEDIT = "knowedit"
-
-
-class Reason(Exception):
-    """Why a line is no fact: a stable word and a sentence."""
-
-    def __init__(self, kind: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.kind = kind
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 def parse_line(
@@ -92,99 +68,10 @@ def parse_facts(
     return tuple(p for p in parsed if isinstance(p, Fact))
 
 
-def lines_of(text: str | bytes) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and bytes of every line that is not blank."""
-    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        if not is_blank(raw, number):
-            yield number, raw
-
-
-def is_blank(raw: bytes, number: int) -> bool:
-    """Whether a line holds nothing; blank lines count neither as accepted nor as quarantined."""
-    return not (raw.removeprefix(_BOM) if number == 1 else raw).strip(b" \t\r\n\f\v")
-
-
 def quarantined(raw: bytes, number: int, kind: str, reason: str) -> Quarantined:
     """The record of a bad line with the beginning of its text, made printable."""
     text = raw[: EXCERPT * 4].decode("utf-8", "replace").replace("\0", "\ufffd").strip()
     return Quarantined(line=number, kind=kind, reason=reason, text=text[:EXCERPT])
-
-
-def read_object(raw: bytes, number: int, limits: Limits) -> dict[str, Any]:
-    """The JSON object on a line, its numbers kept as written; raises `Reason`."""
-    if len(raw) > limits.line_bytes:
-        raise Reason("too-long", too_long(len(raw), limits))
-    if number == 1:
-        if raw.startswith(_UTF16):
-            raise Reason("encoding", "the file is UTF-16; save it as UTF-8")
-        raw = raw.removeprefix(_BOM)
-    if b"\0" in raw:
-        raise Reason("nul", f"holds a NUL byte at byte {raw.index(0) + 1}")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise Reason("encoding", f"is not UTF-8 at byte {error.start + 1}") from None
-    if raw.count(b"[") + raw.count(b"{") > limits.depth and _depth(raw) > limits.depth:
-        raise Reason("nesting", f"is nested more than {limits.depth} deep")
-    value = _decode(text)
-    if not isinstance(value, dict):
-        raise Reason("not-object", f"is not a JSON object but {_named(value)}")
-    return value
-
-
-def too_long(size: int, limits: Limits) -> str:
-    """The sentence for a line over the limit."""
-    return (
-        f"is {size} bytes long; at most {limits.line_bytes} are read (setting intake.max_line_kb)"
-    )
-
-
-def _decode(text: str) -> object:
-    try:
-        return _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        what = error.msg[0].lower() + error.msg[1:]
-        if error.msg == "Extra data":
-            what = "more than one value on the line"
-        raise Reason("not-json", f"is not JSON: {what} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise Reason("nesting", "is nested too deep") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise Reason("duplicate-key", f"has the key {_quote(twice)} twice")
-    return record
-
-
-def _constant(name: str) -> object:
-    raise Reason("not-json", f"is not JSON: {name} is not a JSON value")
-
-
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=Number, parse_float=Number, parse_constant=_constant
-)
-
-
-def _depth(raw: bytes) -> int:
-    deepest = depth = 0
-    in_text = escaped = False
-    for byte in raw:
-        if in_text:
-            in_text = escaped or byte != 0x22
-            escaped = not escaped and byte == 0x5C
-        elif byte == 0x22:
-            in_text = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
 
 
 def fact_from(record: dict[str, Any], limits: Limits, fmt: Format = Format.AUTO) -> Fact:
@@ -206,8 +93,8 @@ def _check_keys(record: dict[str, Any]) -> None:
     for key in record:
         if key not in _KNOWN:
             close = nearest(key, FIELDS)
-            hint = f"; did you mean {_quote(close)}?" if close else f"; known: {', '.join(FIELDS)}"
-            raise Reason("unknown-key", f"has the unknown key {_quote(key)}{hint}")
+            hint = f"; did you mean {quote(close)}?" if close else f"; known: {', '.join(FIELDS)}"
+            raise Reason("unknown-key", f"has the unknown key {quote(key)}{hint}")
 
 
 def _fact(record: dict[str, Any], limits: Limits) -> Fact:
@@ -346,7 +233,7 @@ def _wordings(record: dict[str, Any], name: str, limits: Limits) -> tuple[str, .
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise Reason("type", f"{name} must be a list of texts, not {_named(value)}")
+        raise Reason("type", f"{name} must be a list of texts, not {named(value)}")
     if len(value) > limits.wordings:
         raise Reason("too-long", f"{name} has {len(value)} wordings; at most {limits.wordings}")
     return tuple(
@@ -362,7 +249,7 @@ def _check_held_out(prompt: str, trained: Sequence[str], held_out: Sequence[str]
         if folded(wording) in seen:
             raise Reason(
                 "held-out-trained",
-                f"eval_prompts holds a wording that is trained too: {_quote(wording)}",
+                f"eval_prompts holds a wording that is trained too: {quote(wording)}",
             )
 
 
@@ -401,16 +288,5 @@ def _choice(record: dict[str, Any], name: str, options: type[E], default: E) -> 
             return option
     words = [o.value for o in options]
     close = nearest(value, words) if isinstance(value, str) else None
-    hint = f"; did you mean {_quote(close)}?" if close else ""
+    hint = f"; did you mean {quote(close)}?" if close else ""
     raise Reason("type", f"{name} must be one of {', '.join(words)}{hint}")
-
-
-def _quote(text: str) -> str:
-    return json.dumps(text[:80])
-
-
-def _named(value: object) -> str:
-    if isinstance(value, Number):
-        return "a number"
-    names: dict[type, str] = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
-    return names.get(type(value), "null")

@@ -90,7 +90,10 @@ def _retraction(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
     targets = tuple(r.id for r in known if not fact.answer or r.answer == fact.answer)
     if targets:
         return Ruling(relation=Relation.RETRACTS, replaced=targets)
-    return Ruling(relation=Relation.NO_TARGET, reason="retracts a fact that is not known")
+    return Ruling(
+        relation=Relation.NO_TARGET,
+        reason="retracts a fact that is not known; name it by its id, or its subject and relation",
+    )
 
 
 def _without_rival(fact: Fact, rivals: Sequence[Standing]) -> Ruling:

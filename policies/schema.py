@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from policies.admission import Limits
+from policies.jsonline import Limits
 from policies.records import Operation, Priority
 
 ID: Final = "https://palorad.invalid/fact.schema.json"

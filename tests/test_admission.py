@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.admission import (
-    Format,
-    Limits,
-    Reason,
-    fact_from,
-    lines_of,
-    parse_facts,
-    parse_line,
-    read_object,
-)
+from policies.admission import Format, fact_from, parse_facts, parse_line
 from policies.errors import InvalidFacts
 from policies.heldout import with_held_out
+from policies.jsonline import Limits, Reason, lines_of, read_object
 from policies.meaning import ConflictPolicy, Relation, Standing, Validity, rule
 from policies.records import Fact, Operation, Priority, Quarantined
 from policies.text import folded

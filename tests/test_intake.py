@@ -21,8 +21,8 @@ from daemon.ledger import Ledger
 from daemon.reading import Records
 from daemon.receipts import Receipt, read_receipt
 from daemon.sections import IntakeSettings
-from policies.admission import Limits
 from policies.errors import NotFound, Refused
+from policies.jsonline import Limits
 from policies.splitting import ListSplitter
 
 START = datetime(2026, 11, 1, tzinfo=UTC)

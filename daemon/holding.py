@@ -1,0 +1,66 @@
+"""Drops that could not be taken: why, and when to try again."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from policies.errors import DiskFull, LedgerBusy
+
+FIRST_WAIT_S: Final = 5.0
+LONGEST_WAIT_S: Final = 300.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One drop as it was, how often it failed, when it is tried again, and why it failed."""
+
+    signature: str
+    failures: int
+    until: datetime
+    problem: str
+
+
+class Holding:
+    """What waits after a failure; pauses double while the drop stays the same."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each."""
+        return tuple(held.problem for held in self._held.values())
+
+    def waits(self, name: str, signature: str, now: datetime) -> bool:
+        """Whether a drop is not to be tried yet; one that has changed is."""
+        held = self._held.get(name)
+        return held is not None and held.signature == signature and now < held.until
+
+    def hold(self, name: str, signature: str, problem: str, now: datetime) -> None:
+        """It failed: wait."""
+        before = self._held.get(name)
+        failures = before.failures + 1 if before and before.signature == signature else 0
+        pause = min(FIRST_WAIT_S * 2.0 ** min(failures, 20), LONGEST_WAIT_S)
+        until = now + timedelta(seconds=pause)
+        self._held[name] = Held(signature, failures, until, problem)
+        log.warning("intake.held", name=name, problem=problem, again_in_s=pause)
+
+    def release(self, name: str) -> None:
+        """It went well."""
+        self._held.pop(name, None)
+
+
+def problem_of(name: str, error: OSError | LedgerBusy) -> str:
+    """What went wrong with a drop, in one line."""
+    if isinstance(error, OSError) and not isinstance(error, DiskFull):
+        if error.errno == errno.ENOSPC:
+            return f"{name}: the disk is full; make room and it goes on by itself"
+        return f"{name}: {error.strerror or error}"
+    return str(error)

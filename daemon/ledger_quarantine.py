@@ -1,0 +1,57 @@
+"""Lines that come out of quarantine after their batch was admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from daemon.ledger_admission import LedgerAdmission
+from daemon.ledger_facts import chunks, marks
+from daemon.ledger_records import Admitted
+from policies.errors import NotFound
+from policies.meaning import Ruling
+from policies.records import Fact, Quarantined
+
+
+class LedgerQuarantine(LedgerAdmission):
+    """Bad lines that may be good after all."""
+
+    def readmit(
+        self,
+        batch_id: str,
+        lines: Sequence[int],
+        admitted: Sequence[tuple[Fact, Ruling]],
+        quarantined: Sequence[Quarantined],
+        now: datetime,
+    ) -> Admitted:
+        """Take lines of a whole batch out of quarantine; those in `quarantined` go back into it.
+
+        What `admitted` holds is counted as accepted from now on and may be planned.
+        """
+        with self._write("readmit"):
+            row = self._batch_row(batch_id)
+            if row is None or not row[1]:
+                raise NotFound(f"no batch {batch_id} that has been admitted")
+            present = [
+                kind
+                for chunk in chunks([str(line) for line in lines])
+                for (kind,) in self._rows(
+                    f"SELECT kind FROM quarantine WHERE batch = ? AND line IN ({marks(chunk)})",
+                    (row[0], *chunk),
+                )
+            ]
+            for chunk in chunks([str(line) for line in lines]):
+                self._do(
+                    f"DELETE FROM quarantine WHERE batch = ? AND line IN ({marks(chunk)})",
+                    (row[0], *chunk),
+                )
+            clashes = sum(kind in ("conflict", "ask") for kind in present)
+            self._do(
+                "UPDATE batches SET quarantined = quarantined - ?, conflicts = conflicts - ?"
+                " WHERE seq = ?",
+                (len(present), clashes, row[0]),
+            )
+            self._append(row[0], admitted, quarantined, now)
+            counts = {"lines": len(present), "still_bad": len(quarantined)}
+            self._event("batch.readmitted", batch_id, counts, now)
+        return self.admitted(batch_id)
