@@ -108,6 +108,8 @@ def _families(by_family: Mapping[str, float]) -> str:
 def _learning(learnt: Mapping[str, Any]) -> str:
     lines = []
     for group in ("real", "invented", "held-out relations"):
+        if group not in learnt:
+            continue
         rows = learnt[group]["files"]
         lines.append(_line(f"**{group}, pooled over {len(rows)} runs**", learnt[group]))
         lines += [_line(f"{row['file']}, seed {row['seed']}", row) for row in rows]
