@@ -29,7 +29,9 @@ elsewhere. `OMP_PROC_BIND=true python -m mini.pretrain` is the way: {parameters:
 {tokens:,} tokens in {taken:,} steps. These weights took {wall} minutes of wall clock and {cpu}
 minutes of processor time on {machine}, {device}, {threads} threads{shared}; Python {python},
 torch {torch}, transformers {transformers}. Another machine's rounding gives other weights of the
-same quality, not the same bytes.
+same quality, not the same bytes. The three stages were run one after the other as three processes
+(the script runs them in one, and has not been run in one piece yet); tokens and the last stage's
+processor time are rounded estimates.
 
 - Architecture: `LlamaForCausalLM`, hidden {hidden}, {layers} layers, {heads} heads, intermediate
   {intermediate}, tied embeddings, 1,024 positions, bf16.
