@@ -144,7 +144,8 @@ class LedgerAdmission(LedgerFacts):
 
     def _insert_batch(self, batch: Batch, signature: str) -> int:
         self._do(
-            "INSERT INTO batches (id, name, source, received_at, signature) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO batches (id, name, source, received_at, signature, first_fact)"
+            " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
             (batch.id, batch.name, batch.source, stamp(batch.received_at), signature),
         )
         return int(self._one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))

@@ -135,6 +135,10 @@ class LedgerFacts(LedgerDb):
         }
         return FactCounts(**counts)
 
+    def unlearnt_count(self) -> int:
+        """How many facts were given up because no candidate learnt them."""
+        return int(self._one("SELECT count(*) FROM facts WHERE state = 'unlearnt'"))
+
     def quarantined(self, batch_id: str, limit: int = 1000) -> tuple[Quarantined, ...]:
         """The lines of a batch that were not admitted, in their order."""
         rows = self._rows(
@@ -158,9 +162,7 @@ class LedgerFacts(LedgerDb):
 
     def waiting(self, now: datetime, limit: int) -> tuple[Waiting, ...]:
         """Facts to be learnt, urgent ones first, then as they came."""
-        first = self._one(
-            "SELECT min(f.seq) FROM batches b JOIN facts f ON f.batch = b.seq WHERE NOT b.complete"
-        )
+        first = self._one("SELECT min(first_fact) FROM batches WHERE complete = 0")
         rows: list[Row] = []
         for urgent in (1, 0):
             if len(rows) < limit:

@@ -19,6 +19,7 @@ CREATE TABLE batches (
   received_at TEXT NOT NULL,
   signature TEXT NOT NULL DEFAULT '',
   complete INTEGER NOT NULL DEFAULT 0,
+  first_fact INTEGER NOT NULL DEFAULT 0,
   alone INTEGER NOT NULL DEFAULT 0,
   line INTEGER NOT NULL DEFAULT 0,
   position INTEGER NOT NULL DEFAULT 0,
@@ -28,6 +29,7 @@ CREATE TABLE batches (
   quarantined INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX batches_name ON batches (name);
+CREATE INDEX batches_arriving ON batches (first_fact) WHERE complete = 0;
 
 CREATE TABLE facts (
   seq INTEGER PRIMARY KEY,

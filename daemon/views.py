@@ -148,7 +148,7 @@ def status(ledger: Ledger, live: LiveView | None) -> StatusView:
         batches=tuple(_batch(ledger, b.id) for b in ledger.batches(BATCHES_SHOWN)),
         facts=totals["accepted"] - totals["known"],
         quarantined=totals["quarantined"],
-        not_learnt=ledger.fact_counts().unlearnt,
+        not_learnt=ledger.unlearnt_count(),
     )
 
 
