@@ -51,6 +51,9 @@ demo-docs: setup
 test: setup
 	$(BIN)/python -m pytest
 
+test-endtoend: setup
+	$(BIN)/python -m pytest -m endtoend --timeout 900
+
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
 
