@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from daemon.ledger_db import LedgerDb, Row, stamp, unstamp
 from daemon.ledger_records import FactCounts
+from daemon.ledger_search import near
 from policies.errors import Ambiguous, NotFound
 from policies.planning import Waiting
 from policies.records import Batch, Fact, Quarantined
@@ -211,17 +212,8 @@ class LedgerFacts(LedgerDb):
             " ORDER BY seq DESC LIMIT ?",
             (key, text, limit),
         )
-        words = [word for word in "".join(c if c.isalnum() else " " for c in text).split() if word]
-        near = (
-            self._rows(
-                "SELECT f.body FROM facts_text t JOIN facts f ON f.seq = t.rowid"
-                " WHERE facts_text MATCH ? ORDER BY rank LIMIT ?",
-                (" OR ".join(f'"{word}"' for word in words), limit),
-            )
-            if words
-            else []
-        )
-        found = {f.id: f for f in (Fact.model_validate_json(r[0]) for r in (*exact, *near))}
+        bodies = [*(row[0] for row in exact), *near(self._rows, text, limit)]
+        found = {fact.id: fact for fact in map(Fact.model_validate_json, bodies)}
         return tuple(found.values())[:limit]
 
     # --- feeds ---------------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""Facts by likeness of words, quick however many there are."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+RARE: Final = 2000
+_TERMS: Final = (
+    "CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab(main, facts_text, row)"
+)
+_NEAR: Final = (
+    "SELECT f.body FROM facts_text t JOIN facts f ON f.seq = t.rowid"
+    " WHERE facts_text MATCH ? ORDER BY rank LIMIT ?"
+)
+_ANY: Final = (
+    "SELECT f.body FROM facts_text t JOIN facts f ON f.seq = t.rowid"
+    " WHERE facts_text MATCH ? LIMIT ?"
+)
+
+
+def near(rows: Rows, text: str, limit: int) -> list[str]:
+    """The bodies of facts that share words with `text`: those with all of them, then those with
+    its rarest.
+
+    A word that thousands of facts hold tells nothing, and ranking them all would take seconds;
+    it only narrows what a rarer word finds.
+    """
+    counts = _counts(rows, _words(text))
+    known = sorted((word for word in counts if counts[word]), key=counts.__getitem__)
+    if not known:
+        return []
+    ranked = _NEAR if counts[known[0]] <= RARE else _ANY
+    found = [row[0] for row in rows(ranked, (" AND ".join(map(_quoted, known)), limit))]
+    rare = [word for word in known if counts[word] <= RARE]
+    if len(found) < limit and rare:
+        found += [row[0] for row in rows(_NEAR, (" OR ".join(map(_quoted, rare)), limit))]
+    return list(dict.fromkeys(found))[:limit]
+
+
+def _counts(rows: Rows, words: Sequence[str]) -> dict[str, int]:
+    """In how many facts each word occurs."""
+    rows(_TERMS, ())
+    marks = ",".join("?" * len(words))
+    query = f"SELECT term, doc FROM temp.terms WHERE term IN ({marks})"
+    found: dict[str, int] = {term: doc for term, doc in rows(query, words)}
+    return {word: int(found.get(word, 0)) for word in words}
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text as the index keeps them: in lower case, without marks."""
+    plain = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+    words = "".join(c if c.isalnum() else " " for c in plain.lower()).split()
+    return list(dict.fromkeys(words))[:32]
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"'
