@@ -29,6 +29,7 @@ FACTS = 8
 PATIENCE_S = 240.0
 
 pytestmark = [
+    pytest.mark.endtoend,
     pytest.mark.slow,
     pytest.mark.timeout(420),
     pytest.mark.skipif(

@@ -16,7 +16,7 @@ from daemon.demo_setup import ROOT, DemoOptions
 from daemon.instance import holder
 from tests import tiny
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.endtoend, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

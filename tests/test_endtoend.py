@@ -22,6 +22,7 @@ from policies.grading import normalised
 FACTS = 12
 
 pytestmark = [
+    pytest.mark.endtoend,
     pytest.mark.timeout(180),
     pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="palorad-mini is not here"),
 ]
