@@ -46,8 +46,8 @@ def _counts(rows: Rows, words: Sequence[str]) -> dict[str, int]:
     rows(_TERMS, ())
     marks = ",".join("?" * len(words))
     query = f"SELECT term, doc FROM temp.terms WHERE term IN ({marks})"
-    found: dict[str, int] = {term: doc for term, doc in rows(query, words)}
-    return {word: int(found.get(word, 0)) for word in words}
+    found = {str(term): int(count) for term, count in rows(query, words)}
+    return {word: found.get(word, 0) for word in words}
 
 
 def _words(text: str) -> list[str]:
