@@ -18,6 +18,7 @@ from policies.records import content_id
 RECEIPT_ENDINGS: Final = (".accepted.json", ".rejected.json")
 _TEMPORARY: Final = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".swp", "~")
 _BLOCK: Final = 1 << 20
+_SYNCED: Final = 16 * _BLOCK  # so that no single wait for the disk is long
 _LONGEST_STEM: Final = 200
 
 
@@ -147,13 +148,17 @@ def copy_and_hash(drop: Drop, target: Path) -> Iterator[str]:
 
     Raises `OSError`; never follows a symbolic link.
     """
-    digest = hashlib.sha256()
+    digest, written = hashlib.sha256(), 0
     descriptor = os.open(drop.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as source, target.open("wb") as out:
         while block := source.read(_BLOCK):
             digest.update(block)
             out.write(block)
             if len(block) == _BLOCK:
+                written += _BLOCK
+                if written % _SYNCED == 0:
+                    out.flush()
+                    os.fsync(out.fileno())
                 yield ""
         out.flush()
         os.fsync(out.fileno())

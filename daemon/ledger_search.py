@@ -10,7 +10,7 @@ Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 RARE: Final = 2000
 _TERMS: Final = (
-    "CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab(main, facts_text, row)"
+    "CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab(main, facts_text, instance)"
 )
 _NEAR: Final = (
     "SELECT f.body FROM facts_text t JOIN facts f ON f.seq = t.rowid"
@@ -42,12 +42,10 @@ def near(rows: Rows, text: str, limit: int) -> list[str]:
 
 
 def _counts(rows: Rows, words: Sequence[str]) -> dict[str, int]:
-    """In how many facts each word occurs."""
+    """How often each word occurs, counted no further than needed to know that it is not rare."""
     rows(_TERMS, ())
-    marks = ",".join("?" * len(words))
-    query = f"SELECT term, doc FROM temp.terms WHERE term IN ({marks})"
-    found = {str(term): int(count) for term, count in rows(query, words)}
-    return {word: found.get(word, 0) for word in words}
+    query = "SELECT count(*) FROM (SELECT 1 FROM temp.terms WHERE term = ? LIMIT ?)"
+    return {word: int(rows(query, (word, RARE + 1))[0][0]) for word in words}
 
 
 def _words(text: str) -> list[str]:
