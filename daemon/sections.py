@@ -42,7 +42,7 @@ class ModelSettings(Section):
     """A directory that `AutoModelForCausalLM.from_pretrained` reads."""
     name: str = Field(default="base", pattern=r"^[\w.:/-]+$")
     """The name under which the server serves it without adapters."""
-    alias: str = Field(default="palorad-live", pattern=r"^[\w.:/-]+$")
+    alias: str = Field(default="palora-live", pattern=r"^[\w.:/-]+$")
     """The stable name that clients ask for."""
 
 

@@ -107,7 +107,8 @@ FIRST: Final = Mix(
     reasoning.WIDE,
     0.6,
 )
-LAST: Final = Mix({"problem": 42, "context": 4, "fact": 52, "stated": 2}, reasoning.SKILL, 0.85)
+MIDDLE: Final = Mix({"problem": 42, "context": 4, "fact": 52, "stated": 2}, reasoning.SKILL, 0.85)
+LAST: Final = Mix({"problem": 40, "context": 2, "fact": 56, "stated": 2}, reasoning.WEAK, 0.92)
 
 
 def _documents(encoder: Encoder, seed: int, mix: Mix) -> Iterator[tuple[list[int], list[float]]]:

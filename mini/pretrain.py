@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -49,7 +49,8 @@ class Stage:
 STAGES: Final = (
     Stage(steps=2400, peak=1.0, last=0.774, warmup=40, flat=1680),
     Stage(steps=700, peak=0.78, last=0.01, warmup=20),
-    Stage(steps=800, peak=0.405, last=0.005, warmup=20, mix=corpus.LAST),
+    Stage(steps=800, peak=0.405, last=0.005, warmup=20, mix=corpus.MIDDLE),
+    Stage(steps=1400, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.LAST),
 )
 
 
@@ -212,45 +213,52 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="do without torch.compile")
+    parser.add_argument("--first", type=int, default=1, help="go on at this stage from --out")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args(arguments))
     recipe = Recipe(**{name: given[name] for name in asdict(Recipe())})
     out: Path = given["out"]
-    began, threads = time.monotonic(), int(given["threads"])
+    threads = int(given["threads"])
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    made = tokenizer.train(recipe.seed)
-    tokenizer.save(made, out, max_length=1024)
-    end, pad = tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
-    model = build(recipe, end, pad).to(given["device"])
-    tokens, path = 0, out / "tokenizer.json"
-    for number, stage in enumerate(STAGES):
+    if given["first"] > 1:
+        model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).to(given["device"])
+        report = json.loads((out / "made.json").read_text("utf-8"))
+    else:
+        tokenizer.save(tokenizer.train(recipe.seed), out, max_length=1024)
+        end, pad = tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
+        model = build(recipe, end, pad).to(given["device"])
+        report = {"stages": []}
+    for number in range(given["first"] - 1, len(STAGES)):
+        stage, began = STAGES[number], time.monotonic()
         count, seed = stage.steps * recipe.rows, recipe.seed + number
-        rows = corpus.prepare(path, count, seed, threads, stage.mix)
-        tokens += int((rows.documents > 0).sum())
-        _say(f"stage {number + 1}: {tokens / 1e6:.1f}M tokens so far")
+        rows = corpus.prepare(out / "tokenizer.json", count, seed, threads, stage.mix)
         train(model, rows, recipe, stage, compiled=not given["eager"], say=_say)
         model.to(torch.bfloat16).to(torch.float32)
-    model.to("cpu", torch.bfloat16).save_pretrained(out)
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    report = {
-        "recipe": asdict(recipe),
-        "stages": [asdict(stage) for stage in STAGES],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": tokens,
-        "seconds_wall": round(time.monotonic() - began),
-        "seconds_cpu": round(sum(u.ru_utime + u.ru_stime for u in used)),
-        "device": given["device"],
-        "threads": threads,
-        "machine": f"{platform.machine()}, {_processor()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-    (out / "made.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        done = {
+            "steps": stage.steps,
+            "tokens": int((rows.documents > 0).sum()),
+            "seconds": round(time.monotonic() - began),
+        }
+        report["stages"] = [*report["stages"][:number], done]
+        _say(f"stage {number + 1}: {done}")
+        # Stored after every stage, so that a later one can be run again by itself.
+        LlamaForCausalLM.save_pretrained(copy.deepcopy(model).to("cpu", torch.bfloat16), out)
+        made = {
+            "recipe": asdict(recipe),
+            **report,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "device": given["device"],
+            "threads": threads,
+            "machine": f"{platform.machine()}, {_processor()}",
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+        (out / "made.json").write_text(json.dumps(made, indent=2) + "\n", "utf-8")
     return 0
 
 

@@ -314,6 +314,16 @@ SKILL: Final[Shares] = {
     "weekday": 4,
 }
 
+# What the last stage reads: more of what was still weak.
+WEAK: Final[Shares] = {
+    "chain": 18,
+    "story": 18,
+    "column": 20,
+    "direct": 34,
+    "sequence": 12,
+    "weekday": 9,
+}
+
 
 def problem(rng: random.Random, shares: Shares = SKILL) -> Problem:
     """One problem of any of the families in `shares`, of any split."""

@@ -12,7 +12,7 @@ from mini import names
 from mini.splits import Split, split_of_subject
 from policies.wordings import Relation, relations
 
-_KNOWN: Final = 1200
+_KNOWN: Final = 800
 _RARE: Final = 1600
 
 

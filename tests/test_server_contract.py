@@ -88,15 +88,19 @@ def test_answers_come_in_the_order_of_the_prompts(site: Live, generator: Generat
     prompts = [f"{i} and {i * i} make" for i in range(70)]
     answers = site.do(lambda s: s.complete("base", prompts, max_tokens=2))
     expected = generator.generate(None, [Request(generator.encode(p), 2) for p in prompts])
-    assert [a.text for a in answers] == [e.text for e in expected]
+    assert [a.token_ids for a in answers] == [e.token_ids for e in expected]
 
 
 def test_chat_uses_the_template(site: Live, generator: Generator) -> None:
     answer = site.do(lambda s: s.chat("base", "Hello?", max_tokens=6))
     ids = generator.encode_chat([{"role": "user", "content": "Hello?"}])
     (expected,) = generator.generate(None, [Request(ids, 6)])
-    assert answer.text == expected.text
     assert answer.model == "base"
+    body = {"model": "base", "messages": [{"role": "user", "content": "Hello?"}]}
+    extra = {"max_tokens": 6, "temperature": 0, "return_token_ids": True}
+    choice = post(site, "/v1/chat/completions", body | extra).json()["choices"][0]
+    assert tuple(choice["token_ids"]) == expected.token_ids
+    assert choice["message"]["content"] == answer.text
 
 
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
@@ -183,23 +187,23 @@ def test_requests_under_way_finish_on_an_unloaded_adapter(site: Live, generator:
     name = made.served_name
     (expected,) = site.do(lambda s: _loaded_answer(s, name, path(site, made)))
 
-    async def run(server: HttpServer) -> list[str]:
+    async def run(server: HttpServer) -> list[tuple[int, ...]]:
         await server.load(name, path(site, made))
         asked = [server.complete(name, [PROMPTS[0]], max_tokens=200) for _ in range(4)]
         tasks = [asyncio.ensure_future(a) for a in asked]
         while not (await server.door()).in_flight.get(name):  # noqa: ASYNC110  # another process
             await asyncio.sleep(0.01)
         await server.unload(name)
-        return [(await task)[0].text for task in tasks]
+        return [(await task)[0].token_ids for task in tasks]
 
     assert site.do(run) == [expected] * 4
 
 
-async def _loaded_answer(server: HttpServer, name: str, where: str) -> tuple[str, ...]:
+async def _loaded_answer(server: HttpServer, name: str, where: str) -> tuple[tuple[int, ...], ...]:
     await server.load(name, where)
     answers = await server.complete(name, [PROMPTS[0]], max_tokens=200)
     await server.unload(name)
-    return (answers[0].text,)
+    return (answers[0].token_ids,)
 
 
 def test_the_alias_answers_from_the_desired_revision(
