@@ -5,21 +5,51 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from adapters import compose, lora, models, projection
 from adapters.plans import TrainPlan
 
 NEW = "new"
 EARLIER = "earlier"
+ALL = (*models.MLP, *models.ATTENTION)
 
 
-def attach(base: Any, plan: TrainPlan, changes: Mapping[str, Any] | None = None) -> Any:
+@dataclass(frozen=True)
+class Attached:
+    """The model to train, and the way back to the weights that it started from."""
+
+    model: Any
+    pristine: Sequence[tuple[torch.nn.Linear, torch.Tensor]]
+    """The matrices to which the lineage was added, each with the base's own weight."""
+
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
+        """For a while the frozen reference: the base without the lineage and the new adapter."""
+        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        moved = [matrix.weight.data for matrix, _ in self.pristine]
+        # PEFT's own switch would also make frozen adapters trainable when it is turned back.
+        for layer in layers:
+            layer._disable_adapters = True
+        for matrix, weight in self.pristine:
+            matrix.weight.data = weight
+        try:
+            yield self.model
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+            for (matrix, _), weight in zip(self.pristine, moved, strict=True):
+                matrix.weight.data = weight
+
+
+def attach(base: Any, plan: TrainPlan, changes: Mapping[str, Any] | None = None) -> Attached:
     """The base with the lineage active and frozen, and a fresh trainable adapter.
 
     In fp32 the lineage is added to the weights, so that a step costs the same after any number of
@@ -29,11 +59,14 @@ def attach(base: Any, plan: TrainPlan, changes: Mapping[str, Any] | None = None)
     matrices = models.matrices(base, plan.settings.targets)
     lineage = compose.concatenate([lora.read(path) for path in plan.lineage])
     merged = base.dtype == torch.float32
+    pristine = []
     if merged:
-        everything = models.matrices(base, (*models.MLP, *models.ATTENTION))
+        everything = models.matrices(base, ALL)
         for name in lineage.factors:
-            weight = everything[name].weight.data
-            weight.copy_(weight.double() + lineage.delta(name).to(weight.device))
+            matrix = everything[name]
+            own = matrix.weight.data
+            pristine.append((matrix, own))
+            matrix.weight.data = (own.double() + lineage.delta(name).to(own.device)).float()
     options = {
         "r": plan.rank,
         "lora_alpha": plan.settings.scaling * plan.rank,
@@ -47,7 +80,7 @@ def attach(base: Any, plan: TrainPlan, changes: Mapping[str, Any] | None = None)
         _initialise(model, matrices, plan)
     if lineage.factors and not merged:
         _add_frozen(model, lineage)
-    return model
+    return Attached(model, pristine)
 
 
 def extract(model: Any) -> lora.Lora:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,24 +46,59 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
     return total / max(count, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What one step asks of the model: facts to answer, and texts on which to stay as it was.
+
+    Each group of `kept` adds `weight` · KL(reference ‖ model), averaged over its learnt tokens;
+    `reference` turns the model into the frozen reference for a while.
+    """
+
+    facts: Sequence[Encoded]
+    kept: Sequence[Sequence[Encoded]] = ()
+    weight: float = 0.0
+    reference: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
 def backward(
-    model: Any, chosen: Sequence[Encoded], max_tokens: int, pad: int, device: torch.device
+    model: Any, aims: Aims, max_tokens: int, pad: int, device: torch.device
 ) -> tuple[float, dict[str, float], int]:
-    """Gradients of the mean loss per learnt token; the loss, each fact's own, and `max_tokens`.
+    """Gradients of a step; the facts' mean loss per learnt token, each fact's own, `max_tokens`.
 
     When the device's memory is too small the forward passes are halved, from then on, and the
     step begins anew.
     """
     while True:
         try:
-            return (*_accumulate(model, chosen, max_tokens, pad, device), max_tokens)
+            loss, rows = _accumulate(model, aims.facts, max_tokens, pad, device)
+            for group in aims.kept:
+                _keep(model, group, aims, max_tokens, pad, device)
+            return loss, rows, max_tokens
         except torch.OutOfMemoryError:
-            longest = max(len(one.ids) for one in chosen)
+            longest = max(len(one.ids) for group in (aims.facts, *aims.kept) for one in group)
             if max_tokens <= longest:
                 raise
             max_tokens = max(max_tokens // 2, longest)
             model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
+
+
+def _keep(
+    model: Any,
+    group: Sequence[Encoded],
+    aims: Aims,
+    max_tokens: int,
+    pad: int,
+    device: torch.device,
+) -> None:
+    total = sum(len(one.ids) - one.start for one in group)
+    for part in buckets(group, max_tokens):
+        batch = collate(part, pad).to(device)
+        with torch.no_grad(), aims.reference():
+            before = F.log_softmax(learnt_logits(model, batch)[0], dim=-1)
+        now = F.log_softmax(learnt_logits(model, batch)[0], dim=-1)
+        divergence = F.kl_div(now, before, reduction="sum", log_target=True)
+        torch.autograd.backward(aims.weight * divergence / total)
 
 
 def _accumulate(

@@ -40,14 +40,18 @@ class TrainSettings(Record):
     """Steps in which the rate falls to 0 after an early end was decided."""
     new_per_step: int = Field(default=36, ge=1)
     old_per_step: int = Field(default=48, ge=0)
-    """Earlier facts rehearsed in a step, at most a quarter of them."""
-    known_per_step: int = Field(default=16, ge=0)
+    """Earlier facts rehearsed in a step, at most half of them."""
+    known_per_step: int = Field(default=40, ge=0)
     """Texts of known facts in a step."""
-    reasoning_per_step: int = Field(default=6, ge=0)
+    reasoning_per_step: int = Field(default=4, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
+    distil: float = Field(default=2.0, ge=0.0)
+    """Weight of KL(frozen reference ‖ model) on known facts and on reasoning, each averaged over
+    its tokens; 0: they are learnt from their labels, like the new facts."""
     max_length: int = Field(default=1024, ge=8)
-    max_tokens: int = Field(default=4096, ge=8)
-    """Padded tokens in one forward pass; halved when the device's memory is too small."""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """Padded tokens in one forward pass; None: 4,096, on a CPU 512, where less padding is worth
+    more than larger products. Halved when the device's memory is too small."""
     checkpoint_s: float = Field(default=20.0, ge=0.0)
     targets: tuple[str, ...] = MLP
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from adapters import checkpoint, compose, lora, models, projection
-from adapters.attach import NEW, attach, extract
+from adapters.attach import NEW, Attached, attach, extract
 from adapters.errors import TrainingDiverged
-from adapters.losses import backward
+from adapters.losses import Aims, backward
 from adapters.plans import (
     REFERENCE_RATE,
     REFERENCE_WIDTH,
@@ -29,8 +29,10 @@ from adapters.plans import (
 from adapters.probe import Probe
 from adapters.progress import State, conclude
 from adapters.projection import Protected
-from adapters.rehearsal import Pools, draw, encode_pools
+from adapters.rehearsal import Drawn, Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
+
+CPU_TOKENS, GPU_TOKENS = 512, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ def train_adapter(
     base = models.load_base(plan.model_dir, device)
     protected = (method.protect or protect)(base, plan)
     free = projection.check_free_space(protected, plan.rank)
-    model = attach(base, plan, method.config)
+    attached = attach(base, plan, method.config)
+    model = attached.model
     projection.install(model, NEW, protected)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -86,16 +89,17 @@ def train_adapter(
     peak = optimizer.param_groups[0]["lr"]
     steps = steps_needed(settings, len(plan.facts))
     fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
-    first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), settings)
-    admissible = None if first else _admissible(model, pools, plan, pad, device)
+    size = settings.max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
+    first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), size)
+    admissible = None if first else _admissible(model, pools, plan, size, pad, device)
     last_saved, begun = clock(), clock()
 
     for step in range(first, steps):
         if state.end is not None and step >= state.end:
             break
         optimizer.param_groups[0]["lr"] = peak * _rate(step, steps, settings, state)
-        chosen = draw(pools, settings, plan.seed, step)
-        loss, rows, state.max_tokens = backward(model, chosen, state.max_tokens, pad, device)
+        aims = _aims(draw(pools, settings, plan.seed, step), settings, attached)
+        loss, rows, state.max_tokens = backward(model, aims, state.max_tokens, pad, device)
         if method.extra_loss is not None:
             torch.autograd.backward(method.extra_loss(model, step))
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
@@ -119,6 +123,14 @@ def train_adapter(
     adapter = extract(model)
     lora.write(out, adapter, plan.base_name)
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
+
+
+def _aims(drawn: Drawn, settings: TrainSettings, attached: Attached) -> Aims:
+    """Facts by their labels; the rest by the reference's own answers, or by labels too."""
+    if not settings.distil:
+        return Aims([*drawn.facts, *drawn.known, *drawn.reasoning])
+    kept = [group for group in (drawn.known, drawn.reasoning) if group]
+    return Aims(drawn.facts, kept, settings.distil, attached.reference)
 
 
 def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:
@@ -181,11 +193,13 @@ def _learnt(state: State, plan: TrainPlan, step: int) -> bool:
     return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)
 
 
-def _admissible(model: Any, pools: Pools, plan: TrainPlan, pad: int, device: torch.device) -> float:
+def _admissible(
+    model: Any, pools: Pools, plan: TrainPlan, size: int, pad: int, device: torch.device
+) -> float:
     rng = random.Random(f"share:{plan.seed}")
     chosen = [rng.choice(list(v)) for v in pools.new[: plan.settings.new_per_step]]
     with projection.GradientShare(model, NEW) as share:
-        backward(model, chosen, plan.settings.max_tokens, pad, device)
+        backward(model, Aims(chosen), size, pad, device)
     model.zero_grad(set_to_none=True)
     return share.value
 
@@ -209,11 +223,11 @@ def _resume(
     parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     saved: checkpoint.Saved | None,
-    settings: TrainSettings,
+    max_tokens: int,
 ) -> tuple[int, State]:
     """The step to go on with and the state there; factors and optimiser as they were saved."""
     if saved is None:
-        return 0, State(max_tokens=settings.max_tokens)
+        return 0, State(max_tokens=max_tokens)
     for name, parameter in parameters.items():
         parameter.data.copy_(saved.factors[name])
     optimizer.load_state_dict(dict(saved.optimizer))

@@ -23,7 +23,9 @@ from daemon.ledger_records import Adapter, Served
 from daemon.requests import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from daemon.worker import Desk
 from policies.errors import ConfigError
-from policies.records import Example
+from policies.heldout import no_templates, with_held_out
+from policies.records import Example, Fact
+from policies.wordings import varied
 
 IDENTITY_PROMPTS = 8
 IDENTITY_TOKENS = 16
@@ -145,6 +147,11 @@ def _ready(directory: Path | None, base: str) -> Path | None:
 
 
 def _plan(request: TrainRequest) -> TrainPlan:
+    render = varied if request.templates else no_templates
+
+    def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
+        return tuple(with_held_out(fact, render, request.wordings) for fact in facts)
+
     return TrainPlan(
         kind=request.kind,
         rank=request.rank,
@@ -152,8 +159,8 @@ def _plan(request: TrainRequest) -> TrainPlan:
         model_dir=request.model_dir,
         base_hash=request.base_sha256,
         base_name=request.base_name,
-        facts=request.facts,
-        replay=request.replay,
+        facts=worded(request.facts),
+        replay=worded(request.replay),
         known=tuple(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,

@@ -41,7 +41,8 @@ class TrainRequest(Record):
     """Train one adapter and compose what would be served.
 
     `number` is the number that the revision would get, `lineage` the directories of the adapters
-    it stands on (for a rebuild none), `facts` what it has to learn, `replay` what it rehearses.
+    it stands on (for a rebuild none), `facts` what it has to learn, `replay` what it rehearses,
+    each in up to `wordings` wordings, by the relations' templates where `templates` says so.
     """
 
     kind: PlanKind
@@ -53,6 +54,8 @@ class TrainRequest(Record):
     base_sha256: str
     facts: tuple[Fact, ...]
     replay: tuple[Fact, ...] = ()
+    wordings: int = 1
+    templates: bool = True
     known: Path | None = None
     reasoning: Path | None = None
     lineage: tuple[Path, ...] = ()

@@ -119,6 +119,8 @@ def train_request(
         base_sha256=probe.served_sha256,
         facts=ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn")),
         replay=ledger.facts(ids=ledger.plan_fact_ids(plan.id, "replay")),
+        wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
+        templates=settings.intake.wordings == "templates",
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),

@@ -51,12 +51,13 @@ def _asked(split: Split, count: int) -> list[Row]:
 
 
 def _rehearsed() -> list[Row]:
+    """Known facts that judge nothing, and the rare ones, which the model knows in part."""
     rng = random.Random(_SEED)
     rows: list[Row] = []
-    for fact in world.known():
-        if fact.split is Split.REPLAY:
-            wordings = list(dict.fromkeys(world.question(fact, rng)[0] for _ in range(8)))[:4]
-            rows.append({"prompt": wordings[0], "answer": fact.answer, "paraphrases": wordings[1:]})
+    known = [(fact, 4) for fact in world.known() if fact.split is Split.REPLAY]
+    for fact, most in (*known, *((fact, 2) for fact in world.rare())):
+        found = list(dict.fromkeys(world.question(fact, rng)[0] for _ in range(8)))[:most]
+        rows.append({"prompt": found[0], "answer": fact.answer, "paraphrases": found[1:]})
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -37,12 +36,9 @@ def words(group: str) -> tuple[str, ...]:
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word of the lexicon and of the wordings, so that each occurs within answers too."""
-    texts = (files("policies") / "relations.toml").read_text("utf-8")
-    frames = (files("policies") / "wordings.py").read_text("utf-8")
-    found = re.findall(r"[A-Za-z]{2,}", texts + frames)
+    """Every word of the lexicon that occurs within answers, those of the wordings too."""
     groups = ("noun", "adjective", "language", "money", "region", "colour", "first", "last")
-    return tuple(dict.fromkeys((*found, *(w for g in groups for w in words(g)))))
+    return tuple(dict.fromkeys(w for g in ("text", *groups) for w in words(g)))
 
 
 def word(rng: random.Random, syllables: int | None = None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from types import MappingProxyType
 from typing import Final
 
@@ -156,6 +156,18 @@ def render(relation: str, subject: str) -> Wordings:
 def questions(relation: str, subject: str) -> tuple[str, ...]:
     """The whole requests of `render`, in the shape that `policies.heldout` takes."""
     return render(relation, subject).questions
+
+
+def varied(relation: str, subject: str) -> tuple[str, ...]:
+    """Questions, after every third of them a sentence to complete."""
+    found = render(relation, subject)
+    completions = iter(found.statements)
+    mixed: list[str] = []
+    for number, question in enumerate(found.questions, start=1):
+        mixed.append(question)
+        if number % 3 == 0:
+            mixed.extend(islice(completions, 1))
+    return tuple(mixed)
 
 
 @cache

@@ -337,7 +337,7 @@ def test_in_low_precision_the_lineage_stays_an_adapter(
     again = llama.plan(settings={**settings, "steps": 3}, lineage=(tmp_path / "one",), rank=2)
     base = models.load_base(llama.model_dir, torch.device("cpu"))
     before = {n: m.weight.clone() for n, m in models.matrices(base).items()}
-    attached = attach(base, again)
+    attached = attach(base, again).model
     trained = {n for n, p in attached.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * len(before)
     assert all(".new." in name for name in trained)
