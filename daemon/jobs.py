@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 
 from daemon import crash
+from daemon.cores import threads
 from policies.records import Record
 
 TERMINATE_S: Final = 10.0
@@ -79,7 +80,7 @@ class Jobs:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "PALORAD_PARENT": str(os.getpid())},
+                env={**os.environ, **threads(), "PALORAD_PARENT": str(os.getpid())},
             )
         self._children[workdir] = child
         crash.point(f"{step}:started")

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from daemon import alias
+from daemon.cores import threads
 from daemon.settings import Settings
 from policies.errors import ServerUnusable
 
@@ -46,11 +47,11 @@ def command(settings: Settings, model: Path, environment: Mapping[str, str]) -> 
     Raises `ServerUnusable` when vLLM's executable is not there.
     """
     if settings.server.kind == "embedded":
-        return _embedded(settings, model)
+        return _embedded(settings, model, environment)
     return _vllm(settings, model, environment)
 
 
-def _embedded(settings: Settings, model: Path) -> Command:
+def _embedded(settings: Settings, model: Path, environment: Mapping[str, str]) -> Command:
     host, port = address(settings.server.urls[0])
     layout = settings.layout
     arguments = [
@@ -64,6 +65,7 @@ def _embedded(settings: Settings, model: Path) -> Command:
         arguments += ["--user-key-file", str(settings.server.user_key_file)]
     root = str(Path(__file__).resolve().parent.parent)
     added = {"PYTHONPATH": os.pathsep.join([root, *_inherited("PYTHONPATH")])}
+    added |= threads(environment)
     return Command(tuple(arguments), host, port, layout.root / "log" / "server.log", added)
 
 
@@ -97,6 +99,8 @@ def _vllm(settings: Settings, model: Path, environment: Mapping[str, str]) -> Co
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     added = {k: v for k, v in defaults.items() if k not in environment} | door
+    if not has_gpu():
+        added |= threads(environment)
     added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if server.gpu_sharing == "sleep":
         added["VLLM_SERVER_DEV_MODE"] = "1"
