@@ -11,7 +11,7 @@ from adapters.models import MLP
 from adapters.probe import Protection
 from policies.records import Example, Fact, PlanKind, Record
 
-REFERENCE_RATE = 0.006
+REFERENCE_RATE = 0.008
 REFERENCE_WIDTH = 192
 
 
@@ -19,7 +19,7 @@ class TrainSettings(Record):
     """How an adapter is trained; what is None is chosen by need."""
 
     learning_rate: float | None = Field(default=None, gt=0.0)
-    """AdamW's rate; None: 0.006 · 192 / hidden size, which is 2.8e-4 at a width of 4,096."""
+    """AdamW's rate; None: 0.008 · 192 / hidden size, which is 3.8e-4 at a width of 4,096."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     warmup: int = Field(default=6, ge=0)
     """Steps of linear warm-up; the rate then falls linearly to 0."""
@@ -29,7 +29,7 @@ class TrainSettings(Record):
     """Largest gradient norm."""
     steps: int | None = Field(default=None, ge=1)
     """Fixed number of steps; None: by the number of facts, between the two bounds below."""
-    min_steps: int = Field(default=120, ge=1)
+    min_steps: int = Field(default=140, ge=1)
     max_steps: int = Field(default=2000, ge=1)
     passes: int = Field(default=64, ge=1)
     """How often each new fact is seen, at least, where steps are chosen by need."""
@@ -41,9 +41,9 @@ class TrainSettings(Record):
     new_per_step: int = Field(default=36, ge=1)
     old_per_step: int = Field(default=48, ge=0)
     """Earlier facts rehearsed in a step, at most half of them."""
-    known_per_step: int = Field(default=40, ge=0)
+    known_per_step: int = Field(default=32, ge=0)
     """Texts of known facts in a step."""
-    reasoning_per_step: int = Field(default=4, ge=0)
+    reasoning_per_step: int = Field(default=6, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
     distil: float = Field(default=2.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts and on reasoning, each averaged over
