@@ -49,18 +49,25 @@ def next_items(
     chunk: int = CHUNK,
     given_up: Collection[str] = (),
 ) -> Mapping[str, tuple[str, ...]]:
-    """The items to ask the candidate next, by suite; nothing once the verdict cannot change.
+    """The items to ask the candidate next, by suite; nothing once a drop is shown.
+
+    A candidate that did not learn enough has failed, but is still asked about reasoning: its
+    verdict is to say whether the batch did harm, too.
 
     All new facts come at once, every other undecided suite in its drawn order, at least `chunk`
     items at a time. Whoever the candidate is compared with must answer the same items. A suite with
     an item in `given_up`, which could not be answered, can no longer pass and is left alone.
     """
     verdict = judge(evidence, limits)
-    if verdict.outcome is Outcome.FAIL:
+    judged = list(zip(evidence.suites, verdict.suites, strict=True))
+    failed = {s.questions.role for s, said in judged if said.outcome is Outcome.FAIL}
+    if failed - {Role.FACTS}:
         return {}
     wanted: dict[str, tuple[str, ...]] = {}
-    for suite, said in zip(evidence.suites, verdict.suites, strict=True):
+    for suite, said in judged:
         asked = suite.questions
+        if failed and asked.role is not Role.REASONING:
+            continue
         if said.outcome is not Outcome.INCONCLUSIVE or asked.role is Role.DRIFT:
             continue
         if any(item.id in given_up for item in asked.items):
