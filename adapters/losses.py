@@ -50,13 +50,14 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
 class Aims:
     """What one step asks of the model: facts to answer, and texts on which to stay as it was.
 
-    Each group of `kept` adds `weight` · KL(reference ‖ model), averaged over its learnt tokens;
-    `reference` turns the model into the frozen reference for a while.
+    Each group of `kept` adds `weight` · KL(reference ‖ model) at `temperature`, averaged over its
+    learnt tokens; `reference` turns the model into the frozen reference for a while.
     """
 
     facts: Sequence[Encoded]
     kept: Sequence[Sequence[Encoded]] = ()
     weight: float = 0.0
+    temperature: float = 1.0
     reference: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
@@ -95,10 +96,11 @@ def _keep(
     for part in buckets(group, max_tokens):
         batch = collate(part, pad).to(device)
         with torch.no_grad(), aims.reference():
-            before = F.log_softmax(learnt_logits(model, batch)[0], dim=-1)
-        now = F.log_softmax(learnt_logits(model, batch)[0], dim=-1)
+            before = F.log_softmax(learnt_logits(model, batch)[0] / aims.temperature, dim=-1)
+        now = F.log_softmax(learnt_logits(model, batch)[0] / aims.temperature, dim=-1)
         divergence = F.kl_div(now, before, reduction="sum", log_target=True)
-        torch.autograd.backward(aims.weight * divergence / total)
+        # The square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
+        torch.autograd.backward(aims.weight * aims.temperature**2 * divergence / total)
 
 
 def _accumulate(

@@ -45,9 +45,12 @@ class TrainSettings(Record):
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=6, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    distil: float = Field(default=2.0, ge=0.0)
+    distil: float = Field(default=0.75, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts and on reasoning, each averaged over
     its tokens; 0: they are learnt from their labels, like the new facts."""
+    temperature: float = Field(default=2.0, gt=0.0)
+    """Of both distributions in that divergence: above 1, what the reference is sure of still has
+    a gradient before it is lost."""
     max_length: int = Field(default=1024, ge=8)
     max_tokens: int | None = Field(default=None, ge=8)
     """Padded tokens in one forward pass; None: 4,096, on a CPU 512, where less padding is worth

@@ -130,7 +130,8 @@ def _aims(drawn: Drawn, settings: TrainSettings, attached: Attached) -> Aims:
     if not settings.distil:
         return Aims([*drawn.facts, *drawn.known, *drawn.reasoning])
     kept = [group for group in (drawn.known, drawn.reasoning) if group]
-    return Aims(drawn.facts, kept, settings.distil, attached.reference)
+    weight, temperature = settings.distil, settings.temperature
+    return Aims(drawn.facts, kept, weight, temperature, attached.reference)
 
 
 def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:

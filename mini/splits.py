@@ -29,7 +29,7 @@ _SHARES: Final = (
 
 
 # Facts that the model knows: what may be rehearsed, and what shows untouched knowledge.
-_KNOWLEDGE: Final = ((Split.REPLAY, 40), (Split.GATE, 30), (Split.REPORT, 30))
+_KNOWLEDGE: Final = ((Split.REPLAY, 20), (Split.GATE, 55), (Split.REPORT, 25))
 
 
 def split_of(key: str) -> Split:

@@ -13,7 +13,9 @@ from adapters import lora, losses, models, svf
 from adapters.attach import attach
 from adapters.compose import concatenate
 from adapters.errors import NoFreeSpace, ProbeMismatch, TrainingDiverged, UnusableExamples
+from adapters.examples import collate, encode_example
 from adapters.lora import Lora
+from adapters.losses import learnt_logits
 from adapters.plans import TrainPlan, TrainProgress, TrainSettings
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_expert
@@ -419,3 +421,55 @@ def test_norm_needs_no_delta() -> None:
     down, up = torch.randn(3, 7), torch.randn(5, 3)
     one = Lora({"x": (down, up)}, {"x": 2.0})
     assert one.norm() == pytest.approx(float(one.delta("x").norm()), rel=1e-6)
+
+
+def test_the_reference_is_the_base_whatever_was_learnt(llama: World, tmp_path: Path) -> None:
+    train_adapter(llama.plan(), out=tmp_path / "one", work=tmp_path / "work")
+    device = torch.device("cpu")
+    tokenizer = models.load_tokenizer(llama.model_dir)
+    ids = torch.tensor([tokenizer("What is the colour of Ola?")["input_ids"]])
+    expected = models.load_base(llama.model_dir, device)(input_ids=ids).logits
+    again = llama.plan(lineage=(tmp_path / "one",))
+    attached = attach(models.load_base(llama.model_dir, device), again)
+    for name, parameter in attached.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    trained = {n for n, p in attached.model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        moved = attached.model(input_ids=ids).logits
+        with attached.reference():
+            assert torch.equal(attached.model(input_ids=ids).logits, expected)
+        assert torch.equal(attached.model(input_ids=ids).logits, moved)
+    assert not torch.allclose(moved, expected)
+    assert trained == {n for n, p in attached.model.named_parameters() if p.requires_grad}
+
+
+def test_distillation_keeps_what_labels_would_change(llama: World, tmp_path: Path) -> None:
+    """On a text that the base would not write itself, labels move it and distillation does not."""
+    text = Example(prompt="The colour of Zot is", completion="ultramarine", kind="known")
+    moved = {}
+    for weight in (0.0, 5.0):
+        out = tmp_path / f"at-{weight}"
+        settings = {"steps": 30, "distil": weight, "known_per_step": 1}
+        plan = llama.plan(known=(text,), settings=settings)
+        train_adapter(plan, out=out, work=out.with_suffix(".work"))
+        moved[weight] = _divergence(llama, out, text)
+    assert moved[5.0] < 0.5 * moved[0.0]
+
+
+def _divergence(world: World, adapter: Path, text: Example) -> float:
+    """KL(base ‖ base with the adapter) in nats per token of the completion."""
+    tokenizer = models.load_tokenizer(world.model_dir)
+    encoded = encode_example(tokenizer, text)[:1]
+    batch = collate(encoded, int(tokenizer.pad_token_id))
+    before, after = (
+        learnt_logits(model, batch)[0].log_softmax(-1)
+        for model in (
+            models.load_base(world.model_dir, torch.device("cpu")),
+            attach(
+                models.load_base(world.model_dir, torch.device("cpu")),
+                world.plan(lineage=(adapter,)),
+            ).model,
+        )
+    )
+    return float((before.exp() * (before - after)).sum(-1).mean().detach())
