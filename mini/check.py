@@ -265,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--groups", nargs="+", default=["real", "invented", "held-out relations"])
     parser.add_argument("--only", choices=("base", "all"), default="all")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -291,7 +292,8 @@ def _learning(given: argparse.Namespace, generator: Generator) -> dict[str, obje
         "held-out relations": [(invented_file(r, 30, 1), 0) for r in world.unseen()[:4]],
     }
     found: dict[str, object] = {}
-    for group, files in groups.items():
+    for group in given.groups:
+        files = groups[group]
         rows: list[dict[str, Any]] = []
         for file, seed in files:
             rest = group == "real" and seed == 0
