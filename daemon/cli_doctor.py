@@ -17,6 +17,7 @@ from rich.table import Table
 from daemon.cli_session import PASS, USAGE, console, print_json, say
 from daemon.evaluation import SuiteSource
 from daemon.runs import open_suite
+from daemon.suites import refuse_trained, trained_questions
 from policies.errors import PaloradError
 
 if TYPE_CHECKING:
@@ -111,17 +112,22 @@ def _files(settings: Settings) -> Iterator[Finding]:
         if path is not None:
             there = path.is_file()
             yield Finding(f"{key} {path}", there, "" if there else f"not there; correct {key}")
+    trained = trained_questions(settings.trained_on)
     for suite in settings.gate.suites:
-        yield _suite(suite)
+        yield _suite(suite, trained)
     if settings.server.kind == "vllm" and settings.server.mode == "managed":
         found = shutil.which(settings.server.executable)
         advice = "" if found else "not found; run 'make setup-vllm' or correct server.executable"
         yield Finding(f"server.executable {settings.server.executable}", bool(found), advice)
 
 
-def _suite(suite: Any) -> Finding:  # noqa: ANN401 - one of settings.gate.suites
+def _suite(
+    suite: Any,  # noqa: ANN401 - one of settings.gate.suites
+    trained: Mapping[str, str],
+) -> Finding:
     try:
         loaded, _ = open_suite(SuiteSource(**suite.model_dump()), chat=False)
+        refuse_trained(loaded, trained)
     except PaloradError as error:
         return Finding(f"gate suite {suite.name!r}", False, str(error))
     return Finding(f"gate suite {suite.name!r}, {len(loaded.items)} questions", True)

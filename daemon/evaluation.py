@@ -36,7 +36,8 @@ class EvaluationRequest(Record):
     `reference` is the served checkpoint without adapters, `live` what answers under the alias
     now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
     sample of `policies.sampling.draw_earlier`, and all there are where `earlier_complete`; `chat`
-    says whether the model has a chat template.
+    says whether the model has a chat template. `trained_on` are the files whose questions training
+    and the probe use: no suite may ask them.
     """
 
     engine: str
@@ -45,6 +46,7 @@ class EvaluationRequest(Record):
     candidate: Target
     suites: tuple[SuiteSource, ...]
     facts: tuple[Fact, ...] = ()
+    trained_on: tuple[Path, ...] = ()
     earlier: tuple[tuple[str, Fact], ...] = ()
     earlier_complete: bool = False
     chat: bool

@@ -87,3 +87,4 @@ def judging_request(
         request_timeout_s=settings.server.request_timeout_s,
         measurements=settings.layout.measurements,
     )
+            trained_on=settings.trained_on,

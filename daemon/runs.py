@@ -8,7 +8,14 @@ from daemon.evaluation import EvaluationRequest, SuiteSource
 from daemon.lm_tasks import load_task
 from daemon.measuring import Grade, Target
 from daemon.questions import earlier_facts, new_facts
-from daemon.suites import BadSuite, Form, Suite, load_suite
+from daemon.suites import (
+    BadSuite,
+    Form,
+    Suite,
+    load_suite,
+    refuse_trained,
+    trained_questions,
+)
 from policies.evidence import Questions, Stability, SuiteEvidence
 from policies.grading import GRADERS
 from policies.records import ItemResult, Role, SuiteScore
@@ -84,8 +91,10 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
     )
     suites: list[tuple[Suite, float | None]] = [(suite, None) for suite in facts if suite.items]
     grades: dict[str, Grade] = {name: _by_answer(name) for name in GRADERS}
+    trained = trained_questions(request.trained_on)
     for source in request.suites:
         suite, grade = open_suite(source, chat=chat)
+        refuse_trained(suite, trained)
         suites.append((suite, source.margin))
         grades |= {suite.grader: grade} if grade else {}
     runs = (

@@ -95,6 +95,12 @@ class Settings(BaseSettings):
         """Where everything durable lies."""
         return Layout(self.state_dir, self.intake.inbox)
 
+    @property
+    def trained_on(self) -> tuple[Path, ...]:
+        """The files whose questions the probe and every training use: the gate never asks them."""
+        replay = self.train.replay
+        return tuple(p for p in (self.probe.skill, replay.known, replay.reasoning) if p is not None)
+
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
         """Settings from `path` (else $PALORAD_CONFIG, else ./config.toml); raises `ConfigError`.

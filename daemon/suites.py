@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +128,7 @@ def parse_items(text: str, where: str, grader: str = "exact") -> tuple[Item, ...
 
 
 def _refuse_twice(item: Item, number: int, ids: dict[str, int], prompts: dict[str, int]) -> None:
-    folded = " ".join(item.prompt.split())
+    folded = _folded(item.prompt)
     if folded in prompts:
         raise BadSuite(f"asks the same as line {prompts[folded]}; remove one of them")
     if item.id in ids:
@@ -207,13 +207,42 @@ def alternating(count: int, *, chat: bool, offset: int = 0) -> tuple[Form, ...]:
     return tuple(Form.PLAIN if (n + offset) % 2 else Form.CHAT for n in range(count))
 
 
-def overlap(suites: Sequence[Suite]) -> tuple[str, ...]:
-    """Questions that more than one suite asks, as one sentence each."""
-    seen: dict[str, str] = {}
-    found: list[str] = []
-    for suite in suites:
-        for item in suite.items:
-            first = seen.setdefault(" ".join(item.prompt.split()), suite.name)
-            if first != suite.name:
-                found.append(f"{suite.name!r} and {first!r} both ask {item.prompt[:60]!r}")
-    return tuple(found)
+def trained_questions(paths: Iterable[Path]) -> dict[str, str]:
+    """Every question in the files that training or the probe uses, and where it stands.
+
+    A file or line that cannot be read holds none: who trains on it says what is wrong with it.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError):
+            continue
+        for number, line in enumerate(lines, start=1):
+            for prompt in _prompts(line):
+                found.setdefault(_folded(prompt), f"{path}, line {number}")
+    return found
+
+
+def _prompts(line: str) -> list[str]:
+    try:
+        row = json.loads(line)
+        prompts = [row["prompt"], *row.get("paraphrases", ())]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return [prompt for prompt in prompts if isinstance(prompt, str)]
+
+
+def refuse_trained(suite: Suite, trained: Mapping[str, str]) -> None:
+    """Raise `BadSuite` where the suite asks what is trained on: that would be known by heart."""
+    both = [item for item in suite.items if _folded(item.prompt) in trained]
+    if both:
+        where = trained[_folded(both[0].prompt)]
+        raise BadSuite(
+            f"suite {suite.name!r}: {len(both)} of its questions are used in training, the first "
+            f"{both[0].prompt[:60]!r} ({where}); remove them from one of the two"
+        )
+
+
+def _folded(prompt: str) -> str:
+    return " ".join(prompt.split())

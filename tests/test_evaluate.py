@@ -315,6 +315,14 @@ def test_a_suite_that_cannot_be_read_is_an_error_before_anything_is_asked(bench:
     assert not bench.server.asked
 
 
+def test_a_suite_that_training_uses_is_an_error_before_anything_is_asked(bench: Bench) -> None:
+    skill = bench.tmp_path / "skill.jsonl"
+    skill.write_text(json.dumps({"prompt": bench.rows[5]["prompt"], "solution": "#### 10"}))
+    with pytest.raises(BadSuite, match="used in training"):
+        bench.run(bench.request(trained_on=(skill,)))
+    assert not bench.server.asked
+
+
 def test_progress_counts_up_and_tells_the_time_left(bench: Bench) -> None:
     bench.run()
     done = [p.done for p in bench.progress]

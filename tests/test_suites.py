@@ -18,8 +18,9 @@ from daemon.suites import (
     alternating,
     has_chat_template,
     load_suite,
-    overlap,
     parse_items,
+    refuse_trained,
+    trained_questions,
 )
 from policies.records import Item, Role
 
@@ -177,6 +178,13 @@ def test_a_chat_template_is_found_in_either_place(tmp_path: Path) -> None:
     assert has_chat_template(tmp_path)
 
 
-def test_a_question_in_two_suites_is_told() -> None:
-    assert overlap((suite(ITEMS), suite(ITEMS[:1], name="t"))) == ("'t' and 's' both ask 'a'",)
-    assert overlap((suite(ITEMS),)) == ()
+def test_a_question_that_training_uses_is_no_question_for_the_gate(tmp_path: Path) -> None:
+    replay, skill = tmp_path / "replay.jsonl", tmp_path / "skill.jsonl"
+    replay.write_text(lines({"prompt": "c", "paraphrases": ["say  b"], "answer": "x"}, ["no"], 7))
+    skill.write_text(lines({"prompt": "d", "solution": "x"}) + "{broken\n")
+    trained = trained_questions([replay, skill, tmp_path / "none.jsonl"])
+    assert set(trained) == {"c", "say b", "d"}
+    refuse_trained(suite(ITEMS), trained)
+    asked = (*ITEMS, Item(id="3", prompt=" say b", answer="x"))
+    with pytest.raises(BadSuite, match=r"suite 's': 1 of its .*replay.jsonl, line 1.*remove them"):
+        refuse_trained(suite(asked), trained)
