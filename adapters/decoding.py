@@ -15,7 +15,9 @@ DROP_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to continue. `logprobs` asks for that many alternatives (None: none at all)."""
+    """One sequence to continue. `logprobs` asks for that many alternatives (None: none at all),
+    `prompt_logprobs` for how the model takes the prompt's own tokens.
+    """
 
     prompt_ids: tuple[int, ...]
     max_tokens: int = 16
@@ -25,6 +27,18 @@ class Request:
     seed: int | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How a model takes one token of a prompt: its log-probability after those before it, and its
+    rank in the vocabulary (1: greedy decoding would have said it).
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +66,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
     text: str = ""
     sent: int = 0
     finish: str | None = None
@@ -185,10 +200,29 @@ class Decoding:
             position_ids=self._position,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=0 if self._asks_for_prompts() else 1,
         )
+        if output.logits.shape[1] > 1:
+            self._record_prompts(output.logits)
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+    def _asks_for_prompts(self) -> bool:
+        prefill = self._next.shape[1] > 1
+        return prefill and any(s.request.prompt_logprobs for s in self._rows)
+
+    def _record_prompts(self, logits: Tensor) -> None:
+        """Note how the prompts' own tokens are taken, row by row: all at once could be large."""
+        for row, sequence in enumerate(self._rows):
+            ids = sequence.request.prompt_ids
+            if not sequence.request.prompt_logprobs or len(ids) < 2:
+                continue
+            own = self._next[row, -len(ids) + 1 :, None]
+            scores = logits[row, -len(ids) : -1].float().log_softmax(dim=-1)
+            chosen = scores.gather(1, own)
+            ranks = (scores > chosen).sum(dim=-1) + 1
+            values = zip(ids[1:], chosen[:, 0].tolist(), ranks.tolist(), strict=True)
+            sequence.taken = [Taken(*value) for value in values]
 
     def _record_logprobs(self, logits: Tensor, chosen: Tensor) -> None:
         wanted = [s.request.logprobs for s in self._rows if s.request.logprobs is not None]

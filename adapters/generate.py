@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters import lora, models
-from adapters.decoding import Decoding, Request, Token
+from adapters.decoding import Decoding, Request, Taken, Token
 from adapters.errors import BrokenAdapter, UnknownAdapter
 
-__all__ = ["Decoding", "Generation", "Generator", "Request", "Token"]
+__all__ = ["Decoding", "Generation", "Generator", "Request", "Taken", "Token"]
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """What one request became. `token_ids` includes the end-of-text token that stopped it.
 
-    `logprobs` and `top` are empty unless they were asked for; `finish_reason` is "stop",
-    "length" or "abort".
+    `logprobs`, `top` and `taken` (the prompt's tokens from the second on) are empty unless they
+    were asked for; `finish_reason` is "stop", "length" or "abort".
     """
 
     text: str
@@ -32,6 +32,7 @@ class Generation:
     top: tuple[tuple[tuple[int, float], ...], ...]
     finish_reason: str
     prompt_tokens: int
+    taken: tuple[Taken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,7 @@ class Generator:
                 tuple(s.top),
                 s.finish or "abort",
                 len(s.request.prompt_ids),
+                tuple(s.taken),
             )
             for s in batch.all
         ]

@@ -111,6 +111,18 @@ def explain(
 
 
 @app.command()
+def certificate(
+    name: Annotated[str, typer.Argument(help="A retraction's handle, or the id of its fact.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What was done to forget a retracted fact, and what cannot be promised."""
+    from daemon.cli_read import show_certificate
+
+    show_certificate(load_settings(config), name, as_json)
+
+
+@app.command()
 def why(
     prompt: Annotated[str, typer.Argument(help="A question as a client would ask it.")],
     config: ConfigOption = None,

@@ -103,13 +103,19 @@ def resume(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def retract(
-    fact: Annotated[str, typer.Argument(help="A fact's id or its prompt.")],
+    fact: Annotated[str, typer.Argument(help="A fact's id or its prompt.")] = "",
+    subject: Annotated[str, typer.Option(help="With --relation: every fact of this key.")] = "",
+    relation: Annotated[str, typer.Option(help="See --subject.")] = "",
+    search: Annotated[str, typer.Option(help="The one fact that these words find.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="All facts that --search finds.")] = False,
     because: BecauseOption = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Have a fact forgotten: what learnt or rehearsed it is retrained without it."""
-    _change(config, as_json, "retract", fact=fact, because=because)
+    key = {"subject": subject, "relation": relation}
+    found = {"search": search, "every": every}
+    _change(config, as_json, "retract", fact=fact, **key, **found, because=because)
 
 
 @app.command()

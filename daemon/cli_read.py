@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 from daemon import explain, views
 from daemon.cli_session import console, print_json, tell
-from daemon.cli_tables import history_view, quarantine_view, status_view, why_view
+from daemon.cli_tables import (
+    history_view,
+    quarantine_view,
+    retraction_view,
+    status_view,
+    why_view,
+)
 from daemon.ledger import Ledger
+from daemon.seams import Completion
 from daemon.vllm import HttpServer, Timeouts
 from policies.errors import DaemonUnreachable, NotFound, ServerRefused, ServerUnreachable
 from policies.records import Revision
@@ -70,6 +77,16 @@ def show_explain(settings: Settings, batch: str, as_json: bool) -> None:
         console.print(explain.render(view))
 
 
+def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
+    """`palorad certificate NAME`."""
+    with reading(settings) as ledger:
+        view = views.retraction(ledger, ledger.retraction(name))
+    if as_json:
+        print_json(view)
+    else:
+        console.print(retraction_view(view))
+
+
 def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
     """`palorad why PROMPT`: what the ledger knows, and what the server says where it answers."""
     with reading(settings) as ledger:
@@ -99,7 +116,7 @@ async def _said(
     try:
         for who, model in asked.items():
             try:
-                answer = await server.chat(model, prompt, max_tokens=ANSWER_TOKENS)
+                answer = await _answer(server, model, prompt)
             except ServerRefused as refused:
                 said.append(views.SaidView(who=who, model=model, answer=f"(refused: {refused})"))
             else:
@@ -110,6 +127,17 @@ async def _said(
     finally:
         await server.aclose()
     return tuple(said)
+
+
+async def _answer(server: HttpServer, model: str, prompt: str) -> Completion:
+    """As a chat message, or as plain text where the model has no chat template."""
+    try:
+        return await server.chat(model, prompt, max_tokens=ANSWER_TOKENS)
+    except ServerRefused as refused:
+        if refused.status != 400:
+            raise
+    (answer,) = await server.complete(model, (prompt,), max_tokens=ANSWER_TOKENS)
+    return answer
 
 
 def show_quarantine(settings: Settings, batch: str | None, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -16,6 +17,7 @@ from daemon.views import (
     BatchView,
     HistoryView,
     LiveView,
+    RetractionView,
     RevisionView,
     SaidView,
     StatusView,
@@ -25,6 +27,11 @@ from daemon.views import (
 from policies.records import BatchState, Quarantined
 
 ID: Final = 12
+_STAGES: Final = {
+    "still served": "STILL SERVED until a revision without it is live",
+    "still loaded": "no longer wanted, but not yet unloaded on every replica",
+    "being erased": "no longer served; its text is being erased",
+}
 _COLOURS: Final = {
     BatchState.LIVE: "green",
     BatchState.REJECTED: "red",
@@ -65,10 +72,34 @@ def _head(view: StatusView) -> list[RenderableType]:
     if view.quarantined:
         facts += f"; {view.quarantined} lines in quarantine"
     lines.append(Text(facts))
+    lines += [Text(line, style="yellow") for line in _retractions(view)]
     if view.live is not None:
         problems = (*((view.live.blocked,) if view.live.blocked else ()), *view.live.trouble)
         lines += [Text(problem, style="yellow") for problem in problems]
     return lines
+
+
+def _retractions(view: StatusView) -> list[str]:
+    """One line for each stage, so that many retractions stay readable."""
+    told = []
+    for stage, words in _STAGES.items():
+        found = [r for r in view.retractions if r.stage == stage]
+        if found:
+            plan = next((f", by plan {r.plan}" for r in found if r.plan is not None), "")
+            count = (
+                "1 retracted fact is" if len(found) == 1 else f"{len(found)} retracted facts are"
+            )
+            told.append(f"{count} {words}{plan} (palorad certificate {found[0].handle})")
+    return told
+
+
+def retraction_view(view: RetractionView) -> RenderableType:
+    """Where a retraction stands, or its certificate."""
+    told = _STAGES.get(view.stage, "certified as forgotten and erased")
+    head = Text(f"{view.handle}: the fact is {told}; asked for {clock(view.asked_at)}")
+    if view.certificate is None:
+        return head
+    return Group(head, Text(json.dumps(view.certificate, indent=2, ensure_ascii=False)))
 
 
 def _step(step: StepView) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from daemon import steps
 from daemon.control import Handler
@@ -18,6 +18,7 @@ from policies.planning import rebuild
 from policies.records import BatchState, PlanKind, PlanState
 
 Answer = dict[str, Any]
+FOUND: Final = 100
 
 
 class Commands:
@@ -141,23 +142,65 @@ class Commands:
         told = f"{read - bad} of {read} quarantined lines are admitted now"
         return self._done(told, read=read, admitted=read - bad)
 
-    async def retract(self, fact: str, because: str = "") -> Answer:
-        """A fact, by its id or prompt, must be forgotten."""
-        found = self._fact(fact)
-        if not self._ledger.retract(found, because, self._now()):
-            raise Refused(f"fact {found} was retracted before")
-        desired = self._ledger.desired()
-        served = self._ledger.forbidden_count(desired.lineage) > 0
-        line = f"fact {found} is retracted"
+    async def retract(
+        self,
+        fact: str = "",
+        subject: str = "",
+        relation: str = "",
+        search: str = "",
+        every: bool = False,
+        because: str = "",
+    ) -> Answer:
+        """Facts must be forgotten: one by id or prompt, all of a subject and relation, or what a
+        search finds (`every` where it finds several).
+        """
+        ids = self._named(fact, subject, relation, search, every=every)
+        fresh = [i for i in ids if self._ledger.retract(i, because, self._now())]
+        if not fresh:
+            raise Refused(f"fact {ids[0]} was retracted before")
+        found = [r for r in self._ledger.retractions(unfinished=True) if r.id in set(fresh)]
+        handles = [r.handle for r in found]
+        served = any(r.served for r in found)
+        what = f"fact {fresh[0]} is" if len(fresh) == 1 else f"{len(fresh)} facts are"
+        line = f"{what} retracted"
         if served:
-            line += "; it is still served until an adapter without it has passed the gate"
-        return self._done(line, fact=found, still_served=served)
+            line += "; still served until an adapter without it has passed the gate"
+        line += f"; 'palorad certificate {handles[0]}' says when it is done"
+        return self._done(line, facts=fresh, handles=handles, still_served=served)
+
+    def _named(
+        self, fact: str, subject: str, relation: str, search: str, *, every: bool
+    ) -> list[str]:
+        if sum(map(bool, (fact, subject or relation, search))) != 1:
+            raise Refused("name a fact, or --subject and --relation, or --search; one of them")
+        if fact:
+            return [self._fact(fact)]
+        if search:
+            near = [f.id for f in self._ledger.search(search, FOUND) if self._stands(f.id)]
+            if not near:
+                raise NotFound(f"no fact is about {search!r}")
+            if len(near) > 1 and not every:
+                listed = ", ".join(near[:5])
+                raise Refused(
+                    f"{len(near)} facts are about {search!r} ({listed}, …): name one by its id, "
+                    "or say --all"
+                )
+            return near
+        if not (subject and relation):
+            raise Refused("a subject and a relation are one key: give both")
+        known = self._ledger.about(subject, relation)
+        if not known:
+            raise NotFound(f"no fact about {relation} of {subject}")
+        return list(known)
 
     def _fact(self, name: str) -> str:
         for found in self._ledger.search(name, 5):
             if found.id == name or found.prompt.casefold() == name.strip().casefold():
                 return found.id
         raise NotFound(f"no fact {name!r}; give its id or its prompt as 'palorad why' shows it")
+
+    def _stands(self, fact_id: str) -> bool:
+        return bool(self._ledger.fact_state(fact_id)["validity"] != "retracted")
 
     async def consolidate(self, because: str = "") -> Answer:
         """Retrain one adapter from everything valid, in place of the lineage."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import Request
@@ -104,6 +105,10 @@ class Api:
             raise Refusal(400, "a token id is out of the vocabulary", "prompt")
         limit = 16 if asked.max_tokens is None else asked.max_tokens
         requests = [asked.request(p, self.room(len(p), limit), asked.logprobs) for p in ids]
+        if asked.prompt_logprobs is not None:
+            if asked.stream:
+                raise Refusal(400, "prompt_logprobs are not given in a stream", "prompt_logprobs")
+            requests = [replace(request, prompt_logprobs=True) for request in requests]
         jobs = self.engine.submit(adapter, requests, stream=bool(asked.stream))
         head = shapes.head("completion", model, int(time.time()))
         if asked.stream:
@@ -192,6 +197,8 @@ class Api:
         }
         if asked.logprobs is not None:
             choice["logprobs"] = shapes.text_logprobs(*self.readable(result))
+        if asked.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = shapes.prompt_logprobs(result.taken)
         if asked.return_token_ids:
             choice["token_ids"] = list(result.token_ids)
             choice["prompt_token_ids"] = list(job.request.prompt_ids)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from policies.errors import PaloradError, ServerUnusable
 BATCH = 64
 BATCHES_AT_ONCE = 4
 BATCHES_PER_ADAPTER = 2
-GATHER_S = 0.002
+# Requests that come together are to share a batch: a queue that has grown since the last look is
+# left to grow, though not for longer than the limit.
+GATHER_S = 0.003
+GATHER_LIMIT_S = 0.1
+
+Kind = tuple[str | None, bool]
+"""What may share a batch: an adapter's key (None: the base), and whether it is streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ class Engine:
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
         self._adapters: dict[str, Adapter] = {}
-        self._waiting: dict[tuple[str | None, bool], deque[Job]] = {}
+        self._waiting: dict[Kind, deque[Job]] = {}
+        self._looks: dict[Kind, tuple[int, float]] = {}
         self._retired: set[str] = set()
         self._running: list[_Running] = []
         self._counter = 0
@@ -141,12 +149,19 @@ class Engine:
                 self._step(running)
 
     def _admit(self) -> None:
+        with self._wake:
+            now = time.monotonic()
+            ready = {
+                kind for kind, queue in self._waiting.items() if self._gathered(kind, queue, now)
+            }
         while len(self._running) < BATCHES_AT_ONCE:
             with self._wake:
-                chosen = self._next_queue()
+                chosen = self._next_queue(ready)
                 if chosen is None:
                     return
+                ready.discard(chosen)
                 queue = self._waiting.pop(chosen)
+                del self._looks[chosen]
                 jobs = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
                 if queue:
                     self._waiting[chosen] = queue  # behind all others: adapters take turns
@@ -154,12 +169,19 @@ class Engine:
             if jobs:
                 self._start(chosen[0], jobs, stream=chosen[1])
 
-    def _next_queue(self) -> tuple[str | None, bool] | None:
-        for chosen, queue in self._waiting.items():
+    def _next_queue(self, ready: Collection[Kind]) -> Kind | None:
+        for chosen in self._waiting:
             busy = sum(r.key == chosen[0] for r in self._running)
-            if queue and busy < BATCHES_PER_ADAPTER:
+            if chosen in ready and busy < BATCHES_PER_ADAPTER:
                 return chosen
         return None
+
+    def _gathered(self, kind: Kind, queue: Sized, now: float) -> bool:
+        """Whether the burst of requests that fills this queue seems to be over."""
+        before, since = self._looks.get(kind, (0, now))
+        self._looks[kind] = (len(queue), since)
+        full, late = len(queue) >= BATCH, now - since >= GATHER_LIMIT_S
+        return full or late or len(queue) == before
 
     def _start(self, key: str | None, jobs: list[Job], *, stream: bool) -> None:
         try:
@@ -203,6 +225,7 @@ class Engine:
             tuple(state.top),
             state.finish or "abort",
             len(state.request.prompt_ids),
+            tuple(state.taken),
         )
 
     def _forget_retired(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.generate import Generation, Request
+from adapters.generate import Generation, Request, Taken
 
 Json = dict[str, Any]
 
@@ -54,6 +54,7 @@ class CompletionAsked(_Asked):
 
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=1)
     echo: Literal[False] | None = None
 
     @property
@@ -175,6 +176,14 @@ def text_logprobs(
         "tokens": list(tokens),
         "top_logprobs": [dict(t) for t in top],
     }
+
+
+def prompt_logprobs(taken: Sequence[Taken]) -> list[Json | None]:
+    """The prompt's own tokens as vLLM gives them: none for the first, which nothing precedes.
+
+    vLLM adds the likeliest token at each place where it is asked for one; here it is left out.
+    """
+    return [None, *({str(t.token_id): {"logprob": t.logprob, "rank": t.rank}} for t in taken)]
 
 
 def chat_logprobs(

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from daemon.measuring import Target
+from policies.forgetting import Tolerance
 from policies.limits import Limits
 from policies.records import Fact, Record, Role, Scorecard, Verdict
 
@@ -45,8 +46,8 @@ class EvaluationRequest(Record):
     live: Target | None
     candidate: Target
     suites: tuple[SuiteSource, ...]
-    facts: tuple[Fact, ...] = ()
     trained_on: tuple[Path, ...] = ()
+    facts: tuple[Fact, ...] = ()
     earlier: tuple[tuple[str, Fact], ...] = ()
     earlier_complete: bool = False
     chat: bool
@@ -62,7 +63,8 @@ class EvaluationRequest(Record):
 class JudgingRequest(Record):
     """What the evaluation child needs besides: where the server is, and where answers are kept.
 
-    The candidate and the live revision are loaded there already.
+    The candidate and the live revision are loaded there already. `forget` are retracted facts that
+    the candidate must not give away more than the reference does, within `tolerance`.
     """
 
     evaluation: EvaluationRequest
@@ -71,6 +73,9 @@ class JudgingRequest(Record):
     user_key_file: Path | None = None
     request_timeout_s: float = Field(default=120, gt=0)
     measurements: Path
+    model_dir: Path | None = None
+    forget: tuple[Fact, ...] = ()
+    tolerance: Tolerance = Tolerance()
 
 
 class EvaluationReport(Record):

@@ -10,11 +10,14 @@ from daemon import evaluate as evaluation
 from daemon.evaluation import EvaluationReport, EvaluationRequest, JudgingRequest, SuiteSource
 from daemon.measurements import Measurements
 from daemon.measuring import Target
+from daemon.recollecting import recollect
 from daemon.settings import Settings
 from daemon.suites import has_chat_template
 from daemon.vllm import HttpServer, Timeouts
 from daemon.worker import Desk
-from policies.records import Fact
+from policies.errors import ServerRefused
+from policies.forgetting import forgotten, with_forgotten
+from policies.records import Fact, Recollection
 from policies.sampling import draw_earlier
 
 
@@ -32,11 +35,36 @@ async def _judge(request: JudgingRequest, desk: Desk) -> EvaluationReport:
     )
     measurements = Measurements(request.measurements)
     try:
-        return await evaluation.evaluate(
+        report = await evaluation.evaluate(
             request.evaluation, server, measurements, progress=desk.progress
         )
+        return await _with_forgotten(request, server, report)
     finally:
         await server.aclose()
+
+
+async def _with_forgotten(
+    request: JudgingRequest, server: HttpServer, report: EvaluationReport
+) -> EvaluationReport:
+    """The report with what the candidate still knows of retracted facts."""
+    if not request.forget or request.model_dir is None:
+        return report
+    asked, problem = request.evaluation, ""
+    found: tuple[Recollection, ...] = ()
+    try:
+        found = await recollect(
+            server,
+            request.forget,
+            request.model_dir,
+            reference=asked.reference,
+            live=asked.live,
+            candidate=asked.candidate,
+        )
+    except ServerRefused as refused:
+        problem = str(refused)
+    told = forgotten(found, request.tolerance)
+    verdict = with_forgotten(report.verdict, told, request.tolerance, problem)
+    return report.model_copy(update={"verdict": verdict})
 
 
 def _key(path: Path | None) -> str | None:
@@ -53,6 +81,7 @@ def judging_request(
     facts: Sequence[Fact],
     earlier: Mapping[str, Sequence[Fact]],
     seed: int,
+    forget: Sequence[Fact] = (),
 ) -> JudgingRequest:
     """What to ask of a candidate that the first replica has loaded.
 
@@ -69,6 +98,7 @@ def judging_request(
             live=live,
             candidate=candidate,
             suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
+            trained_on=settings.trained_on,
             facts=tuple(facts),
             earlier=sample,
             earlier_complete=len(sample) < gate.earlier_facts,
@@ -86,5 +116,6 @@ def judging_request(
         user_key_file=settings.server.user_key_file,
         request_timeout_s=settings.server.request_timeout_s,
         measurements=settings.layout.measurements,
+        model_dir=model_dir,
+        forget=tuple(forget),
     )
-            trained_on=settings.trained_on,

@@ -84,6 +84,15 @@ class Layout:
         return self.root / "measurements"
 
     @property
+    def certificates(self) -> Path:
+        """Parent of the certificates of retracted facts."""
+        return self.root / "certificates"
+
+    def certificate(self, handle: str) -> Path:
+        """The certificate of one retraction."""
+        return self.certificates / f"{handle}.json"
+
+    @property
     def alias(self) -> Path:
         """The pointer of the stable name."""
         return self.root / "alias.json"
@@ -104,4 +113,5 @@ class Layout:
             self.served,
             self.work,
             self.measurements,
+            self.certificates,
         )

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from daemon.ledger_records import PlanHead
-from daemon.ledger_revisions import LedgerRevisions
+from daemon.ledger_retractions import LedgerRetractions
 from policies.errors import Refused
 from policies.planning import REBUILDS, Limits, MakePlan, OpenPlan, Snapshot
 from policies.records import OPEN_STATES, BatchState, Plan, PlanKind, PlanState, Revision
@@ -22,7 +22,7 @@ _SETTLED: Final = {
 }
 
 
-class Ledger(LedgerRevisions):
+class Ledger(LedgerRetractions):
     """What planning and people ask of the parts together."""
 
     # --- planning ------------------------------------------------------------------------------
@@ -57,12 +57,8 @@ class Ledger(LedgerRevisions):
         )
 
     def _opened(self, head: PlanHead, desired: Revision) -> OpenPlan:
-        retracted = self._one(
-            "SELECT 1 FROM facts f JOIN plan_facts p ON p.fact = f.seq"
-            " WHERE p.plan = ? AND f.validity = 'retracted' LIMIT 1",
-            (head.id,),
-        )
-        fits = self.revision(head.parent).lineage == desired.lineage and not retracted
+        builds_on = self.revision(head.parent).lineage == desired.lineage
+        fits = builds_on and not self._knows_retracted(head.id)
         leased = self._one("SELECT 1 FROM leases WHERE plan = ?", (head.id,))
         return OpenPlan(
             **head.model_dump(
@@ -189,8 +185,8 @@ class Ledger(LedgerRevisions):
         return self.move(plan_id, PlanState.INCONCLUSIVE, to, now, because=f"a person: {because}")
 
     def retract(self, fact_id: str, because: str, now: datetime) -> bool:
-        """A fact must no longer be known; whether it was valid. Raises `NotFound`."""
-        standing = self.fact_state(fact_id)
+        """A fact must no longer be known; whether it was until now. Raises `NotFound`."""
+        self.fact_state(fact_id)
         with self._write("retract"):
             done = self._do(
                 "UPDATE facts SET validity = 'retracted',"
@@ -198,13 +194,7 @@ class Ledger(LedgerRevisions):
                 " WHERE id = ? AND validity <> 'retracted'",
                 (fact_id,),
             )
-            if done:
-                self._event(
-                    "fact.retracted",
-                    f"fact:{fact_id}",
-                    {"batch": standing["batch"], "because": because},
-                    now,
-                )
+            self._note_retracted((fact_id,), because, now)
         return bool(done)
 
     @property

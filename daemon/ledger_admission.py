@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from daemon.ledger_db import Row, stamp, unstamp
-from daemon.ledger_facts import LedgerFacts, chunks, marks
+from daemon.ledger_facts import chunks, marks
+from daemon.ledger_paraphrases import LedgerParaphrases
 from daemon.ledger_records import Admitted, Arriving
 from policies.errors import NotFound
 from policies.meaning import (
@@ -28,7 +29,7 @@ from policies.records import Batch, Fact, Operation, Priority, Quarantined
 _SEPARATOR: Final = "\x1f"
 
 
-class LedgerAdmission(LedgerFacts):
+class LedgerAdmission(LedgerParaphrases):
     """Admitting whole batches, or large ones chunk by chunk."""
 
     def admit(
@@ -216,6 +217,13 @@ class LedgerAdmission(LedgerFacts):
                 for old in ruling.replaced
             ],
         )
+        gone = [
+            old
+            for _, ruling in admitted
+            if ruling.relation is Relation.RETRACTS
+            for old in ruling.replaced
+        ]
+        self._note_retracted(gone, "a line said so", now)
         self._do_all(
             "INSERT OR REPLACE INTO quarantine (batch, line, kind, reason, text)"
             " VALUES (?, ?, ?, ?, ?)",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from sqlite_utils import Database
 
 from daemon import crash
 from daemon.ledger_records import Event
-from daemon.schema import migrations
+from daemon.schema import GENESIS, chained, migrations, salted
 from policies.errors import DiskFull, LedgerBusy, LedgerUnusable
 
 Row = tuple[Any, ...]
 BUSY_S: Final = 0.8
-GENESIS: Final = "0" * 64
+_EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
 
 
 def stamp(moment: datetime) -> str:
@@ -55,7 +55,7 @@ class LedgerDb:
                 _configure(db)
                 migrations.apply(db)
         except sqlite3.DatabaseError as error:
-            raise _translated(error, path) from error
+            raise translated(error, path) from error
         return cls(db, path)
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class LedgerDb:
         try:
             return cast(list[Row], self._db.conn.execute(sql, parameters).fetchall())
         except sqlite3.DatabaseError as error:
-            raise _translated(error, self._path) from error
+            raise translated(error, self._path) from error
 
     def _row(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
         rows = self._rows(sql, parameters)
@@ -98,7 +98,7 @@ class LedgerDb:
                 yield
                 crash.point(f"{name}:within")
         except sqlite3.DatabaseError as error:
-            raise _translated(error, self._path) from error
+            raise translated(error, self._path) from error
         crash.point(f"{name}:after")
 
     # --- meta ----------------------------------------------------------------------------------
@@ -122,40 +122,42 @@ class LedgerDb:
         last = self._row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         seq, prev = (last[0] + 1, last[1]) if last else (1, GENESIS)
         body = json.dumps(dict(payload), sort_keys=True, ensure_ascii=False, default=str)
-        at = stamp(now)
+        at, salt = stamp(now), secrets.token_hex(16)
+        digest = salted(salt, body)
+        chain = chained(prev, seq, at, kind, subject, digest)
         self._do(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (seq, at, kind, subject, body, prev, chained(prev, seq, at, kind, subject, body)),
+            "INSERT INTO events (seq, at, kind, subject, payload, prev_hash, hash, salt, digest)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, at, kind, subject, body, prev, chain, salt, digest),
         )
 
     def events(self, limit: int = 100, subject: str | None = None) -> tuple[Event, ...]:
         """The latest events, the newest first."""
         where = "" if subject is None else "WHERE subject = :subject"
         rows = self._rows(
-            f"SELECT * FROM events {where} ORDER BY seq DESC LIMIT :limit",
+            f"SELECT {_EVENT} FROM events {where} ORDER BY seq DESC LIMIT :limit",
             {"subject": subject, "limit": limit},
         )
         return tuple(_event_of(row) for row in rows)
 
     def verify_chain(self) -> int:
-        """How many events there are; raises `LedgerUnusable` naming the first that was altered."""
+        """How many events there are; raises `LedgerUnusable` naming the first that was altered.
+
+        What an event says may have been erased with a retracted fact; that it happened stands.
+        """
         prev, expected = GENESIS, 1
-        for row in self._rows("SELECT * FROM events ORDER BY seq"):
-            seq, at, kind, subject, body, before, digest = row
+        for row in self._rows(f"SELECT {_EVENT}, salt, digest FROM events ORDER BY seq"):
+            seq, at, kind, subject, body, before, chain, salt, digest = row
+            erased = not body and not salt
             if (
                 seq != expected
                 or before != prev
-                or digest != chained(prev, seq, at, kind, subject, body)
+                or not (erased or digest == salted(salt, body))
+                or chain != chained(prev, seq, at, kind, subject, digest)
             ):
                 raise LedgerUnusable(f"{self._path}: event {expected} is not what was written")
-            prev, expected = digest, seq + 1
+            prev, expected = chain, seq + 1
         return expected - 1
-
-
-def chained(prev: str, seq: int, at: str, kind: str, subject: str, body: str) -> str:
-    """Hash of an event and of everything before it."""
-    text = "\0".join((prev, str(seq), at, kind, subject, body))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _event_of(row: Row) -> Event:
@@ -164,7 +166,7 @@ def _event_of(row: Row) -> Event:
         at=unstamp(row[1]),
         kind=row[2],
         subject=row[3],
-        payload=json.loads(row[4]),
+        payload=json.loads(row[4]) if row[4] else {"erased": True},
         prev_hash=row[5],
         hash=row[6],
     )
@@ -187,7 +189,8 @@ def _configure(db: Database) -> None:
     db.execute("PRAGMA cache_size=-65536")
 
 
-def _translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
+def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
+    """What SQLite says as one of palorad's own errors, with what to do."""
     text = str(error)
     if "disk is full" in text or "disk I/O error" in text:
         return DiskFull(f"{path}: {text}; make room and it goes on by itself")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 from daemon.ledger_db import LedgerDb, Row, stamp, unstamp
 from daemon.ledger_records import FactCounts
 from daemon.ledger_search import near
+from daemon.schema import salted
 from policies.errors import Ambiguous, NotFound
 from policies.planning import Waiting
 from policies.records import Batch, Fact, Quarantined
@@ -54,6 +56,11 @@ class LedgerFacts(LedgerDb):
         if len(rows) > 1:
             raise Ambiguous(f"more than one batch begins with {name}; write more of its id")
         return _batch_of(rows[0])
+
+    def received_at(self, batch_id: str) -> datetime | None:
+        """When a batch came; None where there is none of that id."""
+        found = self._one("SELECT received_at FROM batches WHERE id = ?", (batch_id,))
+        return None if found is None else unstamp(found)
 
     def batches(self, limit: int = 100) -> tuple[Batch, ...]:
         """The latest batches, the newest first."""
@@ -199,7 +206,7 @@ class LedgerFacts(LedgerDb):
             self._do_all(
                 "INSERT INTO facts_text (rowid, prompt, answer, subject, relation, wordings)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
-                [_text_row(seq, Fact.model_validate_json(body)) for seq, body in rows],
+                [text_row(seq, Fact.model_validate_json(body)) for seq, body in rows],
             )
             self._set_meta("indexed", str(rows[-1][0]))
         return len(rows)
@@ -215,6 +222,21 @@ class LedgerFacts(LedgerDb):
         bodies = [*(row[0] for row in exact), *near(self._rows, text, limit)]
         found = {fact.id: fact for fact in map(Fact.model_validate_json, bodies)}
         return tuple(found.values())[:limit]
+
+    # --- retraction ----------------------------------------------------------------------------
+
+    def _note_retracted(self, ids: Sequence[str], because: str, now: datetime) -> None:
+        """Begin to follow retracted facts on their way out, each under a handle of its own."""
+        for fact_id in ids:
+            handle, salt = f"r-{secrets.token_hex(8)}", secrets.token_hex(16)
+            noted = self._do(
+                "INSERT OR IGNORE INTO retractions (fact, handle, salt, digest, because, asked_at)"
+                " SELECT seq, ?, ?, ?, ?, ? FROM facts WHERE id = ? AND validity = 'retracted'",
+                (handle, salt, salted(salt, fact_id), because, stamp(now), fact_id),
+            )
+            if noted:
+                said = {"because": because}
+                self._event("fact.retracted", f"retraction:{handle}", said, now)
 
     # --- feeds ---------------------------------------------------------------------------------
 
@@ -249,7 +271,8 @@ def _batch_of(row: Row) -> Batch:
     )
 
 
-def _text_row(seq: int, fact: Fact) -> tuple[Any, ...]:
+def text_row(seq: int, fact: Fact) -> tuple[Any, ...]:
+    """A fact as the search index holds it."""
     wordings = "\n".join((*fact.paraphrases, *fact.eval_prompts))
     return (seq, fact.prompt, fact.answer, fact.subject or "", fact.relation or "", wordings)
 

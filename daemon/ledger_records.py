@@ -99,6 +99,36 @@ class Event(Record):
     hash: str
 
 
+class Retraction(Record):
+    """One retracted fact on its way out.
+
+    `fact` is its place in the ledger, `id` its name until it is erased (then `salt` and `digest`
+    still tell whether a name was its own). `served` says whether the desired lineage knows it.
+    """
+
+    handle: str
+    fact: int
+    id: str | None
+    salt: str
+    digest: str
+    because: str
+    asked_at: datetime
+    unloaded_at: datetime | None = None
+    erased_at: datetime | None = None
+    certified_at: datetime | None = None
+    served: bool = False
+    certificate: dict[str, Any] | None = None
+
+
+class Barred(Record):
+    """What knows a retracted fact: adapters with their directories, names under which revisions
+    and candidates were served, and the content hashes behind those names."""
+
+    adapters: dict[str, str]
+    served: tuple[str, ...]
+    models: tuple[str, ...]
+
+
 class FactCounts(Record):
     """How many facts of a batch stand where; `idle` ones are not to be learnt."""
 

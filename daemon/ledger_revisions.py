@@ -93,6 +93,17 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
         )
         return tuple(row[0] for row in rows)
 
+    def taught_by(self, fact_id: str, lineage: Sequence[str]) -> int | None:
+        """The plan whose adapter, one of the lineage, learnt a fact; the latest of several."""
+        found = self._one(
+            "SELECT p.plan FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
+            " WHERE p.role = 'learn' AND coalesce(p.learnt, 1) = 1"
+            " AND p.fact = (SELECT seq FROM facts WHERE id = ?)"
+            " AND a.sha256 IN (SELECT value FROM json_each(?)) ORDER BY p.plan DESC LIMIT 1",
+            (fact_id, json.dumps(list(lineage))),
+        )
+        return None if found is None else int(found)
+
     def forbidden_count(self, lineage: Sequence[str]) -> int:
         """How many retracted facts some adapter of a lineage learnt or rehearsed."""
         return int(self._one(_FORBIDDEN, {"lineage": json.dumps(list(lineage))}))
@@ -120,6 +131,8 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                     f"plan {plan_id} builds on revision {parent.number}; "
                     f"{desired.number} is desired now"
                 )
+            if self._knows_retracted(plan_id):
+                raise Superseded(f"plan {plan_id} knows a fact that was retracted since")
             kept = tuple(sha for sha in desired.lineage if sha not in head.replaces)
             number = int(self._one("SELECT max(number) FROM revisions")) + 1
             self._do(
@@ -143,6 +156,14 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
             self._point(number, f"plan {plan_id} passed", now)
             self._event("plan.live", f"plan:{plan_id}", {"revision": number}, now)
         return self.revision(number)
+
+    def _knows_retracted(self, plan_id: int) -> bool:
+        found = self._one(
+            "SELECT 1 FROM facts f JOIN plan_facts p ON p.fact = f.seq"
+            " WHERE p.plan = ? AND f.validity = 'retracted' LIMIT 1",
+            (plan_id,),
+        )
+        return bool(found)
 
     def _revision_of_plan(self, plan_id: int) -> Row:
         return self._rows(f"SELECT {_COLUMNS} FROM revisions WHERE plan = ?", (plan_id,))[0]

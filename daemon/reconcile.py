@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -84,14 +84,20 @@ class Reconciler:
         fleet: Serving,
         settings: Settings,
         changed: Callable[[tuple[str, ...]], None] = lambda _: None,
+        holds: Callable[[], bool] = lambda: False,
+        worded: Callable[[PlanHead], Awaitable[bool]] | None = None,
     ) -> None:
-        """`changed` is told the batches whose state may have changed."""
+        """`changed` is told the batches whose state may have changed; while `holds` says so,
+        nothing new is begun; a plan is trained once it is `worded`.
+        """
         self._ledger = ledger
         self._jobs = jobs
         self._fleet = fleet
         self.settings = settings
         self._layout = settings.layout
         self._changed = changed
+        self._holds = holds
+        self._worded = worded
         self._fleet_lock = asyncio.Lock()
         self._not_before: datetime | None = None
         self.settled = False
@@ -103,6 +109,8 @@ class Reconciler:
         """One step: what was done is recorded, and at most one action begun."""
         for lease in self._ledger.leases():
             self._collect(lease, now)
+        if self._holds():
+            return None
         probe = steps.remembered_probe(self._ledger, self.settings)
         if probe is None and self.settings.probe.serve == "expert":
             if self._not_before is None or now >= self._not_before:
@@ -147,6 +155,8 @@ class Reconciler:
             return self._start(plan.id, Step.PROBE, steps.probe_request(self.settings), now)
         try:
             if step is Step.EVALUATE and not await self._staged(plan, now):
+                return False
+            if step is Step.TRAIN and self._worded is not None and not await self._worded(plan):
                 return False
             request: BaseModel = (
                 steps.train_request(self._ledger, self.settings, plan, probe)
@@ -295,6 +305,8 @@ class Reconciler:
         """Bring what is served to what is desired; whether it is, is `settled`."""
         desired = self._ledger.desired()
         previous = None if desired.parent is None else self._ledger.revision(desired.parent)
+        if previous is not None and self._ledger.bars(previous.lineage):
+            previous = None  # it is never to be served again, so it need not stay loaded
         opened = self._ledger.open_plan()
         keep = (opened.served.name,) if opened is not None and opened.served else ()
         async with self._fleet_lock:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from policies.errors import ServerRefused, ServerUnreachable
 
-__all__ = ["Completion", "Loaded", "Server", "ServerRefused", "ServerUnreachable"]
+__all__ = ["Completion", "Loaded", "Server", "ServerRefused", "ServerUnreachable", "Taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,14 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     finish_reason: str = "stop"
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How a model takes one token of a given text: natural log-probability, and rank from 1."""
+
+    logprob: float
+    rank: int
 
 
 class Server(Protocol):

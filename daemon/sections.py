@@ -310,6 +310,11 @@ class IntakeSettings(Section):
     or nowhere (a single wording then gets one frame, to be held out)."""
     trained_wordings: int = Field(default=4, ge=1, le=50)
     """A fact that has fewer wordings to learn is given more, up to this many."""
+    paraphrases: int = Field(default=0, ge=0, le=8)
+    """Before a plan is trained, the live model is asked for so many further wordings of each fact;
+    a wording is learnt if the model, told the fact, finds the answer by it. 0: it is not asked."""
+    paraphrase_budget: int = Field(default=200, ge=0)
+    """Requests to the live model for the wordings of one plan, at most."""
 
 
 class DaemonSettings(Section):

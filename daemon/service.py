@@ -22,14 +22,17 @@ from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserver
 
 from daemon import steps
+from daemon.admit import rules_of
 from daemon.commands import Commands
 from daemon.control import ControlServer
 from daemon.feeds import Feeds
+from daemon.forgetting import Forgetting
 from daemon.instance import single_instance
 from daemon.intake import Intake
 from daemon.jobs import Jobs
 from daemon.ledger import Ledger
 from daemon.notify import notify, watchdog_interval_s
+from daemon.paraphrasing import Paraphraser
 from daemon.reconcile import Reconciler
 from daemon.servers import Servers
 from daemon.settings import Settings
@@ -37,6 +40,7 @@ from daemon.start import prepare_state, require_files, require_own_modules
 from daemon.views import LiveView, ReplicaView
 from policies.errors import LedgerBusy, PaloradError
 from policies.planning import blocked, gathering
+from policies.wordings import varied
 
 INTAKE_BUDGET_S: Final = 0.2
 INDEX_AT_ONCE: Final = 500
@@ -72,8 +76,22 @@ class Service:
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
         self._intake = Intake(ledger, settings.layout, settings.intake)
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random)
+        self._forgetting = Forgetting(
+            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied
+        )
         self._reconciler = Reconciler(
-            ledger, jobs or Jobs(), servers.fleet, settings, changed=self._tell_receipts
+            ledger,
+            jobs or Jobs(),
+            servers.fleet,
+            settings,
+            changed=self._tell_receipts,
+            holds=lambda: self._forgetting.holds,
+            worded=Paraphraser(
+                ledger,
+                lambda: servers.fleet.servers[0],
+                settings.model.alias,
+                settings.intake,
+            ).ready,
         )
         self._commands = Commands(
             ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
@@ -176,6 +194,7 @@ class Service:
         if self._intake.busy or now < self._scan_until:
             await self._guarded("intake", self._take_in)
         await self._guarded("work", self._reconcile)
+        await self._guarded("forgetting", self._forget)
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
@@ -199,6 +218,15 @@ class Service:
         action = await self._reconciler.tick(self._clock())
         if action is None and not self._intake.busy:
             self._ledger.index_text(INDEX_AT_ONCE)
+
+    async def _forget(self) -> None:
+        now = self._clock()
+        busy = self._intake.busy or bool(self._ledger.leases() or self._ledger.admitting())
+        try:
+            await self._forgetting.step(now, settled=self._reconciler.settled, busy=busy)
+        except Exception:
+            self._forgetting.failed(now)
+            raise
 
     async def serve(self) -> None:
         """Start the server where that is ours to do, and bring it to what is desired."""
@@ -294,7 +322,7 @@ class Service:
         snapshot = self._ledger.snapshot(self._clock(), steps.limits_of(self._settings))
         gathered = None if snapshot.open else gathering(snapshot, self._clock())
         desired = self._ledger.desired().served_name
-        waits = self._reconciler.waits_for
+        waits = (self._reconciler.waits_for, self._forgetting.waits_for)
         return LiveView(
             pid=os.getpid(),
             server=self._settings.server.kind,
@@ -316,7 +344,7 @@ class Service:
                 *self._servers.trouble,
                 *self._intake.problems,
                 *self._feeds.problems,
-                *((waits,) if waits else ()),
+                *(wait for wait in waits if wait),
             ),
         )
 

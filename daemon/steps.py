@@ -19,8 +19,11 @@ from daemon.requests import ProbeReport, ProbeRequest, TrainRequest
 from daemon.settings import Settings
 from policies.batching import Batching
 from policies.errors import StateConflict
+from policies.heldout import no_templates, with_held_out
+from policies.paraphrasing import with_paraphrases
 from policies.planning import REBUILDS, Limits
 from policies.records import Fact, Revision, content_id
+from policies.wordings import varied
 
 PROBE: Final = "probe"
 BASE: Final = "base_sha256"
@@ -117,8 +120,8 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn")),
-        replay=ledger.facts(ids=ledger.plan_fact_ids(plan.id, "replay")),
+        facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        replay=_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
         templates=settings.intake.wordings == "templates",
         known=settings.train.replay.known,
@@ -131,6 +134,12 @@ def train_request(
         adapters=settings.layout.adapters,
         served=settings.layout.served,
     )
+
+
+def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
+    """The facts with the wordings that the live model gave."""
+    further = ledger.paraphrases(ids)
+    return tuple(with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts(ids=ids))
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -158,7 +167,19 @@ def evaluate_request(
         facts=facts,
         earlier=_earlier(ledger, desired, now),
         seed=plan.id,
+        forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
     )
+
+
+def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
+    """Retracted facts that are served until now, in the wordings in which they were learnt."""
+    given = settings.intake.wordings == "given"
+    render = varied if settings.intake.wordings == "templates" else no_templates
+    wordings = 1 if given else settings.train.wordings
+    facts = ledger.to_forget()
+    further = ledger.paraphrases([fact.id for fact in facts])
+    worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
+    return tuple(with_held_out(fact, render, wordings) for fact in worded)
 
 
 def _target(revision: Revision) -> Target | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from daemon.explain import Explanation, PlanExplained, explain_batch, explain_plan
 from daemon.jobs import Progress
 from daemon.ledger import Ledger
-from daemon.ledger_records import Event, FactCounts
+from daemon.ledger_records import Event, FactCounts, Retraction
+from policies.planning import REBUILDS
 from policies.records import BatchState, Fact, PlanKind, Record, Revision
 
 BATCHES_SHOWN = 20
@@ -72,6 +74,19 @@ class RevisionView(Record):
     created_at: datetime
 
 
+class RetractionView(Record):
+    """One retracted fact: `stage` is "still served", "still loaded", "being erased" or
+    "certified"; `plan` is at work on a revision without it.
+    """
+
+    handle: str
+    fact: str | None
+    stage: str
+    asked_at: datetime
+    plan: int | None = None
+    certificate: dict[str, Any] | None = None
+
+
 class StatusView(Record):
     """`palorad status`."""
 
@@ -84,6 +99,7 @@ class StatusView(Record):
     facts: int
     quarantined: int
     not_learnt: int
+    retractions: tuple[RetractionView, ...] = ()
 
 
 class HistoryView(Record):
@@ -149,6 +165,28 @@ def status(ledger: Ledger, live: LiveView | None) -> StatusView:
         facts=totals["accepted"] - totals["known"],
         quarantined=totals["quarantined"],
         not_learnt=ledger.unlearnt_count(),
+        retractions=tuple(retraction(ledger, r) for r in ledger.retractions(unfinished=True)),
+    )
+
+
+def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
+    """Where a retracted fact stands, with its certificate once there is one."""
+    head = ledger.open_plan()
+    replacing = head is not None and head.kind in REBUILDS
+    stage = "being erased"
+    if found.certified_at is not None:
+        stage = "certified"
+    elif found.served:
+        stage = "still served"
+    elif found.unloaded_at is None:
+        stage = "still loaded"
+    return RetractionView(
+        handle=found.handle,
+        fact=found.id,
+        stage=stage,
+        asked_at=found.asked_at,
+        plan=head.id if head is not None and replacing and found.served else None,
+        certificate=found.certificate if found.certified_at else None,
     )
 
 
@@ -190,7 +228,7 @@ def why(ledger: Ledger, question: str, said: tuple[SaidView, ...] = ()) -> WhyVi
 
 def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
     standing = ledger.fact_state(fact.id)
-    plan_id = standing.get("learnt")
+    plan_id = ledger.taught_by(fact.id, lineage) or standing.get("learnt")
     adapter = revision = None
     if plan_id is not None:
         head = ledger.head(plan_id)

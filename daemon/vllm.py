@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx
 
-from daemon.seams import Completion, Loaded
+from daemon.seams import Completion, Loaded, Taken
 from policies.errors import ServerRefused, ServerUnreachable
 
 PROMPTS_AT_ONCE = 64
+TEXTS_AT_ONCE = 8  # their logits over the whole vocabulary are held at once
 ADMIN_HEADER = "x-palorad-admin-key"
 
 
@@ -148,6 +149,33 @@ class HttpServer:
             answers += _completions(response)
         return tuple(answers)
 
+    async def score(
+        self, model: str, texts: Sequence[Sequence[int]]
+    ) -> tuple[tuple[Taken, ...], ...]:
+        """How a model takes each text's own tokens, from the second on; texts as token ids.
+
+        `ServerRefused` where the server gives none for a prompt (`prompt_logprobs`).
+        """
+        scored: list[tuple[Taken, ...]] = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            asked = [list(text) for text in texts[start : start + TEXTS_AT_ONCE]]
+            body = {
+                "model": model,
+                "prompt": asked,
+                "max_tokens": 1,
+                "temperature": 0,
+                "prompt_logprobs": 0,
+            }
+            response = await self._call("/v1/completions", body, timeout_s=self.timeouts.request_s)
+            choices = sorted(_decoded(response)["choices"], key=lambda choice: choice["index"])
+            if len(choices) != len(asked):
+                raise ServerRefused(
+                    f"{self.url} answered {len(choices)} of {len(asked)} texts", status=502
+                )
+            for text, choice in zip(asked, choices, strict=True):
+                scored.append(_taken(self.url, text, choice.get("prompt_logprobs")))
+        return tuple(scored)
+
     async def chat(self, model: str, prompt: str, *, max_tokens: int) -> Completion:
         """Greedy answer to one user message."""
         body = {
@@ -258,6 +286,19 @@ def _completions(response: httpx.Response) -> list[Completion]:
         )
         for choice in sorted(value["choices"], key=lambda choice: choice["index"])
     ]
+
+
+def _taken(url: str, text: Sequence[int], given: Any) -> tuple[Taken, ...]:  # noqa: ANN401 - JSON
+    """The entries of the text's own tokens; the server may list others beside them."""
+    try:
+        own = [entry[str(token)] for token, entry in zip(text[1:], given[1:], strict=True)]
+        taken = tuple(Taken(float(one["logprob"]), int(one["rank"])) for one in own)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ServerRefused(
+            f"{url} gave no log-probabilities and ranks of a prompt's tokens ({error!r})",
+            status=501,
+        ) from error
+    return taken
 
 
 def _door(value: Mapping[str, Any]) -> DoorState:

@@ -293,6 +293,43 @@ class SuiteVerdict(Record):
     newly_passing: int = 0
 
 
+class Recall(Record):
+    """How a model takes an answer: the probability of the whole answer, and the worst rank among
+    its tokens, each after those before it (1: greedy decoding says the answer)."""
+
+    rank: int = Field(ge=1)
+    probability: float = Field(ge=0, le=1)
+
+
+class Recollection(Record):
+    """One wording of a retracted fact, put to the reference, to what is live, and to the
+    candidate."""
+
+    fact: str
+    held_out: bool
+    reference: Recall
+    live: Recall | None = None
+    candidate: Recall
+
+
+class Forgotten(Record):
+    """Whether a candidate has forgotten a fact, over `trained` and `held_out` wordings.
+
+    `reference`, `live` and `candidate` belong to the wording in which the answer is the most
+    probable beside the reference; the best ranks are over all wordings.
+    """
+
+    fact: str
+    trained: int
+    held_out: int
+    holds: bool
+    reference: Recall
+    live: Recall | None = None
+    candidate: Recall
+    best_rank: int
+    best_rank_reference: int
+
+
 class Verdict(Record):
     """The gate's decision about one candidate, and why."""
 
@@ -302,6 +339,7 @@ class Verdict(Record):
     suites: tuple[SuiteVerdict, ...]
     learnt: tuple[str, ...] = ()
     not_learnt: tuple[str, ...] = ()
+    forgotten: tuple[Forgotten, ...] = ()
 
 
 # --- training ---------------------------------------------------------------------------------

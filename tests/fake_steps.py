@@ -15,10 +15,12 @@ from daemon.ledger_records import Adapter, Served
 from daemon.requests import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from daemon.worker import Desk
 from policies.errors import ServerUnreachable
-from policies.records import Outcome, Verdict, content_id
+from policies.forgetting import forgotten
+from policies.records import Outcome, Recall, Recollection, Verdict, content_id
 from tests.fake_vllm import TOKENS
 
 SLOWNESS = "PALORAD_TEST_STEP_S"
+FAR = Recall(rank=900, probability=0.0001)
 
 
 def probe(desk: Desk) -> ProbeReport:
@@ -59,7 +61,8 @@ def train(desk: Desk) -> TrainDone:
 
 def evaluate(desk: Desk) -> EvaluationReport:
     """Whatever says "false" fails; "hard" is learnt only alone, "flaky" breaks down once."""
-    evaluation = JudgingRequest.model_validate_json(desk.request).evaluation
+    request = JudgingRequest.model_validate_json(desk.request)
+    evaluation = request.evaluation
     _work(desk)
     missed = [f.id for f in evaluation.facts if "hard" in f.prompt and len(evaluation.facts) == 2]
     if any("flaky" in f.prompt for f in evaluation.facts) and _first_time(desk):
@@ -73,6 +76,13 @@ def evaluate(desk: Desk) -> EvaluationReport:
         suites=(),
         learnt=tuple(f.id for f in evaluation.facts if f.id not in missed),
         not_learnt=tuple(missed),
+        forgotten=forgotten(
+            [
+                Recollection(fact=fact.id, held_out=False, reference=FAR, candidate=FAR)
+                for fact in request.forget
+            ],
+            request.tolerance,
+        ),
     )
     return EvaluationReport(verdict=verdict, scorecards=(), seconds={})
 

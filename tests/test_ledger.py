@@ -431,12 +431,38 @@ def test_events_cannot_be_changed_and_a_change_is_found(ledger: Ledger, tmp_path
     for sql in ("UPDATE events SET kind = 'x'", "DELETE FROM events"):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             raw.execute(sql)
-    raw.execute("DROP TRIGGER events_stand")
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        raw.execute("UPDATE events SET payload = '{}'")
+    raw.execute("DROP TRIGGER events_say")
     raw.execute("UPDATE events SET payload = '{}' WHERE seq = ?", (count - 1,))
     raw.commit()
     raw.close()
     with pytest.raises(LedgerUnusable, match=f"event {count - 1} is not what was written"):
         ledger.verify_chain()
+
+
+def test_what_an_event_said_can_be_erased_and_the_chain_still_holds(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    for n in range(3):
+        ledger.record("test", "subject", {"n": n}, NOW)
+    count = ledger.verify_chain()
+    raw = sqlite3.connect(tmp_path / "ledger.db")
+    raw.execute("UPDATE events SET payload = '', salt = '' WHERE seq = ?", (count - 1,))
+    raw.commit()
+    raw.close()
+    assert ledger.verify_chain() == count
+    assert ledger.events()[1].payload == {"erased": True}
+
+
+def test_a_plan_that_knows_a_fact_retracted_since_is_never_promoted(ledger: Ledger) -> None:
+    drop(ledger, "a", [1])
+    plan = make(ledger)
+    passed(ledger, plan)
+    ledger.retract("f1-a", "", NOW)
+    with pytest.raises(Superseded, match="was retracted since"):
+        ledger.promote(plan.id, served(plan), NOW)
+    assert ledger.desired().number == 0
 
 
 def test_events_hold_no_text_of_facts(ledger: Ledger) -> None:

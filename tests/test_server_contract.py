@@ -185,25 +185,30 @@ def test_what_cannot_be_loaded_is_refused_and_the_server_lives_on(
 def test_requests_under_way_finish_on_an_unloaded_adapter(site: Live, generator: Generator) -> None:
     made = live.publish(generator, site.served, 5)
     name = made.served_name
-    (expected,) = site.do(lambda s: _loaded_answer(s, name, path(site, made)))
+    expected = site.do(lambda s: _loaded_answer(s, name, path(site, made)))
 
     async def run(server: HttpServer) -> list[tuple[int, ...]]:
         await server.load(name, path(site, made))
-        asked = [server.complete(name, [PROMPTS[0]], max_tokens=200) for _ in range(4)]
-        tasks = [asyncio.ensure_future(a) for a in asked]
+        tasks = [asyncio.ensure_future(_long_answer(server, name)) for _ in range(4)]
         while not (await server.door()).in_flight.get(name):  # noqa: ASYNC110  # another process
+            assert not all(task.done() for task in tasks), "answered before anyone could look"
             await asyncio.sleep(0.01)
         await server.unload(name)
-        return [(await task)[0].token_ids for task in tasks]
+        return [await task for task in tasks]
 
     assert site.do(run) == [expected] * 4
 
 
-async def _loaded_answer(server: HttpServer, name: str, where: str) -> tuple[tuple[int, ...], ...]:
+async def _long_answer(server: HttpServer, name: str) -> tuple[int, ...]:
+    (answer,) = await server.complete(name, [PROMPTS[0]], max_tokens=200, ignore_eos=True)
+    return answer.token_ids
+
+
+async def _loaded_answer(server: HttpServer, name: str, where: str) -> tuple[int, ...]:
     await server.load(name, where)
-    answers = await server.complete(name, [PROMPTS[0]], max_tokens=200)
+    answer = await _long_answer(server, name)
     await server.unload(name)
-    return (answers[0].token_ids,)
+    return answer
 
 
 def test_the_alias_answers_from_the_desired_revision(

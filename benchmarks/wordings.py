@@ -1,0 +1,120 @@
+"""Recall in held-out wordings with palorad's wordings and without.
+
+    python -m benchmarks.wordings --out benchmarks/results/wordings.json
+
+Each file of facts is learnt from its plain question alone (`off`: one wording a fact) and in the
+wordings that palorad makes of it (`on`: `train.wordings` of them, the held-out ones excepted), with
+the product's settings otherwise. The wordings that are asked were written by hand with the facts
+and are never trained. Recall is the share of questions answered right, asked as a chat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from adapters import models
+from adapters.generate import Generator, Request
+from adapters.plans import TrainPlan
+from adapters.probe import Protection
+from adapters.trainer import train_adapter
+from daemon.learning import read_examples
+from daemon.settings import Settings
+from policies.admission import parse_facts
+from policies.grading import normalised
+from policies.heldout import with_held_out
+from policies.records import Fact, PlanKind
+from policies.wordings import varied
+
+ROOT = Path(__file__).parent.parent
+TOKENS = 24
+
+
+def facts_of(path: Path) -> tuple[Fact, ...]:
+    """The facts of a file with nothing but their question to learn."""
+    return tuple(
+        fact.model_copy(update={"paraphrases": ()}) for fact in parse_facts(path.read_bytes())
+    )
+
+
+def train(facts: tuple[Fact, ...], seed: int, settings: Settings, out: Path) -> dict[str, Any]:
+    """One adapter on the bare base, as the daemon would train the first one."""
+    plan = TrainPlan(
+        kind=PlanKind.LEARN,
+        rank=settings.train.rank,
+        seed=seed,
+        model_dir=settings.model.path,
+        base_hash=models.base_hash(settings.model.path),
+        base_name=settings.model.name,
+        facts=facts,
+        known=tuple(read_examples(settings.train.replay.known, "answer")),
+        reasoning=tuple(read_examples(settings.train.replay.reasoning, "solution")),
+        probe_dir=settings.probe.path,
+        protection=Protection(**settings.protection.model_dump()),
+    )
+    report = train_adapter(plan, out=out, work=out.with_name(f"{out.name}-work"))
+    return {"steps": report.steps, "seconds": round(report.seconds, 1)}
+
+
+def recall(generator: Generator, adapter: Path, facts: tuple[Fact, ...]) -> float:
+    """Share of held-out questions that the adapter answers right."""
+    generator.load(adapter.name, adapter)
+    asked = [(prompt, fact.answer) for fact in facts for prompt in fact.eval_prompts]
+    requests = [
+        Request(generator.encode_chat([{"role": "user", "content": prompt}]), TOKENS)
+        for prompt, _ in asked
+    ]
+    said = generator.generate(adapter.name, requests)
+    generator.unload(adapter.name)
+    right = [normalised(g.text, answer) for g, (_, answer) in zip(said, asked, strict=True)]
+    return sum(right) / len(right)
+
+
+def main() -> None:
+    """Measure every file, seed and form, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/wordings.json"))
+    chosen = parser.parse_args()
+    settings = Settings.load(ROOT / "config.toml")
+    generator = Generator(settings.model.path)
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="palorad-wordings-") as folder:
+        for path in sorted((ROOT / "examples" / "facts").glob("*.jsonl"))[: chosen.files]:
+            plain = facts_of(path)
+            worded = tuple(with_held_out(f, varied, settings.train.wordings) for f in plain)
+            for seed in range(chosen.seeds):
+                for form, facts in (("off", plain), ("on", worded)):
+                    began = time.monotonic()
+                    out = Path(folder) / f"{path.stem}-{seed}-{form}"
+                    trained = train(facts, seed, settings, out)
+                    run = {
+                        "file": path.name,
+                        "facts": len(facts),
+                        "seed": seed,
+                        "wordings": form,
+                        "trained_wordings": len(facts[0].training_prompts),
+                        "recall": round(recall(generator, out, plain), 4),
+                        **trained,
+                        "all_seconds": round(time.monotonic() - began, 1),
+                    }
+                    runs.append(run)
+                    print(json.dumps(run), flush=True)
+    result = {
+        form: round(statistics.mean(r["recall"] for r in runs if r["wordings"] == form), 4)
+        for form in ("on", "off")
+    }
+    result |= {"runs": runs, "machine": {"python": platform.python_version()}}  # type: ignore[dict-item]  # JSON
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
