@@ -190,7 +190,7 @@ def test_requests_under_way_finish_on_an_unloaded_adapter(site: Live, generator:
     async def run(server: HttpServer) -> list[tuple[int, ...]]:
         await server.load(name, path(site, made))
         tasks = [asyncio.ensure_future(_long_answer(server, name)) for _ in range(4)]
-        while not (await server.door()).in_flight.get(name):  # noqa: ASYNC110  # another process
+        while not (await server.door()).in_flight.get(name):  # another process
             assert not all(task.done() for task in tasks), "answered before anyone could look"
             await asyncio.sleep(0.01)
         await server.unload(name)
