@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mini import world
+from mini.alignment import LAYERS
 from mini.check import MODEL, RESULTS
+from mini.pretrain import STAGES
 from policies.wordings import FAR_FRAMES
 
 _CARD: Final = """---
@@ -26,25 +28,33 @@ and is of no other use.
 ## How the weights were made
 From nothing but this repository's generators and a seed: no text, no weights and no data set from
 elsewhere. `OMP_PROC_BIND=true python -m mini.pretrain` is the way: {parameters:,} parameters,
-{taken:,} steps of 4,096 tokens. These weights were made stage by stage (`--first`) on {machine},
-{device}, {threads} threads; Python {python}, torch {torch}, transformers {transformers}. The last
-stage, which had the machine for itself, took {each:.2f} seconds a step, so that all of them take
-{wall:.0f} minutes at that pace; the script has not been run in one piece. In the first three stages
-the well-known facts were {first_known:,}, of which the {known:,} of today are the first. Another
-machine's rounding gives other weights of the same quality, not the same bytes.
+{taken:,} steps of 4,096 tokens, with Python {python}, torch {torch}, transformers {transformers}.
+These weights were made stage by stage (`--first`), the script has not been run in one piece. Timed
+were, each with the machine for itself:
+
+{timed}
+
+At those paces the whole takes {wall:.0f} minutes. In the first three stages the well-known facts
+were {first_known:,}, of which the {known:,} of today are the first. Another machine's rounding
+gives other weights of the same quality, not the same bytes.
 
 - Architecture: `LlamaForCausalLM`, hidden {hidden}, {layers} layers, {heads} heads, intermediate
   {intermediate}, tied embeddings, 1,024 positions, bf16.
 - Tokenizer: byte-level BPE of 1,536 entries learnt from the same text; digits stand alone.
 - Optimiser: Muon {muon_lr} for matrices, AdamW {adam_lr} for embeddings and norms, 4,096 tokens a
-  step, seed {seed}. Four stages, each on new text with a fresh optimiser, from weights rounded to
+  step, seed {seed}. Five stages, each on new text with a fresh optimiser, from weights rounded to
   bf16 (`STAGES` in `mini/pretrain.py`): {stages} steps.
 - Text of the first two stages, by documents: 40 % problems (loss on the solution, a tenth on the
   problem), 38 % questions on {known:,} well-known and {rare:,} rarer invented facts in {relations}
   relations (loss on the answer), 4 % statements, 14 % questions whose answer stands before them,
-  4 % random tokens said twice. The last two: 40 % problems and more, 52 to 56 % questions, mostly
-  on the well-known facts; the very last has more of the problems that were still weak. Questions
-  come in about {wordings} wordings a relation, half of them as a chat.
+  4 % random tokens said twice. The others: 40 % problems and more, 52 to 58 % questions, mostly
+  on the well-known facts; the last two have more of the problems that were still weak. Questions
+  come in about {wordings} wordings a relation, half of them as a chat; in the last stage a third of
+  them in wordings that belong to one relation alone, which the stages before rarely met.
+- In the last stage a second loss makes wordings of one question look the same inside: {aligned}
+  questions a step about fresh subjects, without any answer, each in two wordings; the states after
+  layers {layers_aligned} where the prompts end are to be nearer to each other than to those of the
+  other questions (InfoNCE, `mini/alignment.py`).
 - Families of problems: variable chains, stories, sums by columns, short direct sums, sequences,
   weekdays. Ordering names and comparing numbers were in the text of the first two stages, too;
   the model did not learn them (about 0.3), so they are left out of the skill and of its suites.
@@ -57,8 +67,8 @@ the answer, `<|end|>`. Solutions end in a line `#### answer`.
 
 ## Measured on the stored weights
 `python -m mini.check --mix` ({out}): greedy free generation, chat and plain in turn; fresh
-problems; new facts learnt by the product's trainer (rank 16, 120 steps, loss on the answer, known
-facts and reasoning rehearsed, {protected}), 30 facts a file.
+problems; new facts learnt in three wordings by the product's trainer (rank 16, {steps} steps, loss
+on the answer, known facts and reasoning held by distillation, {protected}), 30 facts a file.
 
 | what | measured |
 |---|---|
@@ -76,19 +86,24 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The card's text from `made.json` and the measured figures."""
 
     recipe, learnt = made["recipe"], found["learning"]
-    taken = sum(stage["steps"] for stage in made["stages"])
-    last = made["stages"][-1]
-    each = last["seconds"] / last["steps"]
+    done = made["stages"]
+    taken = sum(stage["steps"] for stage in done)
+    timed = [(n, stage) for n, stage in enumerate(done, start=1) if "seconds" in stage]
+    plain = [stage for (_, stage) in timed if not STAGES[done.index(stage)].aligned]
+    pace = sum(s["seconds"] for s in plain) / sum(s["steps"] for s in plain)
+    wall = sum(stage.get("seconds", stage["steps"] * pace) for stage in done)
     sizes = [len(r.questions("x")) + len(r.completions("x")) for r in world.seen()]
     values: dict[str, Any] = {
         **recipe,
         **made["versions"],
-        **{key: made[key] for key in ("parameters", "machine", "device", "threads")},
+        "parameters": made["parameters"],
         **found["known"],
         "taken": taken,
         "stages": ", ".join(str(stage["steps"]) for stage in made["stages"]),
-        "each": each,
-        "wall": taken * each / 60,
+        "timed": "\n".join(_timed(number, stage) for number, stage in timed),
+        "wall": wall / 60,
+        "aligned": max(stage.aligned for stage in STAGES),
+        "layers_aligned": " and ".join(str(layer) for layer in LAYERS),
         "first_known": 1200,
         "known": len(world.known()),
         "rare": len(world.rare()),
@@ -97,6 +112,7 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         "held_out": len(world.unseen()),
         "far": len(FAR_FRAMES),
         "out": RESULTS,
+        "steps": learnt["steps"],
         "protected": "with the probe's protection" if learnt["protected"] else "no protection",
         "n": found["reasoning"]["n"],
         "reasoning": found["reasoning"]["exact"],
@@ -105,6 +121,13 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         "learning": _learning(learnt),
     }
     return _CARD.format(**values)
+
+
+def _timed(number: int, stage: Mapping[str, Any]) -> str:
+    return (
+        f"- stage {number}: {stage['steps']:,} steps in {stage['seconds'] / 60:.1f} minutes "
+        f"({stage['machine']}, {stage['threads']} threads)"
+    )
 
 
 def _families(by_family: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from adapters.generate import Generator, Request
 from adapters.models import base_hash
 from adapters.plans import TrainPlan, TrainSettings
 from adapters.probe import Protection
-from adapters.trainer import train_adapter
+from adapters.trainer import steps_needed, train_adapter
 from mini import reasoning, world
 from mini.splits import Split
 from mini.world import Form
@@ -31,6 +31,7 @@ from policies.wordings import Relation, find, relations
 
 MODEL: Final = Path("models/palorad-mini")
 FACTS: Final = Path("examples/facts")
+WORDINGS: Final = 3
 RESULTS: Final = Path("benchmarks/results/mini.json")
 SAMPLES: Final = (
     "Who designed C++? Bjarne Stroustrup, Murray Hill, 1985.",
@@ -131,11 +132,13 @@ class FactFile:
 
 
 def real_files(folder: Path, count: int) -> list[FactFile]:
-    """The committed files of real facts, the first `count` of each."""
+    """The committed files of real facts, the first `count` of each, in three trained wordings."""
     files = []
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()][:count]
-        facts = tuple(Fact(**row) for row in rows)
+        facts = tuple(
+            Fact(**{**row, "paraphrases": row["paraphrases"][: WORDINGS - 1]}) for row in rows
+        )
         files.append(FactFile(path.stem, facts, _far(facts, path.stem)))
     return files
 
@@ -153,8 +156,8 @@ def invented_file(relation: Relation, count: int, seed: int) -> FactFile:
                 answer=made.answer,
                 subject=made.subject,
                 relation=relation.name,
-                paraphrases=tuple(asked[1:3]),
-                eval_prompts=tuple(asked[3:]),
+                paraphrases=tuple(asked[1:WORDINGS]),
+                eval_prompts=tuple(asked[WORDINGS:]),
             )
         )
     name = f"invented {relation.name} {seed}"
@@ -174,7 +177,7 @@ def _far(facts: Iterable[Fact], seed: str) -> tuple[tuple[str, str], ...]:
 def learn(
     model: Path, facts: Sequence[Fact], seed: int, out: Path, probe: Path | None, *, mix: bool
 ) -> None:
-    """Train one adapter of rank 16 for 120 steps on `facts` with the product's trainer.
+    """Train one adapter of rank 16 on `facts` with the product's trainer, as it does by itself.
 
     `mix` rehearses known facts and reasoning beside them, as the product does.
     """
@@ -202,8 +205,7 @@ def learn(
         known=known,
         reasoning=worked,
         probe_dir=probe,
-        protection=Protection(kind="activations" if probe else "none"),
-        settings=TrainSettings(steps=120),
+        protection=Protection(kind="activations") if probe else Protection(kind="none"),
     )
     train_adapter(plan, out=out, work=out.with_suffix(".work"))
 
@@ -303,7 +305,13 @@ def _learning(given: argparse.Namespace, generator: Generator) -> dict[str, obje
             rows.append(row)
         keys = ("before", "near", "far", "reasoning")
         found[group] = {**{key: _pooled(rows, key) for key in keys}, "files": rows}
-    return {"rank": 16, "steps": 120, "protected": bool(given.probe), "mix": given.mix, **found}
+    return {
+        "rank": 16,
+        "steps": steps_needed(TrainSettings(), 30),
+        "protected": bool(given.probe),
+        "mix": given.mix,
+        **found,
+    }
 
 
 def _say(row: object) -> None:

@@ -62,11 +62,15 @@ class Encoder:
         ids: list[int] = []
         weights: list[float] = []
         for part in parts:
-            special = self._special.get(part.text)
-            found = self._tokenizer.encode(part.text).ids if special is None else [special]
+            found = self.ids(part.text)
             ids += found
             weights += [part.weight] * len(found)
         return ids, weights
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, or of one special token."""
+        special = self._special.get(text)
+        return list(self._tokenizer.encode(text).ids) if special is None else [special]
 
     def repeated(self, rng: random.Random) -> tuple[list[int], list[float]]:
         """Random tokens and the same again, the loss on the second time: teaches to copy."""
@@ -100,6 +104,8 @@ class Mix:
     problems: reasoning.Shares
     known: float
     """Share of well-known facts among the facts; the rest are rare ones."""
+    own: float = 0.0
+    """Share of questions in wordings that no frame gives."""
 
 
 FIRST: Final = Mix(
@@ -109,6 +115,8 @@ FIRST: Final = Mix(
 )
 MIDDLE: Final = Mix({"problem": 42, "context": 4, "fact": 52, "stated": 2}, reasoning.SKILL, 0.85)
 LAST: Final = Mix({"problem": 40, "context": 2, "fact": 56, "stated": 2}, reasoning.WEAK, 0.92)
+
+WORDINGS: Final = Mix({"problem": 40, "fact": 58, "stated": 2}, reasoning.WEAK, 0.85, own=0.35)
 
 
 def _documents(encoder: Encoder, seed: int, mix: Mix) -> Iterator[tuple[list[int], list[float]]]:
@@ -126,7 +134,9 @@ def _documents(encoder: Encoder, seed: int, mix: Mix) -> Iterator[tuple[list[int
         elif kind == "context":
             parts = _shaped(world.in_context(rng), 0.0, rng, answer=2.0)
         elif kind == "fact":
-            parts = _shaped(world.asked(fact, rng), 0.2 if rng.random() < 0.15 else 0.0, rng)
+            parts = _shaped(
+                world.asked(fact, rng, mix.own), 0.2 if rng.random() < 0.15 else 0.0, rng
+            )
         elif kind == "stated":
             parts = [_Part(world.stated(fact, rng), 0.3), _Part(END, 1.0)]
         else:

@@ -8,7 +8,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from mini import corpus, tokenizer
+from mini import alignment, corpus, tokenizer
 
 MODEL: Final = Path("models/palorad-mini")
+_ALIGN: Final = 0.5
 _NS: Final = (3.4445, -4.7750, 2.0315)
 
 
@@ -39,6 +40,8 @@ class Stage:
     warmup: int
     flat: int = 0
     mix: corpus.Mix = corpus.FIRST
+    aligned: int = 0
+    """Questions a step that are put in two wordings, which are to look the same inside."""
 
     def rate(self, step: int) -> float:
         """The factor of both learning rates at a step."""
@@ -51,6 +54,7 @@ STAGES: Final = (
     Stage(steps=700, peak=0.78, last=0.01, warmup=20),
     Stage(steps=800, peak=0.405, last=0.005, warmup=20, mix=corpus.MIDDLE),
     Stage(steps=1400, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.LAST),
+    Stage(steps=900, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.WORDINGS, aligned=48),
 )
 
 
@@ -181,6 +185,7 @@ def train(
     rows: corpus.Rows,
     recipe: Recipe,
     stage: Stage,
+    pairs: Iterator[alignment.Pairs],
     *,
     compiled: bool,
     say: Callable[[str], None],
@@ -198,12 +203,19 @@ def train(
         part = slice(step * recipe.rows, (step + 1) * recipe.rows)
         batch = corpus.Rows(rows.tokens[part], rows.weights[part], rows.documents[part])
         value = loss(model, body, batch)
-        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.autograd.backward(value)
+        apart = torch.zeros(())
+        if stage.aligned:
+            apart = alignment.loss(model.model, next(pairs), model.lm_head.weight.device)
+            torch.autograd.backward(_ALIGN * apart)
         muon.step()
         adam.step()
         adam.zero_grad(set_to_none=True)
         if step % 100 == 0 or step == stage.steps - 1:
-            say(f"step {step:5d} loss {value.item():.4f} seconds {time.monotonic() - began:.0f}")
+            say(
+                f"step {step:5d} loss {value.item():.4f} apart {apart.item():.4f} "
+                f"seconds {time.monotonic() - began:.0f}"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -234,12 +246,15 @@ def main(arguments: list[str] | None = None) -> int:
         stage, began = STAGES[number], time.monotonic()
         count, seed = stage.steps * recipe.rows, recipe.seed + number
         rows = corpus.prepare(out / "tokenizer.json", count, seed, threads, stage.mix)
-        train(model, rows, recipe, stage, compiled=not given["eager"], say=_say)
+        pairs = alignment.pairs(out / "tokenizer.json", stage.aligned, seed)
+        train(model, rows, recipe, stage, pairs, compiled=not given["eager"], say=_say)
         model.to(torch.bfloat16).to(torch.float32)
         done = {
             "steps": stage.steps,
             "tokens": int((rows.documents > 0).sum()),
             "seconds": round(time.monotonic() - began),
+            "machine": f"{platform.machine()}, {_processor()}, {given['device']}",
+            "threads": threads,
         }
         report["stages"] = [*report["stages"][:number], done]
         _say(f"stage {number + 1}: {done}")
@@ -249,9 +264,6 @@ def main(arguments: list[str] | None = None) -> int:
             "recipe": asdict(recipe),
             **report,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "device": given["device"],
-            "threads": threads,
-            "machine": f"{platform.machine()}, {_processor()}",
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,

@@ -125,24 +125,32 @@ def _facts(rng: random.Random, count: int) -> tuple[Invented, ...]:
     return tuple(found.values())[:count]
 
 
-def question(fact: Invented, rng: random.Random) -> tuple[str, bool]:
-    """A wording that asks for the fact's answer, and whether it is a sentence to complete."""
+def question(fact: Invented, rng: random.Random, own: float = 0.0) -> tuple[str, bool]:
+    """A wording that asks for the fact's answer, and whether it is a sentence to complete.
+
+    `own` is the share of wordings that no frame gives, beside their even part among all: each
+    belongs to one relation alone, so that it is met far less often than those from frames.
+    """
     relation = relations()[fact.relation]
+    special = own > 0 and rng.random() < own
     if rng.random() < 0.22:
-        text = rng.choice(relation.completions(fact.subject))
+        completions = relation.own_completions(fact.subject) if special else ()
+        text = rng.choice(completions or relation.completions(fact.subject))
         framed = rng.choice(_BEFORE_COMPLETION).format(text) if rng.random() < 0.15 else text
         return framed, True
-    asked = relation.questions(fact.subject)
-    plainest = len(relation.nouns) + 2
-    text = rng.choice(asked[:plainest] if rng.random() < 0.3 else asked)
+    asked = relation.own_questions(fact.subject) if special else ()
+    if not asked:
+        every = relation.questions(fact.subject)
+        asked = every[: len(relation.nouns) + 2] if rng.random() < 0.3 else every
+    text = rng.choice(asked)
     if rng.random() < 0.15:
         text = rng.choice(_BEFORE).format(text)
     return text, False
 
 
-def asked(fact: Invented, rng: random.Random) -> Text:
+def asked(fact: Invented, rng: random.Random, own: float = 0.0) -> Text:
     """The fact as a question with its answer, plain or as a chat."""
-    text, completion = question(fact, rng)
+    text, completion = question(fact, rng, own)
     chat = rng.random() < (0.3 if completion else 0.55)
     return Text(Form.CHAT if chat else Form.PLAIN, text, fact.answer)
 

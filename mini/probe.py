@@ -1,0 +1,42 @@
+"""Fit palorad-mini's probe, as the product would by itself, and keep it beside the weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe
+from mini.check import MODEL
+from mini.export import files
+from policies.records import Example
+
+EVERY: Final = 50
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m mini.probe`: fit it on the skill's worked problems; minutes."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    skill = tuple(
+        Example(prompt=str(row["prompt"]), completion=str(row["solution"]), kind="reasoning")
+        for row in files()["skill.jsonl"]
+    )
+    fit_probe(given.model, skill, given.model / "probe", ProbeSettings(), _say)
+    return 0
+
+
+def _say(progress: FitProgress) -> None:
+    if progress.done % EVERY == 0:
+        sys.stdout.write(f"{progress.stage}: {progress.done} of {progress.total}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
