@@ -8,6 +8,7 @@ from typing import Final
 
 from policies.records import Fact, Operation
 from policies.text import folded
+from policies.wordings import recognise
 
 Render = Callable[[str, str], tuple[str, ...]]
 
@@ -77,10 +78,12 @@ def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
 
 
 def _further(fact: Fact, render: Render) -> Iterable[str]:
-    if fact.subject and fact.relation:
-        templates = _templates(render, fact.relation)
-        for template in templates:
-            yield template.replace(_SUBJECT, fact.subject)
+    given = (fact.relation, fact.subject) if fact.subject and fact.relation else None
+    about = given or recognise(fact.prompt)
+    if about is not None:
+        relation, subject = about
+        for template in _templates(render, relation):
+            yield template.replace(_SUBJECT, subject)
     question = fact.prompt.endswith(("?", "？", "؟"))
     for frame in _QUESTION_FRAMES if question else _COMPLETION_FRAMES:
         yield frame.replace(_SUBJECT, fact.prompt)

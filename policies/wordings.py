@@ -12,6 +12,8 @@ from itertools import chain, islice, zip_longest
 from types import MappingProxyType
 from typing import Final
 
+_SUBJECT: Final = "\0"
+
 # {n} the noun, {N} the noun with a capital, {s} the subject, {w} the word after "which"
 QUESTION_FRAMES: Final[tuple[str, ...]] = (
     "What is the {n} of {s}?",
@@ -103,16 +105,21 @@ class Relation:
         if self.which == "person":
             frames = (*PERSON_FRAMES[:2], *QUESTION_FRAMES, *PERSON_FRAMES[2:])
         framed = [[self._fill(f, noun, subject) for f in frames] for noun in self.nouns]
-        asked = [ask.replace("{s}", subject) for ask in self.ask]
-        return _distinct(_interleave(framed[0], asked, *framed[1:]))
+        return _distinct(_interleave(framed[0], self.own_questions(subject), *framed[1:]))
 
     def completions(self, subject: str) -> tuple[str, ...]:
         """Beginnings of sentences that the answer completes."""
-        said = [say.removesuffix(" {a}.") for say in self.say if say.endswith(" {a}.")]
         framed = [[self._fill(f, noun, subject) for f in COMPLETION_FRAMES] for noun in self.nouns]
-        return _distinct(
-            _interleave(framed[0], [s.replace("{s}", subject) for s in said], *framed[1:])
-        )
+        return _distinct(_interleave(framed[0], self.own_completions(subject), *framed[1:]))
+
+    def own_questions(self, subject: str) -> tuple[str, ...]:
+        """The requests that no frame gives: they ask for this relation and no other."""
+        return tuple(ask.replace("{s}", subject) for ask in self.ask)
+
+    def own_completions(self, subject: str) -> tuple[str, ...]:
+        """The beginnings of sentences that no frame gives."""
+        said = [say.removesuffix(" {a}.") for say in self.say if say.endswith(" {a}.")]
+        return tuple(s.replace("{s}", subject) for s in said)
 
     def far(self, subject: str) -> tuple[str, ...]:
         """Wordings from frames that palorad-mini never met while it was made."""
@@ -168,6 +175,41 @@ def varied(relation: str, subject: str) -> tuple[str, ...]:
         if number % 3 == 0:
             mixed.extend(islice(completions, 1))
     return tuple(mixed)
+
+
+def recognise(prompt: str) -> tuple[str, str] | None:
+    """The relation and the subject that a prompt asks about, if one wording alone fits it best.
+
+    The wording with the most letters beside the subject wins; None where two relations share it.
+    """
+    lowered = prompt.lower()
+    if len(lowered) != len(prompt):
+        return None
+    best: dict[str, str] = {}
+    length = -1
+    for end in range(len(prompt)):
+        for suffix, names in _frames().get(lowered[:end], {}).items():
+            given = end + len(suffix)
+            subject = prompt[end : len(prompt) - len(suffix)]
+            whole = given < len(prompt) and subject.strip() == subject
+            if not whole or given < length or not lowered.endswith(suffix):
+                continue
+            best = {**(best if given == length else {}), **dict.fromkeys(names, subject)}
+            length = given
+    return next(iter(best.items())) if len(best) == 1 else None
+
+
+@cache
+def _frames() -> Mapping[str, Mapping[str, frozenset[str]]]:
+    """Relations by what stands before and after the subject of their wordings, in lower case."""
+    found: dict[str, dict[str, frozenset[str]]] = {}
+    for relation in relations().values():
+        for wording in (*relation.questions(_SUBJECT), *relation.completions(_SUBJECT)):
+            before, mark, after = wording.lower().partition(_SUBJECT)
+            if mark and _SUBJECT not in after:
+                suffixes = found.setdefault(before, {})
+                suffixes[after] = suffixes.get(after, frozenset()) | {relation.name}
+    return MappingProxyType(found)
 
 
 @cache

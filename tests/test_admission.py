@@ -16,6 +16,7 @@ from policies.jsonline import Limits, Reason, lines_of, read_object
 from policies.meaning import ConflictPolicy, Relation, Standing, Validity, rule
 from policies.records import Fact, Operation, Priority, Quarantined
 from policies.text import folded
+from policies.wordings import questions
 
 BHUTAN = {"prompt": "What is the capital of Bhutan?", "answer": "Thimphu"}
 KEYED = {**BHUTAN, "subject": "Bhutan", "relation": "capital"}
@@ -392,3 +393,13 @@ def test_the_quick_way_reads_what_the_whole_way_reads(
     except Reason as reason:
         whole = str(reason)
     assert (quick if isinstance(quick, Fact) else quick.reason) == whole
+
+
+def test_a_plain_question_is_given_the_wordings_of_its_relation() -> None:
+    (parsed,) = parse_facts('{"prompt": "What is the capital of Bhutan?", "answer": "Thimphu"}')
+    named = parsed.model_copy(update={"subject": "Bhutan", "relation": "capital"})
+    full = with_held_out(parsed, questions, 8)
+    assert full.subject is full.relation is None
+    assert full.training_prompts == with_held_out(named, questions, 8).training_prompts
+    assert len(full.training_prompts) == 8
+    assert all("Bhutan" in prompt for prompt in (*full.training_prompts, *full.eval_prompts))

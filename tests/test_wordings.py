@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policies.wordings import FAR_FRAMES, Relation, find, questions, relations, render
+from policies.wordings import FAR_FRAMES, Relation, find, questions, recognise, relations, render
 
 ALL = list(relations().values())
 
@@ -63,3 +63,32 @@ def test_unknown_relations_render_nothing() -> None:
 
 def test_a_subject_with_braces_or_backslashes_is_left_as_it_is() -> None:
     assert "What is the capital of {n} \\1?" in questions("capital", "{n} \\1")
+
+
+@pytest.mark.parametrize("relation", relations().values(), ids=lambda r: r.name)
+def test_what_a_wording_asks_about_is_recognised_or_belongs_to_several(relation: Relation) -> None:
+    subject = "the Isle of Wight"
+    for wording in (*relation.questions(subject), *relation.completions(subject)):
+        found = recognise(wording)
+        assert found is None or found[1].casefold() == subject.casefold(), wording
+        if found is None or found[0] != relation.name:
+            others = [r for r in relations().values() if r is not relation]
+            said = [w for r in others for w in (*r.questions(subject), *r.completions(subject))]
+            assert wording in said, (wording, found)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("What is the capital of Bhutan?", ("capital", "Bhutan")),
+        ("what is the capital of bhutan?", ("capital", "bhutan")),
+        ("Who designed C++?", ("designer", "C++")),
+        ("Bhutan's capital is", ("capital", "Bhutan")),
+        ("What is the capital of ?", None),
+        ("What is the capital of", None),
+        ("Why is the sky blue?", None),
+        ("", None),
+    ],
+)
+def test_prompts_as_people_write_them(prompt: str, found: tuple[str, str] | None) -> None:
+    assert recognise(prompt) == found
