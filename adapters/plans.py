@@ -28,14 +28,19 @@ class TrainSettings(Record):
     clip: float = Field(default=1.0, gt=0.0)
     """Largest gradient norm."""
     steps: int | None = Field(default=None, ge=1)
-    """Fixed number of steps; None: by the number of facts, between the two bounds below."""
-    min_steps: int = Field(default=140, ge=1)
-    max_steps: int = Field(default=2000, ge=1)
+    """Fixed number of steps; None: by the number of facts, as follows."""
+    few_steps: int = Field(default=60, ge=1)
+    """Where steps are chosen by need: so many, …"""
+    steps_a_fact: int = Field(default=4, ge=0)
+    """… and so many more for each fact, …"""
+    usual_steps: int = Field(default=160, ge=1)
+    """… but no more than these, unless …"""
     passes: int = Field(default=64, ge=1)
-    """How often each new fact is seen, at least, where steps are chosen by need."""
-    stop_loss: float | None = Field(default=None, gt=0.0)
+    """… each fact would be seen less often than this."""
+    max_steps: int = Field(default=2000, ge=1)
+    stop_loss: float | None = Field(default=0.02, gt=0.0)
     """End early once every new fact's latest loss per token, in wordings that are trained, is
-    below; never before `min_steps` / 2."""
+    below; never in the first half of the steps."""
     cooldown: int = Field(default=12, ge=1)
     """Steps in which the rate falls to 0 after an early end was decided."""
     new_per_step: int = Field(default=36, ge=1)
@@ -45,7 +50,7 @@ class TrainSettings(Record):
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=6, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    distil: float = Field(default=0.75, ge=0.0)
+    distil: float = Field(default=1.5, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts and on reasoning, each averaged over
     its tokens; 0: they are learnt from their labels, like the new facts."""
     temperature: float = Field(default=2.0, gt=0.0)

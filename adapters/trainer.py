@@ -170,11 +170,12 @@ def learning_rate(plan: TrainPlan, base: Any) -> float:
 
 
 def steps_needed(settings: TrainSettings, facts: int) -> int:
-    """The number of steps, so that each fact is seen `passes` times, within the bounds."""
+    """The number of steps: few for few facts, and enough that each is seen `passes` times."""
     if settings.steps is not None:
         return settings.steps
+    usual = min(settings.few_steps + settings.steps_a_fact * facts, settings.usual_steps)
     needed = math.ceil(settings.passes * facts / settings.new_per_step)
-    return max(settings.min_steps, min(needed, settings.max_steps))
+    return min(max(usual, needed), settings.max_steps)
 
 
 def _rate(step: int, steps: int, settings: TrainSettings, state: State) -> float:
@@ -188,7 +189,7 @@ def _rate(step: int, steps: int, settings: TrainSettings, state: State) -> float
 
 def _learnt(state: State, plan: TrainPlan, step: int) -> bool:
     bound = plan.settings.stop_loss
-    if bound is None or step + 1 < plan.settings.min_steps // 2:
+    if bound is None or step + 1 < steps_needed(plan.settings, len(plan.facts)) // 2:
         return False
     latest = state.latest or {}
     return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)

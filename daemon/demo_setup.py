@@ -79,6 +79,8 @@ def write_config(folder: Path, options: DemoOptions) -> Path:
         _absolute(suite, "path")
     if options.fit_probe:
         tree["probe"]["path"] = str(folder / "no-probe-yet")
+    # What was not learnt is named and not tried again: a further plan would take minutes.
+    tree["train"]["relearn"] = 0
     tree["server"]["urls"] = [f"http://127.0.0.1:{free_port()}"]
     tree["server"]["kind"] = options.server
     if options.server == "vllm":

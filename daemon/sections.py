@@ -67,7 +67,7 @@ class ServerSettings(Section):
     """Adapters in one engine step."""
     max_cpu_loras: int = Field(default=16, ge=3)
     """Adapters kept in memory; at least everything listed."""
-    concurrency: int = Field(default=32, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Requests under way at once while evaluating."""
     start_timeout_s: float = Field(default=300, gt=0)
     """How long a managed server may take until it is healthy."""
@@ -117,7 +117,7 @@ class ProtectionSettings(Section):
     """Critical components of z, the null space of the skill's inputs, both, or nothing."""
     form: Literal["hard", "soft"] = "hard"
     """An exact projection, or the softened λ(C+λI)⁻¹."""
-    share: float = Field(default=0.25, gt=0, lt=1)
+    share: float = Field(default=0.1, gt=0, lt=1)
     """Share of each matrix's input directions that is protected."""
 
 
@@ -134,7 +134,7 @@ class TrainSettings(Section):
     """[train]: how adapters are trained and how many may pile up."""
 
     rank: int = Field(default=16, ge=1)
-    """Rank of one adapter."""
+    """Rank of one adapter; less where it learns fewer facts than that."""
     rank_budget: int = Field(default=64, ge=1)
     """Ranks of a lineage together; beyond it, one adapter is retrained and replaces them."""
     wordings: int = Field(default=12, ge=1, le=50)
@@ -245,7 +245,7 @@ class GateSettings(Section):
     """The longest answer to a fact."""
     aa_sample: int = Field(default=100, ge=0)
     """Items of each suite on which the reference is measured twice, against itself."""
-    chunk: int = Field(default=64, ge=1)
+    chunk: int = Field(default=128, ge=1)
     """Items asked before the gate looks at a suite again."""
     suites: tuple[SuiteSettings, ...] = (
         SuiteSettings(

@@ -9,7 +9,7 @@ from typing import Final
 
 from policies.batching import Batching, held
 from policies.records import PlanKind, PlanState, Record
-from policies.retention import consolidated_rank, over_budget
+from policies.retention import consolidated_rank, over_budget, rank_for
 
 REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
 REBUILD_TRIES: Final = 2
@@ -214,19 +214,20 @@ def _forget(snapshot: Snapshot) -> Action | None:
 
 def _learn(snapshot: Snapshot) -> Action | None:
     limits = snapshot.limits
-    full = over_budget(snapshot.lineage_rank, limits.rank, limits.rank_budget)
+    chosen = _chosen(snapshot.waiting)
+    rank = rank_for(len(chosen), limits.rank)
+    full = over_budget(snapshot.lineage_rank, rank, limits.rank_budget)
     if full or snapshot.no_space:
         if snapshot.refused_rebuilds < REBUILD_TRIES and _worth_rebuilding(snapshot):
             why = "no free directions are left" if snapshot.no_space else "the rank budget is used"
             return rebuild(snapshot, PlanKind.CONSOLIDATE, why)
-        if snapshot.no_space or over_budget(snapshot.lineage_rank, limits.rank, limits.max_rank):
+        if snapshot.no_space or over_budget(snapshot.lineage_rank, rank, limits.max_rank):
             return None
-    chosen = _chosen(snapshot.waiting)
     again = max(fact.tries for fact in chosen)
     batches = len({fact.batch for fact in chosen})
     return MakePlan(
         kind=PlanKind.LEARN,
-        rank=limits.rank,
+        rank=rank,
         seed=limits.seed + again,
         because=f"{len(chosen)} facts of {batches} {'batch' if batches == 1 else 'batches'}",
         fact_ids=tuple(fact.id for fact in chosen),

@@ -5,12 +5,21 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
+_SMALLEST: Final = 4
 LONGEST_PAUSE: Final = timedelta(hours=1)
 
 
 def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
     """Whether one more adapter of `rank` would exceed the rank budget of the lineage."""
     return lineage_rank + rank > budget
+
+
+def rank_for(facts: int, rank: int) -> int:
+    """Rank of an adapter that learns `facts` facts: a power of two, `rank` where there are many.
+
+    A fact that is learnt by itself would otherwise use as much of the budget as a whole file.
+    """
+    return min(rank, max(_SMALLEST, 1 << (facts - 1).bit_length()))
 
 
 def consolidated_rank(facts: int, rank: int, budget: int, facts_per_rank: int) -> int:

@@ -24,7 +24,14 @@ from policies.planning import (
     next_action,
 )
 from policies.records import PlanKind, PlanState
-from policies.retention import LONGEST_PAUSE, backoff, consolidated_rank, over_budget, stride
+from policies.retention import (
+    LONGEST_PAUSE,
+    backoff,
+    consolidated_rank,
+    over_budget,
+    rank_for,
+    stride,
+)
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 LIMITS = Limits(rank=4, rank_budget=16, max_rank=64, max_facts=10, attempts=3)
@@ -169,3 +176,11 @@ def test_an_even_sample_is_bounded_and_takes_all_where_it_can(available: int, wa
 def test_pauses_double_and_are_bounded() -> None:
     assert [backoff(n, 5).total_seconds() for n in range(4)] == [0, 5, 10, 20]
     assert backoff(10_000, 5) == LONGEST_PAUSE
+
+
+@pytest.mark.parametrize(
+    ("facts", "rank"), [(1, 4), (4, 4), (5, 8), (9, 16), (16, 16), (17, 16), (500, 16)]
+)
+def test_few_facts_use_little_of_the_rank_budget(facts: int, rank: int) -> None:
+    assert rank_for(facts, 16) == rank
+    assert rank_for(facts, 2) == 2
