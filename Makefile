@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-vllm lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-vllm lint licences format mini lock clean
 
 all: lint test
 
@@ -54,6 +54,9 @@ demo-docs: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# Minutes each: the small model is trained through the real daemon. At most half an hour on two cores.
+test-endtoend: export OMP_NUM_THREADS = $(shell nproc)
+
 test-endtoend: setup
 	$(BIN)/python -m pytest -m endtoend --timeout 900
 
@@ -73,7 +76,9 @@ format: setup
 mini: setup
 	OMP_PROC_BIND=true $(BIN)/python -m mini.pretrain
 	$(BIN)/python -m mini.export
-	$(BIN)/python -m mini.check --mix
+	rm -rf models/palorad-mini/probe
+	$(BIN)/python -m mini.probe
+	$(BIN)/python -m mini.check --mix --probe models/palorad-mini/probe
 	$(BIN)/python -m mini.card
 
 lock:
