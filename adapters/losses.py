@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -50,11 +51,14 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
 class Aims:
     """What one step asks of the model: facts to answer, and texts on which to stay as it was.
 
-    Each group of `kept` adds `weight` · KL(reference ‖ model) at `temperature`, averaged over its
-    learnt tokens; `reference` turns the model into the frozen reference for a while.
+    The loss on `new` and `old` facts is summed and divided by the learnt tokens of `new`, so that a
+    new fact counts the same however many old ones are rehearsed beside it. Each group of `kept`
+    adds `weight` · KL(reference ‖ model) at `temperature`, averaged over its learnt tokens;
+    `reference` turns the model into the frozen reference for a while.
     """
 
-    facts: Sequence[Encoded]
+    new: Sequence[Encoded]
+    old: Sequence[Encoded] = ()
     kept: Sequence[Sequence[Encoded]] = ()
     weight: float = 0.0
     temperature: float = 1.0
@@ -64,19 +68,20 @@ class Aims:
 def backward(
     model: Any, aims: Aims, max_tokens: int, pad: int, device: torch.device
 ) -> tuple[float, dict[str, float], int]:
-    """Gradients of a step; the facts' mean loss per learnt token, each fact's own, `max_tokens`.
+    """Gradients of a step; the facts' loss per new token, each fact's own, `max_tokens`.
 
     When the device's memory is too small the forward passes are halved, from then on, and the
     step begins anew.
     """
     while True:
         try:
-            loss, rows = _accumulate(model, aims.facts, max_tokens, pad, device)
+            loss, rows = _accumulate(model, aims, max_tokens, pad, device)
             for group in aims.kept:
                 _keep(model, group, aims, max_tokens, pad, device)
             return loss, rows, max_tokens
         except torch.OutOfMemoryError:
-            longest = max(len(one.ids) for group in (aims.facts, *aims.kept) for one in group)
+            texts = chain(aims.new, aims.old, *aims.kept)
+            longest = max(len(one.ids) for one in texts)
             if max_tokens <= longest:
                 raise
             max_tokens = max(max_tokens // 2, longest)
@@ -104,11 +109,11 @@ def _keep(
 
 
 def _accumulate(
-    model: Any, chosen: Sequence[Encoded], max_tokens: int, pad: int, device: torch.device
+    model: Any, aims: Aims, max_tokens: int, pad: int, device: torch.device
 ) -> tuple[float, dict[str, float]]:
-    total = sum(len(one.ids) - one.start for one in chosen)
+    total = sum(len(one.ids) - one.start for one in aims.new)
     loss, rows = 0.0, {}
-    for group in buckets(chosen, max_tokens):
+    for group in buckets([*aims.new, *aims.old], max_tokens):
         batch = collate(group, pad).to(device)
         losses, row_of = token_losses(model, batch)
         torch.autograd.backward(losses.sum() / total)

@@ -39,7 +39,8 @@ def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
 class Drawn:
     """The texts of one step: facts to learn, and texts on which nothing is to change."""
 
-    facts: list[Encoded]
+    new: list[Encoded]
+    old: list[Encoded]
     known: list[Encoded]
     reasoning: list[Encoded]
 
@@ -50,11 +51,11 @@ def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
     New facts take turns so that all are seen equally often; what is rehearsed is drawn at random.
     """
     rng = random.Random(f"step:{seed}:{step}")
-    facts = [rng.choice(list(v)) for v in _turn(pools.new, settings.new_per_step, seed, step)]
-    facts += pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
+    new = [rng.choice(list(v)) for v in _turn(pools.new, settings.new_per_step, seed, step)]
+    old = pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
     known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
     most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)
-    return Drawn(facts, known, pick(pools.reasoning, most, rng))
+    return Drawn(new, old, known, pick(pools.reasoning, most, rng))
 
 
 def _turn(pool: Pool, count: int, seed: int, step: int) -> list[Sequence[Encoded]]:

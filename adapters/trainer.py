@@ -128,10 +128,10 @@ def train_adapter(
 def _aims(drawn: Drawn, settings: TrainSettings, attached: Attached) -> Aims:
     """Facts by their labels; the rest by the reference's own answers, or by labels too."""
     if not settings.distil:
-        return Aims([*drawn.facts, *drawn.known, *drawn.reasoning])
+        return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
     kept = [group for group in (drawn.known, drawn.reasoning) if group]
     weight, temperature = settings.distil, settings.temperature
-    return Aims(drawn.facts, kept, weight, temperature, attached.reference)
+    return Aims(drawn.new, drawn.old, kept, weight, temperature, attached.reference)
 
 
 def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:
