@@ -48,19 +48,26 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """Texts on which the model is to stay as it was, and how much that weighs."""
+
+    texts: Sequence[Encoded]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Aims:
     """What one step asks of the model: facts to answer, and texts on which to stay as it was.
 
     The loss on `new` and `old` facts is summed and divided by the learnt tokens of `new`, so that a
-    new fact counts the same however many old ones are rehearsed beside it. Each group of `kept`
-    adds `weight` · KL(reference ‖ model) at `temperature`, averaged over its learnt tokens;
-    `reference` turns the model into the frozen reference for a while.
+    new fact counts the same however many old ones are rehearsed beside it. Each `Kept` adds its
+    weight · KL(reference ‖ model) at `temperature`, averaged over its learnt tokens; `reference`
+    turns the model into the frozen reference for a while.
     """
 
     new: Sequence[Encoded]
     old: Sequence[Encoded] = ()
-    kept: Sequence[Sequence[Encoded]] = ()
-    weight: float = 0.0
+    kept: Sequence[Kept] = ()
     temperature: float = 1.0
     reference: Callable[[], AbstractContextManager[Any]] = nullcontext
 
@@ -76,11 +83,11 @@ def backward(
     while True:
         try:
             loss, rows = _accumulate(model, aims, max_tokens, pad, device)
-            for group in aims.kept:
-                _keep(model, group, aims, max_tokens, pad, device)
+            for kept in aims.kept:
+                _keep(model, kept, aims, max_tokens, pad, device)
             return loss, rows, max_tokens
         except torch.OutOfMemoryError:
-            texts = chain(aims.new, aims.old, *aims.kept)
+            texts = chain(aims.new, aims.old, *(kept.texts for kept in aims.kept))
             longest = max(len(one.ids) for one in texts)
             if max_tokens <= longest:
                 raise
@@ -91,21 +98,21 @@ def backward(
 
 def _keep(
     model: Any,
-    group: Sequence[Encoded],
+    kept: Kept,
     aims: Aims,
     max_tokens: int,
     pad: int,
     device: torch.device,
 ) -> None:
-    total = sum(len(one.ids) - one.start for one in group)
-    for part in buckets(group, max_tokens):
+    total = sum(len(one.ids) - one.start for one in kept.texts)
+    for part in buckets(kept.texts, max_tokens):
         batch = collate(part, pad).to(device)
         with torch.no_grad(), aims.reference():
             before = F.log_softmax(learnt_logits(model, batch)[0] / aims.temperature, dim=-1)
         now = F.log_softmax(learnt_logits(model, batch)[0] / aims.temperature, dim=-1)
         divergence = F.kl_div(now, before, reduction="sum", log_target=True)
         # The square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
-        torch.autograd.backward(aims.weight * aims.temperature**2 * divergence / total)
+        torch.autograd.backward(kept.weight * aims.temperature**2 * divergence / total)
 
 
 def _accumulate(

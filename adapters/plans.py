@@ -44,15 +44,18 @@ class TrainSettings(Record):
     cooldown: int = Field(default=12, ge=1)
     """Steps in which the rate falls to 0 after an early end was decided."""
     new_per_step: int = Field(default=36, ge=1)
-    old_per_step: int = Field(default=48, ge=0)
+    old_per_step: int = Field(default=40, ge=0)
     """Earlier facts rehearsed in a step, at most half of them."""
     known_per_step: int = Field(default=32, ge=0)
     """Texts of known facts in a step."""
-    reasoning_per_step: int = Field(default=6, ge=0)
+    reasoning_per_step: int = Field(default=8, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
     distil: float = Field(default=1.5, ge=0.0)
-    """Weight of KL(frozen reference ‖ model) on known facts and on reasoning, each averaged over
-    its tokens; 0: they are learnt from their labels, like the new facts."""
+    """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
+    and the reasoning are learnt from their labels, like the new facts."""
+    distil_reasoning: float = Field(default=6.0, ge=0.0)
+    """The same on reasoning: more, since most tokens of a solution are never in doubt and the
+    few that are would drown in the average."""
     temperature: float = Field(default=2.0, gt=0.0)
     """Of both distributions in that divergence: above 1, what the reference is sure of still has
     a gradient before it is lost."""

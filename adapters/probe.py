@@ -34,7 +34,7 @@ class Protection(Record):
     kind: Literal["svf", "activations", "svf+activations", "none"] = "activations"
     form: Literal["hard", "soft"] = "hard"
     """Of the activations' part: an exact projection, or λ(C+λI)⁻¹."""
-    share: float = Field(default=0.1, gt=0.0, le=1.0)
+    share: float = Field(default=0.2, gt=0.0, le=1.0)
     """Of the activations' part: share of the input directions, or of their energy."""
     by: Literal["directions", "energy"] = "directions"
     strength: float = Field(default=0.01, gt=0.0)

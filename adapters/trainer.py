@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters import checkpoint, compose, lora, models, projection
 from adapters.attach import NEW, Attached, attach, extract
 from adapters.errors import TrainingDiverged
-from adapters.losses import Aims, backward
+from adapters.losses import Aims, Kept, backward
 from adapters.plans import (
     REFERENCE_RATE,
     REFERENCE_WIDTH,
@@ -129,9 +129,12 @@ def _aims(drawn: Drawn, settings: TrainSettings, attached: Attached) -> Aims:
     """Facts by their labels; the rest by the reference's own answers, or by labels too."""
     if not settings.distil:
         return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
-    kept = [group for group in (drawn.known, drawn.reasoning) if group]
-    weight, temperature = settings.distil, settings.temperature
-    return Aims(drawn.new, drawn.old, kept, weight, temperature, attached.reference)
+    kept = (
+        Kept(drawn.known, settings.distil),
+        Kept(drawn.reasoning, settings.distil_reasoning),
+    )
+    weighed = [one for one in kept if one.texts]
+    return Aims(drawn.new, drawn.old, weighed, settings.temperature, attached.reference)
 
 
 def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:

@@ -117,7 +117,7 @@ class ProtectionSettings(Section):
     """Critical components of z, the null space of the skill's inputs, both, or nothing."""
     form: Literal["hard", "soft"] = "hard"
     """An exact projection, or the softened λ(C+λI)⁻¹."""
-    share: float = Field(default=0.1, gt=0, lt=1)
+    share: float = Field(default=0.2, gt=0, lt=1)
     """Share of each matrix's input directions that is protected."""
 
 
