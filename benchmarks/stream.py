@@ -1,0 +1,151 @@
+"""Learn files one after the other with the product's trainer, and measure after each.
+
+    python -m benchmarks.stream FILE … [--share 0.2] [--set distil=1.5 usual_steps=160]
+
+One JSON line a file: recall in held-out wordings by file, reasoning on fresh problems of the
+selection split, locality on known facts that are never rehearsed. No daemon, no gate: minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from adapters.compose import compose
+from adapters.generate import Generator
+from adapters.models import base_hash
+from adapters.plans import TrainPlan, TrainSettings
+from adapters.probe import Protection
+from adapters.trainer import train_adapter
+from daemon.learning import read_examples
+from mini import reasoning
+from mini.check import MODEL, Question, ask, share
+from mini.splits import Split
+from mini.world import Form
+from policies.grading import final
+from policies.heldout import with_held_out
+from policies.records import Fact, PlanKind
+from policies.wordings import varied
+
+WORDINGS: Final = 12
+SEED: Final = 11
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What is asked after each file."""
+
+    problems: Sequence[reasoning.Problem]
+    known: Sequence[Question]
+
+    @classmethod
+    def of(cls, count: int) -> Judge:
+        """`count` problems and every known fact of the gate's split."""
+        rows = [json.loads(x) for x in (MODEL / "data/locality.jsonl").read_text().splitlines()]
+        known = [Question(row["prompt"], row["answer"], Form.CHAT) for row in rows]
+        return cls(reasoning.distinct(Split.SELECTION, count, SEED), known)
+
+    def measure(self, generator: Generator, adapter: str | None) -> dict[str, float]:
+        """Shares answered as expected."""
+        asked = [Question(p.prompt, p.answer, Form.CHAT) for p in self.problems]
+        said = ask(generator, adapter, asked, 160)
+        right = sum(final(text, p.answer) for text, p in zip(said, self.problems, strict=True))
+        return {
+            "reasoning": round(right / len(said), 4),
+            "locality": round(share(generator, adapter, self.known), 4),
+        }
+
+
+def read(path: Path) -> tuple[Fact, ...]:
+    """The facts of a file, in as many wordings as the daemon would train."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    facts = [Fact(**{"id": f"{path.stem}-{n}", **row}) for n, row in enumerate(rows)]
+    return tuple(with_held_out(fact, varied, WORDINGS) for fact in facts)
+
+
+def stream(
+    files: Sequence[Path], protection: Protection, settings: TrainSettings, judge: Judge
+) -> None:
+    """Learn and measure every file; says one JSON line for the base and for each."""
+    generator, sha = Generator(MODEL), base_hash(MODEL)
+    say({"file": None, **judge.measure(generator, None)})
+    lineage: list[Path] = []
+    learnt: dict[str, tuple[Fact, ...]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for number, file in enumerate(files):
+            folder, facts, began = Path(name), read(file), time.monotonic()
+            report = train_adapter(
+                TrainPlan(
+                    kind=PlanKind.LEARN,
+                    rank=16,
+                    seed=number,
+                    model_dir=MODEL,
+                    base_hash=sha,
+                    base_name="base",
+                    facts=facts,
+                    replay=tuple(f for earlier in learnt.values() for f in earlier),
+                    known=tuple(read_examples(MODEL / "data/known-replay.jsonl", "answer")),
+                    reasoning=tuple(
+                        read_examples(MODEL / "data/reasoning-replay.jsonl", "solution")
+                    ),
+                    lineage=tuple(lineage),
+                    probe_dir=MODEL / "probe",
+                    protection=protection,
+                    settings=settings,
+                ),
+                out=folder / f"adapter-{number}",
+                work=folder / f"work-{number}",
+            )
+            seconds = time.monotonic() - began
+            lineage.append(folder / f"adapter-{number}")
+            learnt[file.stem] = facts
+            compose(lineage, folder / f"served-{number}", "base")
+            served = f"served-{number}"
+            generator.load(served, folder / served)
+            recall = {
+                stem: round(share(generator, served, _held_out(facts)), 4)
+                for stem, facts in learnt.items()
+            }
+            measured = judge.measure(generator, served)
+            generator.unload(served)
+            row: dict[str, Any] = {"file": file.stem, "recall": recall, **measured}
+            say({**row, "steps": report.steps, "seconds": round(seconds), "norm": report.norm})
+
+
+def _held_out(facts: Sequence[Fact]) -> list[Question]:
+    return [Question(p, f.answer, Form.CHAT) for f in facts for p in f.eval_prompts]
+
+
+def say(row: Mapping[str, object]) -> None:
+    """One line of JSON."""
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m benchmarks.stream FILE …`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--share", type=float, default=Protection().share)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--problems", type=int, default=400)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    changes = {key: json.loads(value) for key, _, value in (x.partition("=") for x in given.set)}
+    protection = Protection(kind="activations", share=given.share)
+    stream(given.files, protection, TrainSettings(**changes), Judge.of(given.problems))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
