@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, product, zip_longest
 from types import MappingProxyType
 from typing import Final
 
@@ -185,31 +185,43 @@ def recognise(prompt: str) -> tuple[str, str] | None:
     lowered = prompt.lower()
     if len(lowered) != len(prompt):
         return None
+    frames = _frames()
+    # Before and after are looked for apart: a prompt has few of either, the table has thousands.
+    begins = [n for n in range(len(prompt)) if lowered[:n] in frames.before]
+    ends = [n for n in range(len(prompt) + 1) if lowered[n:] in frames.after]
     best: dict[str, str] = {}
-    length = -1
-    for end in range(len(prompt)):
-        for suffix, names in _frames().get(lowered[:end], {}).items():
-            given = end + len(suffix)
-            subject = prompt[end : len(prompt) - len(suffix)]
-            whole = given < len(prompt) and subject.strip() == subject
-            if not whole or given < length or not lowered.endswith(suffix):
-                continue
-            best = {**(best if given == length else {}), **dict.fromkeys(names, subject)}
-            length = given
+    shortest = len(prompt) + 1
+    for begin, end in product(begins, ends):
+        names = frames.names.get((lowered[:begin], lowered[end:]), ())
+        subject = prompt[begin:end]
+        if not names or not 0 < len(subject) <= shortest or subject.strip() != subject:
+            continue
+        best = {**(best if len(subject) == shortest else {}), **dict.fromkeys(names, subject)}
+        shortest = len(subject)
     return next(iter(best.items())) if len(best) == 1 else None
 
 
-@cache
-def _frames() -> Mapping[str, Mapping[str, frozenset[str]]]:
+@dataclass(frozen=True)
+class _Frames:
     """Relations by what stands before and after the subject of their wordings, in lower case."""
-    found: dict[str, dict[str, frozenset[str]]] = {}
+
+    names: Mapping[tuple[str, str], frozenset[str]]
+    before: frozenset[str]
+    after: frozenset[str]
+
+
+@cache
+def _frames() -> _Frames:
+    found: dict[tuple[str, str], frozenset[str]] = {}
     for relation in relations().values():
         for wording in (*relation.questions(_SUBJECT), *relation.completions(_SUBJECT)):
             before, mark, after = wording.lower().partition(_SUBJECT)
             if mark and _SUBJECT not in after:
-                suffixes = found.setdefault(before, {})
-                suffixes[after] = suffixes.get(after, frozenset()) | {relation.name}
-    return MappingProxyType(found)
+                named = found.get((before, after), frozenset())
+                found[before, after] = named | {relation.name}
+    return _Frames(
+        MappingProxyType(found), frozenset(b for b, _ in found), frozenset(a for _, a in found)
+    )
 
 
 @cache
