@@ -78,7 +78,8 @@ mini: setup
 	$(BIN)/python -m mini.export
 	rm -rf models/palorad-mini/probe
 	$(BIN)/python -m mini.probe
-	$(BIN)/python -m mini.check --mix --probe models/palorad-mini/probe
+	$(BIN)/python -m mini.check --mix --probe models/palorad-mini/probe --groups real "held-out relations" --seeds 1
+	$(BIN)/python -m mini.check --groups real --add plain
 	$(BIN)/python -m mini.card
 
 lock:

@@ -269,9 +269,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--groups", nargs="+", default=["real", "invented", "held-out relations"])
     parser.add_argument("--only", choices=("base", "all"), default="all")
+    parser.add_argument("--add", metavar="NAME", help="only learn, and add that to the results")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     generator = Generator(given.model)
+    if given.add:
+        found = json.loads(given.out.read_text("utf-8"))
+        _write(given.out, {**found, given.add: _learning(given, generator)})
+        return 0
     report: dict[str, object] = {
         "base_hash": base_hash(given.model),
         "reasoning": measure_reasoning(generator, None, given.problems, 5),
@@ -281,9 +286,13 @@ def main(arguments: list[str] | None = None) -> int:
     _say(report)
     if given.only == "all":
         report["learning"] = _learning(given, generator)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    _write(given.out, report)
     return 0
+
+
+def _write(out: Path, report: object) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _learning(given: argparse.Namespace, generator: Generator) -> dict[str, object]:
