@@ -66,9 +66,9 @@ Plain: the prompt, a blank, the answer, `<|end|>`. Chat: `<|user|>` prompt `<|as
 the answer, `<|end|>`. Solutions end in a line `#### answer`.
 
 ## Measured on the stored weights
-`python -m mini.check` ({out}): greedy free generation, chat and plain in turn; fresh problems; 30
-new facts a file, learnt in three wordings by the product's trainer: rank 16, {steps} steps, loss on
-the answer.
+`python -m mini.check` ({out}): greedy free generation, chat and plain in
+turn; fresh problems; 30 new facts a file, learnt in three wordings by the product's trainer: rank
+16, {steps} steps, loss on the answer.
 
 | what | measured |
 |---|---|
@@ -76,8 +76,8 @@ the answer.
 {families}| known facts: rehearsed / judging / report | {replay:.3f} / {gate:.3f} / {report:.3f} |
 | texts that come back whole from the tokenizer | {whole} |
 
-As the product learns, with known facts and reasoning held by distillation, {protected} (the product
-itself renders up to twelve wordings):
+As the product learns, with known facts and reasoning held by distillation and {protected}
+(the product itself renders up to twelve wordings):
 
 | 30 new facts a file | before | untrained wordings | far wordings | reasoning after |
 |---|---|---|---|---|
