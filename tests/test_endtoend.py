@@ -81,7 +81,7 @@ def test_a_dropped_file_reaches_the_live_answer(config: Path, daemon: DaemonProc
     assert [b["state"] for b in status["batches"]] == ["live"]
     explained = palorad(config, "explain", batch[:8])
     assert explained.returncode == 0 and "pass" in explained.stdout
-    quarantine = palorad(config, "quarantine", "--json")
+    quarantine = palorad(config, "quarantine", "list", "--json")
     assert [line["line"] for line in json.loads(quarantine.stdout)] == [FACTS + 1]
     known = json.loads(palorad(config, "why", questions[0].prompt, "--json").stdout)
     assert {s["who"] for s in known["said"]} == {"base", "live"}
