@@ -54,7 +54,7 @@ demo-docs: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# Minutes each: the small model is trained through the real daemon. At most half an hour on two cores.
+# Minutes each: the small model is trained through the real daemon.
 test-endtoend: export OMP_NUM_THREADS = $(shell nproc)
 
 test-endtoend: setup
