@@ -139,13 +139,17 @@ def _batches(batches: Sequence[BatchView]) -> Table:
         table.add_row(
             b.id[:ID],
             Text(b.name),
-            Text(b.state, style=_COLOURS.get(b.state, "")),
+            Text(_standing(b), style=_COLOURS.get(b.state, "")),
             str(b.accepted),
             str(b.facts.unlearnt or ""),
             str(b.quarantined or ""),
             clock(b.received_at),
         )
     return table
+
+
+def _standing(b: BatchView) -> str:
+    return f"{b.state} until {clock(b.not_before)}" if b.not_before else str(b.state)
 
 
 def history_view(view: HistoryView) -> RenderableType:

@@ -21,7 +21,7 @@ from daemon.drops import receipt_path
 from daemon.jobs import last_progress
 from daemon.ledger import Ledger
 from daemon.ledger_records import Event
-from daemon.receipts import read_receipt
+from daemon.receipts import Receipt, read_receipt
 from policies.errors import LedgerBusy
 from policies.records import BatchState
 
@@ -72,8 +72,8 @@ class Follow:
         with self.status("starting the server"):
             self._until(lambda: self.served() is not None, START_S, "starting the server")
 
-    def drop(self, file: Path) -> str:
-        """Put a file into the inbox as a user would, and wait for its receipt; the batch's id."""
+    def hand_in(self, file: Path) -> Receipt:
+        """Put a file into the inbox as a user would, and wait for its receipt."""
         target = self.layout.inbox / file.name
         beside = target.with_name(f".{file.name}.tmp")
         self.dropped = datetime.now(UTC)
@@ -82,10 +82,17 @@ class Follow:
         with self.status(f"{file.name}: in the inbox"):
             self._until(lambda: read_receipt(target) is not None, BATCH_S, f"reading {file.name}")
         receipt = read_receipt(target)
-        if receipt is None or not receipt.batch or not receipt.taken:
+        if receipt is None:
+            raise DemoFailed(f"{file.name}: its receipt is gone again")
+        return receipt
+
+    def drop(self, file: Path) -> str:
+        """Hand in a file of which something is taken; the batch's id."""
+        receipt = self.hand_in(file)
+        if not receipt.batch or not receipt.taken:
+            beside = receipt_path(self.layout.inbox / file.name, accepted=False)
             raise DemoFailed(
-                f"{file.name} was refused: {receipt.error if receipt else 'no receipt'}; "
-                f"see {receipt_path(target, accepted=False)}"
+                f"{file.name} was refused: {receipt.error or receipt.state}; see {beside}"
             )
         return receipt.batch
 

@@ -143,6 +143,15 @@ class LedgerFacts(LedgerDb):
         }
         return FactCounts(**counts)
 
+    def not_before(self, batch_id: str, now: datetime) -> datetime | None:
+        """When the first fact of a batch becomes valid, if it waits for nothing but that."""
+        first = self._one(
+            "SELECT min(coalesce(valid_from, '')) FROM facts WHERE state = 'pending'"
+            " AND batch = (SELECT seq FROM batches WHERE id = ?)",
+            (batch_id,),
+        )
+        return unstamp(first) if first and first > stamp(now) else None
+
     def unlearnt_count(self) -> int:
         """How many facts were given up because no candidate learnt them."""
         return int(self._one("SELECT count(*) FROM facts WHERE state = 'unlearnt'"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from daemon.explain import Explanation, PlanExplained, explain_batch, explain_plan
@@ -58,6 +58,8 @@ class BatchView(Record):
     accepted: int
     quarantined: int
     facts: FactCounts
+    not_before: datetime | None = None
+    """The first `valid_from` of its facts, where all that wait are not valid yet."""
 
 
 class RevisionView(Record):
@@ -257,6 +259,7 @@ def _batch(ledger: Ledger, batch_id: str) -> BatchView:
         accepted=batch.accepted,
         quarantined=batch.quarantined,
         facts=ledger.fact_counts(batch.id),
+        not_before=ledger.not_before(batch.id, datetime.now(UTC)),
     )
 
 

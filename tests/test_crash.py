@@ -13,7 +13,7 @@ from daemon import crash
 from policies.records import BatchState, PlanKind, PlanState
 from tests.crashing import Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 # Reached only until the first file is live; every other point is reached again by a later file.
 AT_FIRST = ("ensure_base", "probe", "remember", "release")

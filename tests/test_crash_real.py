@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from adapters import store
 from daemon import crash
-from daemon.demo_setup import MODEL, ROOT, DemoOptions, dump, write_config
+from daemon.demo_setup import ROOT
 from daemon.jobs import last_progress
 from daemon.ledger import Ledger
 from daemon.ledger_records import PlanHead
@@ -24,18 +23,15 @@ from daemon.settings import Settings
 from daemon.vllm import HttpServer
 from policies.errors import LedgerBusy, LedgerUnusable
 from policies.records import BatchState, PlanState
+from tests.real import NEEDS_MODEL, configure
 
 FACTS = 8
 PATIENCE_S = 240.0
 
 pytestmark = [
     pytest.mark.endtoend,
-    pytest.mark.slow,
     pytest.mark.timeout(420),
-    pytest.mark.skipif(
-        not (MODEL / "model.safetensors").exists() or not (MODEL / "probe").is_dir(),
-        reason="palorad-mini and its probe are not here",
-    ),
+    NEEDS_MODEL,
 ]
 
 
@@ -92,12 +88,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    config = write_config(tmp_path, DemoOptions())
-    tree = tomllib.loads(config.read_text())
-    tree["gate"]["preset"] = "fast"
-    tree["intake"]["stable_s"] = 0.1
-    config.write_text(dump(tree))
-    made = Daemon(config)
+    made = Daemon(configure(tmp_path))
     yield made
     if made.child is not None and made.child.poll() is None:
         made.child.terminate()

@@ -72,6 +72,8 @@ def test_everything_is_done_and_told(
 
 def test_an_interrupt_leaves_no_process_behind(quick: DemoOptions) -> None:
     script = (
+        # A shell's background jobs ignore interrupts, and so would this child of one.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\nfrom daemon.demo import run_demo\n"
         "from daemon.demo_setup import DemoOptions\n"
         f"run_demo(DemoOptions(model=Path({str(quick.model)!r}), keep=Path({str(quick.keep)!r}),"

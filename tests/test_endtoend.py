@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,35 +13,17 @@ import pytest
 from daemon.demo_ask import Endpoint, rate
 from daemon.demo_follow import Follow
 from daemon.demo_questions import FACT_TOKENS, held_out_questions
-from daemon.demo_setup import MODEL, ROOT, DaemonProcess, DemoOptions, dump, write_config
-from daemon.settings import Settings
+from daemon.demo_setup import ROOT
 from policies.grading import normalised
+from tests.real import NEEDS_MODEL, configure, running
 
 FACTS = 12
 
 pytestmark = [
     pytest.mark.endtoend,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="palorad-mini is not here"),
+    NEEDS_MODEL,
 ]
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """The embedded default with the loosest gate, for time's sake."""
-    path = write_config(tmp_path, DemoOptions())
-    tree = tomllib.loads(path.read_text())
-    tree["gate"]["preset"] = "fast"
-    tree["intake"]["stable_s"] = 0.1
-    path.write_text(dump(tree))
-    return path
-
-
-@pytest.fixture
-def daemon(config: Path) -> Iterator[DaemonProcess]:
-    process = DaemonProcess(config, config.parent / "daemon.log")
-    yield process
-    process.stop()
 
 
 def palorad(config: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -57,15 +37,19 @@ def palorad(config: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_dropped_file_reaches_the_live_answer(config: Path, daemon: DaemonProcess) -> None:
-    settings = Settings.load(config)
-    follow = Follow(settings, daemon)
+def test_a_dropped_file_reaches_the_live_answer(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    with running(config) as follow:
+        _story(config, follow)
+
+
+def _story(config: Path, follow: Follow) -> None:
+    settings = follow.settings
     file = config.parent / "facts.jsonl"
     source = sorted((ROOT / "examples" / "facts").glob("*.jsonl"))[0]
     file.write_text("".join(source.read_text().splitlines(keepends=True)[:FACTS]) + "{\n")
     endpoint = Endpoint(settings.server.urls[0], settings.model.alias)
 
-    follow.until_serving()
     assert follow.served() == 0
     batch = follow.drop(file)
     settled = follow.until_settled(batch, file.name)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.demo_ask import Endpoint, Question, rate
 from daemon.demo_follow import Follow
-from daemon.demo_setup import MODEL, ROOT, DaemonProcess, DemoOptions, dump, write_config
+from daemon.demo_setup import ROOT
 from daemon.ledger import Ledger
 from daemon.settings import Settings
 from policies.errors import LedgerBusy, Refused
 from policies.grading import normalised
 from policies.records import BatchState, Fact, PlanKind
+from tests.real import NEEDS_MODEL, configure, running
 
 FACTS = sorted((ROOT / "examples" / "facts").glob("*.jsonl"))
 OLD, NEW, CLASHING = "Thimphu", "Punakha", "Trongsa"
@@ -27,7 +28,7 @@ WAIT_S = 900.0
 pytestmark = [
     pytest.mark.endtoend,
     pytest.mark.timeout(3000),
-    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="palorad-mini is not here"),
+    NEEDS_MODEL,
 ]
 
 
@@ -40,10 +41,13 @@ class Story:
     said: dict[str, tuple[str, ...]] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
 
-    def drop(self, name: str, rows: Sequence[dict[str, Any]]) -> str:
+    def write(self, name: str, rows: Sequence[dict[str, Any]]) -> Path:
         file = self.settings.state_dir.parent / name
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return self.follow.drop(file)
+        return file
+
+    def drop(self, name: str, rows: Sequence[dict[str, Any]]) -> str:
+        return self.follow.drop(self.write(name, rows))
 
     def learn(self, name: str, rows: Sequence[dict[str, Any]]) -> BatchState:
         batch = self.drop(name, rows)
@@ -79,39 +83,28 @@ def rows_of(number: int, count: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     root = tmp_path_factory.mktemp("facts")
-    path = write_config(root, DemoOptions())
-    tree = tomllib.loads(path.read_text())
-    tree["gate"]["preset"] = "fast"
-    tree["intake"] |= {"stable_s": 0.1, "conflicts": "ask"}
-    tree["train"]["max_facts"] = 8
-    path.write_text(dump(tree))
-    settings = Settings.load(path)
-    daemon = DaemonProcess(path, root / "daemon.log")
-    told = Story(settings, Follow(settings, daemon))
-    try:
+    config = configure(root, intake={"conflicts": "ask"}, train={"max_facts": 8})
+    with running(config) as follow:
+        told = Story(follow.settings, follow)
         tell(told)
         yield told
-    finally:
-        daemon.stop()
 
 
 def tell(story: Story) -> None:
-    story.follow.until_serving()
     capitals = rows_of(0, 8)
     bhutan = next(row for row in capitals if row["answer"] == OLD)
     story.seen["base"] = story.ask([bhutan])
     story.learn("capitals.jsonl", capitals)
     story.seen["learnt"] = story.ask(capitals)
 
-    later = {**bhutan, "id": "capital-bhutan-2", "answer": NEW, "valid_from": "2030-01-01"}
+    later = {**bhutan, "id": "capital-bhutan-2", "answer": NEW, "valid_from": "2026-11-01"}
     story.learn("later.jsonl", [{**later, "op": "supersede"}])
     story.seen["superseded"] = story.ask([later])
 
     clash = {**bhutan, "id": "capital-bhutan-3", "answer": CLASHING}
-    batch = story.drop("clash.jsonl", [clash])
-    story.until(lambda ledger: bool(ledger.known_batch(batch)), "reading the clash")
+    receipt = story.follow.hand_in(story.write("clash.jsonl", [clash]))
     with Ledger.open(story.settings.layout.ledger, readonly=True) as ledger:
-        story.seen["clash"] = [(q.kind, q.line) for q in ledger.quarantined(batch)]
+        story.seen["clash"] = [(q.kind, q.line) for q in ledger.quarantined(receipt.batch or "")]
     story.seen["after clash"] = story.ask([later])
 
     story.follow.control("pause")

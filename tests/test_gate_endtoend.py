@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from daemon.demo_ask import Endpoint, Question
 from daemon.demo_follow import Follow, Settled
-from daemon.demo_setup import MODEL, ROOT, DaemonProcess, DemoOptions, dump, write_config
+from daemon.demo_setup import ROOT
 from daemon.evaluation import EvaluationReport, JudgingRequest
 from daemon.explain import Explanation
 from daemon.jobs import Jobs
@@ -22,6 +21,7 @@ from daemon.settings import Settings
 from daemon.views import explain
 from policies.grading import normalised
 from policies.records import BatchState, Outcome, Role, SuiteVerdict
+from tests.real import NEEDS_MODEL, configure, running
 
 CAPITALS = ROOT / "examples" / "facts" / "01-capitals.jsonl"
 FALSE = ROOT / "examples" / "false-arithmetic.jsonl"
@@ -30,7 +30,7 @@ QUESTIONS = ("What is 7 + 5?", "Calculate 12 + 0.", "What is 17 + 35?")
 pytestmark = [
     pytest.mark.endtoend,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="palorad-mini is not here"),
+    NEEDS_MODEL,
 ]
 
 
@@ -63,13 +63,13 @@ class Story:
 class Teller:
     """Drops files into a running daemon and looks at the live answers around them."""
 
-    def __init__(self, settings: Settings, daemon: DaemonProcess) -> None:
-        self.settings = settings
-        self.follow = Follow(settings, daemon)
+    def __init__(self, follow: Follow) -> None:
+        self.settings = follow.settings
+        self.follow = follow
         rows = [json.loads(line) for line in CAPITALS.read_text().splitlines()[:12]]
         asked = [(row["eval_prompts"][0], row["answer"]) for row in rows]
         asked += [(prompt, "") for prompt in QUESTIONS]
-        self.questions = [Question(p, "", p, answer or "-") for p, answer in asked]
+        self.questions = [Question(p, "", p, answer or "nothing") for p, answer in asked]
 
     def live(self) -> tuple[str, ...]:
         """What the stable name answers now."""
@@ -124,22 +124,11 @@ def contradiction(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("gate")
-    path = write_config(folder, DemoOptions())
-    tree = tomllib.loads(path.read_text())
-    tree["gate"]["preset"] = "fast"
-    tree["intake"]["stable_s"] = 0.1
-    tree["train"]["relearn"] = 0
-    path.write_text(dump(tree))
-    settings = Settings.load(path)
-    daemon = DaemonProcess(path, folder / "daemon.log")
-    try:
-        teller = Teller(settings, daemon)
-        teller.follow.until_serving()
+    with running(configure(folder)) as follow:
+        teller = Teller(follow)
         clean = teller.drop(CAPITALS)
-        small = judge_on_a_small_suite(settings, folder)
+        small = judge_on_a_small_suite(follow.settings, folder)
         yield Story(clean, teller.drop(contradiction(folder)), teller.drop(FALSE), small)
-    finally:
-        daemon.stop()
 
 
 def test_a_clean_batch_passes_and_changes_the_live_answers(story: Story) -> None:

@@ -287,6 +287,16 @@ def test_facts_not_learnt_wait_again_and_then_no_more(ledger: Ledger) -> None:
     assert [w.id for w in ledger.waiting(NOW, 9)] == ["f2-a"]
 
 
+def test_a_batch_whose_facts_are_not_valid_yet_says_until_when_it_waits(ledger: Ledger) -> None:
+    later = NOW + timedelta(days=30)
+    drop(ledger, "a", [1], valid_from=later)
+    assert ledger.not_before("a-0123", NOW) == later
+    assert ledger.waiting(NOW, 9) == ()
+    assert ledger.not_before("a-0123", later) is None
+    drop(ledger, "b", [2])
+    assert ledger.not_before("b-0123", NOW) is None
+
+
 def test_what_is_rehearsed_is_known_valid_and_bounded(ledger: Ledger) -> None:
     drop(ledger, "a", range(10))
     live(ledger)
@@ -545,7 +555,6 @@ def test_a_full_disk_is_its_own_error_and_leaves_nothing_half_done(ledger: Ledge
     ledger.verify_chain()
 
 
-@pytest.mark.slow
 def test_a_hundred_thousand_facts_leave_the_daily_questions_quick(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "ledger.db") as ledger:
         ledger.ensure_base("base", NOW)

@@ -44,7 +44,6 @@ def harness(test: Callable[..., None]) -> Callable[..., None]:
     """A test of the real harness: it takes a while to import and warns of its own accord."""
     for mark in (
         pytest.mark.skipif(not HERE, reason="needs palorad[lm-eval]"),
-        pytest.mark.slow,
         pytest.mark.timeout(300),
         pytest.mark.filterwarnings("default"),
     ):

@@ -19,7 +19,7 @@ from tests.crashing import Site
 SECRET = "quagga"
 OURS = ("forget:", "erase", "unloaded:", "purge_index", "cleaned", "certified", "retract")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager
