@@ -40,12 +40,13 @@ WORDINGS: Final = 12
 SEED: Final = 11
 
 
-@dataclass(frozen=True)
+@dataclass
 class Judge:
     """What is asked after each file."""
 
     problems: Sequence[reasoning.Problem]
     known: Sequence[Question]
+    base: Sequence[bool] = ()
 
     @classmethod
     def of(cls, count: int) -> Judge:
@@ -55,12 +56,15 @@ class Judge:
         return cls(reasoning.distinct(Split.SELECTION, count, SEED), known)
 
     def measure(self, generator: Generator, adapter: str | None) -> dict[str, float]:
-        """Shares answered as expected."""
+        """Shares answered as expected; problems that the base alone got right, or the adapter."""
         asked = [Question(p.prompt, p.answer, Form.CHAT) for p in self.problems]
         said = ask(generator, adapter, asked, 160)
-        right = sum(final(text, p.answer) for text, p in zip(said, self.problems, strict=True))
+        right = [final(text, p.answer) for text, p in zip(said, self.problems, strict=True)]
+        self.base = self.base or right
         return {
-            "reasoning": round(right / len(said), 4),
+            "reasoning": round(sum(right) / len(right), 4),
+            "broken": sum(old and not new for old, new in zip(self.base, right, strict=True)),
+            "mended": sum(new and not old for old, new in zip(self.base, right, strict=True)),
             "locality": round(share(generator, adapter, self.known), 4),
         }
 

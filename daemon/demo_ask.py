@@ -41,7 +41,7 @@ class Endpoint:
 
     url: str
     model: str
-    concurrency: int = 64
+    concurrency: int = 128
     timeout_s: float = 120.0
 
     def ask(
@@ -72,7 +72,10 @@ class Endpoint:
             tick(done)
             return Answer(question, text, revision, grade(text, question.answer))
 
-        async with httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s) as client:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(
+            base_url=self.url, timeout=self.timeout_s, limits=limits
+        ) as client:
             return tuple(await asyncio.gather(*(one(q) for q in questions)))
 
     async def _chat(

@@ -67,7 +67,7 @@ class ServerSettings(Section):
     """Adapters in one engine step."""
     max_cpu_loras: int = Field(default=16, ge=3)
     """Adapters kept in memory; at least everything listed."""
-    concurrency: int = Field(default=64, ge=1)
+    concurrency: int = Field(default=128, ge=1)
     """Requests under way at once while evaluating."""
     start_timeout_s: float = Field(default=300, gt=0)
     """How long a managed server may take until it is healthy."""
@@ -245,7 +245,7 @@ class GateSettings(Section):
     """The longest answer to a fact."""
     aa_sample: int = Field(default=100, ge=0)
     """Items of each suite on which the reference is measured twice, against itself."""
-    chunk: int = Field(default=128, ge=1)
+    chunk: int = Field(default=256, ge=1)
     """Items asked before the gate looks at a suite again."""
     suites: tuple[SuiteSettings, ...] = (
         SuiteSettings(

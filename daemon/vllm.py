@@ -64,7 +64,7 @@ class HttpServer:
             base_url=self.url,
             transport=transport,
             timeout=httpx.Timeout(self.timeouts.request_s, connect=self.timeouts.connect_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             trust_env=False,
             verify=self.url.startswith("https:"),  # reading the certificates takes 20 ms
         )
