@@ -140,7 +140,7 @@ async def _stability(request: EvaluationRequest, measuring: Measuring, run: Run)
 
 def _evidence(request: EvaluationRequest, runs: Sequence[Run]) -> Evidence:
     return Evidence(
-        seed=request.candidate.sha256,
+        seed=request.order,
         live=request.live.name if request.live else None,
         suites=tuple(run.evidence(request) for run in runs),
     )

@@ -38,13 +38,15 @@ class EvaluationRequest(Record):
     now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
     sample of `policies.sampling.draw_earlier`, and all there are where `earlier_complete`; `chat`
     says whether the model has a chat template. `trained_on` are the files whose questions training
-    and the probe use: no suite may ask them.
+    and the probe use: no suite may ask them. Requests with one `order` draw a suite's items alike,
+    so that reference and live need not answer others for each candidate.
     """
 
     engine: str
     reference: Target
     live: Target | None
     candidate: Target
+    order: str
     suites: tuple[SuiteSource, ...]
     trained_on: tuple[Path, ...] = ()
     facts: tuple[Fact, ...] = ()

@@ -81,13 +81,15 @@ def judging_request(
     facts: Sequence[Fact],
     earlier: Mapping[str, Sequence[Fact]],
     seed: int,
+    drawing: int,
     forget: Sequence[Fact] = (),
 ) -> JudgingRequest:
     """What to ask of a candidate that the first replica has loaded.
 
     `reference_sha256` is the content hash of the checkpoint served from `model_dir`, `earlier`
     the valid facts learnt before by batch: all of them, or an even sample of more than
-    `gate.earlier_facts`, from which `seed` draws.
+    `gate.earlier_facts`, from which `seed` draws. Candidates with the same number `drawing` are
+    asked the suites' items in the same order.
     """
     gate = settings.gate
     sample = draw_earlier(earlier, facts, gate.earlier_facts, seed)
@@ -97,6 +99,7 @@ def judging_request(
             reference=Target(name=settings.model.name, sha256=reference_sha256),
             live=live,
             candidate=candidate,
+            order=f"{reference_sha256} {drawing}",
             suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
             trained_on=settings.trained_on,
             facts=tuple(facts),

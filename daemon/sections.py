@@ -247,6 +247,8 @@ class GateSettings(Section):
     """Items of each suite on which the reference is measured twice, against itself."""
     chunk: int = Field(default=256, ge=1)
     """Items asked before the gate looks at a suite again."""
+    same_draw: int = Field(default=10, ge=1)
+    """Revisions whose candidates are asked the items in one order, before a new one is drawn."""
     suites: tuple[SuiteSettings, ...] = (
         SuiteSettings(
             name="reasoning",

@@ -167,6 +167,7 @@ def evaluate_request(
         facts=facts,
         earlier=_earlier(ledger, desired, now),
         seed=plan.id,
+        drawing=desired.number // settings.gate.same_draw,
         forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
     )
 

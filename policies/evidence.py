@@ -87,7 +87,7 @@ class SuiteEvidence(Record):
 
 
 class Evidence(Record):
-    """All of it. `seed` fixes the order of drawing; use the hash of the candidate's bytes.
+    """All of it. `seed` fixes the order of drawing; nothing that a candidate answers may enter it.
 
     `live` is the name of the revision that serves, None while the reference itself does. Without
     a suite in each of the `required` roles nothing passes.

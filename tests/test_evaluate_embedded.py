@@ -69,6 +69,7 @@ def test_answers_come_through_http_in_both_forms(app: Any, tmp_path: Path, form:
         reference=target("base"),
         live=None,
         candidate=Target(name="base", sha256="c" * 64),
+        order="drawn once",
         suites=(suite,),
         facts=(Fact(id="f", prompt="Who?", answer="nobody at all", eval_prompts=("Whom?",)),),
         chat=True,
