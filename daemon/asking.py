@@ -64,9 +64,11 @@ class Asker:
         `ServerUnreachable` when it is gone: neither says anything about the model.
         """
         size = max(1, min(_GROUP, self.concurrency // 2))
-        plain = [q for q in questions if q.form is Form.PLAIN]
+        # Like lengths together: a batch lasts as long as its longest answer.
+        ordered = sorted(questions, key=lambda q: len(q.prompt))
+        plain = [q for q in ordered if q.form is Form.PLAIN]
         groups = [plain[n : n + size] for n in range(0, len(plain), size)]
-        chats = [[q] for q in questions if q.form is Form.CHAT]
+        chats = [[q] for q in ordered if q.form is Form.CHAT]
         replies = await self._all(model, groups, max_tokens, self.concurrency // size)
         replies |= await self._all(model, chats, max_tokens, self.concurrency)
         if questions and all(r.text is None for r in replies.values()):

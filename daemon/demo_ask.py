@@ -76,7 +76,10 @@ class Endpoint:
         async with httpx.AsyncClient(
             base_url=self.url, timeout=self.timeout_s, limits=limits
         ) as client:
-            return tuple(await asyncio.gather(*(one(q) for q in questions)))
+            # Like lengths together: a batch lasts as long as its longest answer.
+            ordered = sorted(range(len(questions)), key=lambda n: len(questions[n].prompt))
+            answers = await asyncio.gather(*(one(questions[n]) for n in ordered))
+        return tuple(a for _, a in sorted(zip(ordered, answers, strict=True), key=lambda p: p[0]))
 
     async def _chat(
         self, client: httpx.AsyncClient, prompt: str, max_tokens: int
