@@ -11,7 +11,8 @@ VENV_VLLM ?= .venv-vllm
 TORCH_INDEX ?=
 SERVER ?= embedded
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Compiling every module of every package would take half of the time; Python does it at need.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # One thread: two under contention for the cores are slower than one, up to ten times.
 export OMP_NUM_THREADS ?= 1
