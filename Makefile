@@ -11,8 +11,7 @@ VENV_VLLM ?= .venv-vllm
 TORCH_INDEX ?=
 SERVER ?= embedded
 BIN := $(VENV)/bin
-# Compiling every module of every package would take half of the time; Python does it at need.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # One thread: two under contention for the cores are slower than one, up to ten times.
 export OMP_NUM_THREADS ?= 1

@@ -41,7 +41,7 @@ class Endpoint:
 
     url: str
     model: str
-    concurrency: int = 128
+    concurrency: int = 64
     timeout_s: float = 120.0
 
     def ask(

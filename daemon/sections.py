@@ -67,7 +67,7 @@ class ServerSettings(Section):
     """Adapters in one engine step."""
     max_cpu_loras: int = Field(default=16, ge=3)
     """Adapters kept in memory; at least everything listed."""
-    concurrency: int = Field(default=128, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Requests under way at once while evaluating."""
     start_timeout_s: float = Field(default=300, gt=0)
     """How long a managed server may take until it is healthy."""
