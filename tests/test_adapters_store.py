@@ -99,6 +99,16 @@ def test_staging_starts_empty(tmp_path: Path) -> None:
         store.publish(first, tmp_path / "out", {})
 
 
+def test_nan_and_unreadable_tensors_are_no_sound_revision(adapter: Path, tmp_path: Path) -> None:
+    edit_tensors(adapter, nan_in_one)
+    (problem,) = store.verify(store.publish(adapter, tmp_path / "served", {}))
+    assert "layers.1.mlp.up_proj" in problem and "NaN" in problem
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / lora.WEIGHTS).write_bytes(b"no tensors")
+    (problem,) = store.verify(store.publish(tmp_path / "cut", tmp_path / "served", {}))
+    assert "cannot be read" in problem
+
+
 # --- checks ------------------------------------------------------------------------------------
 
 
