@@ -230,6 +230,7 @@ def test_two_replicas_one_killed_during_a_promotion(
 
 def test_nan_is_never_loaded(site: Live, generator: Generator, good: Revision) -> None:
     """It would stay in the cache of the process that computed it, for every revision."""
+    assert site.fleet(lambda fleet: fleet.ensure(good)).done
     name = broken(site, generator, "NaN", 60)
     assert check_adapter(site.served / name, site.model_dir, max_rank=16)
     with pytest.raises(NotServed, match="NaN"):
