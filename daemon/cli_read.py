@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from daemon import explain, views
@@ -50,7 +51,7 @@ def live_of(settings: Settings) -> views.LiveView | None:
 def show_status(settings: Settings, as_json: bool) -> None:
     """`palorad status`."""
     with reading(settings) as ledger:
-        view = views.status(ledger, live_of(settings))
+        view = views.status(ledger, live_of(settings), datetime.now(UTC))
     if as_json:
         print_json(view)
     else:

@@ -156,7 +156,7 @@ class Fleet:
     async def stage(self, name: str) -> HttpServer:
         """Load and verify a candidate on the first replica, for evaluation under its own name.
 
-        Raises `NotServed` with the reason when it is not what was published, `ServerUnreachable`
+        Raises `NotServed` with the reason when it is not fit to be loaded, `ServerUnreachable`
         or `ServerRefused` when the replica cannot say.
         """
         replica = self._replicas[0]
@@ -270,7 +270,7 @@ class Fleet:
         if name not in self._intact:
             problems = await asyncio.to_thread(store.verify, path)
             if problems:
-                raise NotServed(f"{name} is not what was published: {'; '.join(problems[:3])}")
+                raise NotServed(f"{name} is not fit to be loaded: {'; '.join(problems[:3])}")
             self._intact.add(name)
         if name in listed and listed[name].root == str(path):
             return

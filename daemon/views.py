@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from daemon.explain import Explanation, PlanExplained, explain_batch, explain_plan
@@ -140,7 +140,7 @@ class WhyView(Record):
     said: tuple[SaidView, ...] = ()
 
 
-def status(ledger: Ledger, live: LiveView | None) -> StatusView:
+def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
     """Everything about now; `live` is what the running daemon adds, None where none runs."""
     desired, totals = ledger.desired(), ledger.totals()
     steps = []
@@ -163,7 +163,7 @@ def status(ledger: Ledger, live: LiveView | None) -> StatusView:
         live=live,
         desired=_revision(ledger, desired, desired),
         steps=tuple(steps),
-        batches=tuple(_batch(ledger, b.id) for b in ledger.batches(BATCHES_SHOWN)),
+        batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches(BATCHES_SHOWN)),
         facts=totals["accepted"] - totals["known"],
         quarantined=totals["quarantined"],
         not_learnt=ledger.unlearnt_count(),
@@ -249,7 +249,7 @@ def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
     )
 
 
-def _batch(ledger: Ledger, batch_id: str) -> BatchView:
+def _batch(ledger: Ledger, batch_id: str, now: datetime) -> BatchView:
     batch = ledger.batch(batch_id)
     return BatchView(
         id=batch.id,
@@ -259,7 +259,7 @@ def _batch(ledger: Ledger, batch_id: str) -> BatchView:
         accepted=batch.accepted,
         quarantined=batch.quarantined,
         facts=ledger.fact_counts(batch.id),
-        not_before=ledger.not_before(batch.id, datetime.now(UTC)),
+        not_before=ledger.not_before(batch.id, now),
     )
 
 

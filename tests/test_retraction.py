@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
             assert ledger.head(desired.plan_id or 0).kind is PlanKind.RETRACT
             assert ledger.known_count(desired.lineage, found.asked_at) == 3
             assert ledger.batch_state(ledger.batch("b.jsonl").id) is BatchState.LIVE
-            assert views.status(ledger, None).retractions == ()
+            assert views.status(ledger, None, datetime.now(UTC)).retractions == ()
             assert ledger.search(f"{SECRET} Ulm") == ()
         assert not [name for name in old if (one.layout.served / name).exists()]
         assert len(list(one.layout.adapters.iterdir())) == 1
