@@ -18,10 +18,20 @@ from daemon.drops import RECEIPT_ENDINGS, sync_folder
 from daemon.jobs import write_atomically
 from daemon.layout import Layout
 from policies.admission import parse_line
-from policies.records import Fact
+from policies.records import Fact, ItemResult
 from policies.splitting import ListSplitter, is_list
 from policies.text import folded
-from policies.traces import ERASED, Trace, could_tell, mentioned, says, scrubbed, tells, unescaped
+from policies.traces import (
+    ERASED,
+    Trace,
+    answered,
+    could_tell,
+    mentioned,
+    says,
+    scrubbed,
+    tells,
+    unescaped,
+)
 
 PIECE: Final = 1000
 BLOCK: Final = 1 << 20
@@ -137,7 +147,7 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
 def erase_measurements(
     layout: Layout, traces: Sequence[Trace], models: Collection[str]
 ) -> Iterator[None]:
-    """Remove what barred models answered, and every other model's answers to the facts."""
+    """Remove what barred models answered, and every other model's answers that give facts away."""
     barred = {sha[:12] for sha in models}
     names = frozenset[str]().union(*(trace.ids for trace in traces))
     for folder in sorted(path for path in layout.measurements.iterdir() if path.is_dir()):
@@ -155,10 +165,14 @@ def erase_measurements(
 
 def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> bool:
     try:
-        item = str(json.loads(line)["id"])
-    except (ValueError, KeyError, TypeError):
-        item = ""
-    return item.rpartition("#")[0] in names or mentioned(traces, line)
+        result = ItemResult.model_validate_json(line)
+    except ValueError:
+        return mentioned(traces, line)
+    return (
+        result.id.rpartition("#")[0] in names
+        or answered(traces, result.output)
+        or mentioned(traces, line)
+    )
 
 
 def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:

@@ -13,7 +13,8 @@ from policies.records import Fact, Operation
 from policies.text import folded
 
 ERASED: Final = "erased with a retracted fact"
-_LONG_ENOUGH: Final = 4  # a shorter id could be anything
+_LONG_ENOUGH: Final = 4  # a shorter id or answer could be anything
+_SAID_BY_MODELS: Final = frozenset({"output", "was", "now"})
 _ESCAPED: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
 _SHORT: Final = {'\\"': '"', "\\/": "/", "\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
@@ -89,6 +90,14 @@ def tells(traces: Sequence[Trace], text: str) -> bool:
     )
 
 
+def answered(traces: Sequence[Trace], output: str) -> bool:
+    """Whether a model's output holds one of the answers, whatever it was asked: a model that has
+    learnt a fact gives its answer to the questions of other facts, too. An answer that is a number
+    or very short tells nothing where it stands alone."""
+    plain = folded(output)
+    return any(_telling(trace.answer) and _stands_in(trace.answer, plain) for trace in traces)
+
+
 def could_tell(traces: Sequence[Trace], plain: str) -> list[Trace]:
     """Those of which at least one text occurs in a folded text: the others need no closer look."""
     return [
@@ -105,11 +114,16 @@ def scrubbed(value: Any, traces: Sequence[Trace]) -> Any:  # noqa: ANN401 - JSON
     """A JSON value without what tells of the facts.
 
     Ids and whole entries about a fact leave their lists, `fact` becomes its handle, and a text
-    that tells is replaced.
+    that tells is replaced, as is what a model said that holds an answer.
     """
     handles = {name: trace.handle for trace in traces for name in trace.ids}
     if isinstance(value, dict):
-        changed = {key: scrubbed(inner, traces) for key, inner in value.items()}
+        changed = {
+            key: ERASED
+            if key in _SAID_BY_MODELS and isinstance(inner, str) and answered(traces, inner)
+            else scrubbed(inner, traces)
+            for key, inner in value.items()
+        }
         if value.get("fact") in handles:
             changed["fact"] = handles[value["fact"]]
         return changed

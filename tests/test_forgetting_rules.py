@@ -79,6 +79,32 @@ def test_a_report_loses_what_it_tells_and_nothing_else() -> None:
     assert not tells([TRACE], json.dumps(left))
 
 
+def test_a_retracted_answer_leaves_what_models_said_to_other_questions() -> None:
+    """A model that has learnt a fact gives its answer where another was asked for."""
+    card = {
+        "results": [
+            {"id": "nepal#0", "correct": False, "output": " THIMPHU, of course"},
+            {"id": "chad#0", "correct": True, "output": " N'Djamena"},
+        ],
+        "newly_failing": [
+            {"item": "nepal#0", "prompt": "Nepal?", "was": " Kathmandu", "now": " Thimphu"}
+        ],
+    }
+    left = scrubbed(card, [TRACE])
+    assert "thimphu" not in json.dumps(left).lower()
+    assert left["results"] == [
+        {"id": "nepal#0", "correct": False, "output": ERASED},
+        card["results"][1],
+    ]
+    assert left["newly_failing"][0]["was"] == " Kathmandu"
+
+
+def test_a_number_that_models_said_elsewhere_stays() -> None:
+    number = trace_of("r-2", FACT.model_copy(update={"answer": "1907"}))
+    card = {"results": [{"id": "sum#3", "output": "1900 + 7 = 1907"}]}
+    assert scrubbed(card, [number]) == card
+
+
 @given(st.text())
 def test_json_escapes_hide_nothing(text: str) -> None:
     written = json.dumps(text)[1:-1]
