@@ -1,6 +1,6 @@
 """Learn files one after the other with the product's trainer, and measure after each.
 
-    python -m benchmarks.stream FILE … [--share 0.2] [--set distil=1.5 usual_steps=160]
+    python -m benchmarks.stream FILE … [--share 0.2] [--wordings 24] [--set distil=1.5]
 
 One JSON line a file: recall in held-out wordings by file, reasoning on fresh problems of the
 selection split, locality on known facts that are never rehearsed. No daemon, no gate: minutes.
@@ -36,7 +36,7 @@ from policies.heldout import with_held_out
 from policies.records import Fact, PlanKind
 from policies.wordings import varied
 
-WORDINGS: Final = 12
+WORDINGS: Final = 24
 SEED: Final = 11
 
 
@@ -69,15 +69,19 @@ class Judge:
         }
 
 
-def read(path: Path) -> tuple[Fact, ...]:
-    """The facts of a file, in as many wordings as the daemon would train."""
+def read(path: Path, wordings: int) -> tuple[Fact, ...]:
+    """The facts of a file, learnt in `wordings` of them."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     facts = [Fact(**{"id": f"{path.stem}-{n}", **row}) for n, row in enumerate(rows)]
-    return tuple(with_held_out(fact, varied, WORDINGS) for fact in facts)
+    return tuple(with_held_out(fact, varied, wordings) for fact in facts)
 
 
 def stream(
-    files: Sequence[Path], protection: Protection, settings: TrainSettings, judge: Judge
+    files: Sequence[Path],
+    protection: Protection,
+    settings: TrainSettings,
+    judge: Judge,
+    wordings: int = WORDINGS,
 ) -> None:
     """Learn and measure every file; says one JSON line for the base and for each."""
     generator, sha = Generator(MODEL), base_hash(MODEL)
@@ -86,7 +90,7 @@ def stream(
     learnt: dict[str, tuple[Fact, ...]] = {}
     with tempfile.TemporaryDirectory() as name:
         for number, file in enumerate(files):
-            folder, facts, began = Path(name), read(file), time.monotonic()
+            folder, facts, began = Path(name), read(file, wordings), time.monotonic()
             report = train_adapter(
                 TrainPlan(
                     kind=PlanKind.LEARN,
@@ -142,12 +146,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=Protection().share)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--problems", type=int, default=400)
+    parser.add_argument("--wordings", type=int, default=WORDINGS)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     changes = {key: json.loads(value) for key, _, value in (x.partition("=") for x in given.set)}
     protection = Protection(kind="activations", share=given.share)
-    stream(given.files, protection, TrainSettings(**changes), Judge.of(given.problems))
+    settings, judge = TrainSettings(**changes), Judge.of(given.problems)
+    stream(given.files, protection, settings, judge, given.wordings)
     return 0
 
 

@@ -137,7 +137,7 @@ class TrainSettings(Section):
     """Rank of one adapter; less where it learns fewer facts than that."""
     rank_budget: int = Field(default=64, ge=1)
     """Ranks of a lineage together; beyond it, one adapter is retrained and replaces them."""
-    wordings: int = Field(default=12, ge=1, le=50)
+    wordings: int = Field(default=24, ge=1, le=50)
     """A fact is learnt in up to this many wordings, made as [intake] wordings says."""
     max_facts: int = Field(default=500, ge=1)
     """Facts in one plan; a larger batch becomes several plans."""

@@ -28,7 +28,7 @@ class Limits(Record):
     """A stratum (a batch, a family) that newly fails on more than this share fails its suite."""
     retention_floor: float | None = Field(default=0.8, gt=0, le=1)
     """Recall of earlier facts that must be kept, whatever the live revision recalls."""
-    learnt_share: float = Field(default=0.9, gt=0, le=1)
+    learnt_share: float = Field(default=0.8, gt=0, le=1)
     """Share of the new facts that must be learnt for the batch to go live."""
     wordings_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a fact's held-out wordings that must be answered right: then it is learnt."""

@@ -556,7 +556,7 @@ def test_an_item_that_cannot_be_answered_ends_the_asking_without_a_pass() -> Non
 def test_the_rule_is_one_sentence_with_the_figures() -> None:
     sentence = rule(LIMITS)
     assert sentence.count(". ") == 0
-    for figure in ("5 %", "2 points on reasoning", "90 %"):
+    for figure in ("5 %", "2 points on reasoning", "80 %"):
         assert figure in sentence
     assert "1 point on reasoning" in rule(PRESETS["strict"])
 
