@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gate_peers as peers
+from benchmarks.gate_draws import shared_draws
 from benchmarks.gate_instability import instability
 from benchmarks.gate_plots import draw_all
 from benchmarks.gate_simulation import (
@@ -246,6 +247,7 @@ def measure(runs: int) -> Json:
         "monotony": monotony(5 * runs, SEED),
         "instability": instability(design, references=runs // 50, gates=400, seed=SEED),
         "peers": beside_peers(design, runs // 20),
+        "shared_draws": shared_draws(design, runs // 20, SEED),
         "seconds": round(time.monotonic() - began),
         **provenance(),
     }

@@ -34,6 +34,7 @@ def fill(result: Json, page: Path) -> None:
         "instability": instability(result["instability"]),
         "peers": peers(result["peers"]),
         "leak": leak(result["peers"]),
+        "draws": draws(result["shared_draws"]),
         "example": example(),
         "measured": measured(result),
         "monotony": monotony(result["monotony"]),
@@ -222,6 +223,25 @@ def leak(got: Json) -> str:
         [
             (name, ", ".join(f"{100 * losses[n - 1]:.1f}" for n in (10, 20, 40)))
             for name, losses in got["accumulated_loss"].items()
+        ],
+    )
+
+
+def draws(rows: Sequence[Json]) -> str:
+    """What revisions that share one draw of the items let through."""
+    return table(
+        (
+            "revisions on one draw",
+            "passed of those worse by two points or more",
+            "reasoning lost after 10, 20, 40 batches, points",
+        ),
+        [
+            (
+                row["same_draw"],
+                _percent(row["passed_too_much"], 1),
+                ", ".join(f"{100 * row['accumulated_loss'][n - 1]:.1f}" for n in (10, 20, 40)),
+            )
+            for row in rows
         ],
     )
 
