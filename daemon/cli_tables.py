@@ -16,6 +16,7 @@ from daemon.ledger_records import Event
 from daemon.views import (
     BatchView,
     HistoryView,
+    KnownView,
     LiveView,
     RetractionView,
     RevisionView,
@@ -184,13 +185,16 @@ def why_view(view: WhyView) -> RenderableType:
     """The facts behind a question, and what the models say to it now."""
     parts: list[RenderableType] = []
     if view.facts:
-        table = Table("fact", "answer", "batch", "learnt by", "since revision", "served")
+        table = Table(
+            "fact", "answer", "batch", "stands", "learnt by", "since revision", "in what is served"
+        )
         for known in view.facts:
             table.add_row(
                 Text(known.fact.prompt),
                 Text(known.fact.answer),
                 Text(known.batch_name),
-                f"plan {known.plan}, {known.adapter[:ID]}" if known.adapter else known.validity,
+                Text(_stands(known)),
+                f"plan {known.plan}, {known.adapter[:ID]}" if known.adapter else "–",
                 "–" if known.revision is None else str(known.revision),
                 "yes" if known.served else "no",
             )
@@ -200,6 +204,14 @@ def why_view(view: WhyView) -> RenderableType:
     if view.said:
         parts.append(_said(view.said))
     return Group(*parts)
+
+
+def _stands(known: KnownView) -> str:
+    if known.replaced_by is None:
+        return known.validity
+    if known.validity == "valid":
+        return f"valid, to give way to {known.replaced_by}"
+    return f"{known.validity} by {known.replaced_by}"
 
 
 def _said(said: Sequence[SaidView]) -> Table:

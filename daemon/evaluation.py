@@ -36,7 +36,8 @@ class EvaluationRequest(Record):
 
     `reference` is the served checkpoint without adapters, `live` what answers under the alias
     now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
-    sample of `policies.sampling.draw_earlier`, and all there are where `earlier_complete`; `chat`
+    sample of `policies.sampling.draw_earlier`, and all there are where `earlier_complete`;
+    `superseded` are facts that gave way to others, whose answers are no longer to be given. `chat`
     says whether the model has a chat template. `trained_on` are the files whose questions training
     and the probe use: no suite may ask them. Requests with one `order` draw a suite's items alike,
     so that reference and live need not answer others for each candidate.
@@ -52,6 +53,8 @@ class EvaluationRequest(Record):
     facts: tuple[Fact, ...] = ()
     earlier: tuple[tuple[str, Fact], ...] = ()
     earlier_complete: bool = False
+    superseded: tuple[Fact, ...] = ()
+    superseded_complete: bool = False
     chat: bool
     limits: Limits
     concurrency: int = Field(default=32, gt=0)

@@ -82,14 +82,15 @@ def judging_request(
     earlier: Mapping[str, Sequence[Fact]],
     seed: int,
     drawing: int,
+    superseded: Sequence[Fact] = (),
     forget: Sequence[Fact] = (),
 ) -> JudgingRequest:
     """What to ask of a candidate that the first replica has loaded.
 
     `reference_sha256` is the content hash of the checkpoint served from `model_dir`, `earlier`
     the valid facts learnt before by batch: all of them, or an even sample of more than
-    `gate.earlier_facts`, from which `seed` draws. Candidates with the same number `drawing` are
-    asked the suites' items in the same order.
+    `gate.earlier_facts`, from which `seed` draws; `superseded` are at most as many. Candidates
+    with the same number `drawing` are asked the suites' items in the same order.
     """
     gate = settings.gate
     sample = draw_earlier(earlier, facts, gate.earlier_facts, seed)
@@ -105,6 +106,8 @@ def judging_request(
             facts=tuple(facts),
             earlier=sample,
             earlier_complete=len(sample) < gate.earlier_facts,
+            superseded=tuple(superseded),
+            superseded_complete=len(superseded) < gate.earlier_facts,
             chat=has_chat_template(model_dir),
             limits=gate.limits,
             concurrency=settings.server.concurrency,

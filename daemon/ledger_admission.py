@@ -207,14 +207,29 @@ class LedgerAdmission(LedgerParaphrases):
                 if ruling.relation not in _NOT_STORED
             ],
         )
+        replacing = [
+            (fact, old)
+            for fact, ruling in admitted
+            if ruling.relation in _REPLACING
+            for old in ruling.replaced
+        ]
         self._do_all(
             "UPDATE facts SET validity = ?, replaced_by = ?,"
             " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
             [
                 (lost_by(fact).value, fact.id, old)
-                for fact, ruling in admitted
-                if ruling.relation in _REPLACING
-                for old in ruling.replaced
+                for fact, old in replacing
+                if not _later(fact, recorded)
+            ],
+        )
+        # What a fact replaces from a later day on stays valid until then.
+        self._do_all(
+            "UPDATE facts SET valid_until = min(coalesce(valid_until, ?1), ?1), replaced_by = ?2"
+            " WHERE id = ?3",
+            [
+                (_instant(fact.valid_from), fact.id, old)
+                for fact, old in replacing
+                if _later(fact, recorded)
             ],
         )
         gone = [
@@ -281,6 +296,12 @@ def _fact_row(fact: Fact, ruling: Ruling, batch: int, recorded: str) -> tuple[An
         recorded,
         "pending" if learnable else "idle",
     )
+
+
+def _later(fact: Fact, recorded: str) -> bool:
+    """Whether it comes to hold only after it was recorded."""
+    since = _instant(fact.valid_from)
+    return fact.op is not Operation.RETRACT and since is not None and since > recorded
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,17 @@ _KNOWN: Final = (
     " AND coalesce(p.learnt, 1) = 1 AND p.plan IN (SELECT a.plan FROM adapters a"
     f" WHERE a.sha256 IN (SELECT value FROM json_each(:lineage)))) AND {VALID}"
 )
+_IN_LINEAGE: Final = (
+    "SELECT p.fact FROM plan_facts p JOIN adapters a ON a.plan = p.plan WHERE p.role = 'learn'"
+    " AND coalesce(p.learnt, 1) = 1 AND a.sha256 IN (SELECT value FROM json_each(:lineage))"
+)
+_SUPERSEDED: Final = (
+    "SELECT f.id, n.id FROM facts f JOIN facts n ON n.id = f.replaced_by"
+    " WHERE (f.validity = 'superseded' OR (f.validity = 'valid' AND f.valid_until <= :now))"
+    f" AND f.seq IN ({_IN_LINEAGE}) AND (n.seq IN ({_IN_LINEAGE}) OR n.seq IN"
+    " (SELECT fact FROM plan_facts WHERE plan = :plan AND role = 'learn'))"
+    " ORDER BY f.seq DESC LIMIT :limit"
+)
 _FORBIDDEN: Final = (
     "SELECT count(*) FROM facts f WHERE f.validity = 'retracted' AND EXISTS (SELECT 1"
     " FROM plan_facts p JOIN adapters a ON a.plan = p.plan WHERE p.fact = f.seq"
@@ -92,6 +103,15 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
             {**_of(lineage, now), "every": every},
         )
         return tuple(row[0] for row in rows)
+
+    def superseded_ids(
+        self, lineage: Sequence[str], plan_id: int, now: datetime, limit: int
+    ) -> tuple[tuple[str, str], ...]:
+        """Facts that a lineage learnt and that have since given way to another, which the lineage
+        or this plan learns: the latest pairs (old, new).
+        """
+        parameters = {**_of(lineage, now), "plan": plan_id, "limit": limit}
+        return tuple((old, new) for old, new in self._rows(_SUPERSEDED, parameters))
 
     def taught_by(self, fact_id: str, lineage: Sequence[str]) -> int | None:
         """The plan whose adapter, one of the lineage, learnt a fact; the latest of several."""

@@ -10,6 +10,8 @@ from policies.records import Fact, Item, Operation, Role
 
 NEW_FACTS: Final = "new facts"
 EARLIER_FACTS: Final = "earlier facts"
+SUPERSEDED_FACTS: Final = "superseded facts"
+NOT: Final = "not "
 
 
 def new_facts(
@@ -25,6 +27,13 @@ def earlier_facts(
 ) -> Suite:
     """Each fact of a sample of (batch, fact) in one held-out wording; the stratum is its batch."""
     return _suite(EARLIER_FACTS, Role.RETENTION, list(sample), grader, chat, max_tokens, 1)
+
+
+def superseded_facts(facts: Iterable[Fact], *, grader: str, chat: bool, max_tokens: int) -> Suite:
+    """Facts that gave way to others: right is whatever does not say the old answer."""
+    pairs = [("", fact.model_copy(update={"answer": f"{NOT}{fact.answer}"})) for fact in facts]
+    grader = f"{NOT}{grader}"
+    return _suite(SUPERSEDED_FACTS, Role.RETENTION, pairs, grader, chat, max_tokens, 1)
 
 
 def _suite(

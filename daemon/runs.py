@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from daemon.evaluation import EvaluationRequest, SuiteSource
 from daemon.lm_tasks import load_task
 from daemon.measuring import Grade, Target
-from daemon.questions import earlier_facts, new_facts
+from daemon.questions import (
+    EARLIER_FACTS,
+    NOT,
+    SUPERSEDED_FACTS,
+    earlier_facts,
+    new_facts,
+    superseded_facts,
+)
 from daemon.suites import (
     BadSuite,
     Form,
@@ -78,7 +85,7 @@ class Run:
 
 
 def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]]:
-    """New facts, earlier facts, then the configured suites, and every grader by name.
+    """New, earlier and superseded facts, then the configured suites, and every grader by name.
 
     Raises `suites.BadSuite`.
     """
@@ -88,9 +95,15 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
             request.facts, grader=grader, chat=chat, max_tokens=tokens, wordings=request.wordings
         ),
         earlier_facts(request.earlier, grader=grader, chat=chat, max_tokens=tokens),
+        superseded_facts(request.superseded, grader=grader, chat=chat, max_tokens=tokens),
     )
+    whole = {
+        EARLIER_FACTS: request.earlier_complete,
+        SUPERSEDED_FACTS: request.superseded_complete,
+    }
     suites: list[tuple[Suite, float | None]] = [(suite, None) for suite in facts if suite.items]
     grades: dict[str, Grade] = {name: _by_answer(name) for name in GRADERS}
+    grades[f"{NOT}{grader}"] = _by_other_answer(grader)
     trained = trained_questions(request.trained_on)
     for source in request.suites:
         suite, grade = open_suite(source, chat=chat)
@@ -102,7 +115,7 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
             suite=suite,
             margin=margin,
             targets=compared(request, suite.role),
-            complete=suite.role is Role.RETENTION and request.earlier_complete,
+            complete=whole.get(suite.name, False) and suite.role is Role.RETENTION,
         )
         for suite, margin in suites
     )
@@ -111,6 +124,10 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
 
 def _by_answer(name: str) -> Grade:
     return lambda item, output: GRADERS[name](output, item.answer)
+
+
+def _by_other_answer(name: str) -> Grade:
+    return lambda item, output: not GRADERS[name](output, item.answer.removeprefix(NOT))
 
 
 def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]:

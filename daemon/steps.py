@@ -19,6 +19,7 @@ from daemon.requests import ProbeReport, ProbeRequest, TrainRequest
 from daemon.settings import Settings
 from policies.batching import Batching
 from policies.errors import StateConflict
+from policies.grading import grade
 from policies.heldout import no_templates, with_held_out
 from policies.paraphrasing import with_paraphrases
 from policies.planning import REBUILDS, Limits
@@ -168,6 +169,7 @@ def evaluate_request(
         earlier=_earlier(ledger, desired, now),
         seed=plan.id,
         drawing=desired.number // settings.gate.same_draw,
+        superseded=_superseded(ledger, settings, plan, desired, now),
         forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
     )
 
@@ -187,6 +189,20 @@ def _target(revision: Revision) -> Target | None:
     if revision.sha256 is None:
         return None
     return Target(name=revision.served_name, sha256=revision.sha256)
+
+
+def _superseded(
+    ledger: Ledger, settings: Settings, plan: PlanHead, desired: Revision, now: datetime
+) -> tuple[Fact, ...]:
+    """Facts learnt before that gave way to others; without those whose new answer says the old."""
+    gate = settings.gate
+    pairs = ledger.superseded_ids(desired.lineage, plan.id, now, gate.earlier_facts)
+    known = {fact.id: fact for fact in ledger.facts(ids=[name for pair in pairs for name in pair])}
+    return tuple(
+        known[old]
+        for old, new in pairs
+        if not grade(gate.facts_grader, known[new].answer, known[old].answer)
+    )
 
 
 def _earlier(ledger: Ledger, desired: Revision, now: datetime) -> dict[str, list[Fact]]:

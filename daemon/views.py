@@ -126,6 +126,7 @@ class KnownView(Record):
     batch: str
     batch_name: str
     validity: str
+    replaced_by: str | None = None
     plan: int | None
     adapter: str | None
     revision: int | None
@@ -242,6 +243,7 @@ def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
         batch=batch.id,
         batch_name=batch.name,
         validity=standing["validity"],
+        replaced_by=standing["replaced_by"],
         plan=plan_id,
         adapter=adapter,
         revision=revision,

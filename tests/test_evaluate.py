@@ -173,6 +173,30 @@ def test_lost_earlier_facts_fail_retention(bench: Bench) -> None:
     assert report.verdict.outcome is Outcome.FAIL
 
 
+KEEPS_OLD = wrong_when(lambda p: "gone" in p)
+
+
+@pytest.mark.parametrize(
+    ("live", "candidate", "outcome"),
+    [
+        (right, KEEPS_OLD, Outcome.PASS),
+        (KEEPS_OLD, KEEPS_OLD, Outcome.PASS),
+        (KEEPS_OLD, right, Outcome.FAIL),
+    ],
+)
+def test_a_superseded_answer_that_comes_back_fails(
+    bench: Bench, live: Brain, candidate: Brain, outcome: Outcome
+) -> None:
+    """The scripted right answer is the old one here, so what is wrong has let go of it."""
+    bench.server.brains |= {LIVE.name: live, CANDIDATE.name: candidate}
+    old = {"superseded": facts(8, "gone"), "superseded_complete": True}
+    report = bench.run(bench.request(**old, suites=(bench.suite(),)))
+    assert outcomes(report)["superseded facts"] is outcome, report.verdict.reasons
+    (said,) = [s for s in report.verdict.suites if s.suite == "superseded facts"]
+    if outcome is Outcome.FAIL:
+        assert said.newly_failing[0].expected.startswith("not answer ")
+
+
 @pytest.mark.parametrize(
     ("lost", "outcome"),
     [(0, Outcome.PASS), (2, Outcome.PASS), (3, Outcome.FAIL), (30, Outcome.FAIL)],

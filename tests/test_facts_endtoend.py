@@ -137,6 +137,7 @@ def test_the_old_answer_goes_and_the_new_one_comes(story: Story) -> None:
     texts, right = story.seen["superseded"]
     assert right == 1.0, texts
     assert not any(OLD in text for text in texts)
+    assert any(r.startswith("superseded facts: ") for r in story.seen["later.jsonl"][1])
 
 
 def test_a_clash_waits_for_a_person_and_changes_no_answer(story: Story) -> None:

@@ -297,6 +297,30 @@ def test_a_batch_whose_facts_are_not_valid_yet_says_until_when_it_waits(ledger: 
     assert ledger.not_before("b-0123", NOW) is None
 
 
+def test_what_is_replaced_from_a_later_day_on_stays_valid_until_then(ledger: Ledger) -> None:
+    later = NOW + timedelta(days=30)
+    drop(ledger, "a", [1, 2])
+    live(ledger)
+    drop(ledger, "b", [1], answer="new", valid_from=later, op=Operation.SUPERSEDE)
+    lineage = ledger.desired().lineage
+    assert ledger.known_ids(lineage, NOW, 9) == ("f1-a", "f2-a")
+    assert ledger.waiting(NOW, 9) == ()
+    assert ledger.known_ids(lineage, later, 9) == ("f2-a",)
+    assert [w.id for w in ledger.waiting(later, 9)] == ["f1-new"]
+    assert ledger.fact_state("f1-a")["replaced_by"] == "f1-new"
+
+
+def test_an_old_answer_is_looked_for_once_the_new_one_is_learnt(ledger: Ledger) -> None:
+    drop(ledger, "a", [1, 2])
+    live(ledger)
+    lineage = ledger.desired().lineage
+    drop(ledger, "b", [1], answer="new")
+    drop(ledger, "c", [3])
+    assert ledger.superseded_ids(lineage, 99, NOW, 9) == ()
+    plan = make(ledger)
+    assert ledger.superseded_ids(lineage, plan.id, NOW, 9) == (("f1-a", "f1-new"),)
+
+
 def test_what_is_rehearsed_is_known_valid_and_bounded(ledger: Ledger) -> None:
     drop(ledger, "a", range(10))
     live(ledger)
