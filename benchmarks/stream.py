@@ -123,10 +123,11 @@ def stream(
                 stem: round(share(generator, served, _held_out(facts)), 4)
                 for stem, facts in learnt.items()
             }
+            missed = [q.prompt for q in _held_out(facts) if not share(generator, served, [q])]
             measured = judge.measure(generator, served)
             generator.unload(served)
             row: dict[str, Any] = {"file": file.stem, "recall": recall, **measured}
-            say({**row, "steps": report.steps, "seconds": round(seconds), "norm": report.norm})
+            say({**row, "steps": report.steps, "seconds": round(seconds), "missed": missed})
 
 
 def _held_out(facts: Sequence[Fact]) -> list[Question]:

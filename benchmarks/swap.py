@@ -173,6 +173,16 @@ async def story(site: Live, made: Sequence[Revision], rollbacks: int, clients: i
     return run
 
 
+async def serve(site: Live, revision: Revision) -> None:
+    """Have the alias answer from a revision: a server that has started routes nowhere before."""
+    servers = replicas.connect(site.settings)
+    fleet = replicas.fleet(site.settings, servers)
+    while not (await fleet.ensure(revision)).done:  # noqa: ASYNC110 - another process's doing
+        await asyncio.sleep(0.05)
+    for server in servers:
+        await server.aclose()
+
+
 async def references(site: Live, run: Run, made: Sequence[Revision]) -> dict[tuple[Any, ...], str]:
     """What each revision answers when it is asked alone, by (revision, prompt, size)."""
     servers = replicas.connect(site.settings)
@@ -330,6 +340,7 @@ def measure(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         restart_s = time.monotonic() - begun
         ratio: dict[str, Any] = {}
         if chosen.kind == "vllm":
+            asyncio.run(serve(site, live.BASE))
             bare = Bare(chosen.kind, root / "bare", model)
             bare.start()
             try:
