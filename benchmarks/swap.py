@@ -260,22 +260,30 @@ async def throughput(url: str, model: str, requests: int, clients: int) -> float
     return requests / (time.monotonic() - begun)
 
 
-def compare_throughput(site: Live, bare: Live, clients: int, rounds: int = 8) -> dict[str, Any]:
+def compare_throughput(site: Live, bare: Live, clients: int, rounds: int = 40) -> dict[str, Any]:
     """The same requests through the alias and to a server without middleware, in turns."""
     pairs = []
     for i in range(rounds):
         order = [(site, "live"), (bare, "base")]
         if i % 2:
             order.reverse()
-        seen = {s.url: asyncio.run(throughput(s.url, m, 200, clients)) for s, m in order}
+        seen = {s.url: asyncio.run(throughput(s.url, m, 64, clients)) for s, m in order}
         pairs.append((seen[site.url], seen[bare.url]))
     ratios = sorted(w / wo for w, wo in pairs[1:])
     return {
         "throughput_with": round(statistics.median(w for w, _ in pairs[1:]), 2),
         "throughput_without": round(statistics.median(wo for _, wo in pairs[1:]), 2),
         "throughput_ratio": round(statistics.median(ratios), 4),
-        "throughput_ratios": [round(r, 4) for r in ratios],
+        "throughput_ratio_interval": _median_interval(ratios),
+        "throughput_rounds": len(ratios),
     }
+
+
+def _median_interval(ordered: Sequence[float]) -> list[float]:
+    """Where the median lies with 95 % confidence, by order statistics."""
+    count = len(ordered)
+    aside = int(count / 2 - 1.96 * count**0.5 / 2)
+    return [round(ordered[max(0, aside)], 4), round(ordered[min(count - 1, count - 1 - aside)], 4)]
 
 
 class Bare(Live):
