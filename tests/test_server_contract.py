@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -189,20 +190,24 @@ def test_requests_under_way_finish_on_an_unloaded_adapter(site: Live, generator:
 
     async def run(server: HttpServer) -> list[tuple[int, ...]]:
         await server.load(name, path(site, made))
-        tasks = [asyncio.ensure_future(_long_answer(server, name)) for _ in range(4)]
-        while (await server.door()).in_flight.get(name, 0) < len(tasks):  # another process
-            assert not any(task.done() for task in tasks), "answered before anyone could look"
+        tasks = [asyncio.ensure_future(_long_answer(server, name)) for _ in range(8)]
+        while (await server.door()).in_flight.get(name, 0) < _unanswered(tasks):  # another process
             await asyncio.sleep(0.01)
         # Behind the middleware, which counts them, the server has yet to look up the name.
         await asyncio.sleep(0.1)
+        assert _unanswered(tasks), "all were answered before the adapter could be unloaded"
         await server.unload(name)
         return [await task for task in tasks]
 
-    assert site.do(run) == [expected] * 4
+    assert site.do(run) == [expected] * 8
+
+
+def _unanswered(tasks: Sequence[asyncio.Future[Any]]) -> int:
+    return sum(not task.done() for task in tasks)
 
 
 async def _long_answer(server: HttpServer, name: str) -> tuple[int, ...]:
-    (answer,) = await server.complete(name, [PROMPTS[0]], max_tokens=200, ignore_eos=True)
+    (answer,) = await server.complete(name, [PROMPTS[0]], max_tokens=400, ignore_eos=True)
     return answer.token_ids
 
 
