@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from daemon import drift
 from daemon.asking import Asker, Sleep
+from daemon.drift import Encode
 from daemon.evaluation import EvaluationReport, EvaluationRequest
 from daemon.jobs import Progress
 from daemon.measurements import Measurements
 from daemon.measuring import GraderFailed, Measuring
 from daemon.runs import Run, begin
-from daemon.seams import Server
+from daemon.seams import Server, ServerRefused
 from daemon.suites import Suite
 from policies.evidence import Evidence, Stability, draw_order
 from policies.gate import judge, next_items
@@ -34,13 +36,15 @@ async def evaluate(
     measurements: Measurements,
     progress: Report,
     *,
+    encode: Encode | None = None,
     sleep: Sleep = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> EvaluationReport:
     """Judge one candidate that is served under its own name; changes nothing on the server.
 
     Models are asked one after the other and never at once, since an engine may mix requests to
-    the base with requests to an adapter. Raises `suites.BadSuite`, `asking.ModelNotServed` and
+    the base with requests to an adapter. `encode` gives a text's token ids as the model takes it;
+    without it drift is not measured. Raises `suites.BadSuite`, `asking.ModelNotServed` and
     `seams.ServerUnreachable`; whatever else goes wrong makes the verdict inconclusive.
     """
     asker = Asker(server, request.concurrency, sleep=sleep)
@@ -49,6 +53,7 @@ async def evaluate(
     started = clock()
     for run in runs:
         await _stability(request, measuring, run)
+        await _drift(request, server, encode, run)
     while wanted := _next(request, runs):
         for run, items in wanted:
             began = clock()
@@ -133,6 +138,20 @@ async def _stability(request: EvaluationRequest, measuring: Measuring, run: Run)
             worse=sum(one and not other for one, other in both),
             better=sum(other and not one for one, other in both),
         )
+
+
+async def _drift(
+    request: EvaluationRequest, server: Server, encode: Encode | None, run: Run
+) -> None:
+    if run.suite.role is not Role.DRIFT or encode is None:
+        return
+    texts = [item.prompt for item in run.suite.items]
+    try:
+        run.drift = await drift.rise(
+            server, encode, texts, reference=request.reference, candidate=request.candidate
+        )
+    except ServerRefused as refused:
+        run.broken = f"the texts cannot be scored: {refused}"
 
 
 # --- what comes of it ----------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from adapters.models import load_tokenizer
 from daemon import evaluate as evaluation
+from daemon.drift import Encode
 from daemon.evaluation import EvaluationReport, EvaluationRequest, JudgingRequest, SuiteSource
 from daemon.measurements import Measurements
 from daemon.measuring import Target
@@ -17,7 +19,7 @@ from daemon.vllm import HttpServer, Timeouts
 from daemon.worker import Desk
 from policies.errors import ServerRefused
 from policies.forgetting import forgotten, with_forgotten
-from policies.records import Fact, Recollection
+from policies.records import Fact, Recollection, Role
 from policies.sampling import draw_earlier
 
 
@@ -36,7 +38,11 @@ async def _judge(request: JudgingRequest, desk: Desk) -> EvaluationReport:
     measurements = Measurements(request.measurements)
     try:
         report = await evaluation.evaluate(
-            request.evaluation, server, measurements, progress=desk.progress
+            request.evaluation,
+            server,
+            measurements,
+            progress=desk.progress,
+            encode=_encode(request),
         )
         return await _with_forgotten(request, server, report)
     finally:
@@ -65,6 +71,15 @@ async def _with_forgotten(
     told = forgotten(found, request.tolerance)
     verdict = with_forgotten(report.verdict, told, request.tolerance, problem)
     return report.model_copy(update={"verdict": verdict})
+
+
+def _encode(request: JudgingRequest) -> Encode | None:
+    """How texts become tokens, where a suite has texts: loading a tokenizer takes seconds."""
+    wanted = any(suite.role is Role.DRIFT for suite in request.evaluation.suites)
+    if request.model_dir is None or not wanted:
+        return None
+    tokenizer = load_tokenizer(request.model_dir)
+    return lambda text: tuple(int(token) for token in tokenizer(text)["input_ids"])
 
 
 def _key(path: Path | None) -> str | None:

@@ -6,23 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from adapters.examples import encode, forms
 from adapters.models import load_tokenizer
 from daemon.measuring import Target
-from daemon.seams import Taken
+from daemon.seams import Scorer, Taken
 from policies.records import Fact, Recall, Recollection
-
-
-class Scorer(Protocol):
-    """What is needed of a replica."""
-
-    async def score(
-        self, model: str, texts: Sequence[Sequence[int]]
-    ) -> tuple[tuple[Taken, ...], ...]:
-        """How a model takes each text's own tokens, from the second on."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from daemon.suites import (
     Form,
     Suite,
     load_suite,
+    load_texts,
     refuse_trained,
     trained_questions,
 )
@@ -40,11 +41,14 @@ class Run:
     problems: dict[str, str] = field(default_factory=dict)
     broken: str = ""
     stability: Stability | None = None
+    drift: float | None = None
     seconds: float = 0.0
 
     @property
     def asked(self) -> int:
-        """How many items the candidate has answered or could not answer."""
+        """How many items the candidate has answered or could not; texts are scored at once."""
+        if self.suite.role is Role.DRIFT:
+            return len(self.suite.items)
         return len(self.results.get(self.targets[-1], {}).keys() | self.problems.keys())
 
     @property
@@ -57,7 +61,7 @@ class Run:
 
     def score(self, target: Target | None) -> SuiteScore | None:
         """The answers of one target; None where it is not asked at all."""
-        if target not in self.targets:
+        if target not in self.targets or self.suite.role is Role.DRIFT:
             return None
         return SuiteScore(
             suite=self.suite.name,
@@ -81,6 +85,7 @@ class Run:
             reference=self.score(request.reference),
             live=self.score(request.live),
             stability=self.stability,
+            drift=self.drift,
         )
 
 
@@ -144,6 +149,8 @@ def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]
         )
     if source.path is None:
         raise BadSuite(f"suite {source.name!r}: has neither path nor task")
+    if source.role is Role.DRIFT:
+        return load_texts(source.path, name=source.name), None
     suite = load_suite(
         source.path,
         name=source.name,

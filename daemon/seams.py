@@ -8,7 +8,15 @@ from typing import Protocol
 
 from policies.errors import ServerRefused, ServerUnreachable
 
-__all__ = ["Completion", "Loaded", "Server", "ServerRefused", "ServerUnreachable", "Taken"]
+__all__ = [
+    "Completion",
+    "Loaded",
+    "Scorer",
+    "Server",
+    "ServerRefused",
+    "ServerUnreachable",
+    "Taken",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,17 @@ class Taken:
     rank: int
 
 
-class Server(Protocol):
+class Scorer(Protocol):
+    """What tells how a model takes given text."""
+
+    async def score(
+        self, model: str, texts: Sequence[Sequence[int]]
+    ) -> tuple[tuple[Taken, ...], ...]:
+        """How a model takes each text's own tokens, from the second on; texts as token ids."""
+        ...
+
+
+class Server(Scorer, Protocol):
     """One replica of vLLM, or the embedded server: the same HTTP API.
 
     Methods raise `ServerUnreachable` when there is no answer and `ServerRefused` (with status

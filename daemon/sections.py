@@ -180,9 +180,11 @@ class SuiteSettings(Section):
     name: str = Field(min_length=1)
     """How the suite is called in verdicts."""
     role: Role
-    """What it watches over: reasoning, locality (what the base knew) or retention."""
+    """What it watches over: reasoning, locality (what the base knew), retention, or drift (the loss
+    on fixed text)."""
     path: OptionalPath = None
-    """JSONL, one question a line; with `task` a folder of your own task files."""
+    """JSONL, one question a line; for drift one `{"text": "…"}` a line; with `task` a folder of
+    your own task files."""
     task: str | None = None
     """A task of lm-evaluation-harness instead of a file; needs `palorad[lm-eval]`."""
     filter: str | None = None
@@ -200,10 +202,10 @@ class SuiteSettings(Section):
     def _can_be_asked(self) -> Self:
         if self.role is Role.FACTS:
             raise ValueError(f'the suite "{self.name}": new facts are asked without a suite')
-        if self.role is Role.DRIFT:
+        if self.role is Role.DRIFT and (self.task is not None or self.margin is not None):
             raise ValueError(
-                f'the suite "{self.name}": drift needs the log-probabilities of given text, which '
-                'are not asked of the server; take role = "locality"'
+                f'the suite "{self.name}": drift is measured on the texts of a file (path) and '
+                "limited by gate.drift: it has no task and no margin"
             )
         if self.path is None and self.task is None:
             raise ValueError(f'the suite "{self.name}" needs a path, or a task of lm-eval')
@@ -235,6 +237,9 @@ class GateSettings(Section):
     """Share of the new facts that must be learnt; without it, the preset's."""
     wordings_share: float | None = Field(default=None, gt=0, le=1)
     """Share of a fact's wordings that must be answered right; without it, the preset's."""
+    drift: float | None = Field(default=None, gt=0)
+    """Rise of the loss on the texts of a drift suite that is allowed, in nats a token; without it,
+    the rise is only reported."""
     wordings: int = Field(default=2, ge=1)
     """Held-out wordings in which each new fact is asked, at most."""
     earlier_facts: int = Field(default=300, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -81,12 +81,7 @@ def load_suite(
     result after `####`. The form `auto` is chat where the model has a template (`chat`).
     """
     where = f"suite {name!r} ({path})"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadSuite(f"{where}: no such file; correct `path` in [[gate.suites]]") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSuite(f"{where}: cannot be read: {error}") from None
+    text = _read(path, where)
     return Suite(
         name=name,
         role=role,
@@ -97,11 +92,46 @@ def load_suite(
     )
 
 
+def load_texts(path: Path, *, name: str) -> Suite:
+    """The texts of a drift suite, `{"text", "id"?}` a line; raises `BadSuite`.
+
+    Nothing is asked and nothing graded: an item's prompt is the text.
+    """
+    where = f"suite {name!r} ({path})"
+    return Suite(
+        name=name,
+        role=Role.DRIFT,
+        grader="",
+        form=Form.PLAIN,
+        max_tokens=0,
+        items=_parse(_read(path, where), where, _drift_text),
+    )
+
+
 def parse_items(text: str, where: str, grader: str = "exact") -> tuple[Item, ...]:
     """The items of a suite's text, in their order; raises `BadSuite` naming the bad lines.
 
     An expected answer that `grader` cannot compare with is a bad line, too.
     """
+
+    def question(row: Mapping[str, object]) -> Item:
+        item = _gsm8k(row) if "question" in row and "prompt" not in row else _native(row)
+        check_expected(grader, item.answer)
+        return item
+
+    return _parse(text, where, question)
+
+
+def _read(path: Path, where: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadSuite(f"{where}: no such file; correct `path` in [[gate.suites]]") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSuite(f"{where}: cannot be read: {error}") from None
+
+
+def _parse(text: str, where: str, make: Callable[[Mapping[str, object]], Item]) -> tuple[Item, ...]:
     items: list[Item] = []
     problems: list[str] = []
     ids: dict[str, int] = {}
@@ -110,8 +140,7 @@ def parse_items(text: str, where: str, grader: str = "exact") -> tuple[Item, ...
         if not line.strip():
             continue
         try:
-            item = _parse_line(line)
-            check_expected(grader, item.answer)
+            item = make(_object(line))
             _refuse_twice(item, number, ids, prompts)
         except UnknownGrader as problem:
             raise BadSuite(f"{where}: {problem}") from None
@@ -136,7 +165,7 @@ def _refuse_twice(item: Item, number: int, ids: dict[str, int], prompts: dict[st
     prompts[folded] = ids[item.id] = number
 
 
-def _parse_line(line: str) -> Item:
+def _object(line: str) -> Mapping[str, object]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -144,25 +173,31 @@ def _parse_line(line: str) -> Item:
         raise BadSuite(f"is not JSON ({what})") from None
     if not isinstance(row, dict):
         raise BadSuite("is not a JSON object")
-    return _gsm8k(row) if "question" in row and "prompt" not in row else _native(row)
+    return row
 
 
 def _native(row: Mapping[str, object]) -> Item:
     if unknown := sorted(set(row) - _NATIVE):
         raise BadSuite(f"has the unknown key {unknown[0]!r}; known: {', '.join(sorted(_NATIVE))}")
     prompt, answer = _text(row, "prompt"), _text(row, "answer")
-    given = row.get("id")
     family = row.get("family", "")
-    if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
-        raise BadSuite('"id" must be text')
     if not isinstance(family, str):
         raise BadSuite('"family" must be text')
-    return Item(
-        id=str(given) if given is not None else content_id(prompt),
-        prompt=prompt,
-        answer=answer,
-        stratum=family,
-    )
+    return Item(id=_id(row, prompt), prompt=prompt, answer=answer, stratum=family)
+
+
+def _drift_text(row: Mapping[str, object]) -> Item:
+    if unknown := sorted(set(row) - {"id", "text"}):
+        raise BadSuite(f"has the unknown key {unknown[0]!r}; a drift suite has: id, text")
+    text = _text(row, "text")
+    return Item(id=_id(row, text), prompt=text, answer="")
+
+
+def _id(row: Mapping[str, object], prompt: str) -> str:
+    given = row.get("id")
+    if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
+        raise BadSuite('"id" must be text')
+    return str(given) if given is not None else content_id(prompt)
 
 
 def _gsm8k(row: Mapping[str, object]) -> Item:

@@ -37,6 +37,8 @@ were, each with the machine for itself:
 At those paces the whole takes {wall:.0f} minutes. In the first three stages the well-known facts
 were {first_known:,}, of which the {known:,} of today are the first. Another machine's rounding
 gives other weights of the same quality, not the same bytes.
+They are paces of processors that multiply in bf16 (AVX-512 BF16 or AMX). Others take single
+precision: 0.87 s a step on an AMD EPYC with AVX2 alone (100 steps timed), 90 minutes in all.
 
 - Architecture: `LlamaForCausalLM`, hidden {hidden}, {layers} layers, {heads} heads, intermediate
   {intermediate}, tied embeddings, 1,024 positions, bf16.

@@ -69,8 +69,13 @@ def ask(
 
 def share(generator: Generator, adapter: str | None, asked: Sequence[Question]) -> float:
     """Share of the questions answered as expected, as words."""
+    return sum(answered(generator, adapter, asked)) / len(asked)
+
+
+def answered(generator: Generator, adapter: str | None, asked: Sequence[Question]) -> list[bool]:
+    """Which questions are answered as expected, as words."""
     said = ask(generator, adapter, asked, 32)
-    return sum(_same(text, one.answer) for text, one in zip(said, asked, strict=True)) / len(asked)
+    return [_same(text, one.answer) for text, one in zip(said, asked, strict=True)]
 
 
 def _same(said: str, expected: str) -> bool:

@@ -101,6 +101,11 @@ class Muon:
                 matrix.grad = None
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are computed as such: a processor that cannot is slow to emulate."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _gradient(matrix: nn.Parameter) -> Tensor:
     if matrix.grad is None:
         raise ValueError("a matrix without a gradient")
@@ -108,9 +113,9 @@ def _gradient(matrix: nn.Parameter) -> Tensor:
 
 
 def _orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrices, roughly: (n, rows, columns), in bf16."""
+    """The nearest orthogonal matrices, roughly: (n, rows, columns), in bf16 where that is fast."""
     a, b, c = _NS
-    x = batch.bfloat16()
+    x = batch.bfloat16() if fast_bf16(batch.device) else batch
     wide = x.size(1) > x.size(2)
     x = x.mT if wide else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -166,14 +171,14 @@ def loss(model: LlamaForCausalLM, body: Callable[..., Any], rows: corpus.Rows) -
     """Weighted mean next-token loss of packed rows, in nats."""
     device = model.lm_head.weight.device
     batch = _tensors(rows, device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_bf16(device)):
         hidden = body(**batch, use_cache=False).last_hidden_state
     weights = torch.from_numpy(rows.weights[:, 1:].astype(np.float32)).to(device)
     # The first token of a document has weight only where it was given one; none follows it.
     begins = batch["position_ids"][:, 1:] == 0
     weights = weights.masked_fill(begins, 0.0).flatten()
     chosen = weights.nonzero().squeeze(1)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_bf16(device)):
         logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[chosen])
     targets = batch["input_ids"][:, 1:].flatten()[chosen]
     each = functional.cross_entropy(logits.float(), targets, reduction="none")

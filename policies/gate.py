@@ -133,12 +133,13 @@ def _judge_drift(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
         return inconclusive(suite.questions, "the drift was not measured")
     allowed = limits.drift
     outcome = Outcome.FAIL if allowed is not None and suite.drift > allowed else Outcome.PASS
-    bound = f"at most {allowed:.3f} allowed" if allowed is not None else "no limit set"
+    bound = f"at most {allowed:+.3f} allowed" if allowed is not None else "no limit set"
     return SuiteVerdict(
         suite=suite.questions.suite,
         role=Role.DRIFT,
         outcome=outcome,
-        reason=f"the loss on fixed text rose by {suite.drift:.3f} nats a token; {bound}",
+        reason=f"the loss on fixed text changed by {suite.drift:+.3f} nats a token; {bound}",
+        items_used=len(suite.questions.items),
     )
 
 

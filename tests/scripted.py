@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from daemon.seams import Completion, Loaded, ServerRefused, ServerUnreachable
+from daemon.seams import Completion, Loaded, ServerRefused, ServerUnreachable, Taken
 
 Brain = Callable[[str], str]
 Fault = Callable[[str, str, int], Exception | None]
@@ -21,13 +21,17 @@ def unreachable(_model: str, _prompt: str, _time: int) -> Exception | None:
 
 
 class ScriptedServer:
-    """`brains` answers by model; `fault(model, prompt, nth time)` may refuse a request."""
+    """`brains` answers by model; `fault(model, prompt, nth time)` may refuse a request.
+
+    `losses` is what each model loses on every token of a given text; it scores none without.
+    """
 
     def __init__(self, brains: Mapping[str, Brain], fault: Fault = no_fault) -> None:
         self.url = "http://scripted"
         self.brains = dict(brains)
         self.fault = fault
         self.alive = True
+        self.losses: dict[str, float] = {}
         self.asked: Counter[tuple[str, str]] = Counter()
         self.forms: dict[str, str] = {}
         self.busiest = 0
@@ -57,6 +61,13 @@ class ScriptedServer:
     async def chat(self, model: str, prompt: str, *, max_tokens: int) -> Completion:
         (text,) = await self._answer(model, [prompt], "chat")
         return Completion(text, model)
+
+    async def score(
+        self, model: str, texts: Sequence[Sequence[int]]
+    ) -> tuple[tuple[Taken, ...], ...]:
+        if model not in self.losses:
+            raise ServerRefused(f"{model} scores no text", status=400)
+        return tuple((Taken(-self.losses[model], 1),) * (len(text) - 1) for text in texts)
 
     async def _answer(self, model: str, prompts: Sequence[str], form: str) -> list[str]:
         if model not in self.brains:

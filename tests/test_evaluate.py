@@ -119,6 +119,7 @@ class Bench:
                 self.server,
                 self.measurements,
                 self.progress.append,
+                encode=lambda text: tuple(text.encode()),
                 sleep=sleep,
             )
         )
@@ -372,7 +373,42 @@ def test_limits_are_the_presets_unless_they_are_set() -> None:
     assert GateSettings(retention_floor=0).limits.retention_floor is None
 
 
-@pytest.mark.parametrize("role", [Role.FACTS, Role.DRIFT])
-def test_a_role_that_no_suite_can_have_is_refused_when_it_is_read(role: Role) -> None:
+@pytest.mark.parametrize(
+    ("role", "more"),
+    [(Role.FACTS, {}), (Role.DRIFT, {"margin": 0.1}), (Role.DRIFT, {"task": "wikitext"})],
+)
+def test_what_no_suite_can_be_is_refused_when_it_is_read(role: Role, more: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the suite"):
-        SuiteSettings(name="s", role=role, path=Path("s.jsonl"))
+        SuiteSettings(name="s", role=role, path=Path("s.jsonl"), **more)
+
+
+# --- drift ----------------------------------------------------------------------------------------
+
+
+def fixed(bench: Bench) -> SuiteSource:
+    rows = [{"text": f"some text number {n}"} for n in range(5)]
+    return bench.suite("fixed text", rows, role=Role.DRIFT)
+
+
+@pytest.mark.parametrize(
+    ("loss", "limit", "outcome"),
+    [(2.0, 0.5, Outcome.PASS), (2.6, 0.5, Outcome.FAIL), (2.6, None, Outcome.PASS)],
+)
+def test_drift_is_the_rise_of_the_loss_over_the_reference(
+    bench: Bench, loss: float, limit: float | None, outcome: Outcome
+) -> None:
+    bench.server.losses = {BASE.name: 2.0, CANDIDATE.name: loss}
+    limits = PRESETS["balanced"].model_copy(update={"drift": limit})
+    report = bench.run(bench.request(suites=(bench.suite(), fixed(bench)), limits=limits))
+    (text,) = [s for s in report.verdict.suites if s.suite == "fixed text"]
+    assert text.outcome is outcome
+    assert f"{loss - 2:+.3f} nats a token" in text.reason
+    assert text.items_used == 5
+    assert report.verdict.outcome is outcome
+
+
+def test_texts_that_the_server_will_not_score_are_inconclusive(bench: Bench) -> None:
+    bench.server.losses = {BASE.name: 2.0}
+    report = bench.run(bench.request(suites=(bench.suite(), fixed(bench))))
+    assert report.verdict.outcome is Outcome.INCONCLUSIVE
+    assert any("texts cannot be scored" in reason for reason in report.verdict.reasons)

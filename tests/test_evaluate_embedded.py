@@ -12,12 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
+from daemon import drift
 from daemon.embedded import Embedded, build
 from daemon.evaluate import evaluate
 from daemon.evaluation import EvaluationReport, EvaluationRequest, SuiteSource
 from daemon.jobs import Progress
 from daemon.measurements import Measurements
 from daemon.measuring import Target
+from daemon.suites import load_texts
 from daemon.vllm import HttpServer
 from policies.limits import PRESETS
 from policies.records import Fact, Outcome, Role
@@ -29,6 +31,29 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     built = build(Embedded(tiny.build(tmp_path_factory.mktemp("model"))))
     yield built
     built.state.engine.stop()
+
+
+def test_fixed_text_is_scored_through_http(app: Any, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"Rain fell on day {n}."}) + "\n" for n in range(9))
+    )
+
+    async def run() -> float:
+        server = HttpServer("http://tiny", transport=httpx.ASGITransport(app))
+        texts = [item.prompt for item in load_texts(path, name="texts").items]
+        try:
+            return await drift.rise(
+                server,
+                lambda text: tuple(text.encode()),
+                texts,
+                reference=target("base"),
+                candidate=Target(name="base", sha256="c" * 64),
+            )
+        finally:
+            await server.aclose()
+
+    assert asyncio.run(run()) == 0.0
 
 
 def target(name: str) -> Target:

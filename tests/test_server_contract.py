@@ -191,7 +191,7 @@ def test_requests_under_way_finish_on_an_unloaded_adapter(site: Live, generator:
     async def run(server: HttpServer) -> list[tuple[int, ...]]:
         await server.load(name, path(site, made))
         tasks = [asyncio.ensure_future(_long_answer(server, name)) for _ in range(8)]
-        while (await server.door()).in_flight.get(name, 0) < _unanswered(tasks):  # another process
+        while (await server.door()).in_flight.get(name, 0) < _unanswered(tasks):  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
         # Behind the middleware, which counts them, the server has yet to look up the name.
         await asyncio.sleep(0.1)

@@ -18,6 +18,7 @@ from daemon.suites import (
     alternating,
     has_chat_template,
     load_suite,
+    load_texts,
     parse_items,
     refuse_trained,
     trained_questions,
@@ -113,6 +114,17 @@ def test_a_missing_file_names_the_suite_and_the_path(tmp_path: Path) -> None:
             form="plain",
             max_tokens=8,
         )
+
+
+def test_the_texts_of_a_drift_suite_are_read_like_questions(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(lines({"text": "It rained."}, {"id": 7, "text": "It snowed."}))
+    texts = load_texts(path, name="plain text")
+    assert [item.prompt for item in texts.items] == ["It rained.", "It snowed."]
+    assert texts.items[1].id == "7"
+    path.write_text(lines({"text": "It rained."}, {"prompt": "Why?"}, {"text": "It  rained."}))
+    with pytest.raises(BadSuite, match=r"line 2: .*'prompt'.*line 3: asks the same as line 1"):
+        load_texts(path, name="plain text")
 
 
 def test_the_form_follows_the_model_unless_it_is_named(tmp_path: Path) -> None:

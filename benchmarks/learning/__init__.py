@@ -1,0 +1,1 @@
+"""What each way of learning keeps and what it loses, on one harness."""

@@ -1,0 +1,59 @@
+"""Batches of invented facts to learn, each with wordings that are never trained."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mini import world
+from policies.heldout import with_held_out
+from policies.records import Fact, content_id
+from policies.wordings import relations, varied
+
+Purpose = Literal["selection", "report"]
+WORDINGS: Final = 24
+NEAR: Final = 2
+FAR: Final = 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A wording of a fact that no training saw."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class FactBatch:
+    """New facts, and what is asked about them: `near` wordings come from frames that the base met
+    with other subjects, `far` ones from frames held out of everything."""
+
+    facts: tuple[Fact, ...]
+    near: tuple[Asked, ...]
+    far: tuple[Asked, ...]
+
+
+def batch(number: int, size: int, seed: int, purpose: Purpose) -> FactBatch:
+    """`size` facts in four relations; another number, seed or purpose gives other facts."""
+    rng = random.Random(f"learning bench:{purpose}:{seed}:{number}")
+    chosen = rng.sample([r for r in relations().values() if not r.held_out], 4)
+    facts: list[Fact] = []
+    far: list[Asked] = []
+    for place, relation in enumerate(chosen):
+        for made in world.fresh(relation, size // 4 + (place < size % 4), rng):
+            asked = rng.sample(relation.questions(made.subject), NEAR + 1)
+            fact = Fact(
+                id=content_id(relation.name, made.subject),
+                prompt=asked[0],
+                answer=made.answer,
+                subject=made.subject,
+                relation=relation.name,
+                eval_prompts=tuple(asked[1:]),
+            )
+            facts.append(with_held_out(fact, varied, WORDINGS))
+            wordings = rng.sample(relation.far(made.subject), FAR)
+            far += [Asked(wording, made.answer) for wording in wordings]
+    near = tuple(Asked(prompt, f.answer) for f in facts for prompt in f.eval_prompts)
+    return FactBatch(tuple(facts), near, tuple(far))

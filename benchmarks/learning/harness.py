@@ -1,0 +1,193 @@
+"""One run: a method learns a stream of batches on a base and is measured on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from adapters import lora
+from adapters.compose import compose
+from adapters.generate import Generator
+from adapters.plans import TrainPlan, TrainReport, TrainSettings
+from adapters.trainer import train_adapter
+from benchmarks.learning.bases import Base
+from benchmarks.learning.batches import FactBatch, Purpose, batch
+from benchmarks.learning.judge import Judge, recalls
+from benchmarks.learning.methods import WAYS, Way
+from policies.records import PlanKind, content_id
+
+RANK: Final = 16
+RANK_BUDGET: Final = 64
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How many batches of how many facts, and after which of them it is measured."""
+
+    name: str
+    batches: int
+    facts: int
+    measured: tuple[int, ...]
+
+
+PROTOCOLS: Final = {
+    p.name: p
+    for p in (
+        Protocol("one", 1, 48, (1,)),
+        Protocol("ten", 10, 36, (1, 5, 10)),
+        Protocol("forty", 40, 36, (1, 10, 20, 40)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a row of the results depends on."""
+
+    base: str
+    protocol: str
+    method: str
+    seed: int
+    purpose: Purpose
+    rate: float | None = None
+    examples: int | None = None
+    problems: int = 400
+
+    @property
+    def key(self) -> str:
+        """The run's name among the results: another for another setting of the method."""
+        way = WAYS[self.method]
+        return content_id(repr(self), repr((way.protection, dict(way.settings))))
+
+
+def perform(run: Run, base: Base, protocol: Protocol) -> dict[str, Any]:
+    """Learn and measure; one row of the results."""
+    began = time.monotonic()
+    judge = Judge.of(run.purpose, run.problems, run.seed)
+    generator = Generator(base.model_dir, max_rank=RANK_BUDGET)
+    reference = judge.keeps(generator, None)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = list(_stream(run, base, protocol, judge, generator, Path(folder)))
+    return {
+        "key": run.key,
+        **vars(run),
+        "says": WAYS[run.method].says,
+        "base_hash": base.sha256,
+        "reference": reference,
+        "batches": measured,
+        "seconds": round(time.monotonic() - began, 1),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _stream(
+    run: Run,
+    base: Base,
+    protocol: Protocol,
+    judge: Judge,
+    generator: Generator,
+    folder: Path,
+) -> Iterator[dict[str, Any]]:
+    way = WAYS[run.method]
+    lineage: list[Path] = []
+    learnt: list[FactBatch] = []
+    for number in range(1, protocol.batches + 1):
+        new = batch(number, protocol.facts, run.seed, run.purpose)
+        full = RANK * (len(lineage) + 1) > RANK_BUDGET
+        if full:
+            # The budget is used up: one adapter is retrained from all facts, as the product does.
+            lineage = []
+        out = folder / f"adapter-{number}"
+        report = train_adapter(
+            _plan(run, way, base, number, new, learnt, lineage, whole=full),
+            out=out,
+            work=folder / f"work-{number}",
+            method=way.hooks,
+        )
+        lineage.append(out)
+        learnt.append(new)
+        if number not in protocol.measured:
+            continue
+        name = f"served-{number}"
+        compose(lineage, folder / name, base.name)
+        generator.load(name, folder / name)
+        yield {
+            "batch": number,
+            **recalls(generator, name, learnt),
+            **judge.keeps(generator, name),
+            **_figures(report, lineage),
+        }
+        generator.unload(name)
+
+
+def _plan(
+    run: Run,
+    way: Way,
+    base: Base,
+    number: int,
+    new: FactBatch,
+    learnt: list[FactBatch],
+    lineage: list[Path],
+    *,
+    whole: bool,
+) -> TrainPlan:
+    earlier = tuple(fact for one in learnt for fact in one.facts)
+    alone = not way.rehearses
+    settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
+    return TrainPlan(
+        kind=PlanKind.CONSOLIDATE if whole else PlanKind.LEARN,
+        rank=RANK,
+        seed=1000 * run.seed + number,
+        model_dir=base.model_dir,
+        base_hash=base.sha256,
+        base_name=base.name,
+        facts=(*earlier, *new.facts) if whole else new.facts,
+        replay=() if whole or alone else earlier,
+        known=() if alone else base.known,
+        reasoning=() if alone else base.reasoning(run.examples),
+        lineage=tuple(lineage),
+        probe_dir=base.probe_dir,
+        protection=way.protection,
+        settings=settings,
+    )
+
+
+def _figures(report: TrainReport, lineage: list[Path]) -> dict[str, Any]:
+    return {
+        "steps": report.steps,
+        "train_seconds": round(report.seconds, 1),
+        "norm": round(sum(lora.read(path).norm() ** 2 for path in lineage) ** 0.5, 4),
+        "leak": report.leak,
+        "free": report.free,
+    }
+
+
+def finished(results: Path) -> dict[str, Mapping[str, Any]]:
+    """The rows of a results file by key; a line torn by a crash does not count."""
+    if not results.exists():
+        return {}
+    found = {}
+    for line in results.read_text("utf-8").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        found[row["key"]] = row
+    return found
+
+
+def add(results: Path, row: Mapping[str, Any]) -> None:
+    """Append one row, on a line of its own whatever stands before it."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    torn = results.exists() and not results.read_bytes().endswith(b"\n")
+    with results.open("a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,96 @@
+"""Ways to learn a batch, as small plug-ins over the product's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from adapters import models, svf
+from adapters.plans import TrainPlan
+from adapters.probe import Probe, Protection, component_spaces
+from adapters.projection import Protected
+from adapters.subspace import empty
+from adapters.trainer import PRODUCT, Method, protect
+
+NOTHING: Final = Protection(kind="none")
+# What a step of the product rehearses, switched off.
+ALONE: Final = {"old_per_step": 0, "known_per_step": 0, "reasoning_per_step": 0, "distil": 0.0}
+# The same shares as the product's, learnt from their labels.
+LABELS: Final = {"distil": 0.0}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method: what it protects, how its trainer is set, and the hooks where it differs.
+
+    `rates` are the learning rates among which it may choose on selection seeds.
+    """
+
+    says: str
+    protection: Protection = NOTHING
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    hooks: Method = PRODUCT
+    rates: tuple[float, ...] = (0.0015, 0.003, 0.006)
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether earlier facts are given to the trainer at all."""
+        return self.settings.get("old_per_step") != 0
+
+
+def _components(choose: Callable[[Tensor, Tensor, str], Tensor]) -> Method:
+    """Protect, both sides, the singular components that `choose(sigma, critical, name)` gives."""
+
+    def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
+        assert plan.probe_dir is not None  # noqa: S101 - ways with components have a probe
+        probe, found = Probe.load(plan.probe_dir, plan.base_hash), {}
+        for name, matrix in models.matrices(base, plan.settings.targets).items():
+            weight = matrix.weight.detach().cpu()
+            critical = probe.critical(name, Protection(kind="svf"))
+            chosen = choose(probe.sigma(name), critical, name)
+            found[name] = Protected(
+                *component_spaces(weight, svf.decompose(weight)[1], chosen), None
+            )
+        return found
+
+    return Method(protect=protected)
+
+
+def _random(_sigma: Tensor, critical: Tensor, name: str) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    return torch.randperm(len(_sigma), generator=generator)[: len(critical)]
+
+
+def _largest(sigma: Tensor, critical: Tensor, _name: str) -> Tensor:
+    return torch.arange(min(len(critical), len(sigma)))
+
+
+def _inputs_only(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
+    found = protect(base, plan)
+    return {
+        name: Protected(guard.inputs, empty(guard.outputs.shape[0]), guard.soft)
+        for name, guard in found.items()
+    }
+
+
+SVF: Final = Protection(kind="svf", svf_seeds=1, svf_energy=0.9)
+WAYS: Final[Mapping[str, Way]] = {
+    "plain": Way("LoRA on the new facts alone", settings=ALONE),
+    "decay": Way("the same with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}),
+    "palora": Way("the paper's: critical SVF components spared, both sides", SVF, ALONE),
+    "palora inputs": Way(
+        "the same, on the input side alone", SVF, ALONE, Method(protect=_inputs_only)
+    ),
+    "random": Way("as many components drawn at random", SVF, ALONE, _components(_random)),
+    "oplora": Way("as many of the largest components (OPLoRA)", SVF, ALONE, _components(_largest)),
+    "null space": Way("70 % of the skill's input directions spared", Protection(share=0.7), ALONE),
+    "null space, soft": Way("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
+    "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
+    "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
+    "distil": Way("rehearsal held to the frozen reference, nothing spared"),
+    "palorad": Way("the product: rehearsal held to the reference, 20 % spared", Protection()),
+}

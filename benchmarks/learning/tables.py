@@ -1,0 +1,158 @@
+"""From rows of results to figures with intervals, tables and the plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+DRAWS: Final = 2000
+Row = Mapping[str, Any]
+Figure = tuple[float, float, float]
+
+
+def summary(rows: Iterable[Row], default: str) -> dict[str, Any]:
+    """`learning.json`: figures by base, protocol and method, from the report seeds alone."""
+    grouped: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["purpose"] == "report" and row["examples"] is None:
+            grouped.setdefault((row["base"], row["protocol"], row["method"]), []).append(row)
+    results: dict[str, Any] = {}
+    for (base, protocol, method), same in sorted(grouped.items()):
+        results.setdefault(base, {}).setdefault(protocol, {})[method] = figures(same)
+    for protocols in results.values():
+        for methods in protocols.values():
+            for name, one in methods.items():
+                one["dominated_by"] = dominating(name, methods)
+    return {"default_method": default, "results": results}
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the last measured batch of runs with several seeds shows, each [value, low, high].
+
+    Intervals of 95 % come from drawing seeds and, within a seed, items with replacement.
+    """
+    last = [row["batches"][-1] for row in rows]
+    base = [row["reference"] for row in rows]
+    return {
+        "reasoning_vs_reference": _ratio(last, base, "reasoning"),
+        "locality": _share([[one["locality"]] for one in last]),
+        "recall_all": _share([one["recall"] for one in last]),
+        "recall_batch1": _share([one["recall"][:1] for one in last]),
+        "recall_far": _share([one["recall_far"] for one in last]),
+        "norm": round(float(np.mean([one["norm"] for one in last])), 3),
+        "leak": max(one["leak"] for one in last),
+        "seconds_per_batch": round(float(np.mean([one["train_seconds"] for one in last])), 1),
+        "rate": sorted({row["rate"] for row in rows}, key=str),
+        "seeds": sorted(row["seed"] for row in rows),
+    }
+
+
+def dominating(name: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Methods that recall more, keep more reasoning and more known facts, none of them by less."""
+    keys = ("recall_all", "reasoning_vs_reference", "locality")
+    mine = [methods[name][key][0] for key in keys]
+    found = []
+    for other, theirs in methods.items():
+        values = [theirs[key][0] for key in keys]
+        if all(a >= b for a, b in zip(values, mine, strict=True)) and values != mine:
+            found.append(other)
+    return found
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown, one table for each base and protocol."""
+    parts = []
+    for base, protocols in results.items():
+        for protocol, methods in protocols.items():
+            parts.append(f"**{base}, {protocol}**\n")
+            parts.append(
+                "| method | recall | first batch | far wordings | reasoning of the reference's "
+                "| known facts | ‖ΔW‖ | seeds |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+            )
+            parts += [
+                f"| {name} | {_per_cent(one['recall_all'])} | {_per_cent(one['recall_batch1'])} "
+                f"| {_per_cent(one['recall_far'])} | {_per_cent(one['reasoning_vs_reference'])} "
+                f"| {_per_cent(one['locality'])} | {one['norm']:.2f} | {len(one['seeds'])} |"
+                for name, one in methods.items()
+            ]
+            parts.append("")
+    return "\n".join(parts)
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Recall against reasoning, a panel for each base and protocol."""
+    panels = [(b, p, m) for b, protocols in results.items() for p, m in protocols.items()]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.5 * len(panels), 4.5), layout="constrained", squeeze=False
+    )
+    for axis, (base, protocol, methods) in zip(axes[0], panels, strict=True):
+        for name, one in methods.items():
+            x, y = one["recall_all"], one["reasoning_vs_reference"]
+            axis.errorbar(
+                x[0],
+                y[0],
+                xerr=[[x[0] - x[1]], [x[2] - x[0]]],
+                yerr=[[y[0] - y[1]], [y[2] - y[0]]],
+                marker="o",
+            )
+            axis.annotate(name, (x[0], y[0]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+        axis.axhline(0.99, color="black", linestyle=":", linewidth=0.8)
+        axis.set(title=f"{base}, {protocol}", xlabel="recall", ylabel="reasoning / reference")
+        axis.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# --- figures with intervals -----------------------------------------------------------------------
+
+
+def _share(seeds: Sequence[Sequence[str]]) -> Figure:
+    """The share of ones over all items of all seeds' rows."""
+    items = [_bits("".join(rows)) for rows in seeds]
+    value = float(np.mean([one.mean() for one in items]))
+    drawn = [float(np.mean([one.mean() for one in sample])) for sample in _samples(items)]
+    return _interval(value, drawn)
+
+
+def _ratio(last: Sequence[Row], base: Sequence[Row], key: str) -> Figure:
+    """Right answers of the candidate over those of the reference, paired by item."""
+    pairs = [
+        np.stack([_bits(one[key]), _bits(two[key])], axis=1)
+        for one, two in zip(last, base, strict=True)
+    ]
+    drawn = [_over(sample) for sample in _samples(pairs)]
+    return _interval(_over(pairs), drawn)
+
+
+def _over(pairs: Sequence[np.ndarray]) -> float:
+    sums = np.sum([one.mean(axis=0) for one in pairs], axis=0)
+    return float(sums[0] / sums[1]) if sums[1] else math.nan
+
+
+def _samples(seeds: Sequence[np.ndarray]) -> Iterable[list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    for _ in range(DRAWS):
+        chosen = rng.integers(len(seeds), size=len(seeds))
+        yield [seeds[n][rng.integers(len(seeds[n]), size=len(seeds[n]))] for n in chosen]
+
+
+def _interval(value: float, drawn: Sequence[float]) -> Figure:
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return round(value, 4), round(float(low), 4), round(float(high), 4)
+
+
+def _bits(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8) - ord("0")
+
+
+def _per_cent(figure: Sequence[float]) -> str:
+    return f"{100 * figure[0]:.1f} [{100 * figure[1]:.1f}, {100 * figure[2]:.1f}]"
