@@ -14,4 +14,14 @@ def threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """
     if "OMP_NUM_THREADS" in environment:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    return {"OMP_NUM_THREADS": str(max(1, _cores() // 2))}
+
+
+def engine_threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The same for vLLM on a CPU, whose engine keeps one core busy by itself while it decodes."""
+    wanted = int((threads(environment) or environment)["OMP_NUM_THREADS"].split(",")[0])
+    return {"OMP_NUM_THREADS": str(max(1, min(wanted, _cores() - 1)))}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from daemon import alias
-from daemon.cores import threads
+from daemon.cores import engine_threads, threads
 from daemon.settings import Settings
 from policies.errors import ServerUnusable
 
@@ -100,7 +100,7 @@ def _vllm(settings: Settings, model: Path, environment: Mapping[str, str]) -> Co
     }
     added = {k: v for k, v in defaults.items() if k not in environment} | door
     if not has_gpu():
-        added |= threads(environment)
+        added |= engine_threads(environment)
     added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if server.gpu_sharing == "sleep":
         added["VLLM_SERVER_DEV_MODE"] = "1"

@@ -194,7 +194,9 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
         user_key_file=key,
         gpu_sharing="sleep",
     )
-    made = launch.command(chosen, Path("/models/m"), {"VLLM_CPU_KVCACHE_SPACE": "4"})
+    made = launch.command(
+        chosen, Path("/models/m"), {"VLLM_CPU_KVCACHE_SPACE": "4", "OMP_NUM_THREADS": "64"}
+    )
     line = " ".join(made.arguments)
     assert line.startswith(f"{executable} serve /models/m --served-model-name base")
     for flags in (
@@ -209,6 +211,8 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
     added = made.environment
     assert added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     assert "VLLM_CPU_KVCACHE_SPACE" not in added
+    if not launch.has_gpu():
+        assert 1 <= int(added["OMP_NUM_THREADS"]) < max(2, len(os.sched_getaffinity(0)))
     assert added["PALORAD_ALIAS_FILE"] == str(tmp_path / "alias.json")
     assert added["PALORAD_USER_KEY_FILE"] == str(key)
     assert added["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path / "middleware")

@@ -170,7 +170,7 @@ def test_sleep_finishes_what_runs_and_nothing_is_routed_until_verified(
 
     def ask() -> None:
         (answer,) = site.do(
-            lambda s: s.complete("live", [PROMPTS[0]], max_tokens=300, ignore_eos=True), admin=False
+            lambda s: s.complete("live", [PROMPTS[0]], max_tokens=480, ignore_eos=True), admin=False
         )
         texts.append(answer.text)
 
@@ -180,7 +180,8 @@ def test_sleep_finishes_what_runs_and_nothing_is_routed_until_verified(
     async def nap(fleet: Fleet) -> None:
         server = fleet.servers[0]
         running.start()
-        while not (await server.door()).in_flight:  # noqa: ASYNC110  # another process
+        while not (await server.door()).in_flight:  # another process
+            assert running.is_alive(), "answered before anyone could look"
             await asyncio.sleep(0.01)
         async with gpu.asleep(fleet.servers, level=0):
             running.join(60)

@@ -1,0 +1,119 @@
+"""The bench of ways to learn: it asks nothing trained, and its figures mean what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.learning import tables
+from benchmarks.learning.__main__ import chosen_rate
+from benchmarks.learning.batches import batch
+from benchmarks.learning.harness import Run, add, finished
+from benchmarks.learning.methods import WAYS
+
+
+def row(
+    method: str = "plain",
+    seed: int = 1,
+    *,
+    recall: Sequence[str] = ("1111",),
+    reasoning: str = "1111",
+    reference: str = "1111",
+    **changes: Any,
+) -> dict[str, Any]:
+    measured = {
+        "batch": len(recall),
+        "recall": list(recall),
+        "recall_far": ["0101"] * len(recall),
+        "reasoning": reasoning,
+        "locality": "1110",
+        "norm": 1.0,
+        "leak": 0.0,
+        "train_seconds": 1.0,
+    }
+    return {
+        "key": f"{method}-{seed}",
+        "base": "mini",
+        "protocol": "one",
+        "method": method,
+        "seed": seed,
+        "purpose": "report",
+        "rate": None,
+        "examples": None,
+        "reference": {"reasoning": reference, "locality": "1111"},
+        "batches": [measured],
+        **changes,
+    }
+
+
+def test_no_wording_that_is_asked_is_trained() -> None:
+    made = batch(1, 48, 1, "report")
+    assert len(made.facts) == 48
+    trained = {wording for fact in made.facts for wording in fact.training_prompts}
+    assert trained.isdisjoint(one.prompt for one in (*made.near, *made.far))
+    assert {one.prompt for one in made.near}.isdisjoint(one.prompt for one in made.far)
+
+
+def test_selection_report_seeds_and_batches_have_no_subject_in_common() -> None:
+    made = [batch(n, 24, s, p) for n in (1, 2) for s in (1, 2) for p in ("selection", "report")]
+    subjects = [{fact.subject for fact in one.facts} for one in made]
+    assert len(set.union(*subjects)) == sum(map(len, subjects))
+    assert made[0] == batch(1, 24, 1, "selection")
+
+
+def test_reasoning_is_paired_with_the_reference() -> None:
+    found = tables.figures([row(reasoning="1100", reference="1110")])
+    assert found["reasoning_vs_reference"][0] == pytest.approx(2 / 3, abs=1e-4)
+    same = tables.figures([row(reasoning="110100", reference="110100")])
+    assert same["reasoning_vs_reference"] == (1.0, 1.0, 1.0)
+
+
+def test_recall_is_over_all_batches_and_of_the_first() -> None:
+    found = tables.figures([row(recall=("1100", "1111"))])
+    assert found["recall_all"][0] == 0.75
+    assert found["recall_batch1"][0] == 0.5
+    assert found["recall_far"][0] == 0.5
+
+
+def test_an_interval_covers_what_seeds_and_items_leave_open() -> None:
+    seeds = [row(seed=n, recall=("1" * (60 + 10 * n) + "0" * (40 - 10 * n),)) for n in range(3)]
+    value, low, high = tables.figures(seeds)["recall_all"]
+    assert value == pytest.approx(0.7)
+    assert low < 0.63
+    assert high > 0.77
+
+
+def test_only_report_seeds_become_figures_and_a_worse_method_is_dominated() -> None:
+    rows = [row(), row("palora", reasoning="1000"), row("random", purpose="selection")]
+    methods = tables.summary(rows, "palorad")["results"]["mini"]["one"]
+    assert set(methods) == {"plain", "palora"}
+    assert methods["palora"]["dominated_by"] == ["plain"]
+    assert methods["plain"]["dominated_by"] == []
+    assert "| palora |" in tables.table({"mini": {"one": methods}})
+
+
+def test_a_rate_is_chosen_on_selection_seeds_alone() -> None:
+    run = Run("mini", "ten", "plain", 1, "report")
+    rows = [
+        row(purpose="selection", rate=0.001, recall=("1000",)),
+        row(purpose="selection", rate=0.003, reasoning="1110"),
+        row(purpose="selection", rate=0.01, reasoning="0000"),
+        row(rate=0.02),
+    ]
+    assert chosen_rate(rows, run) == 0.003
+    assert chosen_rate([], run) == WAYS["plain"].rates[1]
+    assert chosen_rate(rows, Run("mini", "ten", "palorad", 1, "report")) is None
+
+
+def test_results_survive_a_torn_line(tmp_path: Path) -> None:
+    results = tmp_path / "learning.jsonl"
+    add(results, row("plain"))
+    with results.open("a") as file:
+        file.write('{"key": "tor')
+    add(results, row("palora"))
+    assert set(finished(results)) == {"plain-1", "palora-1"}
+    assert json.loads(results.read_text().splitlines()[0])["method"] == "plain"
