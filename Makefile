@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-vllm lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-vllm bench-quick bench-learning lint licences format mini lock clean
 
 all: lint test
 
@@ -62,6 +62,15 @@ test-endtoend: setup
 
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
+
+# Ways to learn compared: a quarter of an hour, or hours; BENCH_ARGS names any part of it.
+bench-quick bench-learning: export OMP_NUM_THREADS = $(shell nproc)
+
+bench-quick: setup
+	$(BIN)/python -m benchmarks.learning --quick
+
+bench-learning: setup
+	$(BIN)/python -m benchmarks.learning --protocol one ten forty $(BENCH_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -121,9 +121,24 @@ def buckets(encoded: Iterable[Encoded], max_tokens: int) -> list[list[Encoded]]:
     return groups
 
 
-def pick(pool: Sequence[Sequence[Encoded]], count: int, rng: random.Random) -> list[Encoded]:
-    """`count` different entries of the pool (all when it has fewer), each in a random wording."""
-    chosen = pool if count >= len(pool) else rng.sample(list(pool), count)
+def pick(
+    pool: Sequence[Sequence[Encoded]],
+    count: int,
+    rng: random.Random,
+    weights: Sequence[float] = (),
+) -> list[Encoded]:
+    """`count` different entries of the pool (all when it has fewer), each in a random wording.
+
+    With `weights` an entry is drawn in proportion to its own (Efraimidis and Spirakis, 2006).
+    """
+    if count >= len(pool):
+        chosen = list(pool)
+    elif weights:
+        keys = [rng.random() ** (1 / weight) for weight in weights]
+        best = sorted(range(len(pool)), key=keys.__getitem__, reverse=True)[:count]
+        chosen = [pool[n] for n in best]
+    else:
+        chosen = rng.sample(list(pool), count)
     return [rng.choice(list(variants)) for variants in chosen]
 
 

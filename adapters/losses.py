@@ -47,6 +47,24 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
     return total / max(count, 1)
 
 
+@torch.no_grad()
+def entropies(
+    model: Any, texts: Sequence[Encoded], max_tokens: int, pad: int, device: torch.device
+) -> list[float]:
+    """Entropy in nats of the next token, summed over each text's learnt tokens."""
+    found: dict[int, float] = {}
+    numbered = [Encoded(one.ids, one.start, str(n)) for n, one in enumerate(texts)]
+    for part in buckets(numbered, max_tokens):
+        batch = collate(part, pad).to(device)
+        logits, _ = learnt_logits(model, batch)
+        logs = F.log_softmax(logits, dim=-1)
+        entropy = -(logs.exp() * logs).sum(dim=-1)
+        rows = (batch.labels[:, 1:] != IGNORED).nonzero()[:, 0]
+        sums = torch.zeros(len(part), device=device).index_add(0, rows, entropy)
+        found |= {int(one.key): float(s) for one, s in zip(part, sums.tolist(), strict=True)}
+    return [found[n] for n in range(len(texts))]
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Texts on which the model is to stay as it was, and how much that weighs."""

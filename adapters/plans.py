@@ -56,6 +56,9 @@ class TrainSettings(Record):
     distil_reasoning: float = Field(default=6.0, ge=0.0)
     """The same on reasoning: more, since most tokens of a solution are never in doubt and the
     few that are would drown in the average."""
+    doubt: float = Field(default=2.0, ge=0.0)
+    """How much more often solutions are drawn of which the reference is less sure: in proportion
+    to 1 + doubt · entropy / mean entropy; 0: all alike."""
     temperature: float = Field(default=2.0, gt=0.0)
     """Of both distributions in that divergence: above 1, what the reference is sure of still has
     a gradient before it is lost."""

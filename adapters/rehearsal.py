@@ -22,6 +22,8 @@ class Pools:
     old: Pool
     known: Pool
     reasoning: Pool
+    odds: Sequence[float] = ()
+    """How often each solution is drawn beside the others; all alike where there are none."""
 
 
 def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
@@ -55,7 +57,7 @@ def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
     old = pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
     known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
     most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)
-    return Drawn(new, old, known, pick(pools.reasoning, most, rng))
+    return Drawn(new, old, known, pick(pools.reasoning, most, rng, pools.odds))
 
 
 def _turn(pool: Pool, count: int, seed: int, step: int) -> list[Sequence[Encoded]]:

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters import checkpoint, compose, lora, models, projection
 from adapters.attach import NEW, Attached, attach, extract
 from adapters.errors import TrainingDiverged
-from adapters.losses import Aims, Kept, backward
+from adapters.losses import Aims, Kept, backward, entropies
 from adapters.plans import (
     REFERENCE_RATE,
     REFERENCE_WIDTH,
@@ -33,6 +33,7 @@ from adapters.rehearsal import Drawn, Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
 
 CPU_TOKENS, GPU_TOKENS = 512, 4096
+MOST_WEIGHED = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ def train_adapter(
     fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
     size = settings.max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), size)
+    if settings.doubt and settings.distil and pools.reasoning:
+        pools = replace(pools, odds=_odds(attached, pools, settings.doubt, size, pad, device))
     admissible = None if first else _admissible(model, pools, plan, size, pad, device)
     last_saved, begun = clock(), clock()
 
@@ -196,6 +199,22 @@ def _learnt(state: State, plan: TrainPlan, step: int) -> bool:
         return False
     latest = state.latest or {}
     return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)
+
+
+def _odds(
+    attached: Attached, pools: Pools, doubt: float, size: int, pad: int, device: torch.device
+) -> list[float]:
+    """How often each solution is drawn beside the others: more, the less sure the reference is.
+
+    What a solution loses is lost where the reference itself is in doubt, and on the rest the
+    divergence has hardly any gradient. Of a large pool the first `MOST_WEIGHED` are looked at.
+    """
+    texts = [wordings[0] for wordings in pools.reasoning[:MOST_WEIGHED]]
+    with attached.reference() as model:
+        found = entropies(model, texts, size, pad, device)
+    mean = sum(found) / len(found) or 1.0
+    rest = len(pools.reasoning) - len(found)
+    return [1 + doubt * one / mean for one in (*found, *[mean] * rest)]
 
 
 def _admissible(

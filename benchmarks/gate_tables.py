@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import pages
 from policies.limits import PRESETS
 from policies.sequential import (
     Design,
@@ -39,13 +39,7 @@ def fill(result: Json, page: Path) -> None:
         "measured": measured(result),
         "monotony": monotony(result["monotony"]),
     }
-    text = page.read_text(encoding="utf-8")
-
-    def block(found: re.Match[str]) -> str:
-        return f"<!-- figures: {found[1]} -->\n{tables[found[1]]}\n<!-- end -->"
-
-    filled = re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
-    page.write_text(filled, encoding="utf-8")
+    pages.fill(page, tables)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -12,12 +12,16 @@ from typing import Final
 
 import torch
 
+from benchmarks import pages
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.harness import PROTOCOLS, Run, add, finished, perform
 from benchmarks.learning.methods import WAYS
 
 RESULTS: Final = Path("benchmarks/results")
+DOCUMENTED: Final = RESULTS / "learning.json"
+PAGE: Final = Path("docs/method.md")
+ALT: Final = "Recall against reasoning kept, by method"
 QUICK: Final = ("plain", "palora", "null space", "replay", "palorad")
 DEFAULT: Final = "palorad"
 
@@ -90,8 +94,14 @@ def write(results: Path, out: Path) -> None:
     target = out / f"{results.stem}.json"
     target.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (out / f"{results.stem}.md").write_text(tables.table(found["results"]), "utf-8")
-    if found["results"]:
-        tables.draw(found["results"], out / f"{results.stem}.png")
+    if not found["results"]:
+        return
+    tables.draw(found["results"], out / f"{results.stem}.png")
+    if target == DOCUMENTED:
+        pages.fill(
+            PAGE, {"learning": f"{tables.table(found['results'])}\n![{ALT}](img/learning.png)"}
+        )
+        tables.draw(found["results"], PAGE.parent / "img/learning.png")
 
 
 def _perform(run: Run, results: Path) -> None:
