@@ -22,7 +22,7 @@ def files() -> dict[str, list[Row]]:
     """Every data file's lines by its name, the same at every call."""
     return {
         "skill.jsonl": _worked(Split.PROBE, 1000),
-        "reasoning-gate.jsonl": _asked(Split.GATE, 2400),
+        "reasoning-gate.jsonl": _asked(Split.GATE, 4000),
         "reasoning-report.jsonl": _asked(Split.REPORT, 1200),
         "reasoning-replay.jsonl": _worked(Split.REPLAY, 2000),
         "known-replay.jsonl": _rehearsed(),
