@@ -63,7 +63,7 @@ test-endtoend: setup
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
 
-# Ways to learn compared: a quarter of an hour, or hours; BENCH_ARGS names any part of it.
+# Five ways to learn compared once, or all of them for hours; BENCH_ARGS names any part of it.
 bench-quick bench-learning: export OMP_NUM_THREADS = $(shell nproc)
 
 bench-quick: setup

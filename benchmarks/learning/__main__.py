@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ DEFAULT: Final = "palorad"
 def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
     """The rate that did best on selection seeds in one injection: recall and reasoning together.
 
-    The product keeps its own rule; a method that was never swept has none.
+    The product keeps its own rule; a method that was never swept takes its middle rate.
     """
     if run.method == DEFAULT:
         return None
@@ -81,9 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
                 for method in methods:
                     run = Run(base, protocol, method, seed, "report", problems=given.problems)
                     rate = chosen_rate(list(finished(results).values()), run)
-                    _perform(
-                        Run(**{**vars(run), "rate": rate, "examples": given.examples}), results
-                    )
+                    _perform(replace(run, rate=rate, examples=given.examples), results)
     write(results, given.out)
     return 0
 

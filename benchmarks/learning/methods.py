@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from adapters import models, svf
+from adapters import models
 from adapters.plans import TrainPlan
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
@@ -17,6 +17,7 @@ from adapters.subspace import empty
 from adapters.trainer import PRODUCT, Method, protect
 
 NOTHING: Final = Protection(kind="none")
+SVF: Final = Protection(kind="svf")
 # What a step of the product rehearses, switched off.
 ALONE: Final = {"old_per_step": 0, "known_per_step": 0, "reasoning_per_step": 0, "distil": 0.0}
 # The same shares as the product's, learnt from their labels.
@@ -50,11 +51,9 @@ def _components(choose: Callable[[Tensor, Tensor, str], Tensor]) -> Method:
         probe, found = Probe.load(plan.probe_dir, plan.base_hash), {}
         for name, matrix in models.matrices(base, plan.settings.targets).items():
             weight = matrix.weight.detach().cpu()
-            critical = probe.critical(name, Protection(kind="svf"))
-            chosen = choose(probe.sigma(name), critical, name)
-            found[name] = Protected(
-                *component_spaces(weight, svf.decompose(weight)[1], chosen), None
-            )
+            chosen = choose(probe.sigma(name), probe.critical(name, SVF), name)
+            spaces = component_spaces(weight, probe.narrow_vectors(name, weight), chosen)
+            found[name] = Protected(*spaces, None)
         return found
 
     return Method(protect=protected)
@@ -77,7 +76,6 @@ def _inputs_only(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
     }
 
 
-SVF: Final = Protection(kind="svf", svf_seeds=1, svf_energy=0.9)
 WAYS: Final[Mapping[str, Way]] = {
     "plain": Way("LoRA on the new facts alone", settings=ALONE),
     "decay": Way("the same with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}),
