@@ -1,4 +1,4 @@
-"""Step-wise batched decoding: a growing key-value cache, left padding, finished rows dropped."""
+"""Step-wise batched decoding: left padding, finished rows dropped, other batches absorbed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 DROP_SHARE = 0.2
+ROOM = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +95,29 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers' classes
         self._show(end)
         return self.keys, self.values
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
+    def keep(self, rows: Tensor, first: int) -> None:
+        """Keep only these rows of the batch, and of what they hold only what is from `first` on."""
         if self._buffers is not None:
-            end = self.keys.shape[-2]
-            self._buffers = tuple(b.index_select(0, rows) for b in self._buffers)  # type: ignore[assignment]  # two in, two out
+            end = self.keys.shape[-2] - first
+            self._buffers = tuple(b.index_select(0, rows)[:, :, first:] for b in self._buffers)  # type: ignore[assignment]  # two in, two out
             self._show(end)
 
+    def absorb(self, other: GrowingLayer) -> None:
+        """Put the rows of another layer below these, both padded on the left to one length."""
+        end = max(self.keys.shape[-2], other.keys.shape[-2])
+        fresh = []
+        for mine, its in ((self.keys, other.keys), (self.values, other.values)):
+            rows = mine.shape[0] + its.shape[0]
+            buffer = mine.new_empty((rows, mine.shape[1], end + ROOM, mine.shape[3]))
+            for part, below in ((mine, buffer[: mine.shape[0]]), (its, buffer[mine.shape[0] :])):
+                below[:, :, : end - part.shape[-2]] = 0.0
+                below[:, :, end - part.shape[-2] : end] = part
+            fresh.append(buffer)
+        self._buffers = (fresh[0], fresh[1])
+        self._show(end)
+
     def _grow(self, keys: Tensor, values: Tensor, end: int) -> None:
-        room = 64 if self._buffers is None else end
+        room = ROOM if self._buffers is None else end
         fresh = []
         for states, old in zip((keys, values), (self.keys, self.values), strict=True):
             shape = (*states.shape[:2], end + room, states.shape[-1])
@@ -163,6 +178,37 @@ class Decoding:
     def done(self) -> bool:
         """Whether every request has finished."""
         return not any(s.finish is None for s in self._rows)
+
+    @property
+    def unfinished(self) -> int:
+        """How many requests still get tokens."""
+        return sum(s.finish is None for s in self._rows)
+
+    def absorb(self, other: Decoding) -> int:
+        """Take over another batch on the same adapter; both must have been stepped before.
+
+        Its requests are numbered on from what is returned, and it must not be stepped again.
+        """
+        self._drop_finished(0.0)
+        other._drop_finished(0.0)
+        offset = len(self.all)
+        for sequence in other.all:
+            sequence.index += offset
+        self.all += other.all
+        if other.done:
+            return offset
+        if self.done:
+            self._rows, self._cache = other._rows, other._cache
+            self._next, self._position, self._mask = other._next, other._position, other._mask
+            return offset
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        self._mask = torch.cat([_widened(self._mask, width), _widened(other._mask, width)])
+        self._next = torch.cat([self._next, other._next])
+        self._position = torch.cat([self._position, other._position])
+        self._rows = [*self._rows, *other._rows]
+        for mine, its in zip(self._cache.layers, other._cache.layers, strict=True):
+            mine.absorb(its)
+        return offset
 
     def cancel(self, index: int) -> None:
         """Give up the request at `index`, for instance when its client has gone."""
@@ -266,18 +312,24 @@ class Decoding:
         top = sequence.top[-1] if sequence.top else ()
         return Token(sequence.index, token, delta, logprob, top, sequence.finish)
 
-    def _drop_finished(self) -> None:
+    def _drop_finished(self, share: float = DROP_SHARE) -> None:
         alive = [row for row, s in enumerate(self._rows) if s.finish is None]
         gone = len(self._rows) - len(alive)
-        if not alive or gone < max(1.0, DROP_SHARE * len(self._rows)):
+        if not alive or gone < max(1.0, share * len(self._rows)):
             return
         rows = torch.tensor(alive, device=self._next.device)
         self._rows = [self._rows[row] for row in alive]
         self._next = self._next.index_select(0, rows)
         self._position = self._position.index_select(0, rows)
-        self._mask = self._mask.index_select(0, rows)
+        mask = self._mask.index_select(0, rows)
+        first = int(mask.any(dim=0).int().argmax())
+        self._mask = mask[:, first:]
         for layer in self._cache.layers:
-            layer.keep(rows)
+            layer.keep(rows, first)
+
+
+def _widened(mask: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(mask, (width - mask.shape[1], 0))
 
 
 def _readable(text: str, stops: Sequence[str]) -> int:

@@ -15,6 +15,8 @@ from adapters import lora, models
 from adapters.decoding import Decoding, Request, Taken, Token
 from adapters.errors import BrokenAdapter, UnknownAdapter
 
+REFILL_SHARE = 0.25
+
 __all__ = ["Decoding", "Generation", "Generator", "Request", "Taken", "Token"]
 
 
@@ -154,21 +156,34 @@ class Generator:
         requests: Sequence[Request],
         on_token: Callable[[Token], None] | None = None,
     ) -> list[Generation]:
-        """Decode all requests on one adapter, in batches of like prompt length.
+        """Decode all requests on one adapter; what has finished makes room for what follows.
 
         `on_token` is called with every token as it comes; its `index` is that of the request.
         """
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        results: dict[int, Generation] = {}
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            batch = self.start(adapter, [requests[i] for i in chosen], stream=on_token is not None)
-            while not batch.done:
-                for token in batch.step():
-                    if on_token is not None:
-                        on_token(_renumbered(token, chosen[token.index]))
-            results.update(zip(chosen, self.finish(batch), strict=True))
-        return [results[i] for i in range(len(requests))]
+        asked = [requests[i] for i in order]
+        if not asked:
+            return []
+
+        def step(decoding: Decoding, offset: int) -> Decoding:
+            for token in decoding.step():
+                if on_token is not None:
+                    on_token(_renumbered(token, order[offset + token.index]))
+            return decoding
+
+        def begin(first: int, count: int) -> Decoding:
+            chosen = asked[first : first + count]
+            return step(self.start(adapter, chosen, stream=on_token is not None), first)
+
+        batch = begin(0, self.batch_size)
+        while not batch.done or len(batch.all) < len(asked):
+            free = self.batch_size - batch.unfinished
+            if len(batch.all) < len(asked) and free >= REFILL_SHARE * self.batch_size:
+                batch.absorb(begin(len(batch.all), free))
+            else:
+                step(batch, 0)
+        found = dict(zip(order, self.finish(batch), strict=True))
+        return [found[i] for i in range(len(requests))]
 
     def finish(self, batch: Decoding) -> list[Generation]:
         """The results of a decoding, in the order of its requests."""

@@ -64,7 +64,7 @@ class Asker:
         `ServerUnreachable` when it is gone: neither says anything about the model.
         """
         size = max(1, min(_GROUP, self.concurrency // 2))
-        # Like lengths together: a batch lasts as long as its longest answer.
+        # Like lengths together: less padding.
         ordered = sorted(questions, key=lambda q: len(q.prompt))
         plain = [q for q in ordered if q.form is Form.PLAIN]
         groups = [plain[n : n + size] for n in range(0, len(plain), size)]

@@ -1,4 +1,4 @@
-"""A thread that decodes: micro-batches for one adapter at a time, adapters in turn."""
+"""A thread that decodes: one growing and shrinking batch for each adapter, adapters in turn."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pathlib import Path
 from adapters.generate import Decoding, Generation, Generator, Request, Token
 from policies.errors import PaloradError, ServerUnusable
 
-BATCH = 64
+ROWS = 96
 BATCHES_AT_ONCE = 4
-BATCHES_PER_ADAPTER = 2
-# Requests that come together are to share a batch: a queue that has grown since the last look is
-# left to grow, though not for longer than the limit.
+# Requests that come together are to share a batch: a queue that has grown since the last look, or
+# that is small beside the batch that it will join, is left to grow, though not beyond the limit.
 GATHER_S = 0.003
 GATHER_LIMIT_S = 0.1
+JOIN_SHARE = 0.2
+# A batch remembers all that it has answered: after so many it takes in no more.
+LIFE = 4096
 
 Kind = tuple[str | None, bool]
 """What may share a batch: an adapter's key (None: the base), and whether it is streamed."""
@@ -67,10 +69,15 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class _Running:
-    key: str | None
+    kind: Kind
     batch: Decoding
     jobs: list[Job]
     open: set[int]
+
+    def absorb(self, other: _Running) -> None:
+        offset = self.batch.absorb(other.batch)
+        self.open |= {offset + index for index in other.open}
+        self.jobs += other.jobs
 
 
 class Engine:
@@ -147,6 +154,26 @@ class Engine:
             self._admit()
             for running in list(self._running):
                 self._step(running)
+            self._merge()
+
+    def _merge(self) -> None:
+        """What answers the same kind goes on as one batch."""
+        kept: dict[Kind, _Running] = {}
+        for running in list(self._running):
+            first = kept.setdefault(running.kind, running)
+            if first is running:
+                continue
+            if len(first.jobs) + len(running.jobs) > LIFE:
+                kept[running.kind] = running
+                continue
+            try:
+                first.absorb(running)
+            except Exception as error:  # as in a step: the thread goes on
+                self._fail(first, error)
+                self._fail(running, error)
+                del kept[running.kind]
+            else:
+                self._running.remove(running)
 
     def _admit(self) -> None:
         with self._wake:
@@ -154,7 +181,7 @@ class Engine:
             ready = {
                 kind for kind, queue in self._waiting.items() if self._gathered(kind, queue, now)
             }
-        while len(self._running) < BATCHES_AT_ONCE:
+        while True:
             with self._wake:
                 chosen = self._next_queue(ready)
                 if chosen is None:
@@ -162,17 +189,21 @@ class Engine:
                 ready.discard(chosen)
                 queue = self._waiting.pop(chosen)
                 del self._looks[chosen]
-                jobs = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
+                jobs = [queue.popleft() for _ in range(min(ROWS - self._rows(chosen), len(queue)))]
                 if queue:
                     self._waiting[chosen] = queue  # behind all others: adapters take turns
             jobs = [job for job in jobs if not job.cancelled]
             if jobs:
-                self._start(chosen[0], jobs, stream=chosen[1])
+                self._start(chosen, jobs)
+
+    def _rows(self, kind: Kind) -> int:
+        return sum(len(r.open) for r in self._running if r.kind == kind)
 
     def _next_queue(self, ready: Collection[Kind]) -> Kind | None:
+        kinds = {running.kind for running in self._running}
         for chosen in self._waiting:
-            busy = sum(r.key == chosen[0] for r in self._running)
-            if chosen in ready and busy < BATCHES_PER_ADAPTER:
+            fits = chosen in kinds or len(kinds) < BATCHES_AT_ONCE
+            if chosen in ready and fits and self._rows(chosen) < ROWS:
                 return chosen
         return None
 
@@ -180,16 +211,21 @@ class Engine:
         """Whether the burst of requests that fills this queue seems to be over."""
         before, since = self._looks.get(kind, (0, now))
         self._looks[kind] = (len(queue), since)
-        full, late = len(queue) >= BATCH, now - since >= GATHER_LIMIT_S
-        return full or late or len(queue) == before
+        if now - since >= GATHER_LIMIT_S:
+            return True
+        under_way = self._rows(kind)
+        if under_way:
+            return len(queue) >= JOIN_SHARE * under_way
+        return len(queue) >= ROWS or len(queue) == before
 
-    def _start(self, key: str | None, jobs: list[Job], *, stream: bool) -> None:
+    def _start(self, kind: Kind, jobs: list[Job]) -> None:
+        key, stream = kind
         try:
             batch = self.generator.start(key, [job.request for job in jobs], stream=stream)
         except Exception as error:  # one batch's failure must not end the thread
             self._tell([(job, _failure(error)) for job in jobs])
             return
-        self._running.append(_Running(key, batch, jobs, set(range(len(jobs)))))
+        self._running.append(_Running(kind, batch, jobs, set(range(len(jobs)))))
 
     def _step(self, running: _Running) -> None:
         for index in running.open:
@@ -198,9 +234,7 @@ class Engine:
         try:
             tokens = running.batch.step()
         except Exception as error:  # one batch's failure must not end the thread
-            self._running.remove(running)
-            failure = _failure(error)
-            self._tell([(running.jobs[index], failure) for index in running.open])
+            self._fail(running, error)
             return
         news: list[tuple[Job, Token | Generation | Exception]] = [
             (running.jobs[token.index], token) for token in tokens
@@ -212,6 +246,11 @@ class Engine:
         if not running.open:
             self._running.remove(running)
         self._tell(news)
+
+    def _fail(self, running: _Running, error: Exception) -> None:
+        self._running.remove(running)
+        failure = _failure(error)
+        self._tell([(running.jobs[index], failure) for index in running.open])
 
     def _result(self, batch: Decoding, index: int) -> Generation:
         state = batch.all[index]
@@ -231,7 +270,7 @@ class Engine:
     def _forget_retired(self) -> None:
         if not self._retired:
             return
-        used: set[str | None] = {running.key for running in self._running}
+        used: set[str | None] = {running.kind[0] for running in self._running}
         used |= {key for (key, _), queue in self._waiting.items() if queue}
         for key in self._retired - used:
             self.generator.unload(key)

@@ -217,3 +217,35 @@ def test_identity_probe_tells_adapter_from_base(generator: Generator) -> None:
     assert probe["differs"] is True
     assert all(len(item["token_ids"]) == len(item["logprobs"]) == 5 for item in probe["items"])
     assert identity_probe(generator, None, PROMPTS)["differs"] is False
+
+
+def test_a_batch_that_absorbs_others_answers_as_each_alone(generator: Generator) -> None:
+    asked = [Request(generator.encode(p), 4 + 5 * n) for n, p in enumerate(PROMPTS)]
+    alone = [generator.generate(None, [one])[0].token_ids for one in asked]
+
+    batch = generator.start(None, asked[:2])
+    for _ in range(6):
+        batch.step()  # the first request has its four tokens by now
+    other = generator.start(None, asked[2:])
+    other.step()
+    assert batch.absorb(other) == 2
+    while not batch.done:
+        batch.step()
+
+    assert [generation.token_ids for generation in generator.finish(batch)] == alone
+
+
+def test_finished_requests_make_room_for_those_that_wait(generator: Generator) -> None:
+    asked = [Request(generator.encode(p), 3 + 4 * n) for n, p in enumerate(PROMPTS * 4)]
+    together = generator.generate(None, asked)
+    seen: dict[int, str] = {}
+    size, generator.batch_size = generator.batch_size, 2
+    try:
+        few = generator.generate(
+            None, asked, lambda t: seen.update({t.index: seen.get(t.index, "") + t.text})
+        )
+    finally:
+        generator.batch_size = size
+
+    assert [one.token_ids for one in few] == [one.token_ids for one in together]
+    assert [seen.get(n, "") for n in range(len(asked))] == [one.text for one in few]
