@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -47,30 +46,21 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
     return total / max(count, 1)
 
 
-@torch.no_grad()
-def entropies(
-    model: Any, texts: Sequence[Encoded], max_tokens: int, pad: int, device: torch.device
-) -> list[float]:
-    """Entropy in nats of the next token, summed over each text's learnt tokens."""
-    found: dict[int, float] = {}
-    numbered = [Encoded(one.ids, one.start, str(n)) for n, one in enumerate(texts)]
-    for part in buckets(numbered, max_tokens):
-        batch = collate(part, pad).to(device)
-        logits, _ = learnt_logits(model, batch)
-        logs = F.log_softmax(logits, dim=-1)
-        entropy = -(logs.exp() * logs).sum(dim=-1)
-        rows = (batch.labels[:, 1:] != IGNORED).nonzero()[:, 0]
-        sums = torch.zeros(len(part), device=device).index_add(0, rows, entropy)
-        found |= {int(one.key): float(s) for one, s in zip(part, sums.tolist(), strict=True)}
-    return [found[n] for n in range(len(texts))]
+class Held(Protocol):
+    """Next-token distributions to stay with."""
+
+    def divergence(self, logits: Tensor, temperature: float) -> Tensor:
+        """KL(these ‖ softmax(logits / temperature)), summed over the tokens, in nats."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Texts on which the model is to stay as it was, and how much that weighs."""
+    """Texts on which the model is to stay with the reference, and how much that weighs."""
 
     texts: Sequence[Encoded]
     weight: float
+    reference: Callable[[Sequence[Encoded]], Held]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +69,13 @@ class Aims:
 
     The loss on `new` and `old` facts is summed and divided by the learnt tokens of `new`, so that a
     new fact counts the same however many old ones are rehearsed beside it. Each `Kept` adds its
-    weight · KL(reference ‖ model) at `temperature`, averaged over its learnt tokens; `reference`
-    turns the model into the frozen reference for a while.
+    weight · KL(reference ‖ model) at `temperature`, averaged over its learnt tokens.
     """
 
     new: Sequence[Encoded]
     old: Sequence[Encoded] = ()
     kept: Sequence[Kept] = ()
     temperature: float = 1.0
-    reference: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def backward(
@@ -102,7 +90,7 @@ def backward(
         try:
             loss, rows = _accumulate(model, aims, max_tokens, pad, device)
             for kept in aims.kept:
-                _keep(model, kept, aims, max_tokens, pad, device)
+                _keep(model, kept, aims.temperature, max_tokens, pad, device)
             return loss, rows, max_tokens
         except torch.OutOfMemoryError:
             texts = chain(aims.new, aims.old, *(kept.texts for kept in aims.kept))
@@ -117,20 +105,18 @@ def backward(
 def _keep(
     model: Any,
     kept: Kept,
-    aims: Aims,
+    temperature: float,
     max_tokens: int,
     pad: int,
     device: torch.device,
 ) -> None:
     total = sum(len(one.ids) - one.start for one in kept.texts)
     for part in buckets(kept.texts, max_tokens):
-        batch = collate(part, pad).to(device)
-        with torch.no_grad(), aims.reference():
-            before = F.log_softmax(learnt_logits(model, batch)[0] / aims.temperature, dim=-1)
-        now = F.log_softmax(learnt_logits(model, batch)[0] / aims.temperature, dim=-1)
-        divergence = F.kl_div(now, before, reduction="sum", log_target=True)
+        held = kept.reference(part)
+        logits, _ = learnt_logits(model, collate(part, pad).to(device))
         # The square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
-        torch.autograd.backward(kept.weight * aims.temperature**2 * divergence / total)
+        weight = kept.weight * temperature**2 / total
+        torch.autograd.backward(weight * held.divergence(logits, temperature))
 
 
 def _accumulate(

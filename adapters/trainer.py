@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters import checkpoint, compose, lora, models, projection
 from adapters.attach import NEW, Attached, attach, extract
 from adapters.errors import TrainingDiverged
-from adapters.losses import Aims, Kept, backward, entropies
+from adapters.losses import Aims, Kept, backward
 from adapters.plans import (
     REFERENCE_RATE,
     REFERENCE_WIDTH,
@@ -29,11 +29,12 @@ from adapters.plans import (
 from adapters.probe import Probe
 from adapters.progress import State, conclude
 from adapters.projection import Protected
+from adapters.reference import Reference, record
 from adapters.rehearsal import Drawn, Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
 
 CPU_TOKENS, GPU_TOKENS = 512, 4096
-MOST_WEIGHED = 2000
+MOST_RECORDED = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,11 @@ def train_adapter(
     progress: Callable[[TrainProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     method: Method = PRODUCT,
+    records: Path | None = None,
 ) -> TrainReport:
     """Train one adapter by `plan` and write it to `out` as a plain PEFT LoRA in fp32.
+
+    What the frozen reference says is kept in `records` for the next run.
 
     Goes on from the newest checkpoint in `work`, and then ends with the same bytes as a run that
     was never cut off (on the same machine and number of threads). Raises `NoFreeSpace` before
@@ -92,8 +96,10 @@ def train_adapter(
     fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
     size = settings.max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), size)
-    if settings.doubt and settings.distil and pools.reasoning:
-        pools = replace(pools, odds=_odds(attached, pools, settings.doubt, size, pad, device))
+    reference = None
+    if settings.distil:
+        reference = _recorded(attached, pools, plan, size, pad, device, records)
+        pools = replace(pools, odds=_odds(reference, pools, settings.doubt))
     admissible = None if first else _admissible(model, pools, plan, size, pad, device)
     last_saved, begun = clock(), clock()
 
@@ -101,7 +107,7 @@ def train_adapter(
         if state.end is not None and step >= state.end:
             break
         optimizer.param_groups[0]["lr"] = peak * _rate(step, steps, settings, state)
-        aims = _aims(draw(pools, settings, plan.seed, step), settings, attached)
+        aims = _aims(draw(pools, settings, plan.seed, step), settings, reference)
         loss, rows, state.max_tokens = backward(model, aims, state.max_tokens, pad, device)
         if method.extra_loss is not None:
             torch.autograd.backward(method.extra_loss(model, step))
@@ -128,16 +134,16 @@ def train_adapter(
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
 
 
-def _aims(drawn: Drawn, settings: TrainSettings, attached: Attached) -> Aims:
+def _aims(drawn: Drawn, settings: TrainSettings, reference: Reference | None) -> Aims:
     """Facts by their labels; the rest by the reference's own answers, or by labels too."""
-    if not settings.distil:
+    if reference is None:
         return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
     kept = (
-        Kept(drawn.known, settings.distil),
-        Kept(drawn.reasoning, settings.distil_reasoning),
+        Kept(drawn.known, settings.distil, reference.of),
+        Kept(drawn.reasoning, settings.distil_reasoning, reference.of),
     )
     weighed = [one for one in kept if one.texts]
-    return Aims(drawn.new, drawn.old, weighed, settings.temperature, attached.reference)
+    return Aims(drawn.new, drawn.old, weighed, settings.temperature)
 
 
 def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:
@@ -201,18 +207,37 @@ def _learnt(state: State, plan: TrainPlan, step: int) -> bool:
     return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)
 
 
-def _odds(
-    attached: Attached, pools: Pools, doubt: float, size: int, pad: int, device: torch.device
-) -> list[float]:
+def _recorded(
+    attached: Attached,
+    pools: Pools,
+    plan: TrainPlan,
+    size: int,
+    pad: int,
+    device: torch.device,
+    folder: Path | None,
+) -> Reference:
+    """The reference with what it says on the first texts of each large pool."""
+    pool = (*pools.known[:MOST_RECORDED], *pools.reasoning[:MOST_RECORDED])
+    return record(
+        attached.reference,
+        [text for wordings in pool for text in wordings],
+        temperature=plan.settings.temperature,
+        max_tokens=size,
+        pad=pad,
+        device=device,
+        base_hash=plan.base_hash,
+        folder=folder,
+    )
+
+
+def _odds(reference: Reference, pools: Pools, doubt: float) -> list[float]:
     """How often each solution is drawn beside the others: more, the less sure the reference is.
 
     What a solution loses is lost where the reference itself is in doubt, and on the rest the
-    divergence has hardly any gradient. Of a large pool the first `MOST_WEIGHED` are looked at.
+    divergence has hardly any gradient. Of a large pool the first `MOST_RECORDED` are looked at.
     """
-    texts = [wordings[0] for wordings in pools.reasoning[:MOST_WEIGHED]]
-    with attached.reference() as model:
-        found = entropies(model, texts, size, pad, device)
-    mean = sum(found) / len(found) or 1.0
+    found = reference.doubt([wordings[0] for wordings in pools.reasoning[:MOST_RECORDED]])
+    mean = sum(found) / max(len(found), 1) or 1.0
     rest = len(pools.reasoning) - len(found)
     return [1 + doubt * one / mean for one in (*found, *[mean] * rest)]
 

@@ -112,6 +112,7 @@ def stream(
                 ),
                 out=folder / f"adapter-{number}",
                 work=folder / f"work-{number}",
+                records=folder / "records",
             )
             seconds = time.monotonic() - began
             lineage.append(folder / f"adapter-{number}")

@@ -58,7 +58,9 @@ def train(facts: tuple[Fact, ...], seed: int, settings: Settings, out: Path) -> 
         probe_dir=settings.probe.path,
         protection=Protection(**settings.protection.model_dump()),
     )
-    report = train_adapter(plan, out=out, work=out.with_name(f"{out.name}-work"))
+    report = train_adapter(
+        plan, out=out, work=out.with_name(f"{out.name}-work"), records=out.parent / "records"
+    )
     return {"steps": report.steps, "seconds": round(report.seconds, 1)}
 
 

@@ -79,6 +79,11 @@ class Layout:
         return self.work / f"{plan_id}-{step}"
 
     @property
+    def records(self) -> Path:
+        """What the frozen reference says on rehearsed texts; found anew when lost."""
+        return self.root / "records"
+
+    @property
     def measurements(self) -> Path:
         """What models answered to suites, kept for ever."""
         return self.root / "measurements"

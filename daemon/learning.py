@@ -74,6 +74,7 @@ def train(desk: Desk) -> TrainDone:
         out=staging,
         work=desk.workdir / "checkpoint",
         progress=lambda p: desk.progress(_training(p)),
+        records=request.records,
     )
     trained = time.monotonic()
     crash.point("train:trained")

@@ -65,6 +65,7 @@ class TrainRequest(Record):
     max_lora_rank: int
     adapters: Path
     served: Path
+    records: Path | None = None
 
 
 class TrainDone(Record):

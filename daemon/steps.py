@@ -134,6 +134,7 @@ def train_request(
         max_lora_rank=settings.server.max_lora_rank,
         adapters=settings.layout.adapters,
         served=settings.layout.served,
+        records=settings.layout.records,
     )
 
 

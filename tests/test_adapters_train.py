@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ from adapters.compose import concatenate
 from adapters.errors import NoFreeSpace, ProbeMismatch, TrainingDiverged, UnusableExamples
 from adapters.examples import Encoded, collate, encode_example, pick
 from adapters.lora import Lora
-from adapters.losses import entropies, learnt_logits
+from adapters.losses import learnt_logits
 from adapters.plans import TrainPlan, TrainProgress, TrainSettings
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_expert
@@ -468,19 +467,6 @@ def test_solutions_in_doubt_are_rehearsed_more_often() -> None:
     sure = sum(drawn[n] for n in range(2, 20)) / 18
     assert 4 < doubtful / sure < 9
     assert all(len({one.ids for one in pick(pool, 4, rng, weights)}) == 4 for _ in range(50))
-
-
-def test_doubt_is_the_entropy_of_what_is_learnt(llama: World) -> None:
-    model = models.load_base(llama.model_dir, torch.device("cpu"))
-    tokenizer = models.load_tokenizer(llama.model_dir)
-    texts = [
-        encode_example(tokenizer, Example(prompt=f"{n}?", completion="x" * n))[0] for n in (1, 9)
-    ]
-    device = torch.device("cpu")
-    short, long = entropies(model, texts, 512, int(tokenizer.pad_token_id), device)
-    most = math.log(model.config.vocab_size)
-    assert 0 < short <= most * (len(texts[0].ids) - texts[0].start) + 1e-6
-    assert short < long <= most * (len(texts[1].ids) - texts[1].start) + 1e-6
 
 
 def _divergence(world: World, adapter: Path, text: Example) -> float:
