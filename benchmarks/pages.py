@@ -6,13 +6,22 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
 
 def fill(page: Path, blocks: Mapping[str, str]) -> None:
-    """Rewrite what stands between `<!-- figures: NAME -->` and `<!-- end -->`; raises KeyError."""
+    """Rewrite what stands between `<!-- figures: NAME -->` and `<!-- end -->`.
+
+    Other benchmarks' blocks stay as they are; raises KeyError for a block that the page lacks.
+    """
     text = page.read_text(encoding="utf-8")
+    missing = set(blocks) - set(BLOCK.findall(text))
+    if missing:
+        raise KeyError(f"{page} has no place for {', '.join(sorted(missing))}")
 
     def block(found: re.Match[str]) -> str:
-        return f"<!-- figures: {found[1]} -->\n{blocks[found[1]]}\n<!-- end -->"
+        name = found[1]
+        content = blocks.get(name)
+        return found[0] if content is None else f"<!-- figures: {name} -->\n{content}\n<!-- end -->"
 
-    filled = re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
-    page.write_text(filled, encoding="utf-8")
+    page.write_text(BLOCK.sub(block, text), encoding="utf-8")
