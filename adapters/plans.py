@@ -81,6 +81,8 @@ class TrainPlan(Record):
     base_name: str
     facts: tuple[Fact, ...]
     """The facts to learn: new ones, or all valid ones when an adapter replaces the lineage."""
+    backward: tuple[Fact, ...] = ()
+    """The same the other way round, learnt beside them and not reported."""
     replay: tuple[Fact, ...] = ()
     """Earlier facts to rehearse."""
     known: tuple[Example, ...] = ()

@@ -30,7 +30,7 @@ def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
     """All text of a plan as tokens."""
     limit = plan.settings.max_length
     return Pools(
-        new=[encode_fact(tokenizer, fact, limit=limit) for fact in plan.facts],
+        new=[encode_fact(tokenizer, fact, limit=limit) for fact in (*plan.facts, *plan.backward)],
         old=[encode_fact(tokenizer, fact, limit=limit) for fact in plan.replay],
         known=[encode_example(tokenizer, example, limit=limit) for example in plan.known],
         reasoning=[encode_example(tokenizer, example, limit=limit) for example in plan.reasoning],

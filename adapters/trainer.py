@@ -92,7 +92,7 @@ def train_adapter(
         weight_decay=settings.weight_decay,
     )
     peak = optimizer.param_groups[0]["lr"]
-    steps = steps_needed(settings, len(plan.facts))
+    steps = steps_needed(settings, len(pools.new))
     fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
     size = settings.max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), size)
@@ -201,7 +201,10 @@ def _rate(step: int, steps: int, settings: TrainSettings, state: State) -> float
 
 def _learnt(state: State, plan: TrainPlan, step: int) -> bool:
     bound = plan.settings.stop_loss
-    if bound is None or step + 1 < steps_needed(plan.settings, len(plan.facts)) // 2:
+    if (
+        bound is None
+        or step + 1 < steps_needed(plan.settings, len(plan.facts) + len(plan.backward)) // 2
+    ):
         return False
     latest = state.latest or {}
     return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)

@@ -2,10 +2,12 @@
 
     python -m benchmarks.wordings --out benchmarks/results/wordings.json
 
-Each file of facts is learnt from its plain question alone (`off`: one wording a fact) and in the
-wordings that palorad makes of it (`on`: `train.wordings` of them, the held-out ones excepted), with
-the product's settings otherwise. The wordings that are asked were written by hand with the facts
-and are never trained. Recall is the share of questions answered right, asked as a chat.
+Each file of facts is learnt from its plain question alone (`off`: one wording a fact), in the
+wordings that palorad makes of it (`on`: `train.wordings` of them, the held-out ones excepted), and
+in those and the other way round (`both`: `train.backward`), with the product's settings otherwise.
+The wordings that are asked were written by hand with the facts and are never trained. Recall is the
+share of questions answered right, asked as a chat; `recall_backward` that of the held-out question
+from the value to its owner.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from daemon.demo_report import machine_in_use, versions_in_use
 from daemon.learning import read_examples
 from daemon.settings import Settings
 from policies.admission import parse_facts
+from policies.backward import backward
 from policies.grading import normalised
 from policies.heldout import with_held_out
 from policies.records import Fact, PlanKind
@@ -36,6 +40,7 @@ from policies.wordings import varied
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = Path("benchmarks/results/wordings.json")
+FORMS = {"off": "its question alone", "on": "palorad's wordings", "both": "and the other way round"}
 TOKENS = 24
 
 
@@ -46,7 +51,13 @@ def facts_of(path: Path) -> tuple[Fact, ...]:
     )
 
 
-def train(facts: tuple[Fact, ...], seed: int, settings: Settings, out: Path) -> dict[str, Any]:
+def train(
+    facts: tuple[Fact, ...],
+    turned: tuple[Fact, ...],
+    seed: int,
+    settings: Settings,
+    out: Path,
+) -> dict[str, Any]:
     """One adapter on the bare base, as the daemon would train the first one."""
     plan = TrainPlan(
         kind=PlanKind.LEARN,
@@ -56,6 +67,7 @@ def train(facts: tuple[Fact, ...], seed: int, settings: Settings, out: Path) -> 
         base_hash=models.base_hash(settings.model.path),
         base_name=settings.model.name,
         facts=facts,
+        backward=turned,
         known=tuple(read_examples(settings.train.replay.known, "answer")),
         reasoning=tuple(read_examples(settings.train.replay.reasoning, "solution")),
         probe_dir=settings.probe.path,
@@ -83,14 +95,15 @@ def recall(generator: Generator, adapter: Path, facts: tuple[Fact, ...]) -> floa
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Recall by file and form, the mean over seeds with each seed's own."""
-    lines = ["| file | its question alone | palorad's wordings |", "|---|---|---|"]
-    for name in sorted({run["file"] for run in runs}):
+    lines = [f"| file | asked | {' | '.join(FORMS.values())} |", "|---|---|---|---|---|"]
+    asked = {"recall": "as the facts are", "recall_backward": "the other way round"}
+    for name, key in product(sorted({run["file"] for run in runs}), asked):
         cells = []
-        for form in ("off", "on"):
-            of = [r["recall"] for r in runs if (r["file"], r["wordings"]) == (name, form)]
+        for form in FORMS:
+            of = [run[key] for run in runs if (run["file"], run["wordings"]) == (name, form)]
             each = ", ".join(f"{value:.2f}" for value in of)
             cells.append(f"{statistics.mean(of):.2f} ({each})")
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {name} | {asked[key]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -108,26 +121,28 @@ def main() -> None:
         for path in sorted((ROOT / "examples" / "facts").glob("*.jsonl"))[: chosen.files]:
             plain = facts_of(path)
             worded = tuple(with_held_out(f, varied, settings.train.wordings) for f in plain)
-            for seed in range(chosen.seeds):
-                for form, facts in (("off", plain), ("on", worded)):
-                    began = time.monotonic()
-                    out = Path(folder) / f"{path.stem}-{seed}-{form}"
-                    trained = train(facts, seed, settings, out)
-                    run = {
-                        "file": path.name,
-                        "facts": len(facts),
-                        "seed": seed,
-                        "wordings": form,
-                        "trained_wordings": len(facts[0].training_prompts),
-                        "recall": round(recall(generator, out, plain), 4),
-                        **trained,
-                        "all_seconds": round(time.monotonic() - began, 1),
-                    }
-                    runs.append(run)
-                    print(json.dumps(run), flush=True)
+            turned = backward(plain)
+            forms = {"off": (plain, ()), "on": (worded, ()), "both": (worded, turned)}
+            for seed, form in product(range(chosen.seeds), forms):
+                began = time.monotonic()
+                out = Path(folder) / f"{path.stem}-{seed}-{form}"
+                trained = train(*forms[form], seed, settings, out)
+                run = {
+                    "file": path.name,
+                    "facts": len(plain),
+                    "seed": seed,
+                    "wordings": form,
+                    "trained_wordings": len(forms[form][0][0].training_prompts),
+                    "recall": round(recall(generator, out, plain), 4),
+                    "recall_backward": round(recall(generator, out, turned), 4),
+                    **trained,
+                    "all_seconds": round(time.monotonic() - began, 1),
+                }
+                runs.append(run)
+                print(json.dumps(run), flush=True)
     result: dict[str, Any] = {
         form: round(statistics.mean(r["recall"] for r in runs if r["wordings"] == form), 4)
-        for form in ("on", "off")
+        for form in FORMS
     }
     result |= {
         "learnt": "one file alone on the bare base, with the product's settings",

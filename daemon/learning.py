@@ -22,6 +22,7 @@ from daemon.jobs import Progress
 from daemon.ledger_records import Adapter, Served
 from daemon.requests import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from daemon.worker import Desk
+from policies.backward import backward
 from policies.errors import ConfigError
 from policies.heldout import no_templates, with_held_out
 from policies.records import Example, Fact
@@ -153,6 +154,10 @@ def _plan(request: TrainRequest) -> TrainPlan:
     def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
         return tuple(with_held_out(fact, render, request.wordings) for fact in facts)
 
+    turned, earlier = (), ()
+    if request.backward:
+        turned = backward(request.facts, request.replay)
+        earlier = backward(request.replay, request.facts)
     return TrainPlan(
         kind=request.kind,
         rank=request.rank,
@@ -161,7 +166,8 @@ def _plan(request: TrainRequest) -> TrainPlan:
         base_hash=request.base_sha256,
         base_name=request.base_name,
         facts=worded(request.facts),
-        replay=worded(request.replay),
+        backward=turned,
+        replay=(*worded(request.replay), *earlier),
         known=tuple(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,

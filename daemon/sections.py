@@ -139,6 +139,9 @@ class TrainSettings(Section):
     """Ranks of a lineage together; beyond it, one adapter is retrained and replaces them."""
     wordings: int = Field(default=24, ge=1, le=50)
     """A fact is learnt in up to this many wordings, made as [intake] wordings says."""
+    backward: bool = False
+    """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
+    also learnt the other way round: which country has this capital."""
     max_facts: int = Field(default=500, ge=1)
     """Facts in one plan; a larger batch becomes several plans."""
     min_facts: int = Field(default=1, ge=1)

@@ -125,6 +125,7 @@ def train_request(
         replay=_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
         templates=settings.intake.wordings == "templates",
+        backward=settings.train.backward,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),

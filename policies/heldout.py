@@ -77,11 +77,17 @@ def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
     return tuple(w for w, _ in zip(found, range(8), strict=False))
 
 
+def about(fact: Fact) -> tuple[str, str] | None:
+    """Relation and subject of a fact, as they were given or as its prompt says them."""
+    if fact.subject and fact.relation:
+        return fact.relation, fact.subject
+    return recognise(fact.prompt)
+
+
 def _further(fact: Fact, render: Render) -> Iterable[str]:
-    given = (fact.relation, fact.subject) if fact.subject and fact.relation else None
-    about = given or recognise(fact.prompt)
-    if about is not None:
-        relation, subject = about
+    named = about(fact)
+    if named is not None:
+        relation, subject = named
         for template in _templates(render, relation):
             yield template.replace(_SUBJECT, subject)
     question = fact.prompt.endswith(("?", "？", "؟"))

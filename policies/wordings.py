@@ -88,7 +88,9 @@ class Wordings:
 
 @dataclass(frozen=True)
 class Relation:
-    """One relation and its words; `held_out` where palorad-mini never met it while it was made."""
+    """One relation and its words; `held_out` where palorad-mini never met it while it was made,
+    `one_to_one` where a value belongs to one subject.
+    """
 
     name: str
     subject: str
@@ -98,6 +100,7 @@ class Relation:
     ask: tuple[str, ...]
     say: tuple[str, ...]
     held_out: bool = False
+    one_to_one: bool = False
 
     def questions(self, subject: str) -> tuple[str, ...]:
         """Every whole request for the value, plainest first; no far wording among them."""
@@ -250,6 +253,7 @@ def _relation(name: str, row: Mapping[str, object]) -> Relation:
         ask=words("ask"),
         say=words("say"),
         held_out=bool(row.get("held_out", False)),
+        one_to_one=bool(row.get("one_to_one", False)),
     )
 
 
