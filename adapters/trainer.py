@@ -118,7 +118,7 @@ def train_adapter(
         if method.after_step is not None:
             method.after_step(model, step)
         state.note(loss, rows)
-        if state.end is None and _learnt(state, plan, step):
+        if state.end is None and _learnt(state, plan, step, steps):
             state.stopped, state.end = step + 1, min(step + 1 + settings.cooldown, steps)
         left = (clock() - begun) / (step + 1 - first) * ((state.end or steps) - step - 1)
         progress(
@@ -199,12 +199,9 @@ def _rate(step: int, steps: int, settings: TrainSettings, state: State) -> float
     return warm * (steps - step) / steps
 
 
-def _learnt(state: State, plan: TrainPlan, step: int) -> bool:
+def _learnt(state: State, plan: TrainPlan, step: int, steps: int) -> bool:
     bound = plan.settings.stop_loss
-    if (
-        bound is None
-        or step + 1 < steps_needed(plan.settings, len(plan.facts) + len(plan.backward)) // 2
-    ):
+    if bound is None or step + 1 < steps // 2:
         return False
     latest = state.latest or {}
     return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)

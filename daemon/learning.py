@@ -154,10 +154,8 @@ def _plan(request: TrainRequest) -> TrainPlan:
     def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
         return tuple(with_held_out(fact, render, request.wordings) for fact in facts)
 
-    turned, earlier = (), ()
-    if request.backward:
-        turned = backward(request.facts, request.replay)
-        earlier = backward(request.replay, request.facts)
+    turned = backward(request.facts, request.replay) if request.backward else ()
+    earlier = backward(request.replay, request.facts) if request.backward else ()
     return TrainPlan(
         kind=request.kind,
         rank=request.rank,

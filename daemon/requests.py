@@ -42,8 +42,8 @@ class TrainRequest(Record):
 
     `number` is the number that the revision would get, `lineage` the directories of the adapters
     it stands on (for a rebuild none), `facts` what it has to learn, `replay` what it rehearses,
-    each in up to `wordings` wordings, by the relations' templates where `templates` says so, and the
-    other way round where `backward` does.
+    each in up to `wordings` wordings, by the relations' templates where `templates` says so, and
+    the other way round where `backward` does.
     """
 
     kind: PlanKind
