@@ -9,19 +9,20 @@ import torch
 
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES
-from benchmarks.learning.harness import Protocol, Run, perform
+from benchmarks.learning.harness import Bench, Protocol, Run, perform
 
 pytestmark = pytest.mark.endtoend
 SHORT = Protocol("short", batches=2, facts=16, measured=(2,))
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     torch.set_num_threads(2)
+    bench = Bench(tmp_path_factory.mktemp("bench"))
     figures = {}
     for method, rate in (("plain", 0.006), ("null space", 0.006), ("palorad", None)):
         run = Run("mini", "short", method, 5, "selection", rate, problems=150)
-        figures[method] = tables.figures([perform(run, BASES["mini"], SHORT)])
+        figures[method] = tables.figures([perform(run, BASES["mini"], SHORT, bench)])
     return figures
 
 

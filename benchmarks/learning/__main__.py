@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +18,7 @@ import torch
 from benchmarks import pages
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES
-from benchmarks.learning.harness import PROTOCOLS, Run, add, finished, perform
+from benchmarks.learning.harness import PROTOCOLS, Bench, Run, add, finished, perform
 from benchmarks.learning.methods import WAYS
 
 RESULTS: Final = Path("benchmarks/results")
@@ -43,7 +45,8 @@ def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
             score = min(found["recall_all"][0], found["reasoning_vs_reference"][0])
             swept.setdefault(row["rate"], []).append(score)
     if not swept:
-        return WAYS[run.method].rates[1]
+        rates = WAYS[run.method].rates
+        return rates[len(rates) // 2] if rates else None
     return max(swept, key=lambda rate: sum(swept[rate]) / len(swept[rate]))
 
 
@@ -73,16 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
     methods = [m for m in given.only if not given.quick or m in QUICK]
     seeds = given.seeds[:1] if given.quick else given.seeds
     results = given.out / ("learning-quick.jsonl" if given.quick else "learning.jsonl")
-    for base in given.base:
-        if not (given.quick or given.no_sweep):
-            for run in sweep(methods, base, given.problems):
-                _perform(run, results)
-        for protocol in given.protocol:
-            for seed in seeds:
-                for method in methods:
-                    run = Run(base, protocol, method, seed, "report", problems=given.problems)
-                    rate = chosen_rate(list(finished(results).values()), run)
-                    _perform(replace(run, rate=rate, examples=given.examples), results)
+    with tempfile.TemporaryDirectory(prefix="palorad-learning-") as folder:
+        bench = Bench(Path(folder))
+        for base in given.base:
+            if not (given.quick or given.no_sweep):
+                for run in sweep(methods, base, given.problems):
+                    _perform(run, results, bench)
+            for protocol, seed, method in product(given.protocol, seeds, methods):
+                run = Run(base, protocol, method, seed, "report", problems=given.problems)
+                rate = chosen_rate(list(finished(results).values()), run)
+                _perform(replace(run, rate=rate, examples=given.examples), results, bench)
     write(results, given.out)
     return 0
 
@@ -103,11 +106,11 @@ def write(results: Path, out: Path) -> None:
         tables.draw(found["results"], PAGE.parent / "img/learning.png")
 
 
-def _perform(run: Run, results: Path) -> None:
+def _perform(run: Run, results: Path, bench: Bench) -> None:
     if run.key in finished(results):
         return
     began = time.monotonic()
-    row = perform(run, BASES[run.base], PROTOCOLS[run.protocol])
+    row = perform(run, BASES[run.base], PROTOCOLS[run.protocol], bench)
     add(results, row)
     found = tables.figures([row])
     shown = {k: found[k][0] for k in ("recall_all", "reasoning_vs_reference", "locality")}

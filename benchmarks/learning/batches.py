@@ -19,10 +19,11 @@ FAR: Final = 2
 
 @dataclass(frozen=True)
 class Asked:
-    """A wording of a fact that no training saw."""
+    """A wording of a fact that no training saw, and the fact as a sentence."""
 
     prompt: str
     answer: str
+    statement: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def batch(number: int, size: int, seed: int, purpose: Purpose) -> FactBatch:
     rng = random.Random(f"learning bench:{purpose}:{seed}:{number}")
     chosen = rng.sample([r for r in relations().values() if not r.held_out], 4)
     facts: list[Fact] = []
+    near: list[Asked] = []
     far: list[Asked] = []
     for place, relation in enumerate(chosen):
         for made in world.fresh(relation, size // 4 + (place < size % 4), rng):
@@ -54,6 +56,7 @@ def batch(number: int, size: int, seed: int, purpose: Purpose) -> FactBatch:
             )
             facts.append(with_held_out(fact, varied, WORDINGS))
             wordings = rng.sample(relation.far(made.subject), FAR)
-            far += [Asked(wording, made.answer) for wording in wordings]
-    near = tuple(Asked(prompt, f.answer) for f in facts for prompt in f.eval_prompts)
-    return FactBatch(tuple(facts), near, tuple(far))
+            statement = relation.states(made.subject, made.answer)[0]
+            far += [Asked(wording, made.answer, statement) for wording in wordings]
+            near += [Asked(wording, made.answer, statement) for wording in asked[1:]]
+    return FactBatch(tuple(facts), tuple(near), tuple(far))

@@ -68,14 +68,33 @@ class Run:
         return content_id(repr(self), repr((way.protection, dict(way.settings))))
 
 
-def perform(run: Run, base: Base, protocol: Protocol) -> dict[str, Any]:
+class Bench:
+    """Performs runs one after the other; what they have in common is found once.
+
+    `folder` keeps what the reference says on rehearsed texts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._references: dict[tuple[str, Purpose, int, int], dict[str, str]] = {}
+
+    def reference(self, run: Run, judge: Judge, generator: Generator) -> dict[str, str]:
+        """What the base keeps of what the run is asked: everything it ever had."""
+        asked = (run.base, run.purpose, run.problems, run.seed)
+        if asked not in self._references:
+            self._references[asked] = judge.keeps(generator, None)
+        return self._references[asked]
+
+
+def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str, Any]:
     """Learn and measure; one row of the results."""
     began = time.monotonic()
     judge = Judge.of(run.purpose, run.problems, run.seed)
     generator = Generator(base.model_dir, max_rank=RANK_BUDGET)
-    reference = judge.keeps(generator, None)
-    with tempfile.TemporaryDirectory() as folder:
-        measured = list(_stream(run, base, protocol, judge, generator, Path(folder)))
+    reference = bench.reference(run, judge, generator)
+    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+        stream = _stream(run, base, protocol, judge, generator, Path(folder), bench.folder)
+        measured = list(stream)
     return {
         "key": run.key,
         **vars(run),
@@ -96,37 +115,44 @@ def _stream(
     judge: Judge,
     generator: Generator,
     folder: Path,
+    records: Path,
 ) -> Iterator[dict[str, Any]]:
     way = WAYS[run.method]
     lineage: list[Path] = []
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
         new = batch(number, protocol.facts, run.seed, run.purpose)
-        full = RANK * (len(lineage) + 1) > RANK_BUDGET
-        if full:
-            # The budget is used up: one adapter is retrained from all facts, as the product does.
-            lineage = []
-        out = folder / f"adapter-{number}"
-        report = train_adapter(
-            _plan(run, way, base, number, new, learnt, lineage, whole=full),
-            out=out,
-            work=folder / f"work-{number}",
-            method=way.hooks,
-        )
-        lineage.append(out)
         learnt.append(new)
+        report = None
+        if way.learns:
+            full = RANK * (len(lineage) + 1) > RANK_BUDGET
+            if full:
+                # The budget is used up: one adapter is retrained from all facts, as the product
+                # does.
+                lineage = []
+            out = folder / f"adapter-{number}"
+            report = train_adapter(
+                _plan(run, way, base, number, learnt, lineage, whole=full),
+                out=out,
+                work=folder / f"work-{number}",
+                method=way.hooks,
+                records=records / "records",
+            )
+            lineage.append(out)
         if number not in protocol.measured:
             continue
-        name = f"served-{number}"
-        compose(lineage, folder / name, base.name)
-        generator.load(name, folder / name)
+        name = f"served-{number}" if lineage else None
+        if name is not None:
+            compose(lineage, folder / name, base.name)
+            generator.load(name, folder / name)
         yield {
             "batch": number,
-            **recalls(generator, name, learnt),
+            **recalls(generator, name, learnt, told=way.told),
             **judge.keeps(generator, name),
             **_figures(report, lineage),
         }
-        generator.unload(name)
+        if name is not None:
+            generator.unload(name)
 
 
 def _plan(
@@ -134,13 +160,13 @@ def _plan(
     way: Way,
     base: Base,
     number: int,
-    new: FactBatch,
     learnt: list[FactBatch],
     lineage: list[Path],
     *,
     whole: bool,
 ) -> TrainPlan:
-    earlier = tuple(fact for one in learnt for fact in one.facts)
+    *before, new = (one.facts for one in learnt)
+    earlier = tuple(fact for facts in before for fact in facts)
     alone = not way.rehearses
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     return TrainPlan(
@@ -150,7 +176,7 @@ def _plan(
         model_dir=base.model_dir,
         base_hash=base.sha256,
         base_name=base.name,
-        facts=(*earlier, *new.facts) if whole else new.facts,
+        facts=(*earlier, *new) if whole else new,
         replay=() if whole or alone else earlier,
         known=() if alone else base.known,
         reasoning=() if alone else base.reasoning(run.examples),
@@ -161,7 +187,9 @@ def _plan(
     )
 
 
-def _figures(report: TrainReport, lineage: list[Path]) -> dict[str, Any]:
+def _figures(report: TrainReport | None, lineage: list[Path]) -> dict[str, Any]:
+    if report is None:
+        return {"steps": 0, "train_seconds": 0.0, "norm": 0.0, "leak": 0.0, "free": RANK}
     return {
         "steps": report.steps,
         "train_seconds": round(report.seconds, 1),

@@ -55,18 +55,24 @@ class Judge:
 
 
 def recalls(
-    generator: Generator, adapter: str | None, learnt: Sequence[FactBatch]
+    generator: Generator, adapter: str | None, learnt: Sequence[FactBatch], *, told: bool = False
 ) -> dict[str, list[str]]:
-    """`recall` and `recall_far`: a row of 1 and 0 for each batch."""
+    """`recall` and `recall_far`: a row of 1 and 0 for each batch.
+
+    `told` puts the fact as a sentence in front of the question.
+    """
     return {
-        "recall": [_right(generator, adapter, one.near) for one in learnt],
-        "recall_far": [_right(generator, adapter, one.far) for one in learnt],
+        "recall": [_right(generator, adapter, one.near, told) for one in learnt],
+        "recall_far": [_right(generator, adapter, one.far, told) for one in learnt],
     }
 
 
-def _right(generator: Generator, adapter: str | None, asked: Sequence[Asked]) -> str:
+def _right(generator: Generator, adapter: str | None, asked: Sequence[Asked], told: bool) -> str:
     forms = (Form.CHAT, Form.PLAIN)
-    questions = [Question(a.prompt, a.answer, forms[n % 2]) for n, a in enumerate(asked)]
+    questions = [
+        Question(f"{a.statement} {a.prompt}" if told else a.prompt, a.answer, forms[n % 2])
+        for n, a in enumerate(asked)
+    ]
     return bits(answered(generator, adapter, questions))
 
 

@@ -36,6 +36,9 @@ class Way:
     settings: Mapping[str, Any] = field(default_factory=dict)
     hooks: Method = PRODUCT
     rates: tuple[float, ...] = (0.0015, 0.003, 0.006)
+    learns: bool = True
+    told: bool = False
+    """Whether the fact that is asked for is told in the prompt, found without fail."""
 
     @property
     def rehearses(self) -> bool:
@@ -77,6 +80,10 @@ def _inputs_only(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
 
 
 WAYS: Final[Mapping[str, Way]] = {
+    "frozen": Way("the base as it is", rates=(), learns=False),
+    "told": Way(
+        "the base, told the right fact in front of the question", rates=(), learns=False, told=True
+    ),
     "plain": Way("LoRA on the new facts alone", settings=ALONE),
     "decay": Way("the same with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}),
     "palora": Way("the paper's: critical SVF components spared, both sides", SVF, ALONE),

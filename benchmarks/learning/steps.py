@@ -1,0 +1,116 @@
+"""What a step of training costs beside one of plain PEFT: `python -m benchmarks.learning.steps`.
+
+Both learn the same facts with the same loop, in one process and in turns: ours through projectors
+on every matrix, PEFT's LoRA without any. What is rehearsed is left out on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from adapters import models, projection
+from adapters.attach import NEW, attach
+from adapters.losses import Aims, backward
+from adapters.plans import TrainPlan
+from adapters.probe import Protection
+from adapters.rehearsal import draw, encode_pools
+from adapters.trainer import CPU_TOKENS, GPU_TOKENS, protect
+from benchmarks.learning.bases import BASES, Base
+from benchmarks.learning.batches import batch
+from daemon.demo_report import machine_in_use, versions_in_use
+from policies.records import PlanKind
+
+OUT: Final = Path("benchmarks/results/steps.json")
+PAIRS: Final = 60
+WARM: Final = 5
+KINDS: Final = (
+    Protection(),
+    Protection(share=0.7),
+    Protection(form="soft"),
+    Protection(kind="svf"),
+    Protection(kind="svf+activations"),
+)
+
+
+def stepper(base: Base, protection: Protection, *, projected: bool) -> Callable[[int], float]:
+    """A function that does step n and gives the seconds that it took."""
+    plan = TrainPlan(
+        kind=PlanKind.LEARN,
+        rank=16,
+        seed=0,
+        model_dir=base.model_dir,
+        base_hash=base.sha256,
+        base_name=base.name,
+        facts=batch(1, 48, 1, "selection").facts,
+        probe_dir=base.probe_dir,
+        protection=protection,
+    )
+    device = models.pick_device()
+    tokenizer = models.load_tokenizer(base.model_dir)
+    pools, pad = encode_pools(plan, tokenizer), int(tokenizer.pad_token_id)
+    model = attach(models.load_base(base.model_dir, device), plan).model
+    if projected:
+        projection.install(model, NEW, protect(model.get_base_model(), plan))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    size = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+
+    def step(number: int) -> float:
+        began = time.perf_counter()
+        backward(model, Aims(draw(pools, plan.settings, 0, number).new), size, pad, device)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return step
+
+
+def ratio(base: Base, protection: Protection) -> list[float]:
+    """Median of ours over PEFT's in pairs, and its interval of 95 %."""
+    ours = stepper(base, protection, projected=True)
+    plain = stepper(base, protection, projected=False)
+    pairs = []
+    for number in range(WARM + PAIRS):
+        if number % 2:
+            mine, theirs = ours(number), plain(number)
+        else:
+            theirs, mine = plain(number), ours(number)
+        pairs.append(mine / theirs)
+    found = np.array(pairs[WARM:])
+    rng = np.random.default_rng(0)
+    drawn = [np.median(rng.choice(found, len(found))) for _ in range(2000)]
+    return [round(float(x), 4) for x in (np.median(found), *np.quantile(drawn, [0.025, 0.975]))]
+
+
+def name(protection: Protection) -> str:
+    """The kind, and what differs from the default."""
+    changed = protection.model_dump(exclude_defaults=True, exclude={"kind"})
+    return " ".join([protection.kind, *(f"{key}={value}" for key, value in changed.items())])
+
+
+def main() -> None:
+    """Every kind of protection on palorad-mini."""
+    found = {name(kind): ratio(BASES["mini"], kind) for kind in KINDS}
+    result = {
+        "step_ratio": found[name(Protection())],
+        "by_protection": found,
+        "pairs": PAIRS,
+        "versions": versions_in_use(),
+        "machine": machine_in_use(),
+    }
+    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
