@@ -77,9 +77,10 @@ def admit_pieces(
     with archived.open("rb") as source:
         records = Records(source, rules.limits, arriving.line, arriving.position)
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
-            admitted, bad = sort_out(ledger, records, taken, rules)
+            at = now()
+            admitted, bad = sort_out(ledger, records, taken, rules, at)
             ledger.append_facts(
-                batch.id, admitted, bad, now(), line=records.number, position=records.position
+                batch.id, admitted, bad, at, line=records.number, position=records.position
             )
             yield None
     ledger.finish_batch(batch.id, now(), cursor=cursor)
@@ -125,13 +126,13 @@ def retry_quarantined(
         which = "line" if line is None else f"line {line}"
         raise NotFound(f"batch {batch_id[:12]} has no {which} in quarantine")
     records, raws = read_numbers(archived, wanted, rules.limits)
-    admitted, bad = sort_out(ledger, records, raws, rules)
+    admitted, bad = sort_out(ledger, records, raws, rules, now)
     ledger.readmit(batch_id, sorted(wanted), admitted, bad, now)
     return len(wanted), len(bad)
 
 
 def sort_out(
-    ledger: Ledger, records: Records, taken: list[Raw], rules: Rules
+    ledger: Ledger, records: Records, taken: list[Raw], rules: Rules, now: datetime
 ) -> tuple[list[tuple[Fact, Ruling]], list[Quarantined]]:
     """What each record means beside what the ledger holds, and those that are not admitted."""
     facts: list[Fact] = []
@@ -144,7 +145,7 @@ def sort_out(
             raws.append(raw)
         elif parsed is not None:
             bad.append(parsed)
-    ruled = rule_each(facts, ledger.rivals(facts), rules.conflicts)
+    ruled = rule_each(facts, ledger.rivals(facts), rules.conflicts, now)
     admitted = []
     for raw, (fact, ruling) in zip(raws, ruled, strict=True):
         if ruling.relation in (Relation.CONFLICT, Relation.NO_TARGET):

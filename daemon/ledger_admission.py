@@ -23,6 +23,7 @@ from policies.meaning import (
     moment,
     rule_each,
     stem_of,
+    to_come,
 )
 from policies.records import Batch, Fact, Operation, Priority, Quarantined
 
@@ -54,7 +55,7 @@ class LedgerAdmission(LedgerParaphrases):
             if row is not None and row[1]:
                 return self.admitted(batch.id, already=True)
             seq = self._insert_batch(batch, "") if row is None else int(row[0])
-            rulings = rule_each(facts, self.rivals(facts), policy)
+            rulings = rule_each(facts, self.rivals(facts), policy, at)
             self._append(seq, rulings, quarantined, at)
             return self._complete(seq, batch.id, at)
 
@@ -82,7 +83,7 @@ class LedgerAdmission(LedgerParaphrases):
         """
         by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
-        columns = "key, stem, seq, id, answer, valid_from, validity"
+        columns = "key, stem, seq, id, answer, valid_from, valid_until, validity"
         keys = [key_of(fact) for fact in facts]
         for chunk in chunks(sorted(set(keys))):
             for row in self._rows(
@@ -219,7 +220,7 @@ class LedgerAdmission(LedgerParaphrases):
             [
                 (lost_by(fact).value, fact.id, old)
                 for fact, old in replacing
-                if not _later(fact, recorded)
+                if not to_come(fact, now)
             ],
         )
         # What a fact replaces from a later day on stays valid until then.
@@ -229,7 +230,7 @@ class LedgerAdmission(LedgerParaphrases):
             [
                 (_instant(fact.valid_from), fact.id, old)
                 for fact, old in replacing
-                if _later(fact, recorded)
+                if to_come(fact, now)
             ],
         )
         gone = [
@@ -298,22 +299,17 @@ def _fact_row(fact: Fact, ruling: Ruling, batch: int, recorded: str) -> tuple[An
     )
 
 
-def _later(fact: Fact, recorded: str) -> bool:
-    """Whether it comes to hold only after it was recorded."""
-    since = _instant(fact.valid_from)
-    return fact.op is not Operation.RETRACT and since is not None and since > recorded
-
-
 @lru_cache(maxsize=4096)
 def _instant(value: date | datetime | None) -> str | None:
     return None if value is None else stamp(moment(value))
 
 
 def _standing(row: Sequence[Any]) -> Standing:
-    identity, answer, since, validity = row
+    identity, answer, since, until, validity = row
     return Standing(
         id=identity,
         answer=answer,
         valid_from=None if since is None else unstamp(since),
+        valid_until=None if until is None else unstamp(until),
         validity=Validity(validity),
     )

@@ -33,7 +33,13 @@ class Standing(Record):
     id: str
     answer: str
     valid_from: date | datetime | None = None
+    valid_until: date | datetime | None = None
     validity: Validity = Validity.VALID
+
+    def holds(self, now: datetime) -> bool:
+        """Whether it is valid and has not run out."""
+        ended = self.valid_until is not None and moment(self.valid_until) <= now
+        return self.validity is Validity.VALID and not ended
 
 
 class Relation(StrEnum):
@@ -49,11 +55,14 @@ class Relation(StrEnum):
 
 
 class Ruling(Record):
-    """What to do with a fact: `replaced` are the ids that lose their validity by it."""
+    """What to do with a fact: `replaced` are the ids that lose their validity by it, `until` is
+    when an answer that is known already takes its place.
+    """
 
     relation: Relation
     replaced: tuple[str, ...] = ()
     reason: str = ""
+    until: datetime | None = None
 
 
 _ASSERT: Final = Operation.ASSERT
@@ -67,9 +76,9 @@ def moment(value: date | datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy) -> Ruling:
+def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy, now: datetime) -> Ruling:
     """The meaning of `fact` beside its rivals; `rivals` in the order in which they came."""
-    valid = [r for r in rivals if r.validity is Validity.VALID]
+    valid = [r for r in rivals if r.holds(now)]
     if fact.op is Operation.RETRACT:
         return _retraction(fact, rivals)
     same = [r for r in valid if r.answer == fact.answer]
@@ -81,7 +90,7 @@ def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy) -> Ruli
     replaced = tuple(r.id for r in others)
     if fact.op is Operation.SUPERSEDE:
         return Ruling(relation=Relation.SUPERSEDES, replaced=replaced, reason="said so by its op")
-    return _ordered(fact, others, replaced, policy)
+    return _ordered(fact, others, replaced, policy, now)
 
 
 def _retraction(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
@@ -97,7 +106,7 @@ def _retraction(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
 
 
 def _without_rival(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
-    gone = [r for r in rivals if r.validity is Validity.SUPERSEDED]
+    gone = [r for r in rivals if r.validity is not Validity.RETRACTED]
     if fact.valid_from is not None and any(
         r.valid_from is not None and moment(r.valid_from) > moment(fact.valid_from) for r in gone
     ):
@@ -106,7 +115,11 @@ def _without_rival(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
 
 
 def _ordered(
-    fact: Fact, others: Sequence[Standing], replaced: tuple[str, ...], policy: ConflictPolicy
+    fact: Fact,
+    others: Sequence[Standing],
+    replaced: tuple[str, ...],
+    policy: ConflictPolicy,
+    now: datetime,
 ) -> Ruling:
     dated = [moment(r.valid_from) for r in others if r.valid_from is not None]
     if fact.valid_from is not None and len(dated) == len(others):
@@ -114,7 +127,7 @@ def _ordered(
         if since > max(dated):
             return Ruling(relation=Relation.SUPERSEDES, replaced=replaced, reason="valid later")
         if since < max(dated):
-            return Ruling(relation=Relation.HISTORY, reason="a later answer is known")
+            return _before(since, others, now)
     if policy is ConflictPolicy.NEWEST:
         return Ruling(relation=Relation.SUPERSEDES, replaced=replaced, reason="received later")
     told = others[-1]
@@ -126,13 +139,32 @@ def _ordered(
     )
 
 
+def _before(since: datetime, others: Sequence[Standing], now: datetime) -> Ruling:
+    """A fact that a dated answer follows: history, unless that answer is still to come."""
+    begins = {r.id: moment(r.valid_from) for r in others if r.valid_from is not None}
+    until = min(begin for begin in begins.values() if begin > since)
+    if until <= now:
+        return Ruling(relation=Relation.HISTORY, reason="a later answer is known")
+    replaced = tuple(name for name, begin in begins.items() if begin <= since)
+    return Ruling(
+        relation=Relation.SUPERSEDES if replaced else Relation.NEW,
+        replaced=replaced,
+        reason="valid until the answer that is known to follow",
+        until=until,
+    )
+
+
 def rule_each(
-    facts: Sequence[Fact], rivals: Sequence[Sequence[Standing]], policy: ConflictPolicy
+    facts: Sequence[Fact],
+    rivals: Sequence[Sequence[Standing]],
+    policy: ConflictPolicy,
+    now: datetime,
 ) -> list[tuple[Fact, Ruling]]:
     """What each fact means beside its rivals in the ledger and those before it in `facts`.
 
     `rivals` holds for each fact those with its key or its id. An id that is taken by another
-    answer, or by one that is no longer valid, goes on as the next version of it: `id~2`.
+    answer, or by one that is no longer valid, goes on as the next version of it: `id~2`. A fact
+    that is followed by an answer still to come ends when that begins.
     """
     gone: dict[str, Validity] = {}
     fresh: defaultdict[tuple[str, ...], dict[str, tuple[Fact, Ruling]]] = defaultdict(dict)
@@ -146,9 +178,9 @@ def rule_each(
             beside = {s.id: s for s in stored}
             for name in names:
                 beside.update({i: _standing(*pair) for i, pair in fresh.get(name, {}).items()})
-            ruled, ruling = _versioned(fact, [_now(s, gone) for s in beside.values()], policy)
+            ruled, ruling = _versioned(fact, [_now(s, gone) for s in beside.values()], policy, now)
         found.append((ruled, ruling))
-        if ruling.relation in (Relation.SUPERSEDES, Relation.RETRACTS):
+        if ruling.relation in (Relation.SUPERSEDES, Relation.RETRACTS) and not to_come(fact, now):
             gone.update(dict.fromkeys(ruling.replaced, lost_by(fact)))
         if ruling.relation in (Relation.NEW, Relation.SUPERSEDES, Relation.HISTORY):
             for name in names:
@@ -161,34 +193,44 @@ def stem_of(identity: str) -> str:
     return identity.split("~", 1)[0]
 
 
+def to_come(fact: Fact, now: datetime) -> bool:
+    """Whether it comes to hold only later, so that what it replaces stays valid until then."""
+    asserted = fact.op is not Operation.RETRACT
+    return asserted and fact.valid_from is not None and moment(fact.valid_from) > now
+
+
 def lost_by(fact: Fact) -> Validity:
     """What a fact makes of those it replaces."""
     return Validity.RETRACTED if fact.op is Operation.RETRACT else Validity.SUPERSEDED
 
 
 def _versioned(
-    fact: Fact, beside: Sequence[Standing], policy: ConflictPolicy
+    fact: Fact, beside: Sequence[Standing], policy: ConflictPolicy, now: datetime
 ) -> tuple[Fact, Ruling]:
     versions = [s for s in beside if stem_of(s.id) == fact.id]
     if fact.op is Operation.RETRACT:
-        return fact, rule(fact, versions or beside, policy)
+        return fact, rule(fact, versions or beside, policy, now)
     for standing in versions:
-        if _says_the_same(fact, standing):
+        if _says_the_same(fact, standing, now):
             return fact, Ruling(relation=Relation.KNOWN, reason=f"already known as {standing.id}")
-    ruling = rule(fact, beside, policy)
+    ruling = rule(fact, beside, policy, now)
+    if ruling.until is not None and (
+        fact.valid_until is None or moment(fact.valid_until) > ruling.until
+    ):
+        fact = fact.model_copy(update={"valid_until": ruling.until})
     if versions:
         fact = fact.model_copy(update={"id": f"{fact.id}~{len(versions) + 1}"})
     return fact, ruling
 
 
-def _says_the_same(fact: Fact, standing: Standing) -> bool:
+def _says_the_same(fact: Fact, standing: Standing, now: datetime) -> bool:
     if standing.answer != fact.answer:
         return False
-    if standing.validity is Validity.VALID:
+    if standing.holds(now):
         return True
     dated = fact.valid_from is not None and standing.valid_from is not None
     return (
-        standing.validity is Validity.SUPERSEDED
+        standing.validity is not Validity.RETRACTED
         and dated
         and moment(standing.valid_from or date.min) == moment(fact.valid_from or date.min)
     )
@@ -206,5 +248,6 @@ def _standing(fact: Fact, ruling: Ruling) -> Standing:
         id=fact.id,
         answer=fact.answer,
         valid_from=fact.valid_from,
+        valid_until=fact.valid_until,
         validity=Validity.SUPERSEDED if history else Validity.VALID,
     )

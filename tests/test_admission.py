@@ -13,7 +13,7 @@ from policies.admission import Format, fact_from, parse_facts, parse_line
 from policies.errors import InvalidFacts
 from policies.heldout import with_held_out
 from policies.jsonline import Limits, Reason, lines_of, read_object
-from policies.meaning import ConflictPolicy, Relation, Standing, Validity, rule
+from policies.meaning import ConflictPolicy, Relation, Standing, Validity, moment, rule, rule_each
 from policies.records import Fact, Operation, Priority, Quarantined
 from policies.text import folded
 from policies.wordings import questions
@@ -268,7 +268,8 @@ def standing(
     return Standing(id=identity, answer=answer, valid_from=since, validity=validity)
 
 
-OLD, NEW = date(2020, 1, 1), date(2026, 1, 1)
+OLD, NEW, NEXT = date(2020, 1, 1), date(2026, 1, 1), date(2027, 1, 1)
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -305,13 +306,45 @@ OLD, NEW = date(2020, 1, 1), date(2026, 1, 1)
 def test_meaning_over_time(
     record: object, rivals: list[Standing], relation: Relation, replaced: tuple[str, ...]
 ) -> None:
-    ruling = rule(fact(record), rivals, ConflictPolicy.REJECT)
+    ruling = rule(fact(record), rivals, ConflictPolicy.REJECT, NOW)
     assert ruling.relation is relation
     if relation is not Relation.CONFLICT:
         assert ruling.replaced == replaced
     if relation is Relation.CONFLICT:
-        newest = rule(fact(record), rivals, ConflictPolicy.NEWEST)
+        newest = rule(fact(record), rivals, ConflictPolicy.NEWEST, NOW)
         assert (newest.relation, newest.replaced) == (Relation.SUPERSEDES, replaced)
+
+
+@pytest.mark.parametrize(
+    ("since", "rivals", "relation", "replaced", "until"),
+    [
+        ("2026-06-01", [("a", OLD), ("b", NEXT)], Relation.SUPERSEDES, ("a",), NEXT),
+        ("2026-12-01", [("a", OLD), ("b", NEXT)], Relation.SUPERSEDES, ("a",), NEXT),
+        ("2026-06-01", [("b", NEXT)], Relation.NEW, (), NEXT),
+        ("2020-06-01", [("a", OLD), ("b", NEW)], Relation.HISTORY, (), None),
+        ("2028-01-01", [("a", OLD), ("b", NEXT)], Relation.SUPERSEDES, ("a", "b"), None),
+    ],
+)
+def test_an_answer_ends_when_one_that_is_to_come_begins(
+    since: str,
+    rivals: list[tuple[str, date]],
+    relation: Relation,
+    replaced: tuple[str, ...],
+    until: date | None,
+) -> None:
+    asked = fact({**KEYED, "valid_from": since})
+    beside = [standing(name, name, begins) for name, begins in rivals]
+    ((ruled, ruling),) = rule_each([asked], [beside], ConflictPolicy.REJECT, NOW)
+    assert (ruling.relation, ruling.replaced) == (relation, replaced)
+    assert ruled.valid_until == (None if until is None else moment(until))
+
+
+def test_an_answer_that_has_run_out_may_come_back() -> None:
+    gone = standing("a", "Thimphu", OLD).model_copy(update={"valid_until": NEW})
+    other = standing("b", "Punakha", NEW)
+    back = rule(fact({**KEYED, "valid_from": "2026-06-01"}), [gone, other], ConflictPolicy.ASK, NOW)
+    assert (back.relation, back.replaced) == (Relation.SUPERSEDES, ("b",))
+    assert rule(fact(KEYED), [gone], ConflictPolicy.ASK, NOW).relation is Relation.NEW
 
 
 WORDS = st.text("abAB é?e\u0301\u200b.", max_size=12)
