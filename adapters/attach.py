@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,8 @@ class Attached:
     model: Any
     pristine: Sequence[tuple[torch.nn.Linear, torch.Tensor]]
     """The matrices to which the lineage was added, each with the base's own weight."""
+    initial: lora.Lora
+    """The fresh adapter before it is trained."""
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
@@ -49,12 +51,18 @@ class Attached:
                 matrix.weight.data = weight
 
 
-def attach(base: Any, plan: TrainPlan, changes: Mapping[str, Any] | None = None) -> Attached:
+def attach(
+    base: Any,
+    plan: TrainPlan,
+    changes: Mapping[str, Any] | None = None,
+    start: Callable[[Any], None] | None = None,
+) -> Attached:
     """The base with the lineage active and frozen, and a fresh trainable adapter.
 
     In fp32 the lineage is added to the weights, so that a step costs the same after any number of
     adapters; in lower precision that would round it, so it stays a frozen adapter of its own.
-    `changes` are further options of PEFT's configuration.
+    `changes` are further options of PEFT's configuration; `start` may change the fresh adapter and
+    the base below it.
     """
     matrices = models.matrices(base, plan.settings.targets)
     lineage = compose.concatenate([lora.read(path) for path in plan.lineage])
@@ -80,15 +88,20 @@ def attach(base: Any, plan: TrainPlan, changes: Mapping[str, Any] | None = None)
         _initialise(model, matrices, plan)
     if lineage.factors and not merged:
         _add_frozen(model, lineage)
-    return Attached(model, pristine)
+    if start is not None:
+        start(model)
+    return Attached(model, pristine, extract(model))
 
 
 def extract(model: Any) -> lora.Lora:
-    """The trained factors in fp32 on the CPU."""
+    """A copy of the factors in fp32 on the CPU."""
     factors, scaling = {}, {}
     for name, layer in projection.lora_layers(model, NEW).items():
         down, up = layer.lora_A[NEW].weight.detach(), layer.lora_B[NEW].weight.detach()
-        factors[name] = (down.float().cpu(), up.float().cpu())
+        factors[name] = (
+            down.to("cpu", torch.float32, copy=True),
+            up.to("cpu", torch.float32, copy=True),
+        )
         scaling[name] = float(layer.scaling[NEW])
     return lora.Lora(factors, scaling)
 

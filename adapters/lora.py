@@ -46,6 +46,19 @@ class Lora:
         return float(max(total, 0.0) ** 0.5)
 
 
+def beyond(initial: Lora, adapter: Lora) -> Lora:
+    """What `adapter` adds to the weights that were relieved of `initial` before it was trained.
+
+    Both side by side, one negative: twice the rank.
+    """
+    factors = {}
+    for name, (down, up) in adapter.factors.items():
+        first_down, first_up = initial.factors[name]
+        ratio = initial.scaling[name] / adapter.scaling[name]
+        factors[name] = (torch.cat([down, first_down]), torch.cat([up, -ratio * first_up], dim=1))
+    return Lora(factors, adapter.scaling)
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """`adapter_config.json` as a dictionary; `BrokenAdapter` where there is none."""
     path = directory / CONFIG

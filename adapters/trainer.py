@@ -42,12 +42,16 @@ class Method:
     """Where a method of the bench differs from the product: each part may be replaced.
 
     `protect` gives the protected subspaces by matrix name; `config` changes PEFT's configuration;
+    `start` may set the factors that training begins with; `relieved` says that they were taken out
+    of the base and are to be taken out of the result as well;
     `extra_loss` is added to the loss of each step and must be differentiable; `after_step` may
     change the model after the optimiser moved it.
     """
 
     protect: Callable[[Any, TrainPlan], Mapping[str, Protected]] | None = None
     config: Mapping[str, Any] | None = None
+    start: Callable[[Any], None] | None = None
+    relieved: bool = False
     extra_loss: Callable[[Any, int], Tensor] | None = None
     after_step: Callable[[Any, int], None] | None = None
 
@@ -82,7 +86,7 @@ def train_adapter(
     base = models.load_base(plan.model_dir, device)
     protected = (method.protect or protect)(base, plan)
     free = projection.check_free_space(protected, plan.rank)
-    attached = attach(base, plan, method.config)
+    attached = attach(base, plan, method.config, method.start)
     model = attached.model
     projection.install(model, NEW, protected)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -129,7 +133,8 @@ def train_adapter(
             last_saved = clock()
 
     projection.fold_into_weights(model, NEW)
-    adapter = extract(model)
+    found = extract(model)
+    adapter = lora.beyond(attached.initial, found) if method.relieved else found
     lora.write(out, adapter, plan.base_name)
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
 

@@ -1,8 +1,9 @@
-"""Run every operation of docs/facts.md on the small model and quote what was said.
+"""Run what docs/facts.md and docs/serving.md quote on the small model, and quote what was said.
 
-    python docs/transcripts.py
+    python docs/transcripts.py [facts] [serving]
 
-A daemon of its own in a temporary directory, the command line as a user types it; minutes.
+A daemon of its own in a temporary directory, the command line as a user types it; minutes. For
+docs/serving.md two real vLLM servers (`make setup-vllm`).
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from daemon import launch, tether
 from daemon.demo_follow import Follow
-from daemon.demo_setup import ROOT, DaemonProcess, DemoOptions, dump, write_config
+from daemon.demo_setup import ROOT, DaemonProcess, DemoOptions, dump, free_port, write_config
 from daemon.ledger import Ledger
 from daemon.settings import Settings
 from policies.errors import LedgerBusy
 from policies.records import BatchState
 
-FACTS = ROOT / "docs" / "facts.md"
+PAGES = {"facts": ROOT / "docs" / "facts.md", "serving": ROOT / "docs" / "serving.md"}
 QUOTED = re.compile(r"<!-- said: ([\w-]+) -->.*?<!-- /said -->", re.DOTALL)
 WAIT_S = 900.0
 
@@ -52,11 +56,13 @@ CLASH = (
 class Place:
     """A running daemon, a shell beside it, and what was said so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, urls: tuple[str, ...] = ()) -> None:
         self.folder = folder
-        path = write_config(folder, DemoOptions())
+        path = write_config(folder, DemoOptions(server="vllm" if urls else "embedded"))
         tree = tomllib.loads(path.read_text())
         tree["gate"]["preset"] = "fast"
+        if urls:
+            tree["server"] |= {"mode": "attach", "urls": list(urls)}
         tree["intake"] |= {"stable_s": 0.1, "conflicts": "ask"}
         path.write_text(dump(tree))
         self.settings = Settings.load(path)
@@ -106,6 +112,18 @@ class Place:
             time.sleep(0.3)
         raise TimeoutError("the ledger never said so")
 
+    def until_ready(self, count: int) -> None:
+        """Wait until so many replicas, and no more, route clients to what is wanted."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            self.daemon.check()
+            with suppress(ValueError, KeyError, TypeError):
+                said = json.loads(self.run("palorad status --json").split("\n", 1)[1])
+                if sum(replica["ready"] for replica in said["live"]["replicas"]) == count:
+                    return
+            time.sleep(0.5)
+        raise TimeoutError(f"never {count} replicas ready")
+
     def settle(self, name: str) -> None:
         """Wait until a file's batch is decided."""
         waiting = (BatchState.WAITING, BatchState.LEARNING)
@@ -147,20 +165,88 @@ def tell(place: Place) -> None:
     place.say("forgotten", 'palorad why "What is the capital of Bhutan?"')
 
 
-def main() -> None:
-    """Run it all and renew the document."""
-    with tempfile.TemporaryDirectory(prefix="palorad-docs-") as name:
-        folder = Path(name)
-        place = Place(folder)
-        try:
-            tell(place)
-        finally:
-            place.daemon.stop()
-        said = {key: text.replace(str(folder), "~") for key, text in place.said.items()}
-    missing = set(QUOTED.findall(FACTS.read_text())) - set(said)
+class Replica:
+    """One `vllm serve` as its operator starts it, over the state directory of a place."""
+
+    def __init__(self, place: Place, url: str) -> None:
+        server = place.settings.server.model_copy(update={"urls": (url,)})
+        settings = place.settings.model_copy(update={"server": server})
+        self.url = url
+        self.command = launch.command(settings, settings.model.path, os.environ)
+        self.log = place.folder / f"vllm-{self.command.port}.log"
+        launch.install_middleware(settings.state_dir)
+        self.start()
+
+    def start(self) -> None:
+        """Start it; the daemon finds out when it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", tether.__file__, str(os.getpid()), *self.command.arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.command.environment},
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """With SIGKILL, and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def serve(place: Place, replicas: list[Replica]) -> None:
+    """Two replicas: a promotion, one of them lost, and back."""
+    place.follow.until_serving()
+    place.until_ready(2)
+    place.write("asia.jsonl", ASIA)
+    place.run("palorad submit asia.jsonl")
+    place.settle("asia.jsonl")
+    place.until_ready(2)
+    place.say("replicas", "palorad status")
+    replicas[1].kill()
+    place.until_ready(1)
+    place.say("replica-lost", "palorad status")
+    replicas[1].start()
+    place.until_ready(2)
+    place.say("replica-back", "palorad status")
+    asked = json.dumps({"model": "palora-live", "prompt": "The capital of Nepal is"})
+    place.say(
+        "rollback",
+        "palorad rollback --to 0",
+        f"curl -si {replicas[0].url}/v1/completions"
+        f" -H 'content-type: application/json' -d '{asked}'",
+        "palorad forward",
+    )
+
+
+def main(stories: list[str]) -> None:
+    """Run what was asked for, all where nothing was, and renew the documents."""
+    for story in stories or list(PAGES):
+        with tempfile.TemporaryDirectory(prefix="palorad-docs-") as name:
+            folder = Path(name)
+            urls = tuple(f"http://127.0.0.1:{free_port()}" for _ in range(2))
+            place = Place(folder, urls if story == "serving" else ())
+            replicas: list[Replica] = []
+            try:
+                if story == "serving":
+                    replicas += [Replica(place, url) for url in urls]
+                    serve(place, replicas)
+                else:
+                    tell(place)
+            finally:
+                place.daemon.stop()
+                for replica in replicas:
+                    replica.kill()
+            said = {key: text.replace(str(folder), "~") for key, text in place.said.items()}
+        _quote(PAGES[story], said)
+
+
+def _quote(page: Path, said: dict[str, str]) -> None:
+    missing = set(QUOTED.findall(page.read_text())) - set(said)
     if missing:
-        raise SystemExit(f"docs/facts.md quotes what was not run: {sorted(missing)}")
-    FACTS.write_text(QUOTED.sub(lambda found: _block(found[1], said[found[1]]), FACTS.read_text()))
+        raise SystemExit(f"{page} quotes what was not run: {sorted(missing)}")
+    page.write_text(QUOTED.sub(lambda found: _block(found[1], said[found[1]]), page.read_text()))
     print(json.dumps(sorted(said)))
 
 
@@ -169,4 +255,4 @@ def _block(name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

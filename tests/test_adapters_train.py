@@ -24,6 +24,7 @@ from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_exper
 from adapters.projection import Protected, lora_layers, worst_leak
 from adapters.subspace import leak
 from adapters.trainer import Method, protect, train_adapter
+from benchmarks.learning.methods import WAYS
 from policies.records import Example, Fact, PlanKind
 from tests import tiny
 
@@ -467,6 +468,21 @@ def test_solutions_in_doubt_are_rehearsed_more_often() -> None:
     sure = sum(drawn[n] for n in range(2, 20)) / 18
     assert 4 < doubtful / sure < 9
     assert all(len({one.ids for one in pick(pool, 4, rng, weights)}) == 4 for _ in range(50))
+
+
+@pytest.mark.parametrize("name", ["pissa", "milora", "mica"])
+def test_what_a_peer_begins_with_is_no_part_of_what_is_learnt(
+    llama: World, tmp_path: Path, name: str
+) -> None:
+    plan = llama.plan(probe_dir=None, protection=Protection(kind="none"), known=())
+    still = plan.model_copy(update={"settings": TrainSettings(steps=1, learning_rate=1e-9)})
+    hooks = WAYS[name].hooks
+    train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", method=hooks)
+    assert lora.read(tmp_path / "still").norm() < 1e-4
+    train_adapter(plan, out=tmp_path / "moved", work=tmp_path / "work-2", method=hooks)
+    moved = lora.read(tmp_path / "moved")
+    assert moved.norm() > 1e-2
+    assert moved.rank == (4 if name == "mica" else 8)
 
 
 def _divergence(world: World, adapter: Path, text: Example) -> float:

@@ -9,7 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from adapters import models
+from adapters import models, projection
+from adapters.attach import NEW
 from adapters.plans import TrainPlan
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
@@ -79,6 +80,22 @@ def _inputs_only(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
     }
 
 
+def _minor(model: nn.Module) -> None:
+    """MiLoRA (arXiv 2406.09044): begin with the smallest singular components, out of the base."""
+    for layer in projection.lora_layers(model, NEW).values():
+        down, up = layer.lora_A[NEW].weight, layer.lora_B[NEW].weight
+        base, scaling, rank = layer.get_base_layer().weight, layer.scaling[NEW], down.shape[0]
+        left, sigma, right = torch.linalg.svd(base.detach().float(), full_matrices=False)
+        root = (sigma[-rank:] / scaling).sqrt()
+        down.data.copy_(root[:, None] * right[-rank:])
+        up.data.copy_(left[:, -rank:] * root)
+        base.data -= (scaling * up.data @ down.data).to(base.dtype)
+
+
+MILORA: Final = Method(start=_minor, relieved=True)
+PISSA: Final = Method(config={"init_lora_weights": "pissa"}, relieved=True)
+MICA: Final = Method(config={"init_lora_weights": "mica"})
+
 WAYS: Final[Mapping[str, Way]] = {
     "frozen": Way("the base as it is", rates=(), learns=False),
     "told": Way(
@@ -92,6 +109,9 @@ WAYS: Final[Mapping[str, Way]] = {
     ),
     "random": Way("as many components drawn at random", SVF, ALONE, _components(_random)),
     "oplora": Way("as many of the largest components (OPLoRA)", SVF, ALONE, _components(_largest)),
+    "milora": Way("the smallest components trained (MiLoRA)", NOTHING, ALONE, MILORA),
+    "pissa": Way("the largest components trained (PEFT's PiSSA)", NOTHING, ALONE, PISSA),
+    "mica": Way("into the smallest left vectors (PEFT's MiCA)", NOTHING, ALONE, MICA),
     "null space": Way("70 % of the skill's input directions spared", Protection(share=0.7), ALONE),
     "null space, soft": Way("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
     "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
