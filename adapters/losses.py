@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,26 @@ def learnt_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     The output matrix is applied to those positions alone, which for short answers saves most of
     its cost.
     """
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = plain.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+    states, targets = learnt_states(model, batch)
+    return to_logits(model, states), targets
+
+
+def learnt_states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Last hidden states (m, hidden size) before the m learnt tokens, and those tokens (m,)."""
+    hidden = _plain(model).get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
     targets = batch.labels[:, 1:]
     learnt = targets != IGNORED
-    logits: Tensor = plain.get_output_embeddings()(hidden[:, :-1][learnt])
-    return logits.float(), targets[learnt]
+    return hidden[:, :-1][learnt], targets[learnt]
+
+
+def to_logits(model: Any, states: Tensor) -> Tensor:
+    """Logits (m, vocabulary) in fp32 of hidden states, by the output matrix; it is not trained."""
+    logits: Tensor = _plain(model).get_output_embeddings()(states)
+    return logits.float()
+
+
+def _plain(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def token_losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -46,21 +60,16 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
     return total / max(count, 1)
 
 
-class Held(Protocol):
-    """Next-token distributions to stay with."""
-
-    def divergence(self, logits: Tensor, temperature: float) -> Tensor:
-        """KL(these ‖ softmax(logits / temperature)), summed over the tokens, in nats."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Texts on which the model is to stay with the reference, and how much that weighs."""
+    """Texts on which the model is to stay with the reference, and how much that weighs.
+
+    `reference` gives its logits (m, vocabulary) at the learnt tokens of texts.
+    """
 
     texts: Sequence[Encoded]
     weight: float
-    reference: Callable[[Sequence[Encoded]], Held]
+    reference: Callable[[Sequence[Encoded]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +121,13 @@ def _keep(
 ) -> None:
     total = sum(len(one.ids) - one.start for one in kept.texts)
     for part in buckets(kept.texts, max_tokens):
-        held = kept.reference(part)
+        with torch.no_grad():
+            before = F.log_softmax(kept.reference(part) / temperature, dim=-1)
         logits, _ = learnt_logits(model, collate(part, pad).to(device))
+        now = F.log_softmax(logits / temperature, dim=-1)
+        divergence = F.kl_div(now, before, reduction="sum", log_target=True)
         # The square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
-        weight = kept.weight * temperature**2 / total
-        torch.autograd.backward(weight * held.divergence(logits, temperature))
+        torch.autograd.backward(kept.weight * temperature**2 * divergence / total)
 
 
 def _accumulate(

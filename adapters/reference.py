@@ -1,8 +1,8 @@
 """What the frozen reference says on the texts that are to stay as they are, found once and kept.
 
 A training run holds known facts and solutions to the reference's own next-token distributions.
-Those never change, so they are computed for all the texts at once, and kept for the next run:
-of each learnt token the `TOP` likeliest, and all others as one outcome.
+Those never change. Kept are the last hidden states, from which the output matrix, which is never
+trained, gives the whole distributions at a small part of the cost of a forward pass.
 """
 
 from __future__ import annotations
@@ -23,158 +23,128 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.examples import Encoded, buckets, collate
-from adapters.losses import learnt_logits
+from adapters.losses import learnt_logits, learnt_states, to_logits
 
-TOP: Final = 32
-FORMAT: Final = 1
+FORMAT: Final = 2
 PREFIX: Final = "reference-"
+MOST_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Next-token distributions at m learnt tokens: `ids` (m, k) of the likeliest, `logs` (m, k + 1)
-    their log-probabilities at a temperature, the last that of all other tokens together;
-    `entropy` (m,) in nats at temperature 1, over all tokens.
+    """At m learnt tokens: the hidden states (m, hidden size) before them, in the model's own
+    precision, and the entropy (m,) of the next token in nats.
     """
 
-    ids: Tensor
-    logs: Tensor
+    states: Tensor
     entropy: Tensor
-
-    @staticmethod
-    def of(logits: Tensor, temperature: float) -> Said:
-        """The distributions of logits (m, vocabulary)."""
-        plain = F.log_softmax(logits, dim=-1)
-        logs = F.log_softmax(logits / temperature, dim=-1)
-        ids = logs.topk(min(TOP, logs.shape[-1] - 1), dim=-1).indices
-        return Said(
-            ids.int(), _narrowed(logs, ids).half(), -(plain.exp() * plain).sum(dim=-1).float()
-        )
 
     @staticmethod
     def joined(parts: Sequence[Said]) -> Said:
         """All of them in a row."""
-        if not parts:
-            return Said(torch.empty((0, 1)).int(), torch.empty((0, 2)), torch.empty(0))
-        every = ((s.ids, s.logs, s.entropy) for s in parts)
-        return Said(*(torch.cat(one) for one in zip(*every, strict=True)))
-
-    def divergence(self, logits: Tensor, temperature: float) -> Tensor:
-        """KL(these ‖ softmax(logits / temperature)), summed over the m tokens, in nats."""
-        before = self.logs.to(logits.device).float()
-        now = _narrowed(F.log_softmax(logits / temperature, dim=-1), self.ids.to(logits.device))
-        return F.kl_div(now, before, reduction="sum", log_target=True)
-
-
-def _narrowed(logs: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities (m, k + 1): those of `ids` (m, k), then that of everything else."""
-    index = ids.long()
-    rest = logs.scatter(1, index, -torch.inf).logsumexp(dim=-1, keepdim=True)
-    return torch.cat([logs.gather(1, index), rest], dim=-1)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What the reference says on many texts, each text's learnt tokens in a row."""
-
-    said: Said
-    rows: dict[tuple[tuple[int, ...], int], slice] = field(repr=False)
-
-    @staticmethod
-    def laid_out(said: Said, texts: Sequence[Encoded]) -> Recording:
-        """`said` holds the learnt tokens of `texts`, one text after the other."""
-        ends = list(accumulate((len(t.ids) - t.start for t in texts), initial=0))
-        rows = {
-            (text.ids, text.start): slice(first, end)
-            for text, (first, end) in zip(texts, pairwise(ends), strict=True)
-        }
-        return Recording(said, rows)
-
-    def of(self, texts: Sequence[Encoded]) -> Said | None:
-        """What was said on these texts, in their order; None where one was not recorded."""
-        found = [self.rows.get((t.ids, t.start)) for t in texts]
-        if None in found:
-            return None
-        said = self.said
-        return Said.joined(
-            [Said(said.ids[r], said.logs[r], said.entropy[r]) for r in found if r is not None]
-        )
+        return Said(torch.cat([s.states for s in parts]), torch.cat([s.entropy for s in parts]))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The frozen reference: `entered` turns the model that is trained into it for a while."""
+    """The frozen reference: `entered` turns the model that is trained into it for a while.
 
+    `rows` says where in `said` the learnt tokens of a text lie; texts beyond are asked anew.
+    """
+
+    model: Any
     entered: Callable[[], AbstractContextManager[Any]]
-    recording: Recording
-    temperature: float
+    said: Said
+    rows: dict[tuple[tuple[int, ...], int], slice] = field(repr=False)
     pad: int
     device: torch.device
 
-    def of(self, texts: Sequence[Encoded]) -> Said:
-        """What it says on texts, from the record or now."""
-        said = self.recording.of(texts)
-        if said is None:
-            with torch.no_grad(), self.entered() as model:
-                batch = collate(texts, self.pad).to(self.device)
-                said = Said.of(learnt_logits(model, batch)[0], self.temperature)
-        return said
+    @torch.no_grad()
+    def logits(self, texts: Sequence[Encoded]) -> Tensor:
+        """Its logits (m, vocabulary) in fp32 at the learnt tokens of texts, in their order."""
+        found = [row for text in texts if (row := self.rows.get(_key(text))) is not None]
+        if len(found) < len(texts):
+            with self.entered() as model:
+                return learnt_logits(model, collate(texts, self.pad).to(self.device))[0]
+        states = torch.cat([self.said.states[row] for row in found]).to(self.device)
+        return to_logits(self.model, states)
 
-    def doubt(self, texts: Sequence[Encoded]) -> list[float]:
-        """Entropy in nats of the next token, summed over each text's learnt tokens."""
-        return [float(self.of([text]).entropy.sum()) for text in texts]
+    def doubt(self, text: Encoded) -> float | None:
+        """Entropy of the next token in nats, summed over a text's learnt tokens, if recorded."""
+        row = self.rows.get(_key(text))
+        return None if row is None else float(self.said.entropy[row].sum())
 
 
 def record(
+    model: Any,
     entered: Callable[[], AbstractContextManager[Any]],
     texts: Sequence[Encoded],
     *,
-    temperature: float,
     max_tokens: int,
     pad: int,
     device: torch.device,
     base_hash: str,
     folder: Path | None,
 ) -> Reference:
-    """The reference with all of `texts` recorded, read from `folder` where they lie there already.
+    """The reference of `model` with `texts` recorded, read from `folder` if they lie there already.
 
-    A new record takes the place of those of other texts. Without a folder nothing is kept.
+    Of more texts than fit in a gigabyte the first are recorded. A new record takes the place of
+    those of other texts. Without a folder nothing is kept.
     """
-    texts = sorted(texts, key=lambda text: (len(text.ids), text.ids, text.start))
-    path = None if folder is None or not texts else folder / _name(texts, temperature, base_hash)
+    chosen = _fitting(texts, model)
+    path = None if folder is None or not chosen else folder / _name(chosen, base_hash)
     said = None if path is None else _load(path)
-    if said is None:
-        with torch.no_grad(), entered() as model:
-            asked = (
-                one
-                for part in buckets(texts, max_tokens)
-                for one in _ask(model, part, temperature, pad, device)
+    if said is None and chosen:
+        with torch.no_grad(), entered() as reference:
+            said = Said.joined(
+                [
+                    one
+                    for part in buckets(chosen, max_tokens)
+                    for one in _ask(reference, part, pad, device)
+                ]
             )
-            said = Said.joined(list(asked))
         if path is not None:
             _save(path, said)
-    return Reference(entered, Recording.laid_out(said, texts), temperature, pad, device)
+    nothing = Said(torch.empty(0, 0), torch.empty(0))
+    return Reference(model, entered, said or nothing, _laid_out(chosen), pad, device)
 
 
-def _ask(
-    model: Any, texts: Sequence[Encoded], temperature: float, pad: int, device: torch.device
-) -> list[Said]:
+def _key(text: Encoded) -> tuple[tuple[int, ...], int]:
+    return text.ids, text.start
+
+
+def _fitting(texts: Sequence[Encoded], model: Any) -> list[Encoded]:
+    """As many as may be recorded, in the order in which `buckets` leaves them."""
+    each = int(model.config.hidden_size) * model.dtype.itemsize
+    ends = accumulate((len(text.ids) - text.start) * each for text in texts)
+    chosen = [text for text, end in zip(texts, ends, strict=True) if end <= MOST_BYTES]
+    return sorted(chosen, key=lambda text: len(text.ids))
+
+
+def _laid_out(texts: Sequence[Encoded]) -> dict[tuple[tuple[int, ...], int], slice]:
+    ends = accumulate((len(text.ids) - text.start for text in texts), initial=0)
+    return {
+        _key(text): slice(first, end)
+        for text, (first, end) in zip(texts, pairwise(ends), strict=True)
+    }
+
+
+def _ask(model: Any, texts: Sequence[Encoded], pad: int, device: torch.device) -> list[Said]:
     """What the model says on texts, half of them at a time where the memory is too small."""
     try:
-        batch = collate(texts, pad).to(device)
-        said = Said.of(learnt_logits(model, batch)[0], temperature)
-        return [Said(said.ids.cpu(), said.logs.cpu(), said.entropy.cpu())]
+        states, _ = learnt_states(model, collate(texts, pad).to(device))
+        logs = F.log_softmax(to_logits(model, states), dim=-1)
+        return [Said(states.cpu(), -(logs.exp() * logs).sum(dim=-1).cpu())]
     except torch.OutOfMemoryError:
         if len(texts) == 1:
             raise
         torch.cuda.empty_cache()
     half = len(texts) // 2
-    parts = (texts[:half], texts[half:])
-    return [one for part in parts for one in _ask(model, part, temperature, pad, device)]
+    return [one for part in (texts[:half], texts[half:]) for one in _ask(model, part, pad, device)]
 
 
-def _name(texts: Sequence[Encoded], temperature: float, base_hash: str) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {TOP} {temperature} {base_hash}".encode())
+def _name(texts: Sequence[Encoded], base_hash: str) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {base_hash}".encode())
     for text in texts:
         digest.update(f"{text.start} {text.ids}".encode())
     return f"{PREFIX}{digest.hexdigest()[:16]}.safetensors"
@@ -183,7 +153,7 @@ def _name(texts: Sequence[Encoded], temperature: float, base_hash: str) -> str:
 def _load(path: Path) -> Said | None:
     try:
         found = load_file(path)
-        return Said(found["ids"], found["logs"], found["entropy"])
+        return Said(found["states"], found["entropy"])
     except (OSError, SafetensorError, KeyError):
         return None  # never written, or broken: found anew
 
@@ -191,7 +161,7 @@ def _load(path: Path) -> Said | None:
 def _save(path: Path, said: Said) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    save_file({"ids": said.ids, "logs": said.logs, "entropy": said.entropy}, temporary)
+    save_file({"states": said.states, "entropy": said.entropy}, temporary)
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     temporary.rename(path)

@@ -34,7 +34,6 @@ from adapters.rehearsal import Drawn, Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
 
 CPU_TOKENS, GPU_TOKENS = 512, 4096
-MOST_RECORDED = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +143,8 @@ def _aims(drawn: Drawn, settings: TrainSettings, reference: Reference | None) ->
     if reference is None:
         return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
     kept = (
-        Kept(drawn.known, settings.distil, reference.of),
-        Kept(drawn.reasoning, settings.distil_reasoning, reference.of),
+        Kept(drawn.known, settings.distil, reference.logits),
+        Kept(drawn.reasoning, settings.distil_reasoning, reference.logits),
     )
     weighed = [one for one in kept if one.texts]
     return Aims(drawn.new, drawn.old, weighed, settings.temperature)
@@ -221,12 +220,12 @@ def _recorded(
     device: torch.device,
     folder: Path | None,
 ) -> Reference:
-    """The reference with what it says on the first texts of each large pool."""
-    pool = (*pools.known[:MOST_RECORDED], *pools.reasoning[:MOST_RECORDED])
+    """The reference with what it says on all that is held to it, as far as there is room."""
+    texts = [text for wordings in (*pools.reasoning, *pools.known) for text in wordings]
     return record(
+        attached.model,
         attached.reference,
-        [text for wordings in pool for text in wordings],
-        temperature=plan.settings.temperature,
+        texts,
         max_tokens=size,
         pad=pad,
         device=device,
@@ -239,12 +238,12 @@ def _odds(reference: Reference, pools: Pools, doubt: float) -> list[float]:
     """How often each solution is drawn beside the others: more, the less sure the reference is.
 
     What a solution loses is lost where the reference itself is in doubt, and on the rest the
-    divergence has hardly any gradient. Of a large pool the first `MOST_RECORDED` are looked at.
+    divergence has hardly any gradient. What is not recorded counts as the mean.
     """
-    found = reference.doubt([wordings[0] for wordings in pools.reasoning[:MOST_RECORDED]])
-    mean = sum(found) / max(len(found), 1) or 1.0
-    rest = len(pools.reasoning) - len(found)
-    return [1 + doubt * one / mean for one in (*found, *[mean] * rest)]
+    found = [reference.doubt(wordings[0]) for wordings in pools.reasoning]
+    known = [one for one in found if one is not None]
+    mean = sum(known) / max(len(known), 1) or 1.0
+    return [1 + doubt * (mean if one is None else one) / mean for one in found]
 
 
 def _admissible(
