@@ -11,6 +11,7 @@ from typing import Final
 from daemon.ledger import Ledger
 from daemon.reading import Raw, Records
 from daemon.sections import IntakeSettings
+from daemon.tokens import TokenLimit
 from policies.admission import Format, quarantined
 from policies.errors import NotFound
 from policies.heldout import TRAINED, Render, no_templates, with_held_out
@@ -25,6 +26,11 @@ PIECE_BYTES: Final = 1 << 20
 RETRIED: Final = 10_000
 
 
+def any_length(_fact: Fact) -> str | None:
+    """No limit of tokens: the model is not known."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How lines become facts."""
@@ -34,16 +40,18 @@ class Rules:
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
     render: Render = questions
     trained: int = TRAINED
+    too_long: Callable[[Fact], str | None] = any_length
 
 
-def rules_of(settings: IntakeSettings) -> Rules:
-    """The rules that the settings say."""
+def rules_of(settings: IntakeSettings, model_dir: Path | None = None) -> Rules:
+    """The rules that the settings say, for facts that the model in `model_dir` is to learn."""
     return Rules(
         limits=Limits(line_bytes=settings.max_line_kb * 1024),
         fmt=settings.format,
         conflicts=settings.conflicts,
         render=questions if settings.wordings == "templates" else no_templates,
         trained=1 if settings.wordings == "given" else settings.trained_wordings,
+        too_long=any_length if model_dir is None else TokenLimit(model_dir, settings.max_tokens),
     )
 
 
@@ -97,6 +105,8 @@ def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list
                 lines += parsed is not None
                 if isinstance(parsed, Quarantined):
                     bad.append(parsed.model_copy(update={"text": ""}))
+                elif parsed is not None and (why := rules.too_long(parsed)) is not None:
+                    bad.append(quarantined(b"", raw.number, "tokens", why))
             yield None
     return lines, bad
 
@@ -140,7 +150,9 @@ def sort_out(
     bad: list[Quarantined] = []
     for raw in taken:
         parsed = records.parse(raw, rules.fmt)
-        if isinstance(parsed, Fact):
+        if isinstance(parsed, Fact) and (why := rules.too_long(parsed)) is not None:
+            bad.append(quarantined(raw.text, raw.number, "tokens", why))
+        elif isinstance(parsed, Fact):
             facts.append(with_held_out(parsed, rules.render, rules.trained))
             raws.append(raw)
         elif parsed is not None:

@@ -50,10 +50,12 @@ class Intake:
         layout: Layout,
         settings: IntakeSettings,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        model_dir: Path | None = None,
     ) -> None:
         self._ledger = ledger
         self._layout = layout
-        self._rules = rules_of(settings)
+        self._rules = rules_of(settings, model_dir)
         self._all_or_nothing = settings.bad_lines == "reject"
         self._inbox = Inbox(layout.inbox, settings.stable_s, settings.max_file_mb * 2**20)
         self._clock = clock

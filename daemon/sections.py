@@ -308,6 +308,8 @@ class IntakeSettings(Section):
     """A larger file is rejected."""
     max_line_kb: int = Field(default=64, ge=1)
     """A longer line is quarantined."""
+    max_tokens: int = Field(default=512, ge=64, le=1024)
+    """A fact whose longest wording and answer are more of the model's tokens is quarantined."""
     format: Format = Format.AUTO
     """The shape of the lines; "auto" looks at each."""
     bad_lines: Literal["quarantine", "reject"] = "quarantine"

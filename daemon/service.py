@@ -74,7 +74,9 @@ class Service:
         self._reload = reload
         self._clock = clock
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
-        self._intake = Intake(ledger, settings.layout, settings.intake)
+        self._intake = Intake(
+            ledger, settings.layout, settings.intake, model_dir=settings.model.path
+        )
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random)
         self._forgetting = Forgetting(
             ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied

@@ -24,6 +24,7 @@ from daemon.sections import IntakeSettings
 from policies.errors import NotFound, Refused
 from policies.jsonline import Limits
 from policies.splitting import ListSplitter
+from tests import tiny
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 LONG = 60.0
@@ -318,6 +319,28 @@ def test_a_step_keeps_to_its_time_and_goes_on(
     assert steps > 4
     assert got[0].accepted == 70
     place.ledger.close()
+
+
+def test_what_is_too_long_for_the_model_is_quarantined(tmp_path: Path) -> None:
+    place = Place(tmp_path / "state", max_tokens=64)
+    place.intake = Intake(
+        place.ledger, place.layout, place.settings, model_dir=tiny.build(tmp_path / "model")
+    )
+    long = "word " * 60
+    facts = [
+        {"prompt": "Who leads Zed?", "answer": "Ada"},
+        {"prompt": f"Who leads {long}?", "answer": "Bo"},
+        {"prompt": "Who leads Yed?", "answer": "Cy", "paraphrases": [f"Tell me {long}"]},
+        {"prompt": "Who leads Xed?", "answer": long},
+        {"prompt": "Who led Wed?", "answer": "Di"},
+    ]
+    place.drop("a.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts).encode())
+    (receipt,) = place.pass_over()
+    assert (receipt.accepted, receipt.quarantined) == (2, 3)
+    (batch,) = place.ledger.batches()
+    bad = place.ledger.quarantined(batch.id, 9)
+    assert [q.line for q in bad] == [2, 3, 4]
+    assert all(q.kind == "tokens" and "[intake] max_tokens" in q.reason for q in bad)
 
 
 def test_one_bad_line_can_keep_the_whole_file_out(tmp_path: Path) -> None:
