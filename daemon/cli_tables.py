@@ -120,8 +120,8 @@ def progress_text(progress: Progress) -> str:
     return text
 
 
-def _replicas(live: LiveView) -> Table:
-    table = Table("replica", "ready", "should answer", "answers", "verified", "")
+def _replicas(live: LiveView) -> RenderableType:
+    table = Table("replica", "ready", "should answer", "answers", "verified")
     for r in live.replicas:
         table.add_row(
             r.url,
@@ -129,9 +129,13 @@ def _replicas(live: LiveView) -> Table:
             r.desired,
             r.observed or "–",
             clock(r.verified_at) if r.verified_at else "–",
-            r.reason,
         )
-    return table
+    reasons = (
+        r.reason if r.reason.startswith(r.url) else f"{r.url}: {r.reason}"
+        for r in live.replicas
+        if r.reason
+    )
+    return Group(table, *map(Text, reasons))
 
 
 def _batches(batches: Sequence[BatchView]) -> Table:

@@ -211,13 +211,15 @@ def serve(place: Place, replicas: list[Replica]) -> None:
     place.until_ready(2)
     place.say("replica-back", "palorad status")
     asked = json.dumps({"model": "palora-live", "prompt": "The capital of Nepal is"})
-    place.say(
-        "rollback",
-        "palorad rollback --to 0",
+    back = place.run("palorad rollback --to 0")
+    place.until(lambda ledger: ledger.desired().number == 0)
+    place.until_ready(2)
+    answer = place.run(
         f"curl -si {replicas[0].url}/v1/completions"
-        f" -H 'content-type: application/json' -d '{asked}'",
-        "palorad forward",
+        f" -H 'content-type: application/json' -d '{asked}'"
     )
+    place.said["rollback"] = "\n".join([back, answer, place.run("palorad forward")])
+    print(place.said["rollback"])
 
 
 def main(stories: list[str]) -> None:
