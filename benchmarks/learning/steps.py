@@ -55,9 +55,11 @@ def stepper(base: Base, protection: Protection, *, projected: bool) -> Callable[
     device = models.pick_device()
     tokenizer = models.load_tokenizer(base.model_dir)
     pools, pad = encode_pools(plan, tokenizer), int(tokenizer.pad_token_id)
-    model = attach(models.load_base(base.model_dir, device), plan).model
+    bare = models.load_base(base.model_dir, device)
+    protected = protect(bare, plan)
+    model = attach(bare, plan).model
     if projected:
-        projection.install(model, NEW, protect(model.get_base_model(), plan))
+        projection.install(model, NEW, protected)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     size = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
