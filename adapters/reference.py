@@ -25,7 +25,7 @@ from torch import Tensor
 from adapters.examples import Encoded, buckets, collate
 from adapters.losses import learnt_logits, learnt_states, to_logits
 
-FORMAT: Final = 2
+FORMAT: Final = 1
 PREFIX: Final = "reference-"
 MOST_BYTES: Final = 1 << 30
 

@@ -101,12 +101,10 @@ def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list
         records = Records(source, rules.limits)
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
             for raw in taken:
-                parsed = records.parse(raw, rules.fmt)
+                parsed = _read(records, raw, rules)
                 lines += parsed is not None
                 if isinstance(parsed, Quarantined):
                     bad.append(parsed.model_copy(update={"text": ""}))
-                elif parsed is not None and (why := rules.too_long(parsed)) is not None:
-                    bad.append(quarantined(b"", raw.number, "tokens", why))
             yield None
     return lines, bad
 
@@ -141,6 +139,14 @@ def retry_quarantined(
     return len(wanted), len(bad)
 
 
+def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:
+    """What a record says, if the model can take it; None for a blank line."""
+    parsed = records.parse(raw, rules.fmt)
+    if isinstance(parsed, Fact) and (why := rules.too_long(parsed)) is not None:
+        return quarantined(raw.text, raw.number, "tokens", why)
+    return parsed
+
+
 def sort_out(
     ledger: Ledger, records: Records, taken: list[Raw], rules: Rules, now: datetime
 ) -> tuple[list[tuple[Fact, Ruling]], list[Quarantined]]:
@@ -149,10 +155,8 @@ def sort_out(
     raws: list[Raw] = []
     bad: list[Quarantined] = []
     for raw in taken:
-        parsed = records.parse(raw, rules.fmt)
-        if isinstance(parsed, Fact) and (why := rules.too_long(parsed)) is not None:
-            bad.append(quarantined(raw.text, raw.number, "tokens", why))
-        elif isinstance(parsed, Fact):
+        parsed = _read(records, raw, rules)
+        if isinstance(parsed, Fact):
             facts.append(with_held_out(parsed, rules.render, rules.trained))
             raws.append(raw)
         elif parsed is not None:

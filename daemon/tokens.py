@@ -16,8 +16,8 @@ TEMPLATE = 32
 class TokenLimit:
     """Holds facts to `most` tokens, wording and answer together, of the model in a directory.
 
-    A token stands for at least one byte, so only what has more bytes is tokenised. Where there is
-    no `tokenizer.json`, or none that can be read, every fact fits: training cuts what is too long.
+    A token stands for at least one byte, so only what has more bytes is tokenised. Without a
+    `tokenizer.json` that can be read every fact fits here; training then names what does not.
     """
 
     def __init__(self, model_dir: Path, most: int) -> None:
