@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-vllm bench-quick bench-learning lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm bench-quick bench-learning lint licences format mini lock clean
 
 all: lint test
 
@@ -59,6 +59,10 @@ test-endtoend: export OMP_NUM_THREADS = $(shell nproc)
 
 test-endtoend: setup
 	$(BIN)/python -m pytest -m endtoend --timeout 900
+
+# On a host with a CUDA device; elsewhere everything in it is skipped.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu --timeout 300
 
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600

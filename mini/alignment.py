@@ -21,7 +21,6 @@ from mini.tokenizer import ASSISTANT, USER
 from mini.world import Form, Invented
 
 LENGTH: Final = 28
-LAYERS: Final = (2, 3)
 _RELATIONS: Final = 4
 _TEMPERATURE: Final = 0.1
 _ODD: Final = 0.25
@@ -82,7 +81,7 @@ def loss(body: Callable[..., Any], batch: Pairs, device: torch.device) -> Tensor
     """InfoNCE (van den Oord et al., arXiv 1807.03748) over inner states where prompts end, in nats.
 
     `body` is the decoder. Each wording is to be nearer to its other wording than to any other
-    question of the batch, after each layer of `LAYERS`.
+    question of the batch, after each layer of `inner(layers)`.
     """
     tokens = torch.from_numpy(batch.tokens).to(device)
     last = torch.from_numpy(batch.last).to(device)
@@ -92,8 +91,14 @@ def loss(body: Callable[..., Any], batch: Pairs, device: torch.device) -> Tensor
     half = len(last) // 2
     target = torch.cat([rows[half:], rows[:half]])
     total = torch.zeros((), device=device)
-    for layer in LAYERS:
+    chosen = inner(len(output.hidden_states) - 1)
+    for layer in chosen:
         states = functional.normalize(output.hidden_states[layer][rows, last].float(), dim=-1)
         alike = (states @ states.mT / _TEMPERATURE).fill_diagonal_(-torch.inf)
         total = total + functional.cross_entropy(alike, target)
-    return total / len(LAYERS)
+    return total / len(chosen)
+
+
+def inner(layers: int) -> tuple[int, int]:
+    """The layers after which two wordings are to look the same: half way and three quarters."""
+    return layers // 2, 3 * layers // 4

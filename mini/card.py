@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mini import world
-from mini.alignment import LAYERS
+from mini.alignment import inner
 from mini.check import MODEL, RESULTS
-from mini.pretrain import STAGES
+from mini.recipes import MODELS
 from policies.wordings import FAR_FRAMES
 
 _CARD: Final = """---
@@ -45,7 +45,7 @@ precision: 0.87 s a step on an AMD EPYC with AVX2 alone (100 steps timed), 90 mi
 - Tokenizer: byte-level BPE of 1,536 entries learnt from the same text; digits stand alone.
 - Optimiser: Muon {muon_lr} for matrices, AdamW {adam_lr} for embeddings and norms, 4,096 tokens a
   step, seed {seed}. Five stages, each on new text with a fresh optimiser, from weights rounded to
-  bf16 (`STAGES` in `mini/pretrain.py`): {stages} steps.
+  bf16 (`mini/recipes.py`): {stages} steps.
 - Text of the first two stages, by documents: 40 % problems (loss on the solution, a tenth on the
   problem), 38 % questions on {known:,} well-known and {rare:,} rarer invented facts in {relations}
   relations (loss on the answer), 4 % statements, 14 % questions whose answer stands before them,
@@ -97,10 +97,11 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The card's text from `made.json` and the measured figures."""
 
     recipe, learnt = made["recipe"], found["learning"]
+    stages = MODELS["mini"].stages
     done = made["stages"]
     taken = sum(stage["steps"] for stage in done)
     timed = [(n, stage) for n, stage in enumerate(done, start=1) if "seconds" in stage]
-    plain = [stage for (_, stage) in timed if not STAGES[done.index(stage)].aligned]
+    plain = [stage for (_, stage) in timed if not stages[done.index(stage)].aligned]
     pace = sum(s["seconds"] for s in plain) / sum(s["steps"] for s in plain)
     wall = sum(stage.get("seconds", stage["steps"] * pace) for stage in done)
     sizes = [len(r.questions("x")) + len(r.completions("x")) for r in world.seen()]
@@ -113,8 +114,8 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         "stages": ", ".join(str(stage["steps"]) for stage in made["stages"]),
         "timed": "\n".join(_timed(number, stage) for number, stage in timed),
         "wall": wall / 60,
-        "aligned": max(stage.aligned for stage in STAGES),
-        "layers_aligned": " and ".join(str(layer) for layer in LAYERS),
+        "aligned": max(stage.aligned for stage in stages),
+        "layers_aligned": " and ".join(str(layer) for layer in inner(recipe["layers"])),
         "first_known": 1200,
         "known": len(world.known()),
         "rare": len(world.rare()),

@@ -106,7 +106,11 @@ class Mix:
     """Share of well-known facts among the facts; the rest are rare ones."""
     own: float = 0.0
     """Share of questions in wordings that no frame gives."""
+    facts: int = world.KNOWN
+    """How many facts are well known."""
 
+
+MANY: Final = 2400
 
 FIRST: Final = Mix(
     {"problem": 40, "context": 11, "fact": 38, "stated": 4, "copy": 3, "repeat": 4},
@@ -117,12 +121,21 @@ MIDDLE: Final = Mix({"problem": 42, "context": 4, "fact": 52, "stated": 2}, reas
 LAST: Final = Mix({"problem": 40, "context": 2, "fact": 56, "stated": 2}, reasoning.WEAK, 0.92)
 
 WORDINGS: Final = Mix({"problem": 40, "fact": 58, "stated": 2}, reasoning.WEAK, 0.85, own=0.35)
+NO_COLUMNS: Final = Mix(
+    WORDINGS.documents,
+    {name: share for name, share in reasoning.WEAK.items() if name != "column"},
+    0.85,
+    own=0.35,
+)
+SKILLS: Final = Mix(FIRST.documents, reasoning.SKILLS, 0.6, facts=MANY)
+SKILLS_FACTS: Final = Mix(MIDDLE.documents, reasoning.SKILLS, 0.9, facts=MANY)
+SKILLS_WORDINGS: Final = Mix(WORDINGS.documents, reasoning.SKILLS, 0.9, own=0.35, facts=MANY)
 
 
 def _documents(encoder: Encoder, seed: int, mix: Mix) -> Iterator[tuple[list[int], list[float]]]:
     rng = random.Random(f"corpus:{seed}")
     problems = reasoning.problems(Split.TRAIN, 1000 + seed, mix.problems)
-    known, rare = world.known(), world.rare()
+    known, rare = world.known(mix.facts), world.rare(mix.facts)
     kinds, shares = list(mix.documents), list(mix.documents.values())
     while True:
         kind = rng.choices(kinds, shares)[0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,55 +23,11 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from mini import alignment, corpus, tokenizer
+from mini.recipes import MODELS, Recipe, Stage
 
-MODEL: Final = Path("models/palorad-mini")
+FOLDERS: Final = Path("models")
 _ALIGN: Final = 0.5
 _NS: Final = (3.4445, -4.7750, 2.0315)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps on new text with a fresh optimiser; rates are shares of the recipe's.
-
-    They rise for `warmup` steps, stay at `peak` up to step `flat` and fall linearly to `last`.
-    """
-
-    steps: int
-    peak: float
-    last: float
-    warmup: int
-    flat: int = 0
-    mix: corpus.Mix = corpus.FIRST
-    aligned: int = 0
-    """Questions a step that are put in two wordings, which are to look the same inside."""
-
-    def rate(self, step: int) -> float:
-        """The factor of both learning rates at a step."""
-        fallen = max(0, step - self.flat) / (self.steps - self.flat)
-        return (self.peak + (self.last - self.peak) * fallen) * min(1.0, (step + 1) / self.warmup)
-
-
-STAGES: Final = (
-    Stage(steps=2400, peak=1.0, last=0.774, warmup=40, flat=1680),
-    Stage(steps=700, peak=0.78, last=0.01, warmup=20),
-    Stage(steps=800, peak=0.405, last=0.005, warmup=20, mix=corpus.MIDDLE),
-    Stage(steps=1400, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.LAST),
-    Stage(steps=900, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.WORDINGS, aligned=48),
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What fixes the weights besides the stages and the machine's rounding."""
-
-    rows: int = 16
-    hidden: int = 256
-    intermediate: int = 640
-    layers: int = 4
-    heads: int = 8
-    muon_lr: float = 0.02
-    adam_lr: float = 0.003
-    seed: int = 0
 
 
 class Muon:
@@ -226,31 +184,36 @@ def train(
 def main(arguments: list[str] | None = None) -> int:
     """`python -m mini.pretrain`: write the model and how it was made."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--model", choices=list(MODELS), default="mini")
+    parser.add_argument("--out", type=Path, help="by default models/palorad-MODEL")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="do without torch.compile")
     parser.add_argument("--first", type=int, default=1, help="go on at this stage from --out")
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args(arguments))
-    recipe = Recipe(**{name: given[name] for name in asdict(Recipe())})
-    out: Path = given["out"]
+    made_of = MODELS[given["model"]]
+    recipe, stages = made_of.recipe, made_of.stages
+    out: Path = given["out"] or folder(given["model"])
     threads = int(given["threads"])
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if given["first"] > 1:
         model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).to(given["device"])
         report = json.loads((out / "made.json").read_text("utf-8"))
+    elif made_of.start is not None:
+        _take_over(folder(made_of.start), out)
+        model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).to(given["device"])
+        report = {"start": made_of.start, "stages": []}
     else:
         tokenizer.save(tokenizer.train(recipe.seed), out, max_length=1024)
         end, pad = tokenizer.SPECIAL.index(tokenizer.END), tokenizer.SPECIAL.index(tokenizer.PAD)
         model = build(recipe, end, pad).to(given["device"])
         report = {"stages": []}
-    for number in range(given["first"] - 1, len(STAGES)):
-        stage, began = STAGES[number], time.monotonic()
+    for number in range(given["first"] - 1, len(stages)):
+        stage, began = stages[number], time.monotonic()
         count, seed = stage.steps * recipe.rows, recipe.seed + number
-        rows = corpus.prepare(out / "tokenizer.json", count, seed, threads, stage.mix)
+        workers = os.cpu_count() or threads
+        rows = corpus.prepare(out / "tokenizer.json", count, seed, workers, stage.mix)
         pairs = alignment.pairs(out / "tokenizer.json", stage.aligned, seed)
         train(model, rows, recipe, stage, pairs, compiled=not given["eager"], say=_say)
         model.to(torch.bfloat16).to(torch.float32)
@@ -277,6 +240,18 @@ def main(arguments: list[str] | None = None) -> int:
         }
         (out / "made.json").write_text(json.dumps(made, indent=2) + "\n", "utf-8")
     return 0
+
+
+def folder(model: str) -> Path:
+    """Where a model lies by default."""
+    return FOLDERS / f"palorad-{model}"
+
+
+def _take_over(start: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    needed = ("config.json", "generation_config.json", "model.safetensors")
+    for file in (*(start / name for name in needed), *start.glob("tokenizer*")):
+        shutil.copyfile(file, out / file.name)
 
 
 def _processor() -> str:

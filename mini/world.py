@@ -12,7 +12,7 @@ from mini import names
 from mini.splits import Split, split_of_subject
 from policies.wordings import Relation, relations
 
-_KNOWN: Final = 800
+KNOWN: Final = 800
 _RARE: Final = 1600
 
 
@@ -84,22 +84,22 @@ def unseen() -> tuple[Relation, ...]:
 
 
 @cache
-def known() -> tuple[Invented, ...]:
-    """The facts that the model is to know well."""
-    return _facts(random.Random("known"), _KNOWN)
+def known(count: int = KNOWN) -> tuple[Invented, ...]:
+    """The facts that a model is to know well: fewer are the first of more."""
+    return _facts(random.Random("known"), count)
 
 
 @cache
-def rare() -> tuple[Invented, ...]:
-    """Facts that are met less often, for breadth of names; no subject of `known` among them."""
-    taken = {fact.subject.casefold() for fact in known()}
+def rare(count: int = KNOWN) -> tuple[Invented, ...]:
+    """Facts that are met less often, for breadth of names; no subject of `known(count)` in them."""
+    taken = {fact.subject.casefold() for fact in known(count)}
     made = _facts(random.Random("rare"), _RARE + 400)
     return tuple(f for f in made if f.subject.casefold() not in taken)[:_RARE]
 
 
-def fresh(relation: Relation, count: int, rng: random.Random) -> list[Invented]:
-    """New facts of one relation about subjects that are not in the world."""
-    taken = {fact.subject.casefold() for fact in (*known(), *rare())}
+def fresh(relation: Relation, count: int, rng: random.Random, of: int = KNOWN) -> list[Invented]:
+    """New facts of one relation about subjects that are not in the world of `of` known facts."""
+    taken = {fact.subject.casefold() for fact in (*known(of), *rare(of))}
     found: list[Invented] = []
     while len(found) < count:
         subject = names.subject(relation.subject, rng)

@@ -13,6 +13,7 @@ from benchmarks.learning import tables
 from benchmarks.learning.__main__ import chosen_rate
 from benchmarks.learning.batches import batch
 from benchmarks.learning.harness import Run, add, finished
+from benchmarks.learning.judge import Retriever
 from benchmarks.learning.methods import WAYS
 
 
@@ -45,6 +46,7 @@ def row(
         "rate": None,
         "examples": None,
         "reference": {"reasoning": reference, "locality": "1111"},
+        "expert": {"reasoning": reference, "locality": "1111"},
         "batches": [measured],
         **changes,
     }
@@ -117,3 +119,15 @@ def test_results_survive_a_torn_line(tmp_path: Path) -> None:
     add(results, row("palora"))
     assert set(finished(results)) == {"plain-1", "palora-1"}
     assert json.loads(results.read_text().splitlines()[0])["method"] == "plain"
+
+
+def test_the_retriever_finds_the_sentence_that_a_question_is_about() -> None:
+    made = batch(2, 48, 1, "report")
+    retriever = Retriever([asked.statement for asked in made.near])
+    found = [retriever.best(asked.prompt) == asked.statement for asked in made.near]
+    assert sum(found) / len(found) > 0.9
+
+
+def test_a_run_with_few_examples_is_a_row_of_its_own() -> None:
+    methods = tables.summary([row(), row(examples=64)], "palorad")["results"]["mini"]["one"]
+    assert set(methods) == {"plain", "plain, 64 examples"}

@@ -19,6 +19,7 @@ SHORT = Protocol("short", batches=2, facts=16, measured=(2,))
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     torch.set_num_threads(2)
     bench = Bench(tmp_path_factory.mktemp("bench"))
+    BASES["mini"].prepare()
     figures = {}
     for method, rate in (("plain", 0.006), ("null space", 0.006), ("palorad", None)):
         run = Run("mini", "short", method, 5, "selection", rate, problems=150)

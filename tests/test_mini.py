@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -62,6 +63,34 @@ def test_the_last_step_gives_the_answer() -> None:
             one, sign, two = expression.replace("+", " + ").replace("-", " - ").split()
             total = int(one) + int(two) if sign == "+" else int(one) - int(two)
             assert str(total) == made.answer
+
+
+def test_letters_logic_and_reading_are_answered_as_one_would_oneself() -> None:
+    seen = set()
+    for made in islice(reasoning.problems(Split.GATE, 2, reasoning.SKILLS), 800):
+        said = made.prompt
+        if made.family in {"reverse", "sort"}:
+            letters = re.findall(r"\b[a-z]\b", said)
+            expected = letters[::-1] if made.family == "reverse" else sorted(letters)
+            assert made.answer.split() == expected, made
+        elif made.family == "logic":
+            values: dict[str, bool] = {"true": True, "false": False}
+            *given, asked = said.split(". ")
+            for sentence in given:
+                name, _, formula = sentence.partition(" is ")
+                values[name] = bool(eval(formula, {"__builtins__": {}}, values))
+            assert values[asked.split()[1]] is (made.answer == "true"), made
+        elif made.family == "lookup":
+            counts = {what: int(count) for count, what in re.findall(r"has (\d+) (\w+)\.", said)}
+            owners = {what: who for who, what in re.findall(r"(\w+) has \d+ (\w+)\.", said)}
+            asked = said.rsplit(". ", 1)[-1]
+            named = [what for what in counts if re.search(rf"\b{what}\b", asked)]
+            if asked.startswith("Who"):
+                assert made.answer == owners[named[0]]
+            else:
+                assert int(made.answer) == sum(counts[what] for what in named), made
+        seen.add(made.family)
+    assert seen == set(reasoning.SKILLS)
 
 
 def test_no_problem_is_in_two_splits() -> None:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from benchmarks import pages
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES
-from benchmarks.learning.harness import PROTOCOLS, Bench, Run, add, finished, perform
+from benchmarks.learning.harness import PROTOCOLS, Run, finished
 from benchmarks.learning.methods import WAYS
+from benchmarks.learning.performer import Performer
 
 RESULTS: Final = Path("benchmarks/results")
 DOCUMENTED: Final = RESULTS / "learning.json"
@@ -58,34 +55,43 @@ def sweep(methods: Sequence[str], base: str, problems: int) -> Iterator[Run]:
                 yield Run(base, "one", method, 0, "selection", rate, problems=problems)
 
 
+def reports(
+    given: argparse.Namespace, methods: Sequence[str], rows: Sequence[tables.Row]
+) -> Iterator[Run]:
+    """What is reported: every protocol, seed and method, at the rate that its sweep chose."""
+    for base, protocol, seed, method in product(given.base, given.protocol, given.seeds, methods):
+        run = Run(base, protocol, method, seed, "report", problems=given.problems)
+        yield replace(run, rate=chosen_rate(rows, run), examples=given.examples)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Perform what is missing, then write learning.json, the tables and the plot."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--protocol", nargs="+", choices=list(PROTOCOLS), default=["one"])
-    parser.add_argument("--base", nargs="+", choices=list(BASES), default=list(BASES))
+    parser.add_argument("--base", nargs="+", choices=list(BASES), default=["mini"])
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--examples", type=int, help="solutions of the skill that are known")
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--quick", action="store_true", help="five methods, one seed, no sweep")
-    parser.add_argument("--no-sweep", action="store_true", help="every method at its middle rate")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--no-sweep", action="store_true", help="rates of earlier sweeps, or middle"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of each process")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
     methods = [m for m in given.only if not given.quick or m in QUICK]
-    seeds = given.seeds[:1] if given.quick else given.seeds
+    if given.quick:
+        given.seeds = given.seeds[:1]
     results = given.out / ("learning-quick.jsonl" if given.quick else "learning.jsonl")
-    with tempfile.TemporaryDirectory(prefix="palorad-learning-") as folder:
-        bench = Bench(Path(folder))
-        for base in given.base:
-            if not (given.quick or given.no_sweep):
-                for run in sweep(methods, base, given.problems):
-                    _perform(run, results, bench)
-            for protocol, seed, method in product(given.protocol, seeds, methods):
-                run = Run(base, protocol, method, seed, "report", problems=given.problems)
-                rate = chosen_rate(list(finished(results).values()), run)
-                _perform(replace(run, rate=rate, examples=given.examples), results, bench)
+    for base in given.base:
+        BASES[base].prepare()
+    with Performer(results, given.jobs, given.threads) as performer:
+        if not (given.quick or given.no_sweep):
+            performer.perform(run for b in given.base for run in sweep(methods, b, given.problems))
+        rows = list(finished(results).values())
+        performer.perform(reports(given, methods, rows))
     write(results, given.out)
     return 0
 
@@ -104,21 +110,6 @@ def write(results: Path, out: Path) -> None:
             PAGE, {"learning": f"{tables.table(found['results'])}\n![{ALT}](img/learning.png)"}
         )
         tables.draw(found["results"], PAGE.parent / "img/learning.png")
-
-
-def _perform(run: Run, results: Path, bench: Bench) -> None:
-    if run.key in finished(results):
-        return
-    began = time.monotonic()
-    row = perform(run, BASES[run.base], PROTOCOLS[run.protocol], bench)
-    add(results, row)
-    found = tables.figures([row])
-    shown = {k: found[k][0] for k in ("recall_all", "reasoning_vs_reference", "locality")}
-    sys.stdout.write(
-        f"{run.base} {run.protocol} {run.method} seed {run.seed} ({run.purpose}, rate {run.rate}): "
-        f"{shown} in {time.monotonic() - began:.0f} s\n"
-    )
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -2,45 +2,98 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from adapters.models import base_hash
+from adapters.probe import Probe
+from adapters.probe_fit import ProbeSettings, fit_probe, fold_expert
 from daemon.learning import read_examples
-from mini import reasoning
+from mini import export, reasoning
+from mini.pretrain import folder
+from mini.recipes import MODELS, Made
 from mini.splits import Split
 from policies.records import Example
 
-MINI: Final = Path("models/palorad-mini")
+RUNS: Final = Path("benchmarks/runs")
+MOST_KNOWN: Final = 400
 
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint, the frozen probe of its skill, and what palorad may rehearse with it."""
+    """A checkpoint, the frozen probe of its skill, and what palorad may rehearse with it.
+
+    With `expert` the weights with z folded in are served, and are what adapters are trained on.
+    """
 
     name: str
-    model_dir: Path
-    probe_dir: Path
+    expert: bool = False
+
+    @property
+    def made(self) -> Made:
+        """How the checkpoint was made, and what its skill is."""
+        return MODELS[self.name]
+
+    @property
+    def bare_dir(self) -> Path:
+        """The checkpoint without z."""
+        return folder(self.name)
+
+    @property
+    def expert_dir(self) -> Path:
+        """The checkpoint with z folded in, once `prepare` has made it."""
+        return RUNS / f"{self.name}-expert"
+
+    @property
+    def model_dir(self) -> Path:
+        """What is served."""
+        return self.expert_dir if self.expert else self.bare_dir
+
+    @property
+    def probe_dir(self) -> Path:
+        """The probe of what is served."""
+        return self.model_dir / "probe"
+
+    def prepare(self) -> None:
+        """Write the text, fit the probe and fold the expert, as far as they are not there."""
+        if not (self.bare_dir / "data").is_dir():
+            export.main(["--model", self.name])
+        skill = tuple(read_examples(self.bare_dir / "data/skill.jsonl", "solution"))
+        probe = self.bare_dir / "probe"
+        fit_probe(self.bare_dir, skill, probe, ProbeSettings())
+        RUNS.mkdir(parents=True, exist_ok=True)
+        loaded = Probe.load(probe, base_hash(self.bare_dir))
+        fold_expert(self.bare_dir, loaded, self.expert_dir, skill, ProbeSettings())
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the weights."""
+        """The hash of the served weights."""
         return base_hash(self.model_dir)
 
     @cached_property
     def known(self) -> tuple[Example, ...]:
         """Facts that the base knows and that may be rehearsed; none of them is ever asked."""
-        return tuple(read_examples(MINI / "data/known-replay.jsonl", "answer"))
+        return tuple(read_examples(self.bare_dir / "data/known-replay.jsonl", "answer"))
+
+    def asked(self, report: bool) -> list[dict[str, Any]]:
+        """Known facts that are never rehearsed: `prompt` and `answer`, at most `MOST_KNOWN`."""
+        name = "locality-report.jsonl" if report else "locality.jsonl"
+        lines = (self.bare_dir / "data" / name).read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines[:MOST_KNOWN]]
 
     def reasoning(self, examples: int | None = None) -> tuple[Example, ...]:
         """Solutions that may be rehearsed: the product's file, or so many fresh ones."""
         if examples is None:
-            return tuple(read_examples(MINI / "data/reasoning-replay.jsonl", "solution"))
-        made = islice(reasoning.problems(Split.REPLAY, 0), examples)
+            return tuple(read_examples(self.bare_dir / "data/reasoning-replay.jsonl", "solution"))
+        made = islice(reasoning.problems(Split.REPLAY, 0, self.made.skill), examples)
         return tuple(Example(prompt=p.prompt, completion=p.solution) for p in made)
 
 
-BASES: Final = {"mini": Base("mini", MINI, MINI / "probe")}
+BASES: Final = {
+    base.name: base
+    for base in (Base("mini"), Base("headroom", expert=True), Base("wide"), Base("large"))
+}

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mini import world
+from mini import corpus, world
 from policies.heldout import with_held_out
 from policies.records import Fact, content_id
 from policies.wordings import relations, varied
@@ -44,7 +44,8 @@ def batch(number: int, size: int, seed: int, purpose: Purpose) -> FactBatch:
     near: list[Asked] = []
     far: list[Asked] = []
     for place, relation in enumerate(chosen):
-        for made in world.fresh(relation, size // 4 + (place < size % 4), rng):
+        count = size // 4 + (place < size % 4)
+        for made in world.fresh(relation, count, rng, corpus.MANY):
             asked = rng.sample(relation.questions(made.subject), NEAR + 1)
             fact = Fact(
                 id=content_id(relation.name, made.subject),

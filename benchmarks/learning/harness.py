@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from adapters import lora
 from adapters.compose import compose
 from adapters.generate import Generator
@@ -76,22 +78,23 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._references: dict[tuple[str, Purpose, int, int], dict[str, str]] = {}
+        self._kept: dict[tuple[Path, Purpose, int, int], dict[str, str]] = {}
 
-    def reference(self, run: Run, judge: Judge, generator: Generator) -> dict[str, str]:
-        """What the base keeps of what the run is asked: everything it ever had."""
-        asked = (run.base, run.purpose, run.problems, run.seed)
-        if asked not in self._references:
-            self._references[asked] = judge.keeps(generator, None)
-        return self._references[asked]
+    def keeps(self, model_dir: Path, run: Run, judge: Judge) -> dict[str, str]:
+        """What a model without any adapter answers of what the run is asked."""
+        asked = (model_dir, run.purpose, run.problems, run.seed)
+        if asked not in self._kept:
+            self._kept[asked] = judge.keeps(Generator(model_dir), None)
+        return self._kept[asked]
 
 
 def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str, Any]:
     """Learn and measure; one row of the results."""
     began = time.monotonic()
-    judge = Judge.of(run.purpose, run.problems, run.seed)
-    generator = Generator(base.model_dir, max_rank=RANK_BUDGET)
-    reference = bench.reference(run, judge, generator)
+    judge = Judge.of(base, run.purpose, run.problems, run.seed)
+    generator = Generator(base.model_dir, max_rank=2 * RANK_BUDGET)
+    reference = bench.keeps(base.bare_dir, run, judge)
+    expert = bench.keeps(base.expert_dir, run, judge)
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
         stream = _stream(run, base, protocol, judge, generator, Path(folder), bench.folder)
         measured = list(stream)
@@ -101,11 +104,16 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
         "says": WAYS[run.method].says,
         "base_hash": base.sha256,
         "reference": reference,
+        "expert": expert,
         "batches": measured,
         "seconds": round(time.monotonic() - began, 1),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
     }
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _stream(
@@ -125,18 +133,19 @@ def _stream(
         learnt.append(new)
         report = None
         if way.learns:
-            full = RANK * (len(lineage) + 1) > RANK_BUDGET
+            full = way.afresh or RANK * (len(lineage) + 1) > RANK_BUDGET
             if full:
                 # The budget is used up: one adapter is retrained from all facts, as the product
                 # does.
                 lineage = []
             out = folder / f"adapter-{number}"
+            plan = _plan(run, way, base, number, learnt, lineage, whole=full)
             report = train_adapter(
-                _plan(run, way, base, number, learnt, lineage, whole=full),
+                plan,
                 out=out,
                 work=folder / f"work-{number}",
-                method=way.hooks,
-                records=records / "records",
+                method=way.method(plan),
+                records=records / f"records-{run.base}",
             )
             lineage.append(out)
         if number not in protocol.measured:
@@ -147,7 +156,7 @@ def _stream(
             generator.load(name, folder / name)
         yield {
             "batch": number,
-            **recalls(generator, name, learnt, told=way.told),
+            **recalls(generator, name, learnt, way.told),
             **judge.keeps(generator, name),
             **_figures(report, lineage),
         }

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from adapters.generate import Generator
-from benchmarks.learning.bases import MINI
+from benchmarks.learning.bases import Base
 from benchmarks.learning.batches import Asked, FactBatch, Purpose
-from mini import reasoning, world
+from mini import reasoning
 from mini.check import Question, answered, ask
 from mini.splits import Split
 from mini.world import Form
 from policies.grading import final
-from policies.wordings import relations
 
 _SOLUTION_TOKENS = 160
+Told = Literal["nothing", "right", "found"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,14 @@ class Judge:
     known: Sequence[Question]
 
     @classmethod
-    def of(cls, purpose: Purpose, problems: int, seed: int) -> Judge:
+    def of(cls, base: Base, purpose: Purpose, problems: int, seed: int) -> Judge:
         """`problems` fresh problems, and the known facts kept for this purpose."""
-        if purpose == "selection":
-            lines = (MINI / "data/locality.jsonl").read_text("utf-8").splitlines()
-            known = [Question(r["prompt"], r["answer"], Form.CHAT) for r in map(json.loads, lines)]
-            return cls(reasoning.distinct(Split.SELECTION, problems, seed), known)
-        facts = [fact for fact in world.known() if fact.split is Split.REPORT]
+        split = Split.SELECTION if purpose == "selection" else Split.REPORT
         known = [
-            Question(relations()[f.relation].questions(f.subject)[0], f.answer, Form.CHAT)
-            for f in facts
+            Question(row["prompt"], row["answer"], Form.CHAT)
+            for row in base.asked(report=purpose == "report")
         ]
-        return cls(reasoning.distinct(Split.REPORT, problems, seed), known)
+        return cls(reasoning.distinct(split, problems, seed, base.made.skill), known)
 
     def keeps(self, generator: Generator, adapter: str | None) -> dict[str, str]:
         """`reasoning` and `locality`: a 1 for each item answered right, else a 0."""
@@ -54,26 +53,63 @@ class Judge:
         }
 
 
+class Retriever:
+    """BM25 (Robertson and Walker, 1994) over the sentences of all facts learnt so far."""
+
+    def __init__(self, statements: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
+        self._statements = list(dict.fromkeys(statements))
+        self._counts = [Counter(_words(text)) for text in self._statements]
+        sizes = [counts.total() for counts in self._counts]
+        self._norms = [k1 * (1 - b + b * size * len(sizes) / sum(sizes)) for size in sizes]
+        found_in = Counter(word for counts in self._counts for word in counts)
+        total = len(self._statements)
+        self._rarity = {w: math.log(1 + (total - n + 0.5) / (n + 0.5)) for w, n in found_in.items()}
+        self._k1 = k1
+
+    def best(self, question: str) -> str:
+        """The sentence that fits a question best."""
+        words = set(_words(question))
+
+        def score(number: int) -> float:
+            counts, norm = self._counts[number], self._norms[number]
+            return sum(
+                self._rarity[w] * counts[w] * (self._k1 + 1) / (counts[w] + norm)
+                for w in words & counts.keys()
+            )
+
+        return self._statements[max(range(len(self._statements)), key=score)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
 def recalls(
-    generator: Generator, adapter: str | None, learnt: Sequence[FactBatch], *, told: bool = False
+    generator: Generator, adapter: str | None, learnt: Sequence[FactBatch], told: Told = "nothing"
 ) -> dict[str, list[str]]:
     """`recall` and `recall_far`: a row of 1 and 0 for each batch.
 
-    `told` puts the fact as a sentence in front of the question.
+    With `told` a sentence stands in front of the question: the right one, or the one found.
     """
+    retriever = None
+    if told == "found":
+        retriever = Retriever([asked.statement for one in learnt for asked in one.near])
+
+    def put(asked: Asked) -> str:
+        if told == "nothing":
+            return asked.prompt
+        found = retriever.best(asked.prompt) if retriever else asked.statement
+        return f"{found} {asked.prompt}"
+
+    def right(questions: Sequence[Asked]) -> str:
+        forms = (Form.CHAT, Form.PLAIN)
+        made = [Question(put(a), a.answer, forms[n % 2]) for n, a in enumerate(questions)]
+        return bits(answered(generator, adapter, made))
+
     return {
-        "recall": [_right(generator, adapter, one.near, told) for one in learnt],
-        "recall_far": [_right(generator, adapter, one.far, told) for one in learnt],
+        "recall": [right(one.near) for one in learnt],
+        "recall_far": [right(one.far) for one in learnt],
     }
-
-
-def _right(generator: Generator, adapter: str | None, asked: Sequence[Asked], told: bool) -> str:
-    forms = (Form.CHAT, Form.PLAIN)
-    questions = [
-        Question(f"{a.statement} {a.prompt}" if told else a.prompt, a.answer, forms[n % 2])
-        for n, a in enumerate(asked)
-    ]
-    return bits(answered(generator, adapter, questions))
 
 
 def bits(right: Sequence[bool]) -> str:

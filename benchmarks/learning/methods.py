@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from adapters import models, projection
+from adapters import compose, lora, models, projection
 from adapters.attach import NEW
 from adapters.plans import TrainPlan
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
 from adapters.subspace import empty
 from adapters.trainer import PRODUCT, Method, protect
+from benchmarks.learning.judge import Told
 
 NOTHING: Final = Protection(kind="none")
 SVF: Final = Protection(kind="svf")
@@ -38,13 +39,23 @@ class Way:
     hooks: Method = PRODUCT
     rates: tuple[float, ...] = (0.0015, 0.003, 0.006)
     learns: bool = True
-    told: bool = False
-    """Whether the fact that is asked for is told in the prompt, found without fail."""
+    told: Told = "nothing"
+    """What stands in front of a question."""
+    afresh: bool = False
+    """Whether every batch is learnt by one adapter retrained from all facts."""
+    apart: bool = False
+    """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
 
     @property
     def rehearses(self) -> bool:
         """Whether earlier facts are given to the trainer at all."""
         return self.settings.get("old_per_step") != 0
+
+    def method(self, plan: TrainPlan) -> Method:
+        """The hooks for one plan."""
+        if not (self.apart and plan.lineage):
+            return self.hooks
+        return replace(self.hooks, extra_loss=_away_from(plan))
 
 
 def _components(choose: Callable[[Tensor, Tensor, str], Tensor]) -> Method:
@@ -92,17 +103,35 @@ def _minor(model: nn.Module) -> None:
         base.data -= (scaling * up.data @ down.data).to(base.dtype)
 
 
+def _away_from(plan: TrainPlan) -> Callable[[nn.Module, int], Tensor]:
+    """O-LoRA (arXiv 2310.14152): 0.5 · Σ|A_new A_earlierᵀ| over all matrices."""
+    earlier = compose.concatenate([lora.read(path) for path in plan.lineage]).factors
+
+    def loss(model: nn.Module, _step: int) -> Tensor:
+        layers = projection.lora_layers(model, NEW)
+        overlaps = [
+            (layer.lora_A[NEW].weight @ earlier[name][0].to(layer.lora_A[NEW].weight).mT).abs()
+            for name, layer in layers.items()
+            if name in earlier
+        ]
+        return 0.5 * torch.stack([overlap.sum() for overlap in overlaps]).sum()
+
+    return loss
+
+
 MILORA: Final = Method(start=_minor, relieved=True)
 PISSA: Final = Method(config={"init_lora_weights": "pissa"}, relieved=True)
 MICA: Final = Method(config={"init_lora_weights": "mica"})
 
 WAYS: Final[Mapping[str, Way]] = {
     "frozen": Way("the base as it is", rates=(), learns=False),
-    "told": Way(
-        "the base, told the right fact in front of the question", rates=(), learns=False, told=True
-    ),
+    "told": Way("the base, told the right fact first", rates=(), learns=False, told="right"),
+    "retrieved": Way("the base, told what BM25 finds", rates=(), learns=False, told="found"),
     "plain": Way("LoRA on the new facts alone", settings=ALONE),
     "decay": Way("the same with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}),
+    "o-lora": Way(
+        "the same, pushed away from earlier adapters (O-LoRA)", NOTHING, ALONE, apart=True
+    ),
     "palora": Way("the paper's: critical SVF components spared, both sides", SVF, ALONE),
     "palora inputs": Way(
         "the same, on the input side alone", SVF, ALONE, Method(protect=_inputs_only)
@@ -118,4 +147,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
     "distil": Way("rehearsal held to the frozen reference, nothing spared"),
     "palorad": Way("the product: rehearsal held to the reference, 20 % spared", Protection()),
+    "afresh": Way(
+        "the product's way, retrained from all facts at each batch", Protection(), afresh=True
+    ),
 }

@@ -22,8 +22,10 @@ def summary(rows: Iterable[Row], default: str) -> dict[str, Any]:
     """`learning.json`: figures by base, protocol and method, from the report seeds alone."""
     grouped: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        if row["purpose"] == "report" and row["examples"] is None:
-            grouped.setdefault((row["base"], row["protocol"], row["method"]), []).append(row)
+        if row["purpose"] == "report":
+            few = f", {row['examples']} examples" if row["examples"] else ""
+            name = (row["base"], row["protocol"], row["method"] + few)
+            grouped.setdefault(name, []).append(row)
     results: dict[str, Any] = {}
     for (base, protocol, method), same in sorted(grouped.items()):
         results.setdefault(base, {}).setdefault(protocol, {})[method] = figures(same)
@@ -41,8 +43,10 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """
     last = [row["batches"][-1] for row in rows]
     base = [row["reference"] for row in rows]
+    expert = [row["expert"] for row in rows]
     return {
         "reasoning_vs_reference": _ratio(last, base, "reasoning"),
+        "reasoning_vs_expert": _ratio(last, expert, "reasoning"),
         "locality": _share([[one["locality"]] for one in last]),
         "recall_all": _share([one["recall"] for one in last]),
         "recall_batch1": _share([one["recall"][:1] for one in last]),

@@ -1,0 +1,75 @@
+"""Performs runs that are missing from a results file, one or several at a time."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from benchmarks.learning import tables
+from benchmarks.learning.bases import BASES
+from benchmarks.learning.harness import PROTOCOLS, Bench, Run, add, finished, perform
+
+
+class Performer:
+    """A pool of processes, each with what its runs have in common; rows are added as they come."""
+
+    def __init__(self, results: Path, jobs: int, threads: int) -> None:
+        self._results = results
+        self._pool = ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def perform(self, runs: Iterable[Run]) -> None:
+        """Perform all runs whose rows are missing; returns when the last has ended."""
+        done = finished(self._results)
+        missing = {run.key: run for run in runs if run.key not in done}
+        for future in as_completed([self._pool.submit(_one, run) for run in missing.values()]):
+            row = future.result()
+            add(self._results, row)
+            _say(row)
+
+
+class _Process:
+    """What the runs of one process share."""
+
+    bench: Bench
+    folder: tempfile.TemporaryDirectory[str]
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    _Process.folder = tempfile.TemporaryDirectory(prefix="palorad-learning-")
+    _Process.bench = Bench(Path(_Process.folder.name))
+
+
+def _one(run: Run) -> dict[str, Any]:
+    return perform(run, BASES[run.base], PROTOCOLS[run.protocol], _Process.bench)
+
+
+def _say(row: dict[str, Any]) -> None:
+    found = tables.figures([row])
+    shown = {k: found[k][0] for k in ("recall_all", "reasoning_vs_reference", "locality")}
+    sys.stdout.write(
+        f"{row['base']} {row['protocol']} {row['method']} seed {row['seed']} ({row['purpose']}, "
+        f"rate {row['rate']}): {shown} in {row['seconds']:.0f} s\n"
+    )
+    sys.stdout.flush()
