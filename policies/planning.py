@@ -239,7 +239,7 @@ def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
     limits = snapshot.limits
     return MakePlan(
         kind=kind,
-        rank=consolidated_rank(snapshot.known, limits.rank, limits.rank_budget, limits.max_facts),
+        rank=consolidated_rank(snapshot.known, limits.rank, limits.rank_budget),
         seed=limits.seed + snapshot.refused_rebuilds,
         because=because,
         replaces=snapshot.lineage,
@@ -248,7 +248,7 @@ def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
 
 def _worth_rebuilding(snapshot: Snapshot) -> bool:
     limits = snapshot.limits
-    rank = consolidated_rank(snapshot.known, limits.rank, limits.rank_budget, limits.max_facts)
+    rank = consolidated_rank(snapshot.known, limits.rank, limits.rank_budget)
     return bool(snapshot.known) and (
         rank < snapshot.lineage_rank or (snapshot.no_space and len(snapshot.lineage) > 1)
     )

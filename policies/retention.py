@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 _SMALLEST: Final = 4
+FACTS_A_RANK: Final = 4
 LONGEST_PAUSE: Final = timedelta(hours=1)
 
 
@@ -22,12 +23,13 @@ def rank_for(facts: int, rank: int) -> int:
     return min(rank, max(_SMALLEST, 1 << (facts - 1).bit_length()))
 
 
-def consolidated_rank(facts: int, rank: int, budget: int, facts_per_rank: int) -> int:
+def consolidated_rank(facts: int, rank: int, budget: int) -> int:
     """Rank of the one adapter that takes the place of a lineage knowing `facts` facts.
 
-    One `rank` for each `facts_per_rank` facts, yet leaving room for one more adapter.
+    A multiple of `rank` with one for every `FACTS_A_RANK` facts, yet leaving room for one more
+    adapter.
     """
-    shares = max(1, -(-facts // max(1, facts_per_rank)))
+    shares = max(1, -(-facts // (FACTS_A_RANK * rank)))
     room = max(rank, (budget - rank) // rank * rank)
     return min(shares * rank, room)
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.learning import tables
 from benchmarks.learning.__main__ import chosen_rate
 from benchmarks.learning.batches import batch
-from benchmarks.learning.harness import Run, add, finished
+from benchmarks.learning.harness import Run, add, finished, of_today
 from benchmarks.learning.judge import Retriever
 from benchmarks.learning.methods import WAYS
 
@@ -45,6 +45,8 @@ def row(
         "purpose": "report",
         "rate": None,
         "examples": None,
+        "says": "what it does",
+        "machine": "here",
         "reference": {"reasoning": reference, "locality": "1111"},
         "expert": {"reasoning": reference, "locality": "1111"},
         "batches": [measured],
@@ -95,7 +97,7 @@ def test_only_report_seeds_become_figures_and_a_worse_method_is_dominated() -> N
     assert set(methods) == {"plain", "palora"}
     assert methods["palora"]["dominated_by"] == ["plain"]
     assert methods["plain"]["dominated_by"] == []
-    assert "| palora |" in tables.table({"mini": {"one": methods}})
+    assert "| palora: what it does | its own |" in tables.table({"mini": {"one": methods}})
 
 
 def test_a_rate_is_chosen_on_selection_seeds_alone() -> None:
@@ -131,3 +133,9 @@ def test_the_retriever_finds_the_sentence_that_a_question_is_about() -> None:
 def test_a_run_with_few_examples_is_a_row_of_its_own() -> None:
     methods = tables.summary([row(), row(examples=64)], "palorad")["results"]["mini"]["one"]
     assert set(methods) == {"plain", "plain, 64 examples"}
+
+
+def test_a_row_counts_as_long_as_its_method_is_set_the_same() -> None:
+    run = Run("mini", "one", "plain", 1, "report")
+    measured = {**row(problems=400), "key": run.key}
+    assert of_today([measured, row(problems=400)]) == [measured]

@@ -14,7 +14,7 @@ from typing import Final
 from benchmarks import pages
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES
-from benchmarks.learning.harness import PROTOCOLS, Run, finished
+from benchmarks.learning.harness import PROTOCOLS, Run, finished, of_today
 from benchmarks.learning.methods import WAYS
 from benchmarks.learning.performer import Performer
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(results: Path, out: Path) -> None:
     """learning.json, the tables and the plot from the rows that there are."""
-    found = tables.summary(finished(results).values(), DEFAULT)
+    found = tables.summary(of_today(finished(results).values()), DEFAULT)
     target = out / f"{results.stem}.json"
     target.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (out / f"{results.stem}.md").write_text(tables.table(found["results"]), "utf-8")

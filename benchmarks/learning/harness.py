@@ -7,8 +7,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from benchmarks.learning.batches import FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
+from policies.retention import consolidated_rank, over_budget, rank_for
 
 RANK: Final = 16
 RANK_BUDGET: Final = 64
@@ -66,8 +67,17 @@ class Run:
     @property
     def key(self) -> str:
         """The run's name among the results: another for another setting of the method."""
+        return content_id(repr(self), json.dumps(self.settings))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the method is set to, the product's own defaults too."""
         way = WAYS[self.method]
-        return content_id(repr(self), repr((way.protection, dict(way.settings))))
+        trained = TrainSettings(**{**way.settings, "learning_rate": self.rate})
+        return {
+            "train": trained.model_dump(mode="json"),
+            "protection": way.protection.model_dump(mode="json"),
+        }
 
 
 class Bench:
@@ -102,6 +112,7 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
         "key": run.key,
         **vars(run),
         "says": WAYS[run.method].says,
+        "settings": run.settings,
         "base_hash": base.sha256,
         "reference": reference,
         "expert": expert,
@@ -127,19 +138,23 @@ def _stream(
 ) -> Iterator[dict[str, Any]]:
     way = WAYS[run.method]
     lineage: list[Path] = []
+    used = 0
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
         new = batch(number, protocol.facts, run.seed, run.purpose)
+        rank = rank_for(protocol.facts, RANK)
         learnt.append(new)
         report = None
         if way.learns:
-            full = way.afresh or RANK * (len(lineage) + 1) > RANK_BUDGET
+            full = way.afresh or over_budget(used, rank, RANK_BUDGET)
             if full:
                 # The budget is used up: one adapter is retrained from all facts, as the product
                 # does.
-                lineage = []
+                lineage, used = [], 0
+                rank = consolidated_rank(number * protocol.facts, RANK, RANK_BUDGET)
+            used += rank
             out = folder / f"adapter-{number}"
-            plan = _plan(run, way, base, number, learnt, lineage, whole=full)
+            plan = _plan(run, way, base, number, learnt, lineage, rank, whole=full)
             report = train_adapter(
                 plan,
                 out=out,
@@ -171,6 +186,7 @@ def _plan(
     number: int,
     learnt: list[FactBatch],
     lineage: list[Path],
+    rank: int,
     *,
     whole: bool,
 ) -> TrainPlan:
@@ -180,7 +196,7 @@ def _plan(
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     return TrainPlan(
         kind=PlanKind.CONSOLIDATE if whole else PlanKind.LEARN,
-        rank=RANK,
+        rank=rank,
         seed=1000 * run.seed + number,
         model_dir=base.model_dir,
         base_hash=base.sha256,
@@ -220,6 +236,12 @@ def finished(results: Path) -> dict[str, Mapping[str, Any]]:
             continue
         found[row["key"]] = row
     return found
+
+
+def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows whose method is still set as it was when they were measured."""
+    names = [field.name for field in fields(Run)]
+    return [row for row in rows if Run(**{name: row[name] for name in names}).key == row["key"]]
 
 
 def add(results: Path, row: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 DRAWS: Final = 2000
 Row = Mapping[str, Any]
@@ -55,6 +56,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "leak": max(one["leak"] for one in last),
         "seconds_per_batch": round(float(np.mean([one["train_seconds"] for one in last])), 1),
         "rate": sorted({row["rate"] for row in rows}, key=str),
+        "says": rows[0]["says"],
+        "machines": sorted({row["machine"] for row in rows}),
         "seeds": sorted(row["seed"] for row in rows),
     }
 
@@ -76,44 +79,64 @@ def table(results: Mapping[str, Any]) -> str:
     parts = []
     for base, protocols in results.items():
         for protocol, methods in protocols.items():
-            parts.append(f"**{base}, {protocol}**\n")
+            parts.append(f"**{base}, {protocol}** ({_machines(methods)})\n")
             parts.append(
-                "| method | recall | first batch | far wordings | reasoning of the reference's "
-                "| known facts | ‖ΔW‖ | seeds |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+                "| method | rate | recall | first batch | far wordings "
+                "| reasoning of the reference's | known facts | ‖ΔW‖ | seeds |\n"
+                "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
             )
             parts += [
-                f"| {name} | {_per_cent(one['recall_all'])} | {_per_cent(one['recall_batch1'])} "
-                f"| {_per_cent(one['recall_far'])} | {_per_cent(one['reasoning_vs_reference'])} "
-                f"| {_per_cent(one['locality'])} | {one['norm']:.2f} | {len(one['seeds'])} |"
+                f"| {name}: {one['says']} | {_rates(one['rate'])} | {_per_cent(one['recall_all'])} "
+                f"| {_per_cent(one['recall_batch1'])} | {_per_cent(one['recall_far'])} "
+                f"| {_per_cent(one['reasoning_vs_reference'])} | {_per_cent(one['locality'])} "
+                f"| {one['norm']:.1f} | {len(one['seeds'])} |"
                 for name, one in methods.items()
             ]
             parts.append("")
     return "\n".join(parts)
 
 
+def _rates(rates: Sequence[float | None]) -> str:
+    return ", ".join("its own" if rate is None else f"{rate:g}" for rate in rates)
+
+
+def _machines(methods: Mapping[str, Any]) -> str:
+    """What it was measured on, with the methods where not all were measured on the same."""
+    found: dict[str, list[str]] = {}
+    for name, one in methods.items():
+        for machine in one["machines"]:
+            found.setdefault(machine, []).append(name)
+    if len(found) == 1:
+        return next(iter(found))
+    most = max(found, key=lambda machine: len(found[machine]))
+    others = [f"{', '.join(n)}: {machine}" for machine, n in found.items() if machine != most]
+    return "; ".join([most, *others])
+
+
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Recall against reasoning, a panel for each base and protocol."""
+    """Recall against reasoning and against known facts, a column for each base and protocol."""
     panels = [(b, p, m) for b, protocols in results.items() for p, m in protocols.items()]
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.5 * len(panels), 4.5), layout="constrained", squeeze=False
+        2, len(panels), figsize=(6 * len(panels), 9), layout="constrained", squeeze=False
     )
-    for axis, (base, protocol, methods) in zip(axes[0], panels, strict=True):
-        for name, one in methods.items():
-            x, y = one["recall_all"], one["reasoning_vs_reference"]
-            axis.errorbar(
-                x[0],
-                y[0],
-                xerr=[[x[0] - x[1]], [x[2] - x[0]]],
-                yerr=[[y[0] - y[1]], [y[2] - y[0]]],
-                marker="o",
-            )
-            axis.annotate(name, (x[0], y[0]), fontsize=7, xytext=(4, 4), textcoords="offset points")
-        axis.axhline(0.99, color="black", linestyle=":", linewidth=0.8)
-        axis.set(title=f"{base}, {protocol}", xlabel="recall", ylabel="reasoning / reference")
-        axis.grid(alpha=0.3)
+    shown = (("reasoning_vs_reference", "reasoning / reference"), ("locality", "known facts"))
+    for column, (base, protocol, methods) in enumerate(panels):
+        for axis, (key, label) in zip(axes[:, column], shown, strict=True):
+            for name, one in methods.items():
+                if one["norm"]:
+                    _point(axis, name, one["recall_all"], one[key])
+            axis.axhline(0.99 if key != "locality" else 0.95, color="black", ls=":", lw=0.8)
+            axis.set(title=f"{base}, {protocol}", xlabel="recall", ylabel=label)
+            axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _point(axis: Axes, name: str, x: Figure, y: Figure) -> None:
+    spread = {"xerr": [[x[0] - x[1]], [x[2] - x[0]]], "yerr": [[y[0] - y[1]], [y[2] - y[0]]]}
+    axis.errorbar(x[0], y[0], **spread, marker="o", lw=0.7)
+    axis.annotate(name, (x[0], y[0]), fontsize=7, xytext=(4, 4), textcoords="offset points")
 
 
 # --- figures with intervals -----------------------------------------------------------------------
