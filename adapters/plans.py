@@ -59,6 +59,9 @@ class TrainSettings(Record):
     doubt: float = Field(default=2.0, ge=0.0)
     """How much more often solutions are drawn of which the reference is less sure: in proportion
     to 1 + doubt · entropy / mean entropy; 0: all alike."""
+    crowd: int = Field(default=10, ge=1)
+    """New facts in a step from which on both weights fall, as crowd / facts: averaged over many
+    facts, the loss of each would have too little to say against what is held."""
     temperature: float = Field(default=2.0, gt=0.0)
     """Of both distributions in that divergence: above 1, what the reference is sure of still has
     a gradient before it is lost."""

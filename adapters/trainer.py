@@ -142,9 +142,10 @@ def _aims(drawn: Drawn, settings: TrainSettings, reference: Reference | None) ->
     """Facts by their labels; the rest by the reference's own answers, or by labels too."""
     if reference is None:
         return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
+    share = min(1.0, settings.crowd / len(drawn.new))
     kept = (
-        Kept(drawn.known, settings.distil, reference.logits),
-        Kept(drawn.reasoning, settings.distil_reasoning, reference.logits),
+        Kept(drawn.known, share * settings.distil, reference.logits),
+        Kept(drawn.reasoning, share * settings.distil_reasoning, reference.logits),
     )
     weighed = [one for one in kept if one.texts]
     return Aims(drawn.new, drawn.old, weighed, settings.temperature)

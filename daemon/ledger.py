@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -10,7 +11,6 @@ from daemon.ledger_retractions import LedgerRetractions
 from policies.errors import Refused
 from policies.planning import REBUILDS, Limits, MakePlan, OpenPlan, Snapshot
 from policies.records import OPEN_STATES, BatchState, Plan, PlanKind, PlanState, Revision
-from policies.retention import over_budget
 
 NO_SPACE: Final = "NoFreeSpace"
 _SETTLED: Final = {
@@ -39,15 +39,15 @@ class Ledger(LedgerRetractions):
         )
         if common.open is not None:
             return common
-        rank = self.lineage_rank(desired.lineage)
+        ranks = tuple(self.adapter(sha256).rank for sha256 in desired.lineage)
         forbidden = self.forbidden_count(desired.lineage)
         no_space = self._had_no_space(desired)
         waiting = self.waiting(now, limits.max_facts)
-        full = bool(waiting) and over_budget(rank, limits.rank, limits.rank_budget)
-        needs_known = bool(forbidden) or no_space or full
+        needs_known = bool(forbidden) or no_space or bool(waiting)
         return common.model_copy(
             update={
-                "lineage_rank": rank,
+                "ranks": ranks,
+                "counts": self._counts(desired.lineage, now) if waiting else (),
                 "known": self.known_count(desired.lineage, now) if needs_known else 0,
                 "forbidden": forbidden,
                 "refused_rebuilds": self._refused_rebuilds(desired),
@@ -55,6 +55,9 @@ class Ledger(LedgerRetractions):
                 "waiting": waiting,
             }
         )
+
+    def _counts(self, lineage: Sequence[str], now: datetime) -> tuple[int, ...]:
+        return tuple(self.known_count([sha256], now) for sha256 in lineage)
 
     def _opened(self, head: PlanHead, desired: Revision) -> OpenPlan:
         builds_on = self.revision(head.parent).lineage == desired.lineage
@@ -88,19 +91,24 @@ class Ledger(LedgerRetractions):
     def make_plan(self, action: MakePlan, now: datetime, *, max_replay: int) -> Plan:
         """The plan that planning decided on, its facts and what it rehearses filled in.
 
-        A rebuild learns every valid fact of the lineage; a `learn` plan rehearses an even sample.
+        A rebuild learns every valid fact of the lineage. A `learn` plan learns again those of the
+        adapters that it replaces, and rehearses an even sample of the others.
         """
         desired = self.desired()
-        rebuilds = action.kind in REBUILDS
         everything = 1 << 62
-        facts = self.known_ids(desired.lineage, now, everything) if rebuilds else action.fact_ids
-        replay = () if rebuilds else self.known_ids(desired.lineage, now, max_replay)
+        replaced = self.known_ids(action.replaces, now, everything)
+        rebuilds = action.kind in REBUILDS
+        facts, again = (replaced, ()) if rebuilds else (action.fact_ids, replaced)
+        kept = [sha256 for sha256 in desired.lineage if sha256 not in action.replaces]
+        replay = self.known_ids(kept, now, max_replay)
+        learnt = {*facts, *again}
         return self.create_plan(
             action.kind,
             parent=desired.number,
             replaces=action.replaces,
             fact_ids=facts,
-            replay_ids=[fact_id for fact_id in replay if fact_id not in set(facts)],
+            again_ids=[fact_id for fact_id in again if fact_id not in set(facts)],
+            replay_ids=[fact_id for fact_id in replay if fact_id not in learnt],
             rank=action.rank,
             seed=action.seed,
             because=action.because,

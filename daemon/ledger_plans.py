@@ -35,6 +35,7 @@ class LedgerPlans(LedgerDb):
         parent: int,
         replaces: Sequence[str] = (),
         fact_ids: Sequence[str] = (),
+        again_ids: Sequence[str] = (),
         replay_ids: Sequence[str] = (),
         rank: int,
         seed: int,
@@ -43,6 +44,7 @@ class LedgerPlans(LedgerDb):
     ) -> Plan:
         """A new plan; the facts of a `learn` plan wait for it alone from here on.
 
+        Those of `again_ids` are learnt beside them: the facts of the adapters that it replaces.
         Raises `StateConflict` if one of them is no longer waiting.
         """
         with self._write("create_plan"):
@@ -64,6 +66,7 @@ class LedgerPlans(LedgerDb):
             )
             plan_id = int(self._one("SELECT max(id) FROM plans"))
             self._set_facts(plan_id, "learn", fact_ids)
+            self._set_facts(plan_id, "again", again_ids)
             self._set_facts(plan_id, "replay", replay_ids)
             self._do(
                 "INSERT INTO plan_batches SELECT DISTINCT ?, f.batch FROM plan_facts p"
@@ -78,7 +81,8 @@ class LedgerPlans(LedgerDb):
                 )
                 if taken != len(fact_ids):
                     raise StateConflict("a fact of the plan is no longer waiting")
-            counts = {"kind": kind, "facts": len(fact_ids), "replays": len(replay_ids)}
+            replays = len(again_ids) + len(replay_ids)
+            counts = {"kind": kind, "facts": len(fact_ids), "replays": replays}
             self._event(
                 "plan.made", f"plan:{plan_id}", {**counts, "parent": parent, "seed": seed}, now
             )
@@ -99,11 +103,12 @@ class LedgerPlans(LedgerDb):
             **head.model_dump(include={*Plan.model_fields} - {"batch_ids"}),
             batch_ids=head.batches,
             fact_ids=self.plan_fact_ids(plan_id, "learn"),
+            again_ids=self.plan_fact_ids(plan_id, "again"),
             replay_ids=self.plan_fact_ids(plan_id, "replay"),
         )
 
     def plan_fact_ids(self, plan_id: int, role: str) -> tuple[str, ...]:
-        """The facts that a plan learns or rehearses, in the order in which they came."""
+        """The facts that a plan learns, learns again or rehearses, in the order of their coming."""
         rows = self._rows(
             "SELECT f.id FROM plan_facts p JOIN facts f ON f.seq = p.fact"
             " WHERE p.plan = ? AND p.role = ? ORDER BY p.fact",
@@ -181,7 +186,7 @@ class LedgerPlans(LedgerDb):
             served=None if served is None else Served.model_validate_json(served),
             batches=tuple(b[0] for b in batches),
             facts=counts.get("learn", 0),
-            replays=counts.get("replay", 0),
+            replays=counts.get("again", 0) + counts.get("replay", 0),
         )
 
     # --- moving --------------------------------------------------------------------------------

@@ -17,13 +17,14 @@ from policies.records import PlanState, Revision
 from policies.retention import stride
 
 _COLUMNS: Final = "number, plan, parent, lineage, served_name, served_path, sha256, created_at"
+_LEARNT: Final = "p.role IN ('learn', 'again')"
 _KNOWN: Final = (
-    "FROM facts f WHERE f.seq IN (SELECT p.fact FROM plan_facts p WHERE p.role = 'learn'"
+    f"FROM facts f WHERE f.seq IN (SELECT p.fact FROM plan_facts p WHERE {_LEARNT}"
     " AND coalesce(p.learnt, 1) = 1 AND p.plan IN (SELECT a.plan FROM adapters a"
     f" WHERE a.sha256 IN (SELECT value FROM json_each(:lineage)))) AND {VALID}"
 )
 _IN_LINEAGE: Final = (
-    "SELECT p.fact FROM plan_facts p JOIN adapters a ON a.plan = p.plan WHERE p.role = 'learn'"
+    f"SELECT p.fact FROM plan_facts p JOIN adapters a ON a.plan = p.plan WHERE {_LEARNT}"
     " AND coalesce(p.learnt, 1) = 1 AND a.sha256 IN (SELECT value FROM json_each(:lineage))"
 )
 _SUPERSEDED: Final = (
@@ -117,7 +118,7 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
         """The plan whose adapter, one of the lineage, learnt a fact; the latest of several."""
         found = self._one(
             "SELECT p.plan FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
-            " WHERE p.role = 'learn' AND coalesce(p.learnt, 1) = 1"
+            f" WHERE {_LEARNT} AND coalesce(p.learnt, 1) = 1"
             " AND p.fact = (SELECT seq FROM facts WHERE id = ?)"
             " AND a.sha256 IN (SELECT value FROM json_each(?)) ORDER BY p.plan DESC LIMIT 1",
             (fact_id, json.dumps(list(lineage))),

@@ -137,6 +137,9 @@ class TrainSettings(Section):
     """Rank of one adapter; less where it learns fewer facts than that."""
     rank_budget: int = Field(default=64, ge=1)
     """Ranks of a lineage together; beyond it, one adapter is retrained and replaces them."""
+    merge: int = Field(default=4, ge=0)
+    """The latest adapters are learnt anew together with new facts, as long as each has at most this
+    many times as many facts as are gathered so far; 0: every adapter stays."""
     wordings: int = Field(default=24, ge=1, le=50)
     """A fact is learnt in up to this many wordings, made as [intake] wordings says."""
     backward: bool = False

@@ -37,6 +37,7 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(
         rank=train.rank,
         rank_budget=train.rank_budget,
+        merge=train.merge,
         max_rank=settings.server.max_lora_rank,
         max_facts=train.max_facts,
         attempts=train.attempts,
@@ -121,7 +122,10 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        facts=(
+            *_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+            *_worded(ledger, ledger.plan_fact_ids(plan.id, "again")),
+        ),
         replay=_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
         templates=settings.intake.wordings == "templates",

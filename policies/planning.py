@@ -9,7 +9,7 @@ from typing import Final
 
 from policies.batching import Batching, held
 from policies.records import PlanKind, PlanState, Record
-from policies.retention import consolidated_rank, over_budget, rank_for
+from policies.retention import FACTS_A_RANK, consolidated_rank, merged, over_budget, rank_for
 
 REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
 REBUILD_TRIES: Final = 2
@@ -29,6 +29,7 @@ class Limits(Record):
 
     rank: int
     rank_budget: int
+    merge: int = 0
     max_rank: int
     max_facts: int
     attempts: int
@@ -75,7 +76,10 @@ class Snapshot(Record):
     paused: bool = False
     probe_ready: bool = True
     lineage: tuple[str, ...] = ()
-    lineage_rank: int = 0
+    ranks: tuple[int, ...] = ()
+    """Rank of each adapter of the lineage."""
+    counts: tuple[int, ...] = ()
+    """Valid facts that each of them learnt."""
     known: int = 0
     forbidden: int = 0
     refused_rebuilds: int = 0
@@ -85,7 +89,10 @@ class Snapshot(Record):
 
 
 class MakePlan(Record):
-    """Plan an adapter; the facts of a rebuild are all valid ones of the lineage."""
+    """Plan an adapter; the facts of a rebuild are all valid ones of the lineage.
+
+    A `learn` plan learns those of the adapters that it replaces again, beside `fact_ids`.
+    """
 
     kind: PlanKind
     rank: int
@@ -215,23 +222,38 @@ def _forget(snapshot: Snapshot) -> Action | None:
 def _learn(snapshot: Snapshot) -> Action | None:
     limits = snapshot.limits
     chosen = _chosen(snapshot.waiting)
-    rank = rank_for(len(chosen), limits.rank)
-    full = over_budget(snapshot.lineage_rank, rank, limits.rank_budget)
+    joined = merged(len(chosen), snapshot.counts, limits.merge, limits.max_facts)
+    kept = len(snapshot.lineage) - joined
+    again = sum(snapshot.counts[kept:])
+    rank = _rank(len(chosen) + again, limits)
+    kept_rank = sum(snapshot.ranks[:kept])
+    full = over_budget(kept_rank, rank, limits.rank_budget)
     if full or snapshot.no_space:
         if snapshot.refused_rebuilds < REBUILD_TRIES and _worth_rebuilding(snapshot):
             why = "no free directions are left" if snapshot.no_space else "the rank budget is used"
             return rebuild(snapshot, PlanKind.CONSOLIDATE, why)
-        if snapshot.no_space or over_budget(snapshot.lineage_rank, rank, limits.max_rank):
+        if snapshot.no_space or over_budget(kept_rank, rank, limits.max_rank):
             return None
-    again = max(fact.tries for fact in chosen)
     batches = len({fact.batch for fact in chosen})
+    said = f"{len(chosen)} facts of {batches} {'batch' if batches == 1 else 'batches'}"
+    if joined:
+        said += (
+            f", with the {again} of the last {f'{joined} adapters' if joined > 1 else 'adapter'}"
+        )
     return MakePlan(
         kind=PlanKind.LEARN,
         rank=rank,
-        seed=limits.seed + again,
-        because=f"{len(chosen)} facts of {batches} {'batch' if batches == 1 else 'batches'}",
+        seed=limits.seed + max(fact.tries for fact in chosen),
+        because=said,
+        replaces=snapshot.lineage[kept:],
         fact_ids=tuple(fact.id for fact in chosen),
     )
+
+
+def _rank(facts: int, limits: Limits) -> int:
+    if facts <= FACTS_A_RANK * limits.rank:
+        return rank_for(facts, limits.rank)
+    return consolidated_rank(facts, limits.rank, limits.rank_budget)
 
 
 def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
@@ -250,7 +272,7 @@ def _worth_rebuilding(snapshot: Snapshot) -> bool:
     limits = snapshot.limits
     rank = consolidated_rank(snapshot.known, limits.rank, limits.rank_budget)
     return bool(snapshot.known) and (
-        rank < snapshot.lineage_rank or (snapshot.no_space and len(snapshot.lineage) > 1)
+        rank < sum(snapshot.ranks) or (snapshot.no_space and len(snapshot.lineage) > 1)
     )
 
 

@@ -157,8 +157,8 @@ class Plan(Record):
     """One reason to train one adapter: the unit of work.
 
     `parent` is the revision it builds on (0 is the base), `replaces` the adapters of that
-    revision's lineage that the new adapter takes the place of: none for `learn`, all for
-    `consolidate` and `retract`.
+    revision's lineage that the new adapter takes the place of: all for `consolidate` and
+    `retract`, the latest ones or none for `learn`, which learns their facts, `again_ids`, anew.
     """
 
     id: int
@@ -168,6 +168,7 @@ class Plan(Record):
     replaces: tuple[str, ...] = ()
     batch_ids: tuple[str, ...] = ()
     fact_ids: tuple[str, ...] = ()
+    again_ids: tuple[str, ...] = ()
     replay_ids: tuple[str, ...] = ()
     rank: int = Field(gt=0)
     seed: int

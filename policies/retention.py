@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -10,13 +11,29 @@ FACTS_A_RANK: Final = 4
 LONGEST_PAUSE: Final = timedelta(hours=1)
 
 
+def merged(new: int, earlier: Sequence[int], factor: int, most: int) -> int:
+    """How many of the latest adapters are learnt anew together with `new` facts.
+
+    `earlier` counts the facts of each adapter, the latest last. One after the other joins that has
+    at most `factor` times as many as are gathered so far, and at most `most` facts in all; so every
+    fact is learnt again a number of times that grows with the logarithm of the number of batches,
+    and the lineage stays as short (the log-structured merge tree of O'Neil et al., 1996).
+    """
+    gathered, joined = new, 0
+    for facts in reversed(earlier):
+        if facts > factor * gathered or gathered + facts > most:
+            break
+        gathered, joined = gathered + facts, joined + 1
+    return joined
+
+
 def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
     """Whether one more adapter of `rank` would exceed the rank budget of the lineage."""
     return lineage_rank + rank > budget
 
 
 def rank_for(facts: int, rank: int) -> int:
-    """Rank of an adapter that learns `facts` facts: a power of two, `rank` where there are many.
+    """Rank of an adapter that learns `facts` facts: a power of two, at most `rank`.
 
     A fact that is learnt by itself would otherwise use as much of the budget as a whole file.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,6 +30,7 @@ from policies.retention import (
     LONGEST_PAUSE,
     backoff,
     consolidated_rank,
+    merged,
     over_budget,
     rank_for,
     stride,
@@ -78,8 +81,46 @@ def test_another_try_takes_another_seed() -> None:
     assert made(next_action(snapshot(waiting=waiting("a", tries=2)), NOW)).seed == 2
 
 
+def test_the_latest_adapters_are_learnt_anew_with_new_facts() -> None:
+    limits = LIMITS.model_copy(update={"merge": 2, "max_facts": 100})
+    now = snapshot(
+        limits=limits,
+        waiting=waiting("a", "a", "a"),
+        lineage=("x", "y", "z"),
+        ranks=(8, 4, 4),
+        counts=(40, 5, 6),
+        known=51,
+    )
+    plan = made(next_action(now, NOW))
+    assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.LEARN, ("y", "z"), 4)
+    assert plan.because == "3 facts of 1 batch, with the 11 of the last 2 adapters"
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(2, 6))
+def test_merging_keeps_the_lineage_short_and_learns_no_fact_often(
+    sizes: list[int], factor: int
+) -> None:
+    counts: list[int] = []
+    work = 0
+    for new in sizes:
+        kept = len(counts) - merged(new, counts, factor, 1 << 40)
+        counts = [*counts[:kept], new + sum(counts[kept:])]
+        work += counts[-1]
+        assert all(one > factor * next_ for one, next_ in itertools.pairwise(counts))
+    total = sum(sizes)
+    assert len(counts) <= math.log(total, factor) + 1
+    assert work <= total * (1 + math.log(total, 1 + 1 / factor))
+
+
+def test_without_merging_nothing_is_learnt_anew() -> None:
+    assert merged(36, [36, 36], 0, 500) == 0
+    assert merged(36, [480], 100, 500) == 0
+
+
 def test_a_full_lineage_is_consolidated_before_more_is_learnt() -> None:
-    full = snapshot(waiting=waiting("a"), lineage=("x", "y", "z", "w"), lineage_rank=16, known=18)
+    full = snapshot(
+        waiting=waiting("a"), lineage=("x", "y", "z", "w"), ranks=(4, 4, 4, 4), known=18
+    )
     plan = made(next_action(full, NOW))
     assert (plan.kind, plan.replaces, plan.rank) == (
         PlanKind.CONSOLIDATE,
@@ -88,21 +129,21 @@ def test_a_full_lineage_is_consolidated_before_more_is_learnt() -> None:
     )
     refused = full.model_copy(update={"refused_rebuilds": 2})
     assert made(next_action(refused, NOW)).kind is PlanKind.LEARN
-    at_the_end = refused.model_copy(update={"lineage_rank": 64})
+    at_the_end = refused.model_copy(update={"ranks": (16, 16, 16, 16)})
     assert next_action(at_the_end, NOW) is None
     assert "raise train.rank_budget" in (blocked(at_the_end) or "")
 
 
 def test_without_free_directions_the_lineage_is_consolidated_or_nothing_happens() -> None:
     crowded = snapshot(
-        waiting=waiting("a"), lineage=("x", "y"), lineage_rank=8, known=9, no_space=True
+        waiting=waiting("a"), lineage=("x", "y"), ranks=(4, 4), known=9, no_space=True
     )
     assert made(next_action(crowded, NOW)).kind is PlanKind.CONSOLIDATE
     assert next_action(crowded.model_copy(update={"refused_rebuilds": 2}), NOW) is None
 
 
 def test_retracted_facts_come_first_and_nothing_valid_left_means_the_base() -> None:
-    known = snapshot(waiting=waiting("a"), lineage=("x",), lineage_rank=4, known=5, forbidden=1)
+    known = snapshot(waiting=waiting("a"), lineage=("x",), ranks=(4,), known=5, forbidden=1)
     plan = made(next_action(known, NOW))
     assert (plan.kind, plan.replaces) == (PlanKind.RETRACT, ("x",))
     assert isinstance(next_action(known.model_copy(update={"known": 0}), NOW), Clear)

@@ -48,7 +48,52 @@ def test_a_batch_goes_live_step_by_step(world: World) -> None:
     world.ledger.verify_chain()
 
 
-def test_a_later_batch_stands_on_the_former_and_rehearses_it(world: World) -> None:
+@pytest.fixture
+def stacking(tmp_path: Path) -> World:
+    return World(tmp_path, {"train": {"merge": 0}})
+
+
+def test_a_later_batch_is_learnt_together_with_the_former(world: World) -> None:
+    world.drop(3)
+    world.settle()
+    world.drop(2)
+    world.tick()
+    world.tick()
+    (request,) = world.jobs.requests.values()
+    assert isinstance(request, TrainRequest)
+    assert [fact.id for fact in request.facts] == ["b2-0", "b2-1", "b1-0", "b1-1", "b1-2"]
+    assert (request.number, request.lineage, request.replay) == (2, (), ())
+    world.settle()
+    desired = world.ledger.desired()
+    assert len(desired.lineage) == 1
+    assert world.ledger.known_count(desired.lineage, world.now) == 5
+    assert world.ledger.taught_by("b1-0", desired.lineage) == desired.plan_id
+
+
+def test_a_rejected_merge_leaves_the_former_adapter(world: World) -> None:
+    world.drop(3)
+    world.settle()
+    before = world.ledger.desired()
+    batch = world.drop(2)
+    world.settle(Outcome.FAIL)
+    assert world.ledger.desired() == before
+    assert world.ledger.batch_state(batch) is BatchState.REJECTED
+    assert world.ledger.known_count(before.lineage, world.now) == 3
+
+
+def test_a_much_larger_adapter_stays_and_is_rehearsed(world: World) -> None:
+    world.drop(6)
+    world.settle()
+    world.drop(1)
+    world.tick()
+    world.tick()
+    (request,) = world.jobs.requests.values()
+    assert isinstance(request, TrainRequest)
+    assert (len(request.facts), len(request.lineage), len(request.replay)) == (1, 1, 6)
+
+
+def test_a_later_batch_stands_on_the_former_and_rehearses_it(stacking: World) -> None:
+    world = stacking
     world.drop(3)
     world.settle()
     world.drop(2)
@@ -123,7 +168,8 @@ def test_an_inconclusive_candidate_waits_for_a_person_and_stops_nobody(world: Wo
     assert world.ledger.batch_state(second) is BatchState.LIVE
 
 
-def test_the_rank_budget_leads_to_one_adapter_that_knows_everything(world: World) -> None:
+def test_the_rank_budget_leads_to_one_adapter_that_knows_everything(stacking: World) -> None:
+    world = stacking
     batches = [world.drop(2) for _ in range(1)]
     for _ in range(5):
         world.settle()
@@ -137,7 +183,8 @@ def test_the_rank_budget_leads_to_one_adapter_that_knows_everything(world: World
     assert {world.ledger.batch_state(b) for b in batches} == {BatchState.LIVE}
 
 
-def test_no_free_directions_lead_to_consolidation(world: World) -> None:
+def test_no_free_directions_lead_to_consolidation(stacking: World) -> None:
+    world = stacking
     for _ in range(2):
         world.drop(2)
         world.settle()
