@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +25,17 @@ from benchmarks.learning.batches import FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
-from policies.retention import consolidated_rank, over_budget, rank_for
+from policies.retention import (
+    FACTS_A_RANK,
+    consolidated_rank,
+    merged,
+    over_budget,
+    rank_for,
+)
 
 RANK: Final = 16
 RANK_BUDGET: Final = 64
+MOST: Final = 500
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,17 @@ class Run:
         return {
             "train": trained.model_dump(mode="json"),
             "protection": way.protection.model_dump(mode="json"),
+            "merge": way.merge,
         }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One adapter of a lineage: the batches that it learnt, by place, and its rank."""
+
+    path: Path
+    batches: tuple[int, ...]
+    rank: int
 
 
 class Bench:
@@ -137,34 +154,29 @@ def _stream(
     records: Path,
 ) -> Iterator[dict[str, Any]]:
     way = WAYS[run.method]
-    lineage: list[Path] = []
-    used = 0
+    adapters: list[Piece] = []
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
-        new = batch(number, protocol.facts, run.seed, run.purpose)
-        rank = rank_for(protocol.facts, RANK)
-        learnt.append(new)
+        learnt.append(batch(number, protocol.facts, run.seed, run.purpose))
         report = None
         if way.learns:
-            full = way.afresh or over_budget(used, rank, RANK_BUDGET)
-            if full:
-                # The budget is used up: one adapter is retrained from all facts, as the product
-                # does.
-                lineage, used = [], 0
-                rank = consolidated_rank(number * protocol.facts, RANK, RANK_BUDGET)
-            used += rank
-            out = folder / f"adapter-{number}"
-            plan = _plan(run, way, base, number, learnt, lineage, rank, whole=full)
+            joined, rank = _joined(way, protocol.facts, adapters)
+            adapters = adapters[: len(adapters) - joined]
+            kept = {n for one in adapters for n in one.batches}
+            own = tuple(n for n in range(number) if n not in kept)
+            piece = Piece(folder / f"adapter-{number}", own, rank)
+            plan = _plan(run, way, base, learnt, adapters, piece)
             report = train_adapter(
                 plan,
-                out=out,
+                out=piece.path,
                 work=folder / f"work-{number}",
                 method=way.method(plan),
                 records=records / f"records-{run.base}",
             )
-            lineage.append(out)
+            adapters.append(piece)
         if number not in protocol.measured:
             continue
+        lineage = [piece.path for piece in adapters]
         name = f"served-{number}" if lineage else None
         if name is not None:
             compose(lineage, folder / name, base.name)
@@ -179,33 +191,50 @@ def _stream(
             generator.unload(name)
 
 
+def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
+    """How many of the latest adapters are learnt anew with `new` facts, and the rank for all.
+
+    Where the rank budget is used up, all of them, as the product's consolidation does.
+    """
+    facts = [new * len(piece.batches) for piece in adapters]
+
+    def rank(joined: int) -> int:
+        total = new + sum(facts[len(facts) - joined :])
+        if total <= FACTS_A_RANK * RANK:
+            return rank_for(total, RANK)
+        return consolidated_rank(total, RANK, RANK_BUDGET)
+
+    joined = merged(new, facts, way.merge, MOST)
+    kept = sum(piece.rank for piece in adapters[: len(adapters) - joined])
+    if over_budget(kept, rank(joined), RANK_BUDGET):
+        joined = len(adapters)
+    return joined, rank(joined)
+
+
 def _plan(
     run: Run,
     way: Way,
     base: Base,
-    number: int,
-    learnt: list[FactBatch],
-    lineage: list[Path],
-    rank: int,
-    *,
-    whole: bool,
+    learnt: Sequence[FactBatch],
+    adapters: Sequence[Piece],
+    piece: Piece,
 ) -> TrainPlan:
-    *before, new = (one.facts for one in learnt)
-    earlier = tuple(fact for facts in before for fact in facts)
+    facts = tuple(fact for n in reversed(piece.batches) for fact in learnt[n].facts)
+    earlier = tuple(fact for one in adapters for n in one.batches for fact in learnt[n].facts)
     alone = not way.rehearses
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     return TrainPlan(
-        kind=PlanKind.CONSOLIDATE if whole else PlanKind.LEARN,
-        rank=rank,
-        seed=1000 * run.seed + number,
+        kind=PlanKind.LEARN,
+        rank=piece.rank,
+        seed=1000 * run.seed + len(learnt),
         model_dir=base.model_dir,
         base_hash=base.sha256,
         base_name=base.name,
-        facts=(*earlier, *new) if whole else new,
-        replay=() if whole or alone else earlier,
+        facts=facts,
+        replay=() if alone else earlier,
         known=() if alone else base.known,
         reasoning=() if alone else base.reasoning(run.examples),
-        lineage=tuple(lineage),
+        lineage=tuple(one.path for one in adapters),
         probe_dir=base.probe_dir,
         protection=way.protection,
         settings=settings,

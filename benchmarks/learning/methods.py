@@ -41,8 +41,9 @@ class Way:
     learns: bool = True
     told: Told = "nothing"
     """What stands in front of a question."""
-    afresh: bool = False
-    """Whether every batch is learnt by one adapter retrained from all facts."""
+    merge: int = 0
+    """The latest adapters are learnt anew with new facts, each of at most so many times as many
+    facts (`train.merge`)."""
     apart: bool = False
     """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
 
@@ -146,8 +147,9 @@ WAYS: Final[Mapping[str, Way]] = {
     "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
     "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
     "distil": Way("rehearsal held to the frozen reference, nothing spared"),
-    "palorad": Way("the product: rehearsal held to the reference, 20 % spared", Protection()),
-    "afresh": Way(
-        "the product's way, retrained from all facts at each batch", Protection(), afresh=True
+    "stacked": Way("the product, every adapter on top of the earlier ones", Protection()),
+    "palorad": Way(
+        "the product: held to the reference, 20 % spared, adapters merged", Protection(), merge=4
     ),
+    "afresh": Way("the product, all facts learnt anew at each batch", Protection(), merge=1000),
 }
