@@ -46,9 +46,9 @@ class TrainSettings(Record):
     new_per_step: int = Field(default=36, ge=1)
     old_per_step: int = Field(default=40, ge=0)
     """Earlier facts rehearsed in a step, at most half of them."""
-    known_per_step: int = Field(default=32, ge=0)
+    known_per_step: int = Field(default=24, ge=0)
     """Texts of known facts in a step."""
-    reasoning_per_step: int = Field(default=12, ge=0)
+    reasoning_per_step: int = Field(default=16, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
     distil: float = Field(default=2.5, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
