@@ -116,6 +116,7 @@ class Site:
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
     rank_budget: int = 64
+    merge: int = 0
     starts: int = 0
     deaths: int = 0
 
@@ -138,6 +139,7 @@ class Site:
                 "train": {
                     "rank": 4,
                     "rank_budget": self.rank_budget,
+                    "merge": self.merge,
                     "backoff_s": 0.0,
                     "replay": {"known": "", "reasoning": ""},
                 },

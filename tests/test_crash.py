@@ -24,8 +24,8 @@ FIRST_POINTS = (
 
 
 @contextmanager
-def site(root: Path, rank_budget: int = 64, **environment: str) -> Iterator[Site]:
-    made = Site(root, environment, rank_budget)
+def site(root: Path, rank_budget: int = 64, merge: int = 0, **environment: str) -> Iterator[Site]:
+    made = Site(root, environment, rank_budget, merge)
     try:
         yield made
     finally:
@@ -142,6 +142,25 @@ def test_consolidation_relearning_and_rejection_survive_kills(tmp_path: Path) ->
     with site(tmp_path / "rough", rank_budget=8) as rough:
         rough.die_at(
             "promote:within#2", "judged:before#3", "serve:flipped#2", "create_plan:after#2"
+        )
+        assert story(rough) == expected
+
+
+def test_learning_the_latest_adapter_anew_survives_kills(tmp_path: Path) -> None:
+    def story(one: Site) -> dict[str, Any]:
+        one.drop("a.jsonl", ["first 1", "first 2"])
+        one.drop("b.jsonl", ["second 1"])
+        one.drop("c.jsonl", ["false 1"])
+        assert one.stop() == 0
+        return one.state()
+
+    with site(tmp_path / "calm", merge=4) as calm:
+        calm.start()
+        expected = story(calm)
+    assert [len(lineage) for _, _, lineage, _ in expected["revisions"]] == [0, 1, 1]
+    with site(tmp_path / "rough", merge=4) as rough:
+        rough.die_at(
+            "create_plan:after#2", "promote:within#2", "judged:before#3", "serve:flipped#2"
         )
         assert story(rough) == expected
 

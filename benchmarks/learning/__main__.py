@@ -101,15 +101,15 @@ def write(results: Path, out: Path) -> None:
     found = tables.summary(of_today(finished(results).values()), DEFAULT)
     target = out / f"{results.stem}.json"
     target.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    (out / f"{results.stem}.md").write_text(tables.table(found["results"]), "utf-8")
+    table = tables.table(found["results"])
     if not found["results"]:
         return
-    tables.draw(found["results"], out / f"{results.stem}.png")
     if target == DOCUMENTED:
-        pages.fill(
-            PAGE, {"learning": f"{tables.table(found['results'])}\n![{ALT}](img/learning.png)"}
-        )
+        pages.fill(PAGE, {"learning": f"{table}\n![{ALT}](img/learning.png)"})
         tables.draw(found["results"], PAGE.parent / "img/learning.png")
+    else:
+        (out / f"{results.stem}.md").write_text(table, "utf-8")
+        tables.draw(found["results"], out / f"{results.stem}.png")
 
 
 if __name__ == "__main__":
