@@ -9,7 +9,7 @@ from typing import Final
 
 from policies.batching import Batching, held
 from policies.records import PlanKind, PlanState, Record
-from policies.retention import FACTS_A_RANK, consolidated_rank, merged, over_budget, rank_for
+from policies.retention import consolidated_rank, learning_rank, merged, over_budget
 
 REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
 REBUILD_TRIES: Final = 2
@@ -225,7 +225,7 @@ def _learn(snapshot: Snapshot) -> Action | None:
     joined = merged(len(chosen), snapshot.counts, limits.merge, limits.max_facts)
     kept = len(snapshot.lineage) - joined
     again = sum(snapshot.counts[kept:])
-    rank = _rank(len(chosen) + again, limits)
+    rank = learning_rank(len(chosen) + again, limits.rank, limits.rank_budget)
     kept_rank = sum(snapshot.ranks[:kept])
     full = over_budget(kept_rank, rank, limits.rank_budget)
     if full or snapshot.no_space:
@@ -248,12 +248,6 @@ def _learn(snapshot: Snapshot) -> Action | None:
         replaces=snapshot.lineage[kept:],
         fact_ids=tuple(fact.id for fact in chosen),
     )
-
-
-def _rank(facts: int, limits: Limits) -> int:
-    if facts <= FACTS_A_RANK * limits.rank:
-        return rank_for(facts, limits.rank)
-    return consolidated_rank(facts, limits.rank, limits.rank_budget)
 
 
 def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:

@@ -51,6 +51,13 @@ def consolidated_rank(facts: int, rank: int, budget: int) -> int:
     return min(shares * rank, room)
 
 
+def learning_rank(facts: int, rank: int, budget: int) -> int:
+    """Rank of an adapter that learns `facts` facts, those of earlier adapters among them."""
+    if facts <= FACTS_A_RANK * rank:
+        return rank_for(facts, rank)
+    return consolidated_rank(facts, rank, budget)
+
+
 def stride(available: int, wanted: int) -> int:
     """Every how many-th of `available` things to take for about `wanted` of them; 0 for none."""
     if wanted <= 0 or available <= 0:

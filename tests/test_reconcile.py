@@ -70,17 +70,6 @@ def test_a_later_batch_is_learnt_together_with_the_former(world: World) -> None:
     assert world.ledger.taught_by("b1-0", desired.lineage) == desired.plan_id
 
 
-def test_a_rejected_merge_leaves_the_former_adapter(world: World) -> None:
-    world.drop(3)
-    world.settle()
-    before = world.ledger.desired()
-    batch = world.drop(2)
-    world.settle(Outcome.FAIL)
-    assert world.ledger.desired() == before
-    assert world.ledger.batch_state(batch) is BatchState.REJECTED
-    assert world.ledger.known_count(before.lineage, world.now) == 3
-
-
 def test_a_much_larger_adapter_stays_and_is_rehearsed(world: World) -> None:
     world.drop(6)
     world.settle()

@@ -46,7 +46,7 @@ class Base:
     @property
     def expert_dir(self) -> Path:
         """The checkpoint with z folded in, once `prepare` has made it."""
-        return RUNS / f"{self.name}-expert"
+        return RUNS / f"{self.name}-expert-{base_hash(self.bare_dir)[:12]}"
 
     @property
     def model_dir(self) -> Path:

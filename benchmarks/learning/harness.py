@@ -25,13 +25,7 @@ from benchmarks.learning.batches import FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
-from policies.retention import (
-    FACTS_A_RANK,
-    consolidated_rank,
-    merged,
-    over_budget,
-    rank_for,
-)
+from policies.retention import learning_rank, merged, over_budget
 
 RANK: Final = 16
 RANK_BUDGET: Final = 64
@@ -199,10 +193,7 @@ def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
     facts = [new * len(piece.batches) for piece in adapters]
 
     def rank(joined: int) -> int:
-        total = new + sum(facts[len(facts) - joined :])
-        if total <= FACTS_A_RANK * RANK:
-            return rank_for(total, RANK)
-        return consolidated_rank(total, RANK, RANK_BUDGET)
+        return learning_rank(new + sum(facts[len(facts) - joined :]), RANK, RANK_BUDGET)
 
     joined = merged(new, facts, way.merge, MOST)
     kept = sum(piece.rank for piece in adapters[: len(adapters) - joined])
