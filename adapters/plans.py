@@ -44,6 +44,7 @@ class TrainSettings(Record):
     cooldown: int = Field(default=12, ge=1)
     """Steps in which the rate falls to 0 after an early end was decided."""
     new_per_step: int = Field(default=36, ge=1)
+    """Facts to learn in a step; of many a third, at most twice as many (`facts_in_step`)."""
     old_per_step: int = Field(default=40, ge=0)
     """Earlier facts rehearsed in a step, at most half of them."""
     known_per_step: int = Field(default=24, ge=0)
@@ -71,6 +72,16 @@ class TrainSettings(Record):
     more than larger products. Halved when the device's memory is too small."""
     checkpoint_s: float = Field(default=20.0, ge=0.0)
     targets: tuple[str, ...] = MLP
+
+
+    def facts_in_step(self, facts: int) -> int:
+        """How many of the `facts` to learn each step takes in turn.
+
+        What is rehearsed costs the same in every step: with more facts in each, many facts need
+        fewer steps.
+        """
+        third = min(facts // 3, 2 * self.new_per_step)
+        return min(facts, max(self.new_per_step, third))
 
 
 class TrainPlan(Record):

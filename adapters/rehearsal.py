@@ -53,7 +53,8 @@ def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
     New facts take turns so that all are seen equally often; what is rehearsed is drawn at random.
     """
     rng = random.Random(f"step:{seed}:{step}")
-    new = [rng.choice(list(v)) for v in _turn(pools.new, settings.new_per_step, seed, step)]
+    count = settings.facts_in_step(len(pools.new))
+    new = [rng.choice(list(v)) for v in _turn(pools.new, count, seed, step)]
     old = pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
     known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
     most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)

@@ -191,7 +191,7 @@ def steps_needed(settings: TrainSettings, facts: int) -> int:
     if settings.steps is not None:
         return settings.steps
     usual = min(settings.few_steps + settings.steps_a_fact * facts, settings.usual_steps)
-    needed = math.ceil(settings.passes * facts / settings.new_per_step)
+    needed = math.ceil(settings.passes * facts / settings.facts_in_step(facts))
     return min(max(usual, needed), settings.max_steps)
 
 
@@ -251,7 +251,8 @@ def _admissible(
     model: Any, pools: Pools, plan: TrainPlan, size: int, pad: int, device: torch.device
 ) -> float:
     rng = random.Random(f"share:{plan.seed}")
-    chosen = [rng.choice(list(v)) for v in pools.new[: plan.settings.new_per_step]]
+    count = plan.settings.facts_in_step(len(pools.new))
+    chosen = [rng.choice(list(v)) for v in pools.new[:count]]
     with projection.GradientShare(model, NEW) as share:
         backward(model, Aims(chosen), size, pad, device)
     model.zero_grad(set_to_none=True)

@@ -16,6 +16,8 @@ PROMPTS_AT_ONCE = 64
 # On vLLM's CPU build prompt log-probabilities of an adapter end the engine when another request
 # shares the step (0.32.0: punica_cpu takes the indices of one row for all).
 TEXTS_AT_ONCE = 1
+# A request whose connection never stood has had no effect: asking again is safe.
+CONNECT_RETRIES = 1
 ADMIN_HEADER = "x-palorad-admin-key"
 
 
@@ -64,11 +66,9 @@ class HttpServer:
             self._admin[ADMIN_HEADER] = admin_key
         self._client = httpx.AsyncClient(
             base_url=self.url,
-            transport=transport,
+            transport=transport or _transport(self.url),
             timeout=httpx.Timeout(self.timeouts.request_s, connect=self.timeouts.connect_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             trust_env=False,
-            verify=self.url.startswith("https:"),  # reading the certificates takes 20 ms
         )
 
     async def aclose(self) -> None:
@@ -233,6 +233,10 @@ class HttpServer:
             return await self._client.request(
                 method, path, json=body, headers=headers, timeout=timeout
             )
+        except httpx.ConnectTimeout as error:
+            raise ServerUnreachable(
+                f"{self.url} took no connection for {method} {path} within {timeout.connect:g} s"
+            ) from error
         except httpx.TimeoutException as error:
             raise ServerUnreachable(
                 f"{self.url} gave no answer to {method} {path} within {timeout_s:g} s"
@@ -241,6 +245,15 @@ class HttpServer:
             raise ServerUnreachable(
                 f"{self.url} does not answer ({error}): is the server running there?"
             ) from error
+
+
+def _transport(url: str) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(
+        retries=CONNECT_RETRIES,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        trust_env=False,
+        verify=url.startswith("https:"),  # reading the certificates takes 20 ms
+    )
 
 
 def _require_ok(url: str, response: httpx.Response) -> httpx.Response:
