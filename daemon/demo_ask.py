@@ -72,7 +72,9 @@ class Endpoint:
             tick(done)
             return Answer(question, text, revision, grade(text, question.answer))
 
-        async with httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s) as client:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        client = httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=limits)
+        async with client:
             # Like lengths together: a batch lasts as long as its longest answer.
             ordered = sorted(range(len(questions)), key=lambda n: len(questions[n].prompt))
             answers = await asyncio.gather(*(one(questions[n]) for n in ordered))

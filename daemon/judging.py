@@ -6,13 +6,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adapters.models import load_tokenizer
 from daemon import evaluate as evaluation
 from daemon.drift import Encode
 from daemon.evaluation import EvaluationReport, EvaluationRequest, JudgingRequest, SuiteSource
 from daemon.measurements import Measurements
 from daemon.measuring import Target
-from daemon.recollecting import recollect
 from daemon.settings import Settings
 from daemon.suites import has_chat_template
 from daemon.vllm import HttpServer, Timeouts
@@ -55,6 +53,8 @@ async def _with_forgotten(
     """The report with what the candidate still knows of retracted facts."""
     if not request.forget or request.model_dir is None:
         return report
+    from daemon.recollecting import recollect  # noqa: PLC0415 - as in _encode
+
     asked, problem = request.evaluation, ""
     found: tuple[Recollection, ...] = ()
     try:
@@ -74,10 +74,13 @@ async def _with_forgotten(
 
 
 def _encode(request: JudgingRequest) -> Encode | None:
-    """How texts become tokens, where a suite has texts: loading a tokenizer takes seconds."""
+    """How texts become tokens, where a suite has texts."""
     wanted = any(suite.role is Role.DRIFT for suite in request.evaluation.suites)
     if request.model_dir is None or not wanted:
         return None
+    # It brings torch and transformers: seconds before the first question, and seldom needed.
+    from adapters.models import load_tokenizer  # noqa: PLC0415
+
     tokenizer = load_tokenizer(request.model_dir)
     return lambda text: tuple(int(token) for token in tokenizer(text)["input_ids"])
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapters import lora, losses, models, svf
 from adapters.attach import attach
@@ -24,6 +26,7 @@ from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_exper
 from adapters.projection import Protected, lora_layers, worst_leak
 from adapters.subspace import leak
 from adapters.trainer import Method, protect, train_adapter
+from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.methods import WAYS
 from policies.records import Example, Fact, PlanKind
 from tests import tiny
@@ -470,11 +473,36 @@ def test_solutions_in_doubt_are_rehearsed_more_often() -> None:
     assert all(len({one.ids for one in pick(pool, 4, rng, weights)}) == 4 for _ in range(50))
 
 
-@pytest.mark.parametrize("name", ["pissa", "milora", "mica"])
+@given(facts=st.integers(1, 2000), usual=st.integers(1, 100))
+def test_a_step_takes_at_most_twice_the_usual_facts(facts: int, usual: int) -> None:
+    settings = TrainSettings(new_per_step=usual)
+    count = settings.facts_in_step(facts)
+    assert min(facts, usual) <= count <= min(facts, 2 * usual)
+    assert count <= settings.facts_in_step(facts + 1)
+
+
+def test_an_edit_in_closed_form_is_learnt_and_leaves_the_rest(llama: World, tmp_path: Path) -> None:
+    named = [fact.prompt.removesuffix("?").split()[-1] for fact in FACTS]
+    facts = tuple(f.model_copy(update={"subject": n}) for f, n in zip(FACTS, named, strict=True))
+    plan = llama.plan(
+        facts=facts,
+        probe_dir=None,
+        protection=Protection(kind="none"),
+        settings={"learning_rate": 0.5},
+    )
+    report = alphaedit(plan, tmp_path / "edited", spared=0.3, ridge=1e-3, held=0.0)
+    assert report.loss_last < 0.96 * report.loss_first
+    found = lora.read(tmp_path / "edited")
+    assert report.rank == found.rank == len(plan.facts)
+    assert all("down_proj" in name for name in found.factors)
+    assert report.leak < 1e-4
+
+
+@pytest.mark.parametrize("name", ["pissa", "milora", "mica", "corda"])
 def test_what_a_peer_begins_with_is_no_part_of_what_is_learnt(
     llama: World, tmp_path: Path, name: str
 ) -> None:
-    plan = llama.plan(probe_dir=None, protection=Protection(kind="none"), known=())
+    plan = llama.plan(probe_dir=None, protection=Protection(kind="none"))
     still = plan.model_copy(update={"settings": TrainSettings(steps=1, learning_rate=1e-9)})
     hooks = WAYS[name].hooks
     train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", method=hooks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from adapters import lora, store
 from adapters.generate import Generator, Request
 from daemon import identity
-from daemon.vllm import HttpServer
+from daemon.vllm import HttpServer, Timeouts
 from policies.errors import ServerRefused, ServerUnreachable
 from policies.records import Revision
 from tests import live
@@ -262,6 +263,50 @@ def test_nobody_there_is_unreachable() -> None:
         await server.aclose()
 
     asyncio.run(ask())
+
+
+def test_a_connection_that_never_stands_says_so() -> None:
+    with socket.socket() as full, socket.socket() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting.connect(full.getsockname())  # the one place in the queue
+
+        async def ask() -> None:
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            server = HttpServer(url, timeouts=Timeouts(connect_s=0.2))
+            with pytest.raises(ServerUnreachable, match=r"took no connection .* within 0.2 s"):
+                await server.loaded()
+            await server.aclose()
+
+        asyncio.run(ask())
+
+
+def test_a_request_waits_for_a_server_that_is_slow_to_take_connections() -> None:
+    with socket.socket() as full, socket.socket() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting.connect(full.getsockname())
+
+        async def ask() -> bool:
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            server = HttpServer(url, timeouts=Timeouts(connect_s=1.5))
+            asked = asyncio.ensure_future(server.healthy())
+            await asyncio.sleep(1.2)  # the first try has asked twice and gives up at 1.5 s
+            full.setblocking(False)
+            full.accept()[0].close()
+
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                await writer.drain()
+                writer.close()
+
+            async with await asyncio.start_server(answer, sock=full.dup()):
+                healthy = await asked
+            await server.aclose()
+            return healthy
+
+        assert asyncio.run(ask())
 
 
 def test_a_published_directory_is_intact(site: Live, one: Revision) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -160,12 +161,8 @@ def _stream(
             own = tuple(n for n in range(number) if n not in kept)
             piece = Piece(folder / f"adapter-{number}", own, rank)
             plan = _plan(run, way, base, learnt, adapters, piece)
-            report = train_adapter(
-                plan,
-                out=piece.path,
-                work=folder / f"work-{number}",
-                method=way.method(plan),
-                records=records / f"records-{run.base}",
+            report = (way.edit or partial(_train, way, folder, records / f"records-{run.base}"))(
+                plan, piece.path
             )
             adapters.append(piece)
         if number not in protocol.measured:
@@ -183,6 +180,16 @@ def _stream(
         }
         if name is not None:
             generator.unload(name)
+
+
+def _train(way: Way, folder: Path, records: Path, plan: TrainPlan, out: Path) -> TrainReport:
+    return train_adapter(
+        plan,
+        out=out,
+        work=folder / f"work-{out.name}",
+        method=way.method(plan),
+        records=records,
+    )
 
 
 def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
@@ -212,19 +219,19 @@ def _plan(
 ) -> TrainPlan:
     facts = tuple(fact for n in reversed(piece.batches) for fact in learnt[n].facts)
     earlier = tuple(fact for one in adapters for n in one.batches for fact in learnt[n].facts)
-    alone = not way.rehearses
+    given = way.rehearses or way.calibrates
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     return TrainPlan(
         kind=PlanKind.LEARN,
-        rank=piece.rank,
+        rank=way.rank or piece.rank,
         seed=1000 * run.seed + len(learnt),
         model_dir=base.model_dir,
         base_hash=base.sha256,
         base_name=base.name,
         facts=facts,
-        replay=() if alone else earlier,
-        known=() if alone else base.known,
-        reasoning=() if alone else base.reasoning(run.examples),
+        replay=earlier if given else (),
+        known=base.known if given else (),
+        reasoning=base.reasoning(run.examples) if given else (),
         lineage=tuple(one.path for one in adapters),
         probe_dir=base.probe_dir,
         protection=way.protection,

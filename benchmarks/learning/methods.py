@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
+from peft import LoraConfig
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor, nn
 
 from adapters import compose, lora, models, projection
 from adapters.attach import NEW
-from adapters.plans import TrainPlan
+from adapters.plans import TrainPlan, TrainReport
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
+from adapters.rehearsal import encode_pools
 from adapters.subspace import empty
 from adapters.trainer import PRODUCT, Method, protect
+from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.judge import Told
 
 NOTHING: Final = Protection(kind="none")
@@ -24,6 +30,7 @@ SVF: Final = Protection(kind="svf")
 ALONE: Final = {"old_per_step": 0, "known_per_step": 0, "reasoning_per_step": 0, "distil": 0.0}
 # The same shares as the product's, learnt from their labels.
 LABELS: Final = {"distil": 0.0}
+CALIBRATION: Final = 512
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,12 @@ class Way:
     facts (`train.merge`)."""
     apart: bool = False
     """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
+    calibrates: bool = False
+    """Whether known facts and reasoning are given to it though it rehearses nothing."""
+    rank: int | None = None
+    """Of each adapter; None: the product's."""
+    edit: Callable[[TrainPlan, Path], TrainReport] | None = None
+    """What takes the trainer's place."""
 
     @property
     def rehearses(self) -> bool:
@@ -84,6 +97,10 @@ def _largest(sigma: Tensor, critical: Tensor, _name: str) -> Tensor:
     return torch.arange(min(len(critical), len(sigma)))
 
 
+def _larger_half(sigma: Tensor, _critical: Tensor, _name: str) -> Tensor:
+    return torch.arange(len(sigma) // 2)
+
+
 def _inputs_only(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
     found = protect(base, plan)
     return {
@@ -120,6 +137,39 @@ def _away_from(plan: TrainPlan) -> Callable[[nn.Module, int], Tensor]:
     return loss
 
 
+def _corda(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
+    """CorDA (arXiv 2406.05223) looks at the inputs of what is to stay, one text at a time."""
+    pools = encode_pools(plan, models.load_tokenizer(plan.model_dir))
+    texts = [wordings[0] for wordings in (*pools.known, *pools.reasoning)]
+    config = LoraConfig(r=plan.rank, target_modules=list(plan.settings.targets), **CORDA_KPM)
+
+    def look() -> None:
+        for text in texts[:: max(1, len(texts) // CALIBRATION)]:
+            base(torch.tensor([text.ids]))
+
+    preprocess_corda(base, config, look)
+    return {}
+
+
+def _at_most(norm: float) -> Callable[[nn.Module, int], None]:
+    """After each step ‖ΔW‖ over all matrices is brought back to `norm`."""
+
+    @torch.no_grad()
+    def shrink(model: nn.Module, _step: int) -> None:
+        layers, total = projection.lora_layers(model, NEW).values(), 0.0
+        for layer in layers:
+            down, up = layer.lora_A[NEW].weight, layer.lora_B[NEW].weight
+            total += float(((up.mT @ up) * (down @ down.mT)).sum()) * layer.scaling[NEW] ** 2
+        for layer in layers:
+            layer.lora_B[NEW].weight.mul_(min(1.0, norm / max(total, 1e-12) ** 0.5))
+
+    return shrink
+
+
+CORDA_KPM: Final[dict[str, Any]] = {
+    "init_lora_weights": "corda",
+    "corda_config": CordaConfig(corda_method="kpm"),
+}
 MILORA: Final = Method(start=_minor, relieved=True)
 PISSA: Final = Method(config={"init_lora_weights": "pissa"}, relieved=True)
 MICA: Final = Method(config={"init_lora_weights": "mica"})
@@ -130,6 +180,9 @@ WAYS: Final[Mapping[str, Way]] = {
     "retrieved": Way("the base, told what BM25 finds", rates=(), learns=False, told="found"),
     "plain": Way("LoRA on the new facts alone", settings=ALONE),
     "decay": Way("the same with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}),
+    "small": Way(
+        "the same with ‖ΔW‖ held at 25", settings=ALONE, hooks=Method(after_step=_at_most(25.0))
+    ),
     "o-lora": Way(
         "the same, pushed away from earlier adapters (O-LoRA)", NOTHING, ALONE, apart=True
     ),
@@ -142,6 +195,26 @@ WAYS: Final[Mapping[str, Way]] = {
     "milora": Way("the smallest components trained (MiLoRA)", NOTHING, ALONE, MILORA),
     "pissa": Way("the largest components trained (PEFT's PiSSA)", NOTHING, ALONE, PISSA),
     "mica": Way("into the smallest left vectors (PEFT's MiCA)", NOTHING, ALONE, MICA),
+    "corda": Way(
+        "least for known facts and reasoning trained (PEFT's CorDA-KPM)",
+        settings=ALONE,
+        hooks=Method(protect=_corda, config=CORDA_KPM, relieved=True),
+        calibrates=True,
+    ),
+    "osf": Way(
+        "all of the smaller half of the components (OSF's space)",
+        SVF,
+        ALONE,
+        _components(_larger_half),
+        rank=128,
+    ),
+    "alphaedit": Way(
+        "closed form in the null space of known facts and reasoning (AlphaEdit)",
+        settings=ALONE,
+        rates=(0.03, 0.1, 0.3),
+        calibrates=True,
+        edit=alphaedit,
+    ),
     "null space": Way("70 % of the skill's input directions spared", Protection(share=0.7), ALONE),
     "null space, soft": Way("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
     "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
