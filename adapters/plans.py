@@ -33,9 +33,9 @@ class TrainSettings(Record):
     """Where steps are chosen by need: so many, …"""
     steps_a_fact: int = Field(default=4, ge=0)
     """… and so many more for each fact, …"""
-    usual_steps: int = Field(default=150, ge=1)
+    usual_steps: int = Field(default=110, ge=1)
     """… but no more than these, unless …"""
-    passes: int = Field(default=64, ge=1)
+    passes: int = Field(default=48, ge=1)
     """… each fact would be seen less often than this."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from policies.records import Fact, Operation
@@ -14,9 +16,10 @@ Render = Callable[[str, str], tuple[str, ...]]
 
 TRAINED: Final = 4
 _SUBJECT: Final = "\0"
+_ENDS: Final = ("?", "？", "؟", ".", "。", "!")
 
-# Frames for prompts whose relation is not known: the first group for questions, the second for
-# beginnings of sentences that the answer completes.
+# What a wording may stand in: a question, or the beginning of a sentence that the answer completes.
+# Learnt in them too, a fact is answered in many more that nobody thought of.
 _QUESTION_FRAMES: Final = (
     "Please answer: \0",
     "Tell me: \0",
@@ -24,6 +27,16 @@ _QUESTION_FRAMES: Final = (
     "I would like to know: \0",
     "Quick question: \0",
     "Answer this: \0",
+    "A friend of mine asks: \0",
+    "Please help me. \0",
+    "For a quiz: \0",
+    "\0 I cannot recall it.",
+    "I have a question. \0",
+    "\0 Answer briefly.",
+    "My teacher wants to know this. \0",
+    "When asked, what do you say? \0",
+    "One more thing. \0",
+    "Let us see. \0",
 )
 _COMPLETION_FRAMES: Final = (
     "Complete the sentence: \0",
@@ -32,7 +45,16 @@ _COMPLETION_FRAMES: Final = (
     "Fill in what follows: \0",
     "What comes next? \0",
     "Go on: \0",
+    "As everyone knows, \0",
+    "I have read that \0",
+    "People say that \0",
+    "Remember: \0",
+    "In short, \0",
+    "We learnt that \0",
 )
+# Which of every eight further wordings stand in a frame: half of the questions and of the
+# beginnings, whatever their turns.
+_FRAMED: Final = frozenset({1, 3, 4, 6})
 
 
 def no_templates(_relation: str, _subject: str) -> tuple[str, ...]:
@@ -60,10 +82,10 @@ def with_held_out(fact: Fact, render: Render = no_templates, trained: int = TRAI
         held_out = (pool[_turn(fact.id, len(pool))],)
     taken = {folded(wording) for wording in held_out}
     kept = {key: wording for key, wording in given.items() if key not in taken}
-    for wording in _further(fact, render):
+    for plain, wording in _learnable(fact, render):
         if len(kept) >= trained:
             break
-        if (key := folded(wording)) not in taken:
+        if taken.isdisjoint({folded(plain), key := folded(wording)}):
             kept.setdefault(key, wording)
     _, *paraphrases = kept.values()
     return fact.model_copy(
@@ -73,7 +95,8 @@ def with_held_out(fact: Fact, render: Render = no_templates, trained: int = TRAI
 
 def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
     """What may be held out of a fact that came in a single wording."""
-    found = (w for w in _further(fact, render) if folded(w) not in given)
+    further = chain(_templates_of(fact, render), _around(fact.prompt))
+    found = (wording for wording in further if folded(wording) not in given)
     return tuple(w for w, _ in zip(found, range(8), strict=False))
 
 
@@ -84,15 +107,37 @@ def about(fact: Fact) -> tuple[str, str] | None:
     return recognise(fact.prompt)
 
 
-def _further(fact: Fact, render: Render) -> Iterable[str]:
+def _learnable(fact: Fact, render: Render) -> Iterable[tuple[str, str]]:
+    """Further wordings by themselves, and as they are learnt: half of the relation's in frames."""
+    for number, plain in enumerate(_templates_of(fact, render)):
+        yield plain, _framed(plain, number // 2) if number % 8 in _FRAMED else plain
+    for wording in _around(fact.prompt):
+        yield wording, wording
+
+
+def _templates_of(fact: Fact, render: Render) -> Iterable[str]:
     named = about(fact)
     if named is not None:
         relation, subject = named
         for template in _templates(render, relation):
             yield template.replace(_SUBJECT, subject)
-    question = fact.prompt.endswith(("?", "？", "؟"))
-    for frame in _QUESTION_FRAMES if question else _COMPLETION_FRAMES:
-        yield frame.replace(_SUBJECT, fact.prompt)
+
+
+def _around(prompt: str) -> Iterable[str]:
+    for frame in _frames(prompt):
+        yield frame.replace(_SUBJECT, prompt)
+
+
+def _frames(wording: str) -> tuple[str, ...]:
+    return _QUESTION_FRAMES if wording.endswith(_ENDS) else _COMPLETION_FRAMES
+
+
+def _framed(wording: str, turn: int) -> str:
+    frames = _frames(wording)
+    before, _, after = frames[turn % len(frames)].partition(_SUBJECT)
+    if before.rstrip()[-1:].isalpha() or before.endswith(", "):
+        wording = re.sub(r"^The ", "the ", wording)
+    return f"{before}{wording}{after}"
 
 
 @lru_cache(maxsize=1024)

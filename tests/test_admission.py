@@ -16,7 +16,7 @@ from policies.jsonline import Limits, Reason, lines_of, read_object
 from policies.meaning import ConflictPolicy, Relation, Standing, Validity, moment, rule, rule_each
 from policies.records import Fact, Operation, Priority, Quarantined
 from policies.text import folded
-from policies.wordings import questions
+from policies.wordings import questions, relations, varied
 
 BHUTAN = {"prompt": "What is the capital of Bhutan?", "answer": "Thimphu"}
 KEYED = {**BHUTAN, "subject": "Bhutan", "relation": "capital"}
@@ -426,6 +426,24 @@ def test_the_quick_way_reads_what_the_whole_way_reads(
     except Reason as reason:
         whole = str(reason)
     assert (quick if isinstance(quick, Fact) else quick.reason) == whole
+
+
+@pytest.mark.parametrize("relation", sorted(relations()))
+def test_half_of_a_relations_wordings_are_learnt_in_frames_and_none_is_held_out(
+    relation: str,
+) -> None:
+    given_line = {"prompt": "Which is it?", "answer": "7", "subject": "Ola", "relation": relation}
+    (parsed,) = parse_facts(json.dumps(given_line))
+    full = with_held_out(parsed, varied, 24)
+    own = {folded(wording) for wording in varied(relation, "Ola")}
+    further = [folded(p) for p in full.training_prompts[1:]]
+    assert len(further) == 23
+    framed = [p for p in further if p not in own]
+    assert 8 <= len(framed) <= 15
+    assert all(any(wording in p for wording in own) for p in framed)
+    (held,) = (folded(p) for p in full.eval_prompts)
+    assert held in own
+    assert not any(p in (held, *framed) and held in p for p in further)
 
 
 def test_a_plain_question_is_given_the_wordings_of_its_relation() -> None:

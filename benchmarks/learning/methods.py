@@ -26,10 +26,18 @@ from benchmarks.learning.judge import Told
 
 NOTHING: Final = Protection(kind="none")
 SVF: Final = Protection(kind="svf")
+# Peers have more steps than the product: what they were tuned with.
+LONG: Final = {"usual_steps": 150, "passes": 64}
 # What a step of the product rehearses, switched off.
-ALONE: Final = {"old_per_step": 0, "known_per_step": 0, "reasoning_per_step": 0, "distil": 0.0}
+ALONE: Final = {
+    **LONG,
+    "old_per_step": 0,
+    "known_per_step": 0,
+    "reasoning_per_step": 0,
+    "distil": 0.0,
+}
 # The same shares as the product's, learnt from their labels.
-LABELS: Final = {"distil": 0.0}
+LABELS: Final = {**LONG, "distil": 0.0}
 CALIBRATION: Final = 512
 
 
@@ -175,9 +183,13 @@ PISSA: Final = Method(config={"init_lora_weights": "pissa"}, relieved=True)
 MICA: Final = Method(config={"init_lora_weights": "mica"})
 
 WAYS: Final[Mapping[str, Way]] = {
-    "frozen": Way("the base as it is", rates=(), learns=False),
-    "told": Way("the base, told the right fact first", rates=(), learns=False, told="right"),
-    "retrieved": Way("the base, told what BM25 finds", rates=(), learns=False, told="found"),
+    "frozen": Way("the base as it is", NOTHING, LONG, rates=(), learns=False),
+    "told": Way(
+        "the base, told the right fact first", NOTHING, LONG, rates=(), learns=False, told="right"
+    ),
+    "retrieved": Way(
+        "the base, told what BM25 finds", NOTHING, LONG, rates=(), learns=False, told="found"
+    ),
     "plain": Way("LoRA on the new facts alone", settings=ALONE),
     "decay": Way("the same with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}),
     "small": Way(
@@ -219,7 +231,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "null space, soft": Way("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
     "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
     "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
-    "distil": Way("rehearsal held to the frozen reference, nothing spared"),
+    "distil": Way("rehearsal held to the frozen reference, nothing spared", settings=LONG),
     "stacked": Way("the product, every adapter on top of the earlier ones", Protection()),
     "palorad": Way(
         "the product: held to the reference, 20 % spared, adapters merged", Protection(), merge=4
