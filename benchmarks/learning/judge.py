@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 from adapters.generate import Generator
@@ -17,6 +19,7 @@ from mini.check import Question, answered, ask
 from mini.splits import Split
 from mini.world import Form
 from policies.grading import final
+from policies.wordings import recognise, relations
 
 _SOLUTION_TOKENS = 160
 Told = Literal["nothing", "right", "found"]
@@ -31,25 +34,32 @@ class Judge:
 
     problems: Sequence[reasoning.Problem]
     known: Sequence[Question]
+    known_far: Sequence[Question]
+    """The same facts in far wordings: as well as the base itself can be asked in those."""
 
     @classmethod
     def of(cls, base: Base, purpose: Purpose, problems: int, seed: int) -> Judge:
         """`problems` fresh problems, and the known facts kept for this purpose."""
         split = Split.SELECTION if purpose == "selection" else Split.REPORT
-        known = [
-            Question(row["prompt"], row["answer"], Form.CHAT)
-            for row in base.asked(report=purpose == "report")
+        rows = base.asked(report=purpose == "report")
+        known = [Question(row["prompt"], row["answer"], Form.CHAT) for row in rows]
+        rng = random.Random(f"far:{purpose}:{seed}")
+        far = [
+            Question(rng.choice(relations()[named[0]].far(named[1])), row["answer"], form)
+            for row, form in zip(rows, cycle((Form.CHAT, Form.PLAIN)), strict=False)
+            if (named := recognise(row["prompt"])) is not None
         ]
-        return cls(reasoning.distinct(split, problems, seed, base.made.skill), known)
+        return cls(reasoning.distinct(split, problems, seed, base.made.skill), known, far)
 
     def keeps(self, generator: Generator, adapter: str | None) -> dict[str, str]:
-        """`reasoning` and `locality`: a 1 for each item answered right, else a 0."""
+        """`reasoning`, `locality` and `locality_far`: a 1 for each right answer, else a 0."""
         asked = [Question(p.prompt, p.answer, Form.CHAT) for p in self.problems]
         said = ask(generator, adapter, asked, _SOLUTION_TOKENS)
         right = [final(text, p.answer) for text, p in zip(said, self.problems, strict=True)]
         return {
             "reasoning": bits(right),
             "locality": bits(answered(generator, adapter, self.known)),
+            "locality_far": bits(answered(generator, adapter, self.known_far)),
         }
 
 

@@ -43,12 +43,14 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     Intervals of 95 % come from drawing seeds and, within a seed, items with replacement.
     """
     last = [row["batches"][-1] for row in rows]
+    told_far = all("locality_far" in one for one in last)
     base = [row["reference"] for row in rows]
     expert = [row["expert"] for row in rows]
     return {
         "reasoning_vs_reference": _ratio(last, base, "reasoning"),
         "reasoning_vs_expert": _ratio(last, expert, "reasoning"),
         "locality": _share([[one["locality"]] for one in last]),
+        **({"locality_far": _share([[one["locality_far"]] for one in last])} if told_far else {}),
         "recall_all": _share([one["recall"] for one in last]),
         "recall_batch1": _share([one["recall"][:1] for one in last]),
         "recall_far": _share([one["recall_far"] for one in last]),
