@@ -140,7 +140,7 @@ class TrainSettings(Section):
     merge: int = Field(default=4, ge=0)
     """The latest adapters are learnt anew together with new facts, as long as each has at most this
     many times as many facts as are gathered so far; 0: every adapter stays."""
-    wordings: int = Field(default=24, ge=1, le=50)
+    wordings: int = Field(default=40, ge=1, le=50)
     """A fact is learnt in up to this many wordings, made as [intake] wordings says."""
     backward: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are

@@ -12,7 +12,7 @@ from policies.records import Fact, content_id
 from policies.wordings import relations, varied
 
 Purpose = Literal["selection", "report"]
-WORDINGS: Final = 24
+WORDINGS: Final = 40
 NEAR: Final = 2
 FAR: Final = 2
 

@@ -22,7 +22,7 @@ from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainReport, TrainSettings
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
-from benchmarks.learning.batches import FactBatch, Purpose, batch
+from benchmarks.learning.batches import WORDINGS, FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
@@ -80,6 +80,7 @@ class Run:
             "train": trained.model_dump(mode="json"),
             "protection": way.protection.model_dump(mode="json"),
             "merge": way.merge,
+            "wordings": WORDINGS,
         }
 
 
