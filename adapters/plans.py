@@ -73,7 +73,6 @@ class TrainSettings(Record):
     checkpoint_s: float = Field(default=20.0, ge=0.0)
     targets: tuple[str, ...] = MLP
 
-
     def facts_in_step(self, facts: int) -> int:
         """How many of the `facts` to learn each step takes in turn.
 

@@ -152,7 +152,9 @@ def _plan(request: TrainRequest) -> TrainPlan:
     render = varied if request.templates else no_templates
 
     def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-        return tuple(with_held_out(fact, render, request.wordings) for fact in facts)
+        return tuple(
+            with_held_out(fact, render, request.wordings, framed=request.framed) for fact in facts
+        )
 
     turned = backward(request.facts, request.replay) if request.backward else ()
     earlier = backward(request.replay, request.facts) if request.backward else ()

@@ -42,8 +42,8 @@ class TrainRequest(Record):
 
     `number` is the number that the revision would get, `lineage` the directories of the adapters
     it stands on (for a rebuild none), `facts` what it has to learn, `replay` what it rehearses,
-    each in up to `wordings` wordings, by the relations' templates where `templates` says so, and
-    the other way round where `backward` does.
+    each in up to `wordings` wordings, by the relations' templates where `templates` says so (half
+    of them `framed`), and the other way round where `backward` does.
     """
 
     kind: PlanKind
@@ -57,6 +57,7 @@ class TrainRequest(Record):
     replay: tuple[Fact, ...] = ()
     wordings: int = 1
     templates: bool = True
+    framed: bool = False
     backward: bool = False
     known: Path | None = None
     reasoning: Path | None = None

@@ -140,8 +140,11 @@ class TrainSettings(Section):
     merge: int = Field(default=4, ge=0)
     """The latest adapters are learnt anew together with new facts, as long as each has at most this
     many times as many facts as are gathered so far; 0: every adapter stays."""
-    wordings: int = Field(default=40, ge=1, le=50)
+    wordings: int = Field(default=24, ge=1, le=50)
     """A fact is learnt in up to this many wordings, made as [intake] wordings says."""
+    framed: bool = False
+    """Whether half of those by templates stand in a frame ("For a quiz: …"): a fact is answered in
+    more wordings that nobody thought of, and known facts are lost a little sooner."""
     backward: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
     also learnt the other way round: which country has this capital."""

@@ -129,6 +129,7 @@ def train_request(
         replay=_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
         templates=settings.intake.wordings == "templates",
+        framed=settings.train.framed,
         backward=settings.train.backward,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
@@ -188,7 +189,8 @@ def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     facts = ledger.to_forget()
     further = ledger.paraphrases([fact.id for fact in facts])
     worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
-    return tuple(with_held_out(fact, render, wordings) for fact in worded)
+    framed = settings.train.framed
+    return tuple(with_held_out(fact, render, wordings, framed=framed) for fact in worded)
 
 
 def _target(revision: Revision) -> Target | None:

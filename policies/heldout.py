@@ -19,7 +19,6 @@ _SUBJECT: Final = "\0"
 _ENDS: Final = ("?", "？", "؟", ".", "。", "!")
 
 # What a wording may stand in: a question, or the beginning of a sentence that the answer completes.
-# Learnt in them too, a fact is answered in many more that nobody thought of.
 _QUESTION_FRAMES: Final = (
     "Please answer: \0",
     "Tell me: \0",
@@ -62,10 +61,13 @@ def no_templates(_relation: str, _subject: str) -> tuple[str, ...]:
     return ()
 
 
-def with_held_out(fact: Fact, render: Render = no_templates, trained: int = TRAINED) -> Fact:
+def with_held_out(
+    fact: Fact, render: Render = no_templates, trained: int = TRAINED, *, framed: bool = False
+) -> Fact:
     """`fact` with at least one wording held out, and up to `trained` wordings to learn it in.
 
-    `render(relation, subject)` gives further questions for a known relation. Which wording is
+    `render(relation, subject)` gives further questions for a known relation; with `framed` half of
+    them stand in a frame. Which wording is
     held out follows from the fact's id alone, so that it is the same on every machine and at
     every retry. Wordings that the writer gave are never thrown away; those the writer held out
     stay the only ones held out.
@@ -82,7 +84,7 @@ def with_held_out(fact: Fact, render: Render = no_templates, trained: int = TRAI
         held_out = (pool[_turn(fact.id, len(pool))],)
     taken = {folded(wording) for wording in held_out}
     kept = {key: wording for key, wording in given.items() if key not in taken}
-    for plain, wording in _learnable(fact, render):
+    for plain, wording in _learnable(fact, render, framed=framed):
         if len(kept) >= trained:
             break
         if taken.isdisjoint({folded(plain), key := folded(wording)}):
@@ -107,10 +109,11 @@ def about(fact: Fact) -> tuple[str, str] | None:
     return recognise(fact.prompt)
 
 
-def _learnable(fact: Fact, render: Render) -> Iterable[tuple[str, str]]:
-    """Further wordings by themselves, and as they are learnt: half of the relation's in frames."""
+def _learnable(fact: Fact, render: Render, *, framed: bool) -> Iterable[tuple[str, str]]:
+    """Further wordings by themselves, and as they are learnt."""
+    turns = _FRAMED if framed else frozenset()
     for number, plain in enumerate(_templates_of(fact, render)):
-        yield plain, _framed(plain, number // 2) if number % 8 in _FRAMED else plain
+        yield plain, _framed(plain, number // 2) if number % 8 in turns else plain
     for wording in _around(fact.prompt):
         yield wording, wording
 

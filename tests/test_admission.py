@@ -429,12 +429,12 @@ def test_the_quick_way_reads_what_the_whole_way_reads(
 
 
 @pytest.mark.parametrize("relation", sorted(relations()))
-def test_half_of_a_relations_wordings_are_learnt_in_frames_and_none_is_held_out(
+def test_half_of_a_relations_wordings_can_be_framed_and_none_that_is_held_out(
     relation: str,
 ) -> None:
     given_line = {"prompt": "Which is it?", "answer": "7", "subject": "Ola", "relation": relation}
     (parsed,) = parse_facts(json.dumps(given_line))
-    full = with_held_out(parsed, varied, 24)
+    full = with_held_out(parsed, varied, 24, framed=True)
     own = {folded(wording) for wording in varied(relation, "Ola")}
     further = [folded(p) for p in full.training_prompts[1:]]
     assert len(further) == 23

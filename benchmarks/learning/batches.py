@@ -12,7 +12,7 @@ from policies.records import Fact, content_id
 from policies.wordings import relations, varied
 
 Purpose = Literal["selection", "report"]
-WORDINGS: Final = 40
+WORDINGS: Final = 24
 NEAR: Final = 2
 FAR: Final = 2
 
@@ -36,8 +36,13 @@ class FactBatch:
     far: tuple[Asked, ...]
 
 
-def batch(number: int, size: int, seed: int, purpose: Purpose) -> FactBatch:
-    """`size` facts in four relations; another number, seed or purpose gives other facts."""
+def batch(
+    number: int, size: int, seed: int, purpose: Purpose, *, framed: bool = False
+) -> FactBatch:
+    """`size` facts in four relations; another number, seed or purpose gives other facts.
+
+    With `framed` half of their wordings stand in a frame.
+    """
     rng = random.Random(f"learning bench:{purpose}:{seed}:{number}")
     chosen = rng.sample([r for r in relations().values() if not r.held_out], 4)
     facts: list[Fact] = []
@@ -55,7 +60,7 @@ def batch(number: int, size: int, seed: int, purpose: Purpose) -> FactBatch:
                 relation=relation.name,
                 eval_prompts=tuple(asked[1:]),
             )
-            facts.append(with_held_out(fact, varied, WORDINGS))
+            facts.append(with_held_out(fact, varied, WORDINGS, framed=framed))
             wordings = rng.sample(relation.far(made.subject), FAR)
             statement = relation.states(made.subject, made.answer)[0]
             far += [Asked(wording, made.answer, statement) for wording in wordings]

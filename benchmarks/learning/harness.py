@@ -22,7 +22,7 @@ from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainReport, TrainSettings
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
-from benchmarks.learning.batches import WORDINGS, FactBatch, Purpose, batch
+from benchmarks.learning.batches import FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
@@ -80,7 +80,7 @@ class Run:
             "train": trained.model_dump(mode="json"),
             "protection": way.protection.model_dump(mode="json"),
             "merge": way.merge,
-            "wordings": WORDINGS,
+            **({"framed": True} if way.framed else {}),
         }
 
 
@@ -153,7 +153,7 @@ def _stream(
     adapters: list[Piece] = []
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
-        learnt.append(batch(number, protocol.facts, run.seed, run.purpose))
+        learnt.append(batch(number, protocol.facts, run.seed, run.purpose, framed=way.framed))
         report = None
         if way.learns:
             joined, rank = _joined(way, protocol.facts, adapters)

@@ -63,6 +63,8 @@ class Way:
     """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
     calibrates: bool = False
     """Whether known facts and reasoning are given to it though it rehearses nothing."""
+    framed: bool = False
+    """Whether half of the wordings stand in a frame (`train.framed`)."""
     rank: int | None = None
     """Of each adapter; None: the product's."""
     edit: Callable[[TrainPlan, Path], TrainReport] | None = None
@@ -235,6 +237,9 @@ WAYS: Final[Mapping[str, Way]] = {
     "stacked": Way("the product, every adapter on top of the earlier ones", Protection()),
     "palorad": Way(
         "the product: held to the reference, 20 % spared, adapters merged", Protection(), merge=4
+    ),
+    "palorad, framed": Way(
+        "the same, half of the wordings in frames", Protection(), rates=(), merge=4, framed=True
     ),
     "afresh": Way("the product, all facts learnt anew at each batch", Protection(), merge=1000),
 }
