@@ -27,7 +27,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: requirements-dev.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "palorad needs Python 3.11 or newer: none found; name one with make PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-dev.lock
+	$(PIP) --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-dev.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 

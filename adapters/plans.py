@@ -35,7 +35,7 @@ class TrainSettings(Record):
     """… and so many more for each fact, …"""
     usual_steps: int = Field(default=110, ge=1)
     """… but no more than these, unless …"""
-    passes: int = Field(default=48, ge=1)
+    passes: int = Field(default=64, ge=1)
     """… each fact would be seen less often than this."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)

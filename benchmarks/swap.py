@@ -260,14 +260,16 @@ async def throughput(url: str, model: str, requests: int, clients: int) -> float
     return requests / (time.monotonic() - begun)
 
 
-def compare_throughput(site: Live, bare: Live, clients: int, rounds: int = 40) -> dict[str, Any]:
+def compare_throughput(
+    site: Live, bare: Live, clients: int, rounds: int = 40, requests: int = 256
+) -> dict[str, Any]:
     """The same requests through the alias and to a server without middleware, in turns."""
     pairs = []
     for i in range(rounds):
         order = [(site, "live"), (bare, "base")]
         if i % 2:
             order.reverse()
-        seen = {s.url: asyncio.run(throughput(s.url, m, 64, clients)) for s, m in order}
+        seen = {s.url: asyncio.run(throughput(s.url, m, requests, clients)) for s, m in order}
         pairs.append((seen[site.url], seen[bare.url]))
     ratios = sorted(w / wo for w, wo in pairs[1:])
     return {
@@ -319,10 +321,17 @@ def main() -> None:
     parser.add_argument("--rollbacks", type=int, default=10)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--kind", choices=["vllm", "embedded"], default="vllm")
+    parser.add_argument(
+        "--only-throughput", action="store_true", help="measure that again, keep the rest"
+    )
     parser.add_argument("--report", type=Path, default=OUT)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(Path(folder), chosen)
+        if chosen.only_throughput:
+            kept = json.loads(chosen.report.read_text())
+            report = {**kept, **measure_throughput(Path(folder), chosen)}
+        else:
+            report = measure(Path(folder), chosen)
     chosen.report.parent.mkdir(parents=True, exist_ok=True)
     chosen.report.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
@@ -346,15 +355,7 @@ def measure(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         site.stop()
         site.start()
         restart_s = time.monotonic() - begun
-        ratio: dict[str, Any] = {}
-        if chosen.kind == "vllm":
-            asyncio.run(serve(site, live.BASE))
-            bare = Bare(chosen.kind, root / "bare", model)
-            bare.start()
-            try:
-                ratio = compare_throughput(site, bare, chosen.clients)
-            finally:
-                bare.stop()
+        ratio = _beside_bare(site, root, chosen) if chosen.kind == "vllm" else {}
     finally:
         site.stop()
     new = sorted(s.first_token - s.decided for s in run.swaps if s.kind == "promotion")
@@ -375,6 +376,26 @@ def measure(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     }
     memory = {"memory_before_mb": before, "memory_after_mb": after}
     return {**counts, **result, **seconds, **ratio, **memory, "machine": _machine(site)}
+
+
+def measure_throughput(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """What the middleware costs, and nothing else."""
+    site = Live(chosen.kind, root / "state", live.model(root / "model"))
+    site.start()
+    try:
+        return _beside_bare(site, root, chosen)
+    finally:
+        site.stop()
+
+
+def _beside_bare(site: Live, root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    asyncio.run(serve(site, live.BASE))
+    bare = Bare(chosen.kind, root / "bare", site.model_dir)
+    bare.start()
+    try:
+        return compare_throughput(site, bare, chosen.clients)
+    finally:
+        bare.stop()
 
 
 def _at(ordered: Sequence[float], share: float) -> float:
