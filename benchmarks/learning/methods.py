@@ -225,7 +225,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "alphaedit": Way(
         "closed form in the null space of known facts and reasoning (AlphaEdit)",
         settings=ALONE,
-        rates=(0.03, 0.1, 0.3),
+        rates=(4.0, 8.0, 16.0),
         calibrates=True,
         edit=alphaedit,
     ),
