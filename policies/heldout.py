@@ -67,10 +67,9 @@ def with_held_out(
     """`fact` with at least one wording held out, and up to `trained` wordings to learn it in.
 
     `render(relation, subject)` gives further questions for a known relation; with `framed` half of
-    them stand in a frame. Which wording is
-    held out follows from the fact's id alone, so that it is the same on every machine and at
-    every retry. Wordings that the writer gave are never thrown away; those the writer held out
-    stay the only ones held out.
+    them are learnt in a frame. Which wording is held out follows from the fact's id alone, so that
+    it is the same on every machine and at every retry. Wordings that the writer gave are never
+    thrown away; those the writer held out stay the only ones held out.
     """
     if fact.op is Operation.RETRACT:
         return fact

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -265,11 +266,18 @@ def test_nobody_there_is_unreachable() -> None:
     asyncio.run(ask())
 
 
-def test_a_connection_that_never_stands_says_so() -> None:
+@contextlib.contextmanager
+def full_queue() -> Iterator[socket.socket]:
+    """A listening socket whose one place is taken, so that no further connection stands."""
     with socket.socket() as full, socket.socket() as waiting:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
-        waiting.connect(full.getsockname())  # the one place in the queue
+        waiting.connect(full.getsockname())
+        yield full
+
+
+def test_a_connection_that_never_stands_says_so() -> None:
+    with full_queue() as full:
 
         async def ask() -> None:
             url = f"http://127.0.0.1:{full.getsockname()[1]}"
@@ -282,10 +290,7 @@ def test_a_connection_that_never_stands_says_so() -> None:
 
 
 def test_a_request_waits_for_a_server_that_is_slow_to_take_connections() -> None:
-    with socket.socket() as full, socket.socket() as waiting:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        waiting.connect(full.getsockname())
+    with full_queue() as full:
 
         async def ask() -> bool:
             url = f"http://127.0.0.1:{full.getsockname()[1]}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters import compose, lora, models, moments
-from adapters.examples import Encoded, buckets, collate, encode, forms
+from adapters.examples import Batch, Encoded, buckets, collate, encode, forms
 from adapters.losses import learnt_logits, token_losses
 from adapters.plans import TrainPlan, TrainReport
 from adapters.rehearsal import encode_pools
@@ -28,7 +28,7 @@ TOKENS: Final = 4096
 class Asked:
     """Wordings of facts as one batch, with the place (row, token) of each subject's last token."""
 
-    batch: Any
+    batch: Batch
     places: Tensor
     fact: Tensor
 
@@ -39,6 +39,8 @@ class Asked:
         places, numbers = [], []
         for number, fact in enumerate(facts):
             named = [p for p in fact.training_prompts if fact.subject and fact.subject in p]
+            if not named:
+                raise ValueError(f"{fact.id}: no wording names the subject")
             for prompt in named[:WORDINGS]:
                 for form in forms(tokenizer):
                     text = encode(tokenizer, prompt, fact.answer, form)

@@ -14,7 +14,7 @@ from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor, nn
 
 from adapters import compose, lora, models, projection
-from adapters.attach import NEW
+from adapters.attach import NEW, extract
 from adapters.plans import TrainPlan, TrainReport
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
@@ -166,12 +166,9 @@ def _at_most(norm: float) -> Callable[[nn.Module, int], None]:
 
     @torch.no_grad()
     def shrink(model: nn.Module, _step: int) -> None:
-        layers, total = projection.lora_layers(model, NEW).values(), 0.0
-        for layer in layers:
-            down, up = layer.lora_A[NEW].weight, layer.lora_B[NEW].weight
-            total += float(((up.mT @ up) * (down @ down.mT)).sum()) * layer.scaling[NEW] ** 2
-        for layer in layers:
-            layer.lora_B[NEW].weight.mul_(min(1.0, norm / max(total, 1e-12) ** 0.5))
+        share = norm / max(extract(model).norm(), norm)
+        for layer in projection.lora_layers(model, NEW).values():
+            layer.lora_B[NEW].weight.mul_(share)
 
     return shrink
 
