@@ -86,6 +86,8 @@ def attach(
         model = get_peft_model(base, LoraConfig(**options), adapter_name=NEW)
     if "init_lora_weights" not in (changes or {}):
         _initialise(model, matrices, plan)
+    if plan.start:
+        _begin_with(model, [lora.read(path) for path in plan.start])
     if lineage.factors and not merged:
         _add_frozen(model, lineage)
     if start is not None:
@@ -117,6 +119,25 @@ def _initialise(model: Any, matrices: Mapping[str, Any], plan: TrainPlan) -> Non
         values = torch.rand(weight.shape, generator=generator) * 2 - 1
         weight.data.copy_(values / math.sqrt(weight.shape[1]))
         layer.lora_B[NEW].weight.data.zero_()
+
+
+@torch.no_grad()
+def _begin_with(model: Any, adapters: Sequence[lora.Lora]) -> None:
+    """The fresh adapter starts as the sum of others, cut off at its rank; what is left stays free.
+
+    Split evenly between the factors, so that both move alike. Rows beyond the sum's rank keep
+    their random A and a B of zero.
+    """
+    total = compose.concatenate(adapters)
+    for name, layer in projection.lora_layers(model, NEW).items():
+        if name not in total.factors:
+            continue
+        down, up = layer.lora_A[NEW].weight, layer.lora_B[NEW].weight
+        known_down, known_up = compose.truncated(total, name, down.shape[0])
+        root = math.sqrt(layer.scaling[NEW])
+        rank = known_down.shape[0]
+        down[:rank] = (known_down / root).to(down)
+        up[:, :rank] = (known_up / root).to(up)
 
 
 def _add_frozen(model: Any, lineage: lora.Lora) -> None:

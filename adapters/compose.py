@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adapters import lora
 from adapters.errors import BrokenAdapter
@@ -45,6 +46,20 @@ def padded(adapter: Lora, rank: int) -> Lora:
             torch.nn.functional.pad(up * adapter.scaling[name], (0, missing)),
         )
     return Lora(factors, dict.fromkeys(factors, 1.0))
+
+
+def truncated(adapter: Lora, name: str, rank: int) -> tuple[Tensor, Tensor]:
+    """The nearest update of one matrix of at most `rank`: A (r, in) and B (out, r), ΔW = B A.
+
+    Both hold the root of every singular value; those that are nought are left out.
+    """
+    down, up = (factor.double() for factor in adapter.factors[name])
+    left, upper = torch.linalg.qr(up * adapter.scaling[name])
+    right, lower = torch.linalg.qr(down.mT)
+    u, sigma, v = torch.linalg.svd(upper @ lower.mT)
+    kept = min(rank, int((sigma > sigma[0] * 1e-7).sum()))
+    root = sigma[:kept].sqrt()
+    return (root[:, None] * (v[:kept] @ right.mT)).float(), (left @ u[:, :kept] * root).float()
 
 
 def compose(lineage: Sequence[Path], out: Path, base_name: str, pad_to: int | None = None) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from adapters.errors import UnusableExamples
 from policies.records import Example, Fact
 
 IGNORED = -100
+Text = TypeVar("Text")
 Form = Literal["plain", "chat"]
 
 
@@ -89,6 +90,33 @@ def encode_fact(tokenizer: Any, fact: Fact, *, limit: int = 1024) -> tuple[Encod
     )
 
 
+class Variants(Sequence[Encoded]):
+    """What `encode_fact` gives, each text made only when it is asked for.
+
+    Of the many facts that may be rehearsed a step reads a few, each in one wording.
+    """
+
+    def __init__(self, tokenizer: Any, fact: Fact, *, limit: int = 1024) -> None:
+        self._tokenizer, self._fact, self._limit = tokenizer, fact, limit
+        self._told = [(p, form) for p in fact.training_prompts for form in forms(tokenizer)]
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    @overload
+    def __getitem__(self, place: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Encoded]: ...
+
+    def __getitem__(self, place: int | slice) -> Encoded | Sequence[Encoded]:
+        if isinstance(place, slice):
+            return [self[n] for n in range(*place.indices(len(self)))]
+        prompt, form = self._told[place]
+        fact = self._fact
+        return encode(self._tokenizer, prompt, fact.answer, form, key=fact.id, limit=self._limit)
+
+
 def encode_example(tokenizer: Any, example: Example, *, limit: int = 1024) -> tuple[Encoded, ...]:
     """A known or reasoning example in every form; its loss is on the completion."""
     return tuple(
@@ -109,12 +137,19 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
     return Batch(ids, labels, tuple(e.key for e in encoded))
 
 
-def buckets(encoded: Iterable[Encoded], max_tokens: int) -> list[list[Encoded]]:
-    """Groups of like length whose padded size stays within `max_tokens` where one row allows it."""
-    groups: list[list[Encoded]] = []
-    for one in sorted(encoded, key=lambda e: len(e.ids)):
+def length(text: Encoded) -> int:
+    """How many tokens a text has."""
+    return len(text.ids)
+
+
+def buckets(
+    texts: Iterable[Text], max_tokens: int, size: Callable[[Text], int]
+) -> list[list[Text]]:
+    """Groups of like `size` in tokens, their padded size within `max_tokens` where one row is."""
+    groups: list[list[Text]] = []
+    for one in sorted(texts, key=size):
         last = groups[-1] if groups else None
-        if last is None or (len(last) + 1) * len(one.ids) > max_tokens:
+        if last is None or (len(last) + 1) * size(one) > max_tokens:
             groups.append([one])
         else:
             last.append(one)
@@ -139,7 +174,7 @@ def pick(
         chosen = [pool[n] for n in best]
     else:
         chosen = rng.sample(list(pool), count)
-    return [rng.choice(list(variants)) for variants in chosen]
+    return [rng.choice(variants) for variants in chosen]
 
 
 def _chat_parts(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.examples import IGNORED, Batch, Encoded, buckets, collate
+from adapters.examples import IGNORED, Batch, Encoded, buckets, collate, length
 
 
 def learnt_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -98,8 +98,6 @@ def backward(
     while True:
         try:
             loss, rows = _accumulate(model, aims, max_tokens, pad, device)
-            for kept in aims.kept:
-                _keep(model, kept, aims.temperature, max_tokens, pad, device)
             return loss, rows, max_tokens
         except torch.OutOfMemoryError:
             texts = chain(aims.new, aims.old, *(kept.texts for kept in aims.kept))
@@ -111,38 +109,54 @@ def backward(
             torch.cuda.empty_cache()
 
 
-def _keep(
-    model: Any,
-    kept: Kept,
-    temperature: float,
-    max_tokens: int,
-    pad: int,
-    device: torch.device,
-) -> None:
-    total = sum(len(one.ids) - one.start for one in kept.texts)
-    for part in buckets(kept.texts, max_tokens):
-        with torch.no_grad():
-            before = F.log_softmax(kept.reference(part) / temperature, dim=-1)
-        logits, _ = learnt_logits(model, collate(part, pad).to(device))
-        now = F.log_softmax(logits / temperature, dim=-1)
-        divergence = F.kl_div(now, before, reduction="sum", log_target=True)
-        # The square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
-        torch.autograd.backward(kept.weight * temperature**2 * divergence / total)
-
-
 def _accumulate(
     model: Any, aims: Aims, max_tokens: int, pad: int, device: torch.device
 ) -> tuple[float, dict[str, float]]:
-    total = sum(len(one.ids) - one.start for one in aims.new)
+    total = _learnt(aims.new)
     loss, rows = 0.0, {}
-    for group in buckets([*aims.new, *aims.old], max_tokens):
-        batch = collate(group, pad).to(device)
-        losses, row_of = token_losses(model, batch)
-        torch.autograd.backward(losses.sum() / total)
-        detached = losses.detach()
-        loss += float(detached.sum()) / total
-        sums = torch.zeros(len(group), device=device).index_add(0, row_of, detached)
-        counts = torch.bincount(row_of, minlength=len(group)).clamp_min(1)
-        means = (sums / counts).tolist()
-        rows.update({key: mean for key, mean in zip(batch.keys, means, strict=True) if key})
+    asked: list[tuple[Encoded, Kept | None]] = [(one, None) for one in (*aims.new, *aims.old)]
+    asked += [(one, kept) for kept in aims.kept for one in kept.texts]
+    for group in buckets(asked, max_tokens, lambda one: length(one[0])):
+        facts = [one for one, kept in group if kept is None]
+        parts = [(kept, [one for one, its in group if its is kept]) for kept in aims.kept]
+        parts = [(kept, held) for kept, held in parts if held]
+        said = [kept.reference(held) for kept, held in parts]
+        texts = [*facts, *chain.from_iterable(held for _, held in parts)]
+        batch = collate(texts, pad).to(device)
+        logits, targets = learnt_logits(model, batch)
+        sizes = [_learnt(facts), *(_learnt(held) for _, held in parts)]
+        answers, *others = torch.split(logits, sizes)
+        losses = F.cross_entropy(answers, targets[: sizes[0]], reduction="none")
+        value = losses.sum() / total
+        for (kept, _), before, now in zip(parts, said, others, strict=True):
+            share = kept.weight / _learnt(kept.texts)
+            value = value + share * _divergence(before, now, aims.temperature)
+        torch.autograd.backward(value)
+        for fact, mean in zip(facts, _means(losses.detach(), facts), strict=True):
+            loss += mean * _learnt([fact]) / total
+            if fact.key:
+                rows[fact.key] = mean
     return loss, rows
+
+
+def _means(losses: Tensor, facts: Sequence[Encoded]) -> list[float]:
+    """Mean loss of each fact's learnt tokens."""
+    counts = torch.tensor([_learnt([fact]) for fact in facts], dtype=torch.long)
+    places = torch.arange(len(facts)).repeat_interleave(counts).to(losses.device)
+    sums = torch.zeros(len(facts), device=losses.device).index_add(0, places, losses)
+    means: list[float] = (sums.cpu() / counts).tolist()
+    return means
+
+
+def _learnt(texts: Iterable[Encoded]) -> int:
+    return sum(len(one.ids) - one.start for one in texts)
+
+
+def _divergence(reference: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """KL(reference ‖ model), summed over all tokens, both at a temperature.
+
+    Its square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
+    """
+    before = F.log_softmax(reference / temperature, dim=-1)
+    now = F.log_softmax(logits / temperature, dim=-1)
+    return temperature**2 * F.kl_div(now, before, reduction="sum", log_target=True)

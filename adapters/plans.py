@@ -102,6 +102,8 @@ class TrainPlan(Record):
     reasoning: tuple[Example, ...] = ()
     lineage: tuple[Path, ...] = ()
     """Directories of the earlier adapters, active and frozen; empty on the bare base."""
+    start: tuple[Path, ...] = ()
+    """Earlier adapters whose place the new one takes: it begins with their sum."""
     probe_dir: Path | None = None
     protection: Protection = Protection()
     settings: TrainSettings = TrainSettings()
@@ -112,6 +114,8 @@ class TrainPlan(Record):
             raise ValueError("a plan needs at least one fact")
         if self.kind is not PlanKind.LEARN and self.lineage:
             raise ValueError(f"{self.kind} trains on the bare base: its lineage is empty")
+        if self.kind is not PlanKind.LEARN and self.start:
+            raise ValueError(f"{self.kind} begins afresh: it goes on from no adapter")
         if self.protection.kind != "none" and self.probe_dir is None:
             raise ValueError(f"protection {self.protection.kind!r} needs a probe")
         return self

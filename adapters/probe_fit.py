@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adapters import models, moments, store, svf
 from adapters.errors import ProbeMismatch, UnusableExamples
-from adapters.examples import Batch, Encoded, buckets, collate, encode_example
+from adapters.examples import Batch, Encoded, buckets, collate, encode_example, length
 from adapters.losses import mean_loss
 from adapters.probe import BASES, CARD, TENSORS, Probe
 from adapters.probe_card import ProbeSettings, describe
@@ -250,7 +250,7 @@ def _batches(
     pool: Sequence[Sequence[Encoded]], settings: ProbeSettings, pad: int, device: torch.device
 ) -> list[Batch]:
     flat = [one for variants in pool for one in variants]
-    return [collate(group, pad).to(device) for group in buckets(flat, settings.max_tokens)]
+    return [collate(group, pad).to(device) for group in buckets(flat, settings.max_tokens, length)]
 
 
 def _write(directory: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:

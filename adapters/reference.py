@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters.examples import Encoded, buckets, collate
+from adapters.examples import Encoded, buckets, collate, length
 from adapters.losses import learnt_logits, learnt_states, to_logits
 
 FORMAT: Final = 1
@@ -99,7 +99,7 @@ def record(
             said = Said.joined(
                 [
                     one
-                    for part in buckets(chosen, max_tokens)
+                    for part in buckets(chosen, max_tokens, length)
                     for one in _ask(reference, part, pad, device)
                 ]
             )

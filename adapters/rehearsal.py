@@ -6,10 +6,14 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from adapters.examples import Encoded, encode_example, encode_fact, pick
+from adapters import models
+from adapters.examples import Encoded, Variants, encode_example, encode_fact, pick
 from adapters.plans import TrainPlan, TrainSettings
+from policies.records import Example
 
 Pool = Sequence[Sequence[Encoded]]
 
@@ -27,14 +31,21 @@ class Pools:
 
 
 def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
-    """All text of a plan as tokens."""
+    """All text of a plan as tokens; of earlier facts what is drawn, when it is drawn."""
     limit = plan.settings.max_length
     return Pools(
         new=[encode_fact(tokenizer, fact, limit=limit) for fact in (*plan.facts, *plan.backward)],
-        old=[encode_fact(tokenizer, fact, limit=limit) for fact in plan.replay],
-        known=[encode_example(tokenizer, example, limit=limit) for example in plan.known],
-        reasoning=[encode_example(tokenizer, example, limit=limit) for example in plan.reasoning],
+        old=[Variants(tokenizer, fact, limit=limit) for fact in plan.replay],
+        known=_encoded(plan.model_dir, plan.known, limit),
+        reasoning=_encoded(plan.model_dir, plan.reasoning, limit),
     )
+
+
+@lru_cache(maxsize=4)
+def _encoded(model_dir: Path, examples: tuple[Example, ...], limit: int) -> Pool:
+    """Examples as tokens: the same for every batch of a stream."""
+    tokenizer = models.load_tokenizer(model_dir)
+    return [encode_example(tokenizer, example, limit=limit) for example in examples]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
     """
     rng = random.Random(f"step:{seed}:{step}")
     count = settings.facts_in_step(len(pools.new))
-    new = [rng.choice(list(v)) for v in _turn(pools.new, count, seed, step)]
+    new = [rng.choice(v) for v in _turn(pools.new, count, seed, step)]
     old = pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
     known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
     most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)

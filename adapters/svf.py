@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import TrainingDiverged
-from adapters.examples import Encoded, buckets, collate
+from adapters.examples import Encoded, buckets, collate, length
 from adapters.losses import token_losses
 from adapters.subspace import spectrum
 
@@ -96,7 +96,7 @@ def train(
             total = sum(len(one.ids) - one.start for one in chosen)
             torch.autograd.backward(decay * torch.cat(parameters).square().sum())
             shown = 0.0
-            for group in buckets(chosen, max_tokens):
+            for group in buckets(chosen, max_tokens, length):
                 losses, _ = token_losses(model, collate(group, pad_id).to(device))
                 part = losses.sum() / total
                 torch.autograd.backward(part)

@@ -93,6 +93,7 @@ def train_adapter(
         list(parameters.values()),
         lr=learning_rate(plan, base),
         weight_decay=settings.weight_decay,
+        fused=device.type == "cuda",
     )
     peak = optimizer.param_groups[0]["lr"]
     steps = steps_needed(settings, len(pools.new))
@@ -252,7 +253,7 @@ def _admissible(
 ) -> float:
     rng = random.Random(f"share:{plan.seed}")
     count = plan.settings.facts_in_step(len(pools.new))
-    chosen = [rng.choice(list(v)) for v in pools.new[:count]]
+    chosen = [rng.choice(v) for v in pools.new[:count]]
     with projection.GradientShare(model, NEW) as share:
         backward(model, Aims(chosen), size, pad, device)
     model.zero_grad(set_to_none=True)

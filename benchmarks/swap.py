@@ -20,7 +20,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,54 +232,81 @@ def judge(run: Run, known: dict[tuple[Any, ...], str]) -> dict[str, Any]:
 
 
 def _resident_mb(site: Live) -> float:
-    group = site.process.pid if site.process is not None else -1
     total = 0.0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[2]) == group:
-                line = (stat.parent / "smaps_rollup").read_text()
-                total += int(line.split("Pss:")[1].split()[0]) / 1024
-        except (OSError, IndexError, ValueError):
-            continue
+    for folder, _ in _processes(site):
+        with suppress(OSError, IndexError, ValueError):
+            line = (folder / "smaps_rollup").read_text()
+            total += int(line.split("Pss:")[1].split()[0]) / 1024
     return round(total, 1)
 
 
-async def throughput(url: str, model: str, requests: int, clients: int) -> float:
-    """Requests a second on one model."""
-    left = iter(range(requests))
+def _processes(site: Live) -> Iterator[tuple[Path, list[str]]]:
+    """Folders in /proc of a server's process group, and their stat fields from the state on."""
+    group = str(site.process.pid if site.process is not None else -1)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[2] == group:
+                yield stat.parent, fields
+
+
+async def answered(url: str, model: str, clients: int, seconds: float) -> int:
+    """Requests on one model that are answered within a while."""
+    end = time.monotonic() + seconds
     body = {"model": model, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
 
-    async def one() -> None:
+    async def one(first: int) -> int:
+        done = 0
         async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
-            for i in left:
-                prompt = ASKED[i % len(ASKED)]
+            while True:
+                prompt = ASKED[(first + done) % len(ASKED)]
                 response = await http.post("/v1/completions", json={**body, "prompt": prompt})
                 response.raise_for_status()
+                if time.monotonic() > end:
+                    return done
+                done += 1
 
-    begun = time.monotonic()
-    await asyncio.gather(*(one() for _ in range(clients)))
-    return requests / (time.monotonic() - begun)
+    return sum(await asyncio.gather(*(one(n) for n in range(clients))))
+
+
+async def side_by_side(
+    site: Live, bare: Live, clients: int, seconds: float
+) -> tuple[tuple[int, float], tuple[int, float]]:
+    """Requests answered and CPU seconds spent by both, with and without middleware."""
+    before = [_cpu_seconds(one) for one in (site, bare)]
+    counts = await asyncio.gather(
+        answered(site.url, "live", clients, seconds), answered(bare.url, "base", clients, seconds)
+    )
+    spent = [_cpu_seconds(one) - b for one, b in zip((site, bare), before, strict=True)]
+    return (counts[0], spent[0]), (counts[1], spent[1])
 
 
 def compare_throughput(
-    site: Live, bare: Live, clients: int, rounds: int = 40, requests: int = 256
+    site: Live, bare: Live, clients: int, rounds: int = 60, seconds: float = 5.0
 ) -> dict[str, Any]:
-    """The same requests through the alias and to a server without middleware, in turns."""
-    pairs = []
-    for i in range(rounds):
-        order = [(site, "live"), (bare, "base")]
-        if i % 2:
-            order.reverse()
-        seen = {s.url: asyncio.run(throughput(s.url, m, requests, clients)) for s, m in order}
-        pairs.append((seen[site.url], seen[bare.url]))
-    ratios = sorted(w / wo for w, wo in pairs[1:])
+    """The alias and a server without middleware at the same time, on the same cores.
+
+    So what the machine does besides slows both; what differs is the middleware.
+    """
+    found = [asyncio.run(side_by_side(site, bare, clients, seconds)) for _ in range(rounds)]
+    pairs = found[1:]
+    ratios = sorted(mine / its for (mine, _), (its, _) in pairs)
+    costs = sorted((its_s / its) / (mine_s / mine) for (mine, mine_s), (its, its_s) in pairs)
     return {
-        "throughput_with": round(statistics.median(w for w, _ in pairs[1:]), 2),
-        "throughput_without": round(statistics.median(wo for _, wo in pairs[1:]), 2),
+        "throughput_with": round(statistics.median(n for (n, _), _ in pairs) / seconds, 2),
+        "throughput_without": round(statistics.median(n for _, (n, _) in pairs) / seconds, 2),
         "throughput_ratio": round(statistics.median(ratios), 4),
         "throughput_ratio_interval": _median_interval(ratios),
+        "cpu_ratio": round(statistics.median(costs), 4),
+        "cpu_ratio_interval": _median_interval(costs),
         "throughput_rounds": len(ratios),
     }
+
+
+def _cpu_seconds(site: Live) -> float:
+    """CPU time of all processes of a server."""
+    ticks = sum(sum(map(int, fields[11:13])) for _, fields in _processes(site))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _median_interval(ordered: Sequence[float]) -> list[float]:

@@ -171,6 +171,7 @@ def _plan(request: TrainRequest) -> TrainPlan:
         known=tuple(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,
+        start=request.start,
         probe_dir=request.probe,
         protection=Protection(**request.protection.model_dump()),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -47,7 +46,6 @@ class Ledger(LedgerRetractions):
         return common.model_copy(
             update={
                 "ranks": ranks,
-                "counts": self._counts(desired.lineage, now) if waiting else (),
                 "known": self.known_count(desired.lineage, now) if needs_known else 0,
                 "forbidden": forbidden,
                 "refused_rebuilds": self._refused_rebuilds(desired),
@@ -55,9 +53,6 @@ class Ledger(LedgerRetractions):
                 "waiting": waiting,
             }
         )
-
-    def _counts(self, lineage: Sequence[str], now: datetime) -> tuple[int, ...]:
-        return tuple(self.known_count([sha256], now) for sha256 in lineage)
 
     def _opened(self, head: PlanHead, desired: Revision) -> OpenPlan:
         builds_on = self.revision(head.parent).lineage == desired.lineage
@@ -91,8 +86,8 @@ class Ledger(LedgerRetractions):
     def make_plan(self, action: MakePlan, now: datetime, *, max_replay: int) -> Plan:
         """The plan that planning decided on, its facts and what it rehearses filled in.
 
-        A rebuild learns every valid fact of the lineage. A `learn` plan learns again those of the
-        adapters that it replaces, and rehearses an even sample of the others.
+        A rebuild learns every valid fact of the lineage. A `learn` plan goes on knowing those of
+        the adapters that it replaces (`again`), and rehearses an even sample of the others.
         """
         desired = self.desired()
         everything = 1 << 62

@@ -41,9 +41,10 @@ class TrainRequest(Record):
     """Train one adapter and compose what would be served.
 
     `number` is the number that the revision would get, `lineage` the directories of the adapters
-    it stands on (for a rebuild none), `facts` what it has to learn, `replay` what it rehearses,
-    each in up to `wordings` wordings, by the relations' templates where `templates` says so (half
-    of them `framed`), and the other way round where `backward` does.
+    it stands on (for a rebuild none), `start` of those from which it goes on in their place,
+    `facts` what it has to learn, `replay` what it rehearses, each in up to `wordings` wordings, by
+    the relations' templates where `templates` says so (half of them `framed`), and the other way
+    round where `backward` does.
     """
 
     kind: PlanKind
@@ -62,6 +63,7 @@ class TrainRequest(Record):
     known: Path | None = None
     reasoning: Path | None = None
     lineage: tuple[Path, ...] = ()
+    start: tuple[Path, ...] = ()
     lineage_sha256: tuple[str, ...] = ()
     probe: Path | None = None
     protection: ProtectionSettings

@@ -13,6 +13,7 @@ from policies.batching import valid_crons
 from policies.grading import grader
 from policies.meaning import ConflictPolicy
 from policies.records import Role
+from policies.retention import Lineage
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -136,10 +137,11 @@ class TrainSettings(Section):
     rank: int = Field(default=16, ge=1)
     """Rank of one adapter; less where it learns fewer facts than that."""
     rank_budget: int = Field(default=64, ge=1)
-    """Ranks of a lineage together; beyond it, one adapter is retrained and replaces them."""
-    merge: int = Field(default=4, ge=0)
-    """The latest adapters are learnt anew together with new facts, as long as each has at most this
-    many times as many facts as are gathered so far; 0: every adapter stays."""
+    """Ranks of a lineage together, so the largest of one that goes on; in a stack, beyond it one
+    adapter is retrained and replaces all."""
+    lineage: Lineage = "continue"
+    """What learns the next batch: "continue", the adapter that is served goes on, rehearsing all
+    that it knows; "stack", a fresh one on top of the earlier ones, which stay as they are."""
     wordings: int = Field(default=24, ge=1, le=50)
     """A fact is learnt in up to this many wordings, made as [intake] wordings says."""
     framed: bool = False

@@ -37,7 +37,7 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(
         rank=train.rank,
         rank_budget=train.rank_budget,
-        merge=train.merge,
+        lineage=train.lineage,
         max_rank=settings.server.max_lora_rank,
         max_facts=train.max_facts,
         attempts=train.attempts,
@@ -111,8 +111,9 @@ def forget_probe(ledger: Ledger) -> None:
 def train_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport
 ) -> TrainRequest:
-    """One adapter on top of what the plan's parent serves, or in place of it."""
+    """One adapter that goes on from what the plan's parent serves, or on top or in place of it."""
     kept = [s for s in ledger.revision(plan.parent).lineage if s not in plan.replaces]
+    goes_on = () if plan.kind in REBUILDS else plan.replaces
     protected = settings.protection.kind != "none"
     return TrainRequest(
         kind=plan.kind,
@@ -122,11 +123,11 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=(
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        replay=(
             *_worded(ledger, ledger.plan_fact_ids(plan.id, "again")),
+            *_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         ),
-        replay=_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
         templates=settings.intake.wordings == "templates",
         framed=settings.train.framed,
@@ -134,6 +135,7 @@ def train_request(
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
+        start=tuple(Path(ledger.adapter(sha).path) for sha in goes_on),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
         protection=settings.protection,

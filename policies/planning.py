@@ -9,7 +9,7 @@ from typing import Final
 
 from policies.batching import Batching, held
 from policies.records import PlanKind, PlanState, Record
-from policies.retention import consolidated_rank, learning_rank, merged, over_budget
+from policies.retention import Lineage, learning_rank, over_budget
 
 REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
 REBUILD_TRIES: Final = 2
@@ -29,12 +29,17 @@ class Limits(Record):
 
     rank: int
     rank_budget: int
-    merge: int = 0
+    lineage: Lineage = "continue"
     max_rank: int
     max_facts: int
     attempts: int
     seed: int = 0
     batching: Batching = Batching()
+
+    def rank_for(self, facts: int) -> int:
+        """Rank of an adapter that is to know `facts` facts; in a stack another one fits on it."""
+        room = self.rank if self.lineage == "stack" else 0
+        return learning_rank(facts, self.rank, self.rank_budget - room)
 
 
 class Waiting(Record):
@@ -78,8 +83,6 @@ class Snapshot(Record):
     lineage: tuple[str, ...] = ()
     ranks: tuple[int, ...] = ()
     """Rank of each adapter of the lineage."""
-    counts: tuple[int, ...] = ()
-    """Valid facts that each of them learnt."""
     known: int = 0
     forbidden: int = 0
     refused_rebuilds: int = 0
@@ -91,7 +94,7 @@ class Snapshot(Record):
 class MakePlan(Record):
     """Plan an adapter; the facts of a rebuild are all valid ones of the lineage.
 
-    A `learn` plan learns those of the adapters that it replaces again, beside `fact_ids`.
+    A `learn` plan goes on from the adapters that it replaces and rehearses what they know.
     """
 
     kind: PlanKind
@@ -222,13 +225,11 @@ def _forget(snapshot: Snapshot) -> Action | None:
 def _learn(snapshot: Snapshot) -> Action | None:
     limits = snapshot.limits
     chosen = _chosen(snapshot.waiting)
-    joined = merged(len(chosen), snapshot.counts, limits.merge, limits.max_facts)
-    kept = len(snapshot.lineage) - joined
-    again = sum(snapshot.counts[kept:])
-    rank = learning_rank(len(chosen) + again, limits.rank, limits.rank_budget)
-    kept_rank = sum(snapshot.ranks[:kept])
-    full = over_budget(kept_rank, rank, limits.rank_budget)
-    if full or snapshot.no_space:
+    goes_on = limits.lineage == "continue"
+    known = snapshot.known if goes_on else 0
+    rank = limits.rank_for(len(chosen) + known)
+    kept_rank = 0 if goes_on else sum(snapshot.ranks)
+    if over_budget(kept_rank, rank, limits.rank_budget) or snapshot.no_space:
         if snapshot.refused_rebuilds < REBUILD_TRIES and _worth_rebuilding(snapshot):
             why = "no free directions are left" if snapshot.no_space else "the rank budget is used"
             return rebuild(snapshot, PlanKind.CONSOLIDATE, why)
@@ -236,16 +237,14 @@ def _learn(snapshot: Snapshot) -> Action | None:
             return None
     batches = len({fact.batch for fact in chosen})
     said = f"{len(chosen)} facts of {batches} {'batch' if batches == 1 else 'batches'}"
-    if joined:
-        said += (
-            f", with the {again} of the last {f'{joined} adapters' if joined > 1 else 'adapter'}"
-        )
+    if known:
+        said += f", beside the {known} known"
     return MakePlan(
         kind=PlanKind.LEARN,
         rank=rank,
         seed=limits.seed + max(fact.tries for fact in chosen),
         because=said,
-        replaces=snapshot.lineage[kept:],
+        replaces=snapshot.lineage if goes_on else (),
         fact_ids=tuple(fact.id for fact in chosen),
     )
 
@@ -255,7 +254,7 @@ def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
     limits = snapshot.limits
     return MakePlan(
         kind=kind,
-        rank=consolidated_rank(snapshot.known, limits.rank, limits.rank_budget),
+        rank=limits.rank_for(snapshot.known),
         seed=limits.seed + snapshot.refused_rebuilds,
         because=because,
         replaces=snapshot.lineage,
@@ -264,7 +263,7 @@ def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
 
 def _worth_rebuilding(snapshot: Snapshot) -> bool:
     limits = snapshot.limits
-    rank = consolidated_rank(snapshot.known, limits.rank, limits.rank_budget)
+    rank = limits.rank_for(snapshot.known)
     return bool(snapshot.known) and (
         rank < sum(snapshot.ranks) or (snapshot.no_space and len(snapshot.lineage) > 1)
     )

@@ -1,30 +1,15 @@
-"""When adapters are gathered into one, what is rehearsed, how long to wait after a failure."""
+"""What learns the next batch, what is rehearsed, how long to wait after a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, Literal
+
+Lineage = Literal["continue", "stack"]
 
 _SMALLEST: Final = 4
 FACTS_A_RANK: Final = 4
 LONGEST_PAUSE: Final = timedelta(hours=1)
-
-
-def merged(new: int, earlier: Sequence[int], factor: int, most: int) -> int:
-    """How many of the latest adapters are learnt anew together with `new` facts.
-
-    `earlier` counts the facts of each adapter, the latest last. One after the other joins that has
-    at most `factor` times as many as are gathered so far, and at most `most` facts in all; so every
-    fact is learnt again a number of times that grows with the logarithm of the number of batches,
-    and the lineage stays as short (the log-structured merge tree of O'Neil et al., 1996).
-    """
-    gathered, joined = new, 0
-    for facts in reversed(earlier):
-        if facts > factor * gathered or gathered + facts > most:
-            break
-        gathered, joined = gathered + facts, joined + 1
-    return joined
 
 
 def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
@@ -40,22 +25,15 @@ def rank_for(facts: int, rank: int) -> int:
     return min(rank, max(_SMALLEST, 1 << (facts - 1).bit_length()))
 
 
-def consolidated_rank(facts: int, rank: int, budget: int) -> int:
-    """Rank of the one adapter that takes the place of a lineage knowing `facts` facts.
+def learning_rank(facts: int, rank: int, most: int) -> int:
+    """Rank of an adapter that is to know `facts` facts: at most `most`, or `rank` if that is more.
 
-    A multiple of `rank` with one for every `FACTS_A_RANK` facts, yet leaving room for one more
-    adapter.
+    Of many facts a multiple of `rank` with one for every `FACTS_A_RANK` facts.
     """
-    shares = max(1, -(-facts // (FACTS_A_RANK * rank)))
-    room = max(rank, (budget - rank) // rank * rank)
-    return min(shares * rank, room)
-
-
-def learning_rank(facts: int, rank: int, budget: int) -> int:
-    """Rank of an adapter that learns `facts` facts, those of earlier adapters among them."""
     if facts <= FACTS_A_RANK * rank:
         return rank_for(facts, rank)
-    return consolidated_rank(facts, rank, budget)
+    shares = -(-facts // (FACTS_A_RANK * rank))
+    return rank * max(1, min(shares, most // rank))
 
 
 def stride(available: int, wanted: int) -> int:

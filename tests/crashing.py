@@ -116,7 +116,7 @@ class Site:
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
     rank_budget: int = 64
-    merge: int = 0
+    lineage: str = "continue"
     starts: int = 0
     deaths: int = 0
 
@@ -139,7 +139,7 @@ class Site:
                 "train": {
                     "rank": 4,
                     "rank_budget": self.rank_budget,
-                    "merge": self.merge,
+                    "lineage": self.lineage,
                     "backoff_s": 0.0,
                     "replay": {"known": "", "reasoning": ""},
                 },

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from adapters import lora, models, svf
-from adapters.compose import compose, concatenate, padded
+from adapters.compose import compose, concatenate, padded, truncated
 from adapters.errors import BrokenAdapter, NoFreeSpace
 from adapters.lora import Lora
 from adapters.moments import Collector
@@ -219,6 +219,20 @@ def test_concatenation_is_the_sum(parts: list[Lora], pad: bool) -> None:
         expected = sum(part.delta(name) for part in parts if name in part.factors)
         assert torch.allclose(whole.delta(name), expected, atol=1e-4)
     assert set(whole.factors) == {name for part in parts for name in part.factors}
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**31))
+def test_what_is_cut_off_is_the_least_that_can_be(rank: int, kept: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randn(rank, 9, generator=generator)
+    up = torch.randn(7, rank, generator=generator)
+    whole = Lora({"x": (down, up)}, {"x": 0.5})
+    near_down, near_up = truncated(whole, "x", kept)
+    assert near_down.shape[0] == near_up.shape[1] == min(rank, kept)
+    lost = whole.delta("x") - near_up.double() @ near_down.double()
+    tail = torch.linalg.svdvals(whole.delta("x"))[kept:]
+    assert float(lost.norm()) == pytest.approx(float(tail.norm()), abs=1e-4)
+    assert torch.allclose(near_down.norm(dim=1), near_up.norm(dim=0), rtol=1e-3)
 
 
 def test_composed_file_answers_as_the_sum_does(tmp_path: Path) -> None:

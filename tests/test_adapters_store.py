@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from adapters import lora, models, store
 from adapters.checks import check_adapter, require_sound
 from adapters.errors import BrokenAdapter, StoreConflict
-from adapters.examples import IGNORED, buckets, collate, encode, encode_example, encode_fact
+from adapters.examples import IGNORED, buckets, collate, encode, encode_example, encode_fact, length
 from adapters.lora import Lora
 from policies.records import Example, Fact
 from tests import tiny
@@ -280,7 +280,7 @@ def test_prompt_that_fills_the_limit_is_refused() -> None:
 def test_batches_are_padded_on_the_right_within_their_size() -> None:
     tokenizer = tiny.tokenizer()
     encoded = [encode(tokenizer, "p" * n, "a" * (n % 3 + 1), "plain") for n in range(1, 30)]
-    groups = buckets(encoded, 64)
+    groups = buckets(encoded, 64, length)
     assert sorted(len(one.ids) for group in groups for one in group) == sorted(
         len(one.ids) for one in encoded
     )

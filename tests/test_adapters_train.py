@@ -320,6 +320,27 @@ def test_learning_lowers_the_loss_and_the_lineage_is_active(llama: World, tmp_pa
     assert second.loss_first < 0.6 * report.loss_first
 
 
+def test_an_adapter_goes_on_from_the_sum_of_those_that_it_replaces(
+    llama: World, tmp_path: Path
+) -> None:
+    settings = {"steps": 60, "learning_rate": 0.03}
+    parts = [tmp_path / "one", tmp_path / "two"]
+    first = train_adapter(llama.plan(settings=settings), out=parts[0], work=tmp_path / "work")
+    plan = llama.plan(settings=settings, lineage=(parts[0],), rank=2)
+    train_adapter(plan, out=parts[1], work=tmp_path / "work-2")
+    whole = concatenate([lora.read(part) for part in parts])
+    plan = llama.plan(settings={**settings, "steps": 1}, start=tuple(parts), rank=whole.rank + 2)
+    base = models.load_base(llama.model_dir, torch.device("cpu"))
+    attached = attach(base, plan)
+    for name in whole.factors:
+        assert torch.allclose(attached.initial.delta(name), whole.delta(name), atol=1e-5)
+        down, up = attached.initial.factors[name]
+        assert float(up[:, whole.rank :].abs().max()) == 0.0 < float(down[-1].norm())
+    report = train_adapter(plan, out=tmp_path / "three", work=tmp_path / "work-3")
+    assert report.loss_first < 0.6 * first.loss_first
+    assert lora.read(tmp_path / "three").rank == plan.rank
+
+
 def test_training_ends_early_once_every_fact_is_learnt(llama: World, tmp_path: Path) -> None:
     settings = {
         "steps": 400,
@@ -428,13 +449,16 @@ def test_norm_needs_no_delta() -> None:
     assert one.norm() == pytest.approx(float(one.delta("x").norm()), rel=1e-6)
 
 
-def test_the_reference_is_the_base_whatever_was_learnt(llama: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["lineage", "start"])
+def test_the_reference_is_the_base_whatever_was_learnt(
+    llama: World, tmp_path: Path, how: str
+) -> None:
     train_adapter(llama.plan(), out=tmp_path / "one", work=tmp_path / "work")
     device = torch.device("cpu")
     tokenizer = models.load_tokenizer(llama.model_dir)
     ids = torch.tensor([tokenizer("What is the colour of Ola?")["input_ids"]])
     expected = models.load_base(llama.model_dir, device)(input_ids=ids).logits
-    again = llama.plan(lineage=(tmp_path / "one",))
+    again = llama.plan(**{how: (tmp_path / "one",)})
     attached = attach(models.load_base(llama.model_dir, device), again)
     for name, parameter in attached.model.named_parameters():
         if "lora_B" in name:

@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def test_a_sixth_file_is_learnt_by_one_adapter_in_place_of_five(tmp_path: Path) -> None:
-    config = configure(tmp_path, train={"rank": RANK, "rank_budget": BUDGET, "merge": 0})
+    config = configure(tmp_path, train={"rank": RANK, "rank_budget": BUDGET, "lineage": "stack"})
     asked = []
     with running(config) as follow:
         settings = follow.settings

@@ -24,8 +24,10 @@ FIRST_POINTS = (
 
 
 @contextmanager
-def site(root: Path, rank_budget: int = 64, merge: int = 0, **environment: str) -> Iterator[Site]:
-    made = Site(root, environment, rank_budget, merge)
+def site(
+    root: Path, rank_budget: int = 64, lineage: str = "continue", **environment: str
+) -> Iterator[Site]:
+    made = Site(root, environment, rank_budget, lineage)
     try:
         yield made
     finally:
@@ -98,7 +100,7 @@ def expect(one: Site, batches: list[tuple[str, int, BatchState]]) -> None:
     assert [(n, p) for n, p, _, _ in state["revisions"]] == [
         (n, n - 1 if n else None) for n in range(len(good) + 1)
     ]
-    assert [len(lineage) for _, _, lineage, _ in state["revisions"]] == list(range(len(good) + 1))
+    assert [len(lineage) for _, _, lineage, _ in state["revisions"]] == [0] + [1] * len(good)
     states = {BatchState.LIVE: PlanState.LIVE, BatchState.REJECTED: PlanState.REJECTED}
     assert [(kind, where, facts) for _, kind, where, facts, _, _ in reversed(state["plans"])] == [
         (PlanKind.LEARN, states[where], count) for _, count, where in batches
@@ -135,18 +137,18 @@ def test_consolidation_relearning_and_rejection_survive_kills(tmp_path: Path) ->
         assert one.stop() == 0
         return one.state()
 
-    with site(tmp_path / "calm", rank_budget=8) as calm:
+    with site(tmp_path / "calm", rank_budget=8, lineage="stack") as calm:
         calm.start()
         expected = story(calm)
     assert PlanKind.CONSOLIDATE in [plan[1] for plan in expected["plans"]]
-    with site(tmp_path / "rough", rank_budget=8) as rough:
+    with site(tmp_path / "rough", rank_budget=8, lineage="stack") as rough:
         rough.die_at(
             "promote:within#2", "judged:before#3", "serve:flipped#2", "create_plan:after#2"
         )
         assert story(rough) == expected
 
 
-def test_learning_the_latest_adapter_anew_survives_kills(tmp_path: Path) -> None:
+def test_going_on_from_the_former_adapter_survives_kills(tmp_path: Path) -> None:
     def story(one: Site) -> dict[str, Any]:
         one.drop("a.jsonl", ["first 1", "first 2"])
         one.drop("b.jsonl", ["second 1"])
@@ -154,11 +156,11 @@ def test_learning_the_latest_adapter_anew_survives_kills(tmp_path: Path) -> None
         assert one.stop() == 0
         return one.state()
 
-    with site(tmp_path / "calm", merge=4) as calm:
+    with site(tmp_path / "calm") as calm:
         calm.start()
         expected = story(calm)
     assert [len(lineage) for _, _, lineage, _ in expected["revisions"]] == [0, 1, 1]
-    with site(tmp_path / "rough", merge=4) as rough:
+    with site(tmp_path / "rough") as rough:
         rough.die_at(
             "create_plan:after#2", "promote:within#2", "judged:before#3", "serve:flipped#2"
         )

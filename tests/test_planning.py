@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -29,8 +27,6 @@ from policies.records import PlanKind, PlanState
 from policies.retention import (
     LONGEST_PAUSE,
     backoff,
-    consolidated_rank,
-    merged,
     over_budget,
     rank_for,
     stride,
@@ -38,6 +34,7 @@ from policies.retention import (
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 LIMITS = Limits(rank=4, rank_budget=16, max_rank=64, max_facts=10, attempts=3)
+STACK = LIMITS.model_copy(update={"lineage": "stack"})
 
 
 def snapshot(**fields: object) -> Snapshot:
@@ -81,45 +78,33 @@ def test_another_try_takes_another_seed() -> None:
     assert made(next_action(snapshot(waiting=waiting("a", tries=2)), NOW)).seed == 2
 
 
-def test_the_latest_adapters_are_learnt_anew_with_new_facts() -> None:
-    limits = LIMITS.model_copy(update={"merge": 2, "max_facts": 100})
-    now = snapshot(
-        limits=limits,
-        waiting=waiting("a", "a", "a"),
-        lineage=("x", "y", "z"),
-        ranks=(8, 4, 4),
-        counts=(40, 5, 6),
-        known=51,
-    )
+def test_one_adapter_goes_on_with_new_facts() -> None:
+    now = snapshot(waiting=waiting("a", "a", "a"), lineage=("x",), ranks=(8,), known=40)
     plan = made(next_action(now, NOW))
-    assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.LEARN, ("y", "z"), 4)
-    assert plan.because == "3 facts of 1 batch, with the 11 of the last 2 adapters"
+    assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.LEARN, ("x",), 12)
+    assert plan.because == "3 facts of 1 batch, beside the 40 known"
+    assert plan.fact_ids == ("a0", "a1", "a2")
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(2, 6))
-def test_merging_keeps_the_lineage_short_and_learns_no_fact_often(
-    sizes: list[int], factor: int
-) -> None:
-    counts: list[int] = []
-    work = 0
-    for new in sizes:
-        kept = len(counts) - merged(new, counts, factor, 1 << 40)
-        counts = [*counts[:kept], new + sum(counts[kept:])]
-        work += counts[-1]
-        assert all(one > factor * next_ for one, next_ in itertools.pairwise(counts))
-    total = sum(sizes)
-    assert len(counts) <= math.log(total, factor) + 1
-    assert work <= total * (1 + math.log(total, 1 + 1 / factor))
+def test_an_adapter_that_goes_on_is_never_larger_than_the_budget() -> None:
+    now = snapshot(waiting=waiting("a"), lineage=("x",), ranks=(16,), known=4000)
+    plan = made(next_action(now, NOW))
+    assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.LEARN, ("x",), 16)
 
 
-def test_without_merging_nothing_is_learnt_anew() -> None:
-    assert merged(36, [36, 36], 0, 500) == 0
-    assert merged(36, [480], 100, 500) == 0
+def test_in_a_stack_nothing_that_is_there_changes() -> None:
+    stack = snapshot(limits=STACK, waiting=waiting("a", "a"), lineage=("x",), ranks=(4,), known=10)
+    plan = made(next_action(stack, NOW))
+    assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.LEARN, (), 4)
 
 
 def test_a_full_lineage_is_consolidated_before_more_is_learnt() -> None:
     full = snapshot(
-        waiting=waiting("a"), lineage=("x", "y", "z", "w"), ranks=(4, 4, 4, 4), known=18
+        limits=STACK,
+        waiting=waiting("a"),
+        lineage=("x", "y", "z", "w"),
+        ranks=(4, 4, 4, 4),
+        known=18,
     )
     plan = made(next_action(full, NOW))
     assert (plan.kind, plan.replaces, plan.rank) == (
@@ -136,7 +121,12 @@ def test_a_full_lineage_is_consolidated_before_more_is_learnt() -> None:
 
 def test_without_free_directions_the_lineage_is_consolidated_or_nothing_happens() -> None:
     crowded = snapshot(
-        waiting=waiting("a"), lineage=("x", "y"), ranks=(4, 4), known=9, no_space=True
+        limits=STACK,
+        waiting=waiting("a"),
+        lineage=("x", "y"),
+        ranks=(4, 4),
+        known=9,
+        no_space=True,
     )
     assert made(next_action(crowded, NOW)).kind is PlanKind.CONSOLIDATE
     assert next_action(crowded.model_copy(update={"refused_rebuilds": 2}), NOW) is None
@@ -194,12 +184,17 @@ def test_paused_means_nothing_new_yet_what_fits_no_more_is_still_discarded() -> 
 
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 10))
-def test_a_consolidated_adapter_leaves_room_for_the_next(facts: int, rank: int, times: int) -> None:
+def test_an_adapter_is_as_large_as_its_facts_need_and_the_budget_lets_it(
+    facts: int, rank: int, times: int
+) -> None:
     budget = rank * (times + 1)
-    found = consolidated_rank(facts, rank, budget)
-    assert found >= rank
-    assert not over_budget(found, rank, budget)
-    assert 4 * found >= facts or over_budget(found + rank, rank, budget)
+    limits = LIMITS.model_copy(update={"rank": rank, "rank_budget": budget})
+    found = limits.rank_for(facts)
+    assert found <= budget
+    assert 4 * found >= min(facts, 4 * budget)
+    in_a_stack = limits.model_copy(update={"lineage": "stack"}).rank_for(facts)
+    assert not over_budget(in_a_stack, rank, budget)
+    assert in_a_stack == min(found, budget - rank)
 
 
 @given(st.integers(0, 100_000), st.integers(0, 5000))

@@ -50,35 +50,28 @@ def test_a_batch_goes_live_step_by_step(world: World) -> None:
 
 @pytest.fixture
 def stacking(tmp_path: Path) -> World:
-    return World(tmp_path, {"train": {"merge": 0}})
+    return World(tmp_path, {"train": {"lineage": "stack"}})
 
 
-def test_a_later_batch_is_learnt_together_with_the_former(world: World) -> None:
+def test_the_former_adapter_goes_on_with_a_later_batch(world: World) -> None:
     world.drop(3)
     world.settle()
+    (former,) = world.ledger.desired().lineage
     world.drop(2)
     world.tick()
     world.tick()
     (request,) = world.jobs.requests.values()
     assert isinstance(request, TrainRequest)
-    assert [fact.id for fact in request.facts] == ["b2-0", "b2-1", "b1-0", "b1-1", "b1-2"]
-    assert (request.number, request.lineage, request.replay) == (2, (), ())
+    assert [fact.id for fact in request.facts] == ["b2-0", "b2-1"]
+    assert [fact.id for fact in request.replay] == ["b1-0", "b1-1", "b1-2"]
+    assert request.start == (Path(world.ledger.adapter(former).path),)
+    assert (request.number, request.lineage) == (2, ())
     world.settle()
     desired = world.ledger.desired()
     assert len(desired.lineage) == 1
+    assert desired.lineage != (former,)
     assert world.ledger.known_count(desired.lineage, world.now) == 5
     assert world.ledger.taught_by("b1-0", desired.lineage) == desired.plan_id
-
-
-def test_a_much_larger_adapter_stays_and_is_rehearsed(world: World) -> None:
-    world.drop(6)
-    world.settle()
-    world.drop(1)
-    world.tick()
-    world.tick()
-    (request,) = world.jobs.requests.values()
-    assert isinstance(request, TrainRequest)
-    assert (len(request.facts), len(request.lineage), len(request.replay)) == (1, 1, 6)
 
 
 def test_a_later_batch_stands_on_the_former_and_rehearses_it(stacking: World) -> None:
@@ -91,6 +84,7 @@ def test_a_later_batch_stands_on_the_former_and_rehearses_it(stacking: World) ->
     (request,) = world.jobs.requests.values()
     assert isinstance(request, TrainRequest)
     assert (request.number, len(request.lineage), len(request.replay)) == (2, 1, 3)
+    assert request.start == ()
     world.settle()
     assert len(world.ledger.desired().lineage) == 2
 

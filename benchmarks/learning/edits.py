@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters import compose, lora, models, moments
-from adapters.examples import Batch, Encoded, buckets, collate, encode, forms
+from adapters.examples import Batch, Encoded, buckets, collate, encode, forms, length
 from adapters.losses import learnt_logits, token_losses
 from adapters.plans import TrainPlan, TrainReport
 from adapters.rehearsal import encode_pools
@@ -138,7 +138,9 @@ def _kept(
     """Second moments of the inputs on what is to stay: known facts and reasoning."""
     pools = encode_pools(plan, tokenizer)
     texts = [wordings[0] for wordings in (*pools.known, *pools.reasoning)]
-    batches = (collate(part, int(tokenizer.pad_token_id)) for part in buckets(texts, TOKENS))
+    batches = (
+        collate(part, int(tokenizer.pad_token_id)) for part in buckets(texts, TOKENS, length)
+    )
     found = moments.collect(model, edited, batches, 0)
     return {name: collector.moment() for name, collector in found.items()}
 

@@ -26,11 +26,11 @@ from benchmarks.learning.batches import FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
-from policies.retention import learning_rank, merged, over_budget
+from policies.retention import learning_rank, over_budget
 
 RANK: Final = 16
 RANK_BUDGET: Final = 64
-MOST: Final = 500
+AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,9 @@ class Run:
         return {
             "train": trained.model_dump(mode="json"),
             "protection": way.protection.model_dump(mode="json"),
-            "merge": way.merge,
+            "merge": 1000 if way.lineage == "afresh" else 0,
             **({"framed": True} if way.framed else {}),
+            **({"continues": True} if way.lineage == "continue" else {}),
         }
 
 
@@ -107,7 +108,7 @@ class Bench:
         """What a model without any adapter answers of what the run is asked."""
         asked = (model_dir, run.purpose, run.problems, run.seed)
         if asked not in self._kept:
-            self._kept[asked] = judge.keeps(Generator(model_dir), None)
+            self._kept[asked] = judge.keeps(_generator(model_dir), None)
         return self._kept[asked]
 
 
@@ -115,7 +116,7 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
     """Learn and measure; one row of the results."""
     began = time.monotonic()
     judge = Judge.of(base, run.purpose, run.problems, run.seed)
-    generator = Generator(base.model_dir, max_rank=2 * RANK_BUDGET)
+    generator = _generator(base.model_dir)
     reference = bench.keeps(base.bare_dir, run, judge)
     expert = bench.keeps(base.expert_dir, run, judge)
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
@@ -134,6 +135,11 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
     }
+
+
+def _generator(model_dir: Path) -> Generator:
+    size = AT_ONCE if torch.cuda.is_available() else 128
+    return Generator(model_dir, max_rank=2 * RANK_BUDGET, batch_size=size)
 
 
 def _device() -> str:
@@ -157,11 +163,11 @@ def _stream(
         report = None
         if way.learns:
             joined, rank = _joined(way, protocol.facts, adapters)
-            adapters = adapters[: len(adapters) - joined]
-            kept = {n for one in adapters for n in one.batches}
-            own = tuple(n for n in range(number) if n not in kept)
+            kept = len(adapters) - joined
+            adapters, replaced = adapters[:kept], adapters[kept:]
+            own = (*(n for one in replaced for n in one.batches), number - 1)
             piece = Piece(folder / f"adapter-{number}", own, rank)
-            plan = _plan(run, way, base, learnt, adapters, piece)
+            plan = _plan(run, way, base, learnt, adapters, replaced, piece)
             report = (way.edit or partial(_train, way, folder, records / f"records-{run.base}"))(
                 plan, piece.path
             )
@@ -194,20 +200,17 @@ def _train(way: Way, folder: Path, records: Path, plan: TrainPlan, out: Path) ->
 
 
 def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
-    """How many of the latest adapters are learnt anew with `new` facts, and the rank for all.
+    """How many of the latest adapters give way to the one for `new` facts, and its rank.
 
-    Where the rank budget is used up, all of them, as the product's consolidation does.
+    Of a stack whose rank budget is used up all of them, as in the product's consolidation.
     """
-    facts = [new * len(piece.batches) for piece in adapters]
-
-    def rank(joined: int) -> int:
-        return learning_rank(new + sum(facts[len(facts) - joined :]), RANK, RANK_BUDGET)
-
-    joined = merged(new, facts, way.merge, MOST)
-    kept = sum(piece.rank for piece in adapters[: len(adapters) - joined])
-    if over_budget(kept, rank(joined), RANK_BUDGET):
-        joined = len(adapters)
-    return joined, rank(joined)
+    known = sum(new * len(piece.batches) for piece in adapters)
+    if way.lineage != "stack":
+        return len(adapters), learning_rank(new + known, RANK, RANK_BUDGET)
+    rank = learning_rank(new, RANK, RANK_BUDGET - RANK)
+    if over_budget(sum(piece.rank for piece in adapters), rank, RANK_BUDGET):
+        return len(adapters), learning_rank(new + known, RANK, RANK_BUDGET - RANK)
+    return 0, rank
 
 
 def _plan(
@@ -216,10 +219,12 @@ def _plan(
     base: Base,
     learnt: Sequence[FactBatch],
     adapters: Sequence[Piece],
+    replaced: Sequence[Piece],
     piece: Piece,
 ) -> TrainPlan:
-    facts = tuple(fact for n in reversed(piece.batches) for fact in learnt[n].facts)
-    earlier = tuple(fact for one in adapters for n in one.batches for fact in learnt[n].facts)
+    own = piece.batches[-1:] if way.lineage == "continue" else piece.batches
+    facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
+    earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
     given = way.rehearses or way.calibrates
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     return TrainPlan(
@@ -234,6 +239,7 @@ def _plan(
         known=base.known if given else (),
         reasoning=base.reasoning(run.examples) if given else (),
         lineage=tuple(one.path for one in adapters),
+        start=tuple(one.path for one in replaced) if way.lineage == "continue" else (),
         probe_dir=base.probe_dir,
         protection=way.protection,
         settings=settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from peft import LoraConfig
@@ -56,9 +56,9 @@ class Way:
     learns: bool = True
     told: Told = "nothing"
     """What stands in front of a question."""
-    merge: int = 0
-    """The latest adapters are learnt anew with new facts, each of at most so many times as many
-    facts (`train.merge`)."""
+    lineage: Literal["continue", "stack", "afresh"] = "stack"
+    """What learns the next batch: the adapter that there is, a fresh one on top of the earlier
+    ones, or a fresh one that learns everything anew."""
     apart: bool = False
     """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
     calibrates: bool = False
@@ -231,12 +231,18 @@ WAYS: Final[Mapping[str, Way]] = {
     "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
     "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
     "distil": Way("rehearsal held to the frozen reference, nothing spared", settings=LONG),
-    "stacked": Way("the product, every adapter on top of the earlier ones", Protection()),
     "palorad": Way(
-        "the product: held to the reference, 20 % spared, adapters merged", Protection(), merge=4
+        "the product: held to the reference, 20 % spared, one adapter goes on",
+        Protection(),
+        lineage="continue",
     ),
     "palorad, framed": Way(
-        "the same, half of the wordings in frames", Protection(), rates=(), merge=4, framed=True
+        "the same, half of the wordings in frames",
+        Protection(),
+        rates=(),
+        lineage="continue",
+        framed=True,
     ),
-    "afresh": Way("the product, all facts learnt anew at each batch", Protection(), merge=1000),
+    "stacked": Way("the same, every adapter on top of the earlier ones", Protection()),
+    "afresh": Way("the same, all facts learnt anew at each batch", Protection(), lineage="afresh"),
 }
