@@ -77,7 +77,7 @@ def attach(
             matrix.weight.data = (own.double() + lineage.delta(name).to(own.device)).float()
     options = {
         "r": plan.rank,
-        "lora_alpha": plan.settings.scaling * plan.rank,
+        "lora_alpha": plan.settings.scale(plan.rank) * plan.rank,
         "target_modules": list(plan.settings.targets),
         "task_type": "CAUSAL_LM",
         **(changes or {}),

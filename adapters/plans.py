@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -23,8 +24,9 @@ class TrainSettings(Record):
     weight_decay: float = Field(default=0.0, ge=0.0)
     warmup: int = Field(default=6, ge=0)
     """Steps of linear warm-up; the rate then falls linearly to 0."""
-    scaling: float = Field(default=2.0, gt=0.0)
-    """ΔW = scaling · B A."""
+    scaling: float | None = Field(default=None, gt=0.0)
+    """ΔW = scaling · B A; None: 4 / √rank, so that a step moves ΔW alike at any rank
+    (Kalajdzievski, arXiv 2312.03732)."""
     clip: float = Field(default=1.0, gt=0.0)
     """Largest gradient norm."""
     steps: int | None = Field(default=None, ge=1)
@@ -45,25 +47,24 @@ class TrainSettings(Record):
     """Steps in which the rate falls to 0 after an early end was decided."""
     new_per_step: int = Field(default=36, ge=1)
     """Facts to learn in a step; of many a third, at most twice as many (`facts_in_step`)."""
-    old_per_step: int = Field(default=40, ge=0)
+    old_per_step: int = Field(default=72, ge=0)
     """Earlier facts rehearsed in a step, at most half of them."""
-    known_per_step: int = Field(default=24, ge=0)
+    known_per_step: int = Field(default=96, ge=0)
     """Texts of known facts in a step."""
-    reasoning_per_step: int = Field(default=16, ge=0)
+    reasoning_per_step: int = Field(default=12, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    distil: float = Field(default=2.5, ge=0.0)
+    distil: float = Field(default=5.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
     and the reasoning are learnt from their labels, like the new facts."""
-    distil_reasoning: float = Field(default=6.0, ge=0.0)
-    """The same on reasoning: more, since most tokens of a solution are never in doubt and the
-    few that are would drown in the average."""
+    distil_reasoning: float = Field(default=3.0, ge=0.0)
+    """The same on reasoning."""
     doubt: float = Field(default=2.0, ge=0.0)
     """How much more often solutions are drawn of which the reference is less sure: in proportion
     to 1 + doubt · entropy / mean entropy; 0: all alike."""
     crowd: int = Field(default=10, ge=1)
     """New facts in a step from which on both weights fall, as crowd / facts: averaged over many
     facts, the loss of each would have too little to say against what is held."""
-    temperature: float = Field(default=2.0, gt=0.0)
+    temperature: float = Field(default=4.0, gt=0.0)
     """Of both distributions in that divergence: above 1, what the reference is sure of still has
     a gradient before it is lost."""
     max_length: int = Field(default=1024, ge=8)
@@ -81,6 +82,10 @@ class TrainSettings(Record):
         """
         third = min(facts // 3, 2 * self.new_per_step)
         return min(facts, max(self.new_per_step, third))
+
+    def scale(self, rank: int) -> float:
+        """The scaling of an adapter of this rank."""
+        return 4 / math.sqrt(rank) if self.scaling is None else self.scaling
 
 
 class TrainPlan(Record):

@@ -97,7 +97,7 @@ def check_free_space(protected: Mapping[str, Protected], rank: int) -> int:
     if free < rank:
         raise NoFreeSpace(
             f"{tightest} has {free} free directions, an adapter of rank {rank} needs as many: "
-            "lower [protection] share or [train] rank, or consolidate"
+            "lower [protection] share or [train] rank_budget, or consolidate"
         )
     return free
 

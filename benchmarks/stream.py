@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import torch
 
-from adapters.compose import compose
 from adapters.generate import Generator
 from adapters.models import base_hash
 from adapters.plans import TrainPlan, TrainSettings
@@ -37,6 +36,7 @@ from policies.records import Fact, PlanKind
 from policies.wordings import varied
 
 WORDINGS: Final = 24
+RANK: Final = 64
 SEED: Final = 11
 
 
@@ -86,7 +86,7 @@ def stream(
     """Learn and measure every file; says one JSON line for the base and for each."""
     generator, sha = Generator(MODEL), base_hash(MODEL)
     say({"file": None, **judge.measure(generator, None)})
-    lineage: list[Path] = []
+    adapter: Path | None = None
     learnt: dict[str, tuple[Fact, ...]] = {}
     with tempfile.TemporaryDirectory() as name:
         for number, file in enumerate(files):
@@ -94,8 +94,8 @@ def stream(
             report = train_adapter(
                 TrainPlan(
                     kind=PlanKind.LEARN,
-                    rank=16,
-                    seed=number,
+                    rank=RANK,
+                    seed=0,
                     model_dir=MODEL,
                     base_hash=sha,
                     base_name="base",
@@ -105,7 +105,7 @@ def stream(
                     reasoning=tuple(
                         read_examples(MODEL / "data/reasoning-replay.jsonl", "solution")
                     ),
-                    lineage=tuple(lineage),
+                    start=() if adapter is None else (adapter,),
                     probe_dir=MODEL / "probe",
                     protection=protection,
                     settings=settings,
@@ -115,11 +115,9 @@ def stream(
                 records=folder / "records",
             )
             seconds = time.monotonic() - began
-            lineage.append(folder / f"adapter-{number}")
+            served, adapter = f"adapter-{number}", folder / f"adapter-{number}"
             learnt[file.stem] = facts
-            compose(lineage, folder / f"served-{number}", "base")
-            served = f"served-{number}"
-            generator.load(served, folder / served)
+            generator.load(served, adapter)
             recall = {
                 stem: round(share(generator, served, _held_out(facts)), 4)
                 for stem, facts in learnt.items()

@@ -135,10 +135,10 @@ class TrainSettings(Section):
     """[train]: how adapters are trained and how many may pile up."""
 
     rank: int = Field(default=16, ge=1)
-    """Rank of one adapter; less where it learns fewer facts than that."""
+    """In a stack: rank of one adapter; less where it learns fewer facts than that."""
     rank_budget: int = Field(default=64, ge=1)
-    """Ranks of a lineage together, so the largest of one that goes on; in a stack, beyond it one
-    adapter is retrained and replaces all."""
+    """Rank of an adapter that goes on. In a stack: ranks of all together; beyond it, one adapter is
+    retrained and replaces them."""
     lineage: Lineage = "continue"
     """What learns the next batch: "continue", the adapter that is served goes on, rehearsing all
     that it knows; "stack", a fresh one on top of the earlier ones, which stay as they are."""

@@ -38,8 +38,9 @@ class Limits(Record):
 
     def rank_for(self, facts: int) -> int:
         """Rank of an adapter that is to know `facts` facts; in a stack another one fits on it."""
-        room = self.rank if self.lineage == "stack" else 0
-        return learning_rank(facts, self.rank, self.rank_budget - room)
+        if self.lineage == "continue":
+            return self.rank_budget
+        return learning_rank(facts, self.rank, self.rank_budget - self.rank)
 
 
 class Waiting(Record):

@@ -205,7 +205,9 @@ def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
     Of a stack whose rank budget is used up all of them, as in the product's consolidation.
     """
     known = sum(new * len(piece.batches) for piece in adapters)
-    if way.lineage != "stack":
+    if way.lineage == "continue":
+        return len(adapters), RANK_BUDGET
+    if way.lineage == "afresh":
         return len(adapters), learning_rank(new + known, RANK, RANK_BUDGET)
     rank = learning_rank(new, RANK, RANK_BUDGET - RANK)
     if over_budget(sum(piece.rank for piece in adapters), rank, RANK_BUDGET):

@@ -26,8 +26,18 @@ from benchmarks.learning.judge import Told
 
 NOTHING: Final = Protection(kind="none")
 SVF: Final = Protection(kind="svf")
-# Peers have more steps than the product: what they were tuned with.
-LONG: Final = {"usual_steps": 150, "passes": 64}
+# Of one injection peers keep what they were tuned with, more steps than the product among it.
+LONG: Final = {
+    "usual_steps": 150,
+    "passes": 64,
+    "scaling": 2.0,
+    "old_per_step": 40,
+    "known_per_step": 24,
+    "reasoning_per_step": 16,
+    "distil": 2.5,
+    "distil_reasoning": 6.0,
+    "temperature": 2.0,
+}
 # What a step of the product rehearses, switched off.
 ALONE: Final = {
     **LONG,
@@ -39,6 +49,8 @@ ALONE: Final = {
 # The same shares as the product's, learnt from their labels.
 LABELS: Final = {**LONG, "distil": 0.0}
 CALIBRATION: Final = 512
+# As for the product, whose scaling of ΔW is smaller than theirs.
+ONWARD_RATES: Final = (0.003, 0.006, 0.012)
 
 
 @dataclass(frozen=True)
@@ -242,6 +254,19 @@ WAYS: Final[Mapping[str, Way]] = {
         rates=(),
         lineage="continue",
         framed=True,
+    ),
+    "replay, going on": Way(
+        "facts, known facts and reasoning rehearsed by label in the product's shares, one adapter",
+        settings={"distil": 0.0},
+        rates=ONWARD_RATES,
+        lineage="continue",
+    ),
+    "null space + replay, going on": Way(
+        "the same on the null space of 70 %",
+        Protection(share=0.7),
+        {"distil": 0.0},
+        rates=ONWARD_RATES,
+        lineage="continue",
     ),
     "stacked": Way("the same, every adapter on top of the earlier ones", Protection()),
     "afresh": Way("the same, all facts learnt anew at each batch", Protection(), lineage="afresh"),
