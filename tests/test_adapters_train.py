@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -553,3 +554,47 @@ def _divergence(world: World, adapter: Path, text: Example) -> float:
         )
     )
     return float((before.exp() * (before - after)).sum(-1).mean().detach())
+
+
+@pytest.mark.parametrize("max_tokens", [1, 24, 4096])
+def test_a_step_is_the_sum_of_its_aims_however_it_is_cut(llama: World, max_tokens: int) -> None:
+    """Facts by their labels, the rest by what a reference says, each over its own tokens."""
+    device = torch.device("cpu")
+    tokenizer = models.load_tokenizer(llama.model_dir)
+    pad = int(tokenizer.pad_token_id)
+    model = models.load_base(llama.model_dir, device)
+    texts = [
+        encode_example(tokenizer, Example(prompt="x" * n, completion="y" * (1 + n % 3)))[0]
+        for n in range(1, 9)
+    ]
+    new, old, known, solutions = texts[:2], texts[2:3], texts[3:6], texts[6:]
+    generator = torch.Generator().manual_seed(0)
+    said = {
+        one: torch.randn(len(one.ids) - one.start, model.config.vocab_size, generator=generator)
+        for one in texts
+    }
+
+    def reference(asked: Sequence[Encoded]) -> torch.Tensor:
+        return torch.cat([said[one] for one in asked])
+
+    def alone(one: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
+        return learnt_logits(model, collate([one], pad))
+
+    def learnt(several: Sequence[Encoded]) -> int:
+        return sum(len(one.ids) - one.start for one in several)
+
+    weight = model.get_decoder().layers[0].mlp.up_proj.weight.requires_grad_()
+    value = sum(torch.nn.functional.cross_entropy(*alone(t), reduction="sum") for t in new + old)
+    value = value / learnt(new)
+    for several, share in ((known, 3.0), (solutions, 0.5)):
+        for one in several:
+            now, before = ((x / 2.0).log_softmax(-1) for x in (alone(one)[0], said[one]))
+            kl = (before.exp() * (before - now)).sum()
+            value = value + share * 4.0 * kl / learnt(several)
+    (expected,) = torch.autograd.grad(value, weight)
+    kept = [losses.Kept(known, 3.0, reference), losses.Kept(solutions, 0.5, reference)]
+    aims = losses.Aims(new, old, kept, 2.0)
+    loss, _, _ = losses.backward(model, aims, max_tokens, pad, device)
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad, expected, rtol=1e-3, atol=1e-6)
+    assert loss > 0.0
