@@ -42,7 +42,7 @@ class Endpoint:
     url: str
     model: str
     concurrency: int = 64
-    timeout_s: float = 120.0
+    timeout_s: float = 600.0
 
     def ask(
         self,
@@ -92,7 +92,8 @@ class Endpoint:
         try:
             reply = await client.post("/v1/chat/completions", json=body)
         except httpx.HTTPError as error:
-            raise EndpointFailed(f"{self.url} gave no answer: {error}") from error
+            said = str(error) or type(error).__name__
+            raise EndpointFailed(f"{self.url} gave no answer: {said}") from error
         if reply.status_code != httpx.codes.OK:
             raise EndpointFailed(f"{self.url} answered {reply.status_code}: {reply.text[:200]}")
         content = reply.json()["choices"][0]["message"]["content"] or ""
