@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from daemon.vllm import LIMITS
 from policies.errors import PaloradError
 
 
@@ -72,8 +73,7 @@ class Endpoint:
             tick(done)
             return Answer(question, text, revision, grade(text, question.answer))
 
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        client = httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=limits)
+        client = httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=LIMITS)
         async with client:
             # Like lengths together: a batch lasts as long as its longest answer.
             ordered = sorted(range(len(questions)), key=lambda n: len(questions[n].prompt))

@@ -24,6 +24,8 @@ from daemon.embedded_api import Api, Refusal
 from daemon.embedded_engine import Engine
 from policies.errors import PaloradError, ServerUnusable
 
+KEEP_ALIVE_S = 60
+
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
@@ -118,7 +120,11 @@ def serve(settings: Embedded) -> None:
     check_model_dir(settings.model)
     sock = listening(settings.host, settings.port)
     config = uvicorn.Config(
-        build(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=5
+        build(settings),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     uvicorn.Server(config).run(sockets=[sock])
 

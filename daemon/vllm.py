@@ -18,6 +18,8 @@ PROMPTS_AT_ONCE = 64
 TEXTS_AT_ONCE = 1
 # A request whose connection never stood has had no effect: asking again is safe.
 CONNECT_RETRIES = 1
+# vLLM closes what has been idle for five seconds, and a request may be on its way by then.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
 ADMIN_HEADER = "x-palorad-admin-key"
 
 
@@ -250,7 +252,7 @@ class HttpServer:
 def _transport(url: str) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(
         retries=CONNECT_RETRIES,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        limits=LIMITS,
         trust_env=False,
         verify=url.startswith("https:"),  # reading the certificates takes 20 ms
     )
