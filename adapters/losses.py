@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -88,16 +89,22 @@ class Aims:
 
 
 def backward(
-    model: Any, aims: Aims, max_tokens: int, pad: int, device: torch.device
+    model: Any,
+    aims: Aims,
+    max_tokens: int,
+    pad: int,
+    device: torch.device,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[float, dict[str, float], int]:
     """Gradients of a step; the facts' loss per new token, each fact's own, `max_tokens`.
 
-    When the device's memory is too small the forward passes are halved, from then on, and the
-    step begins anew.
+    `around` is entered for all its passes together. When the device's memory is too small the
+    forward passes are halved, from then on, and the step begins anew.
     """
     while True:
         try:
-            loss, rows = _accumulate(model, aims, max_tokens, pad, device)
+            with around():
+                loss, rows = _accumulate(model, aims, max_tokens, pad, device)
             return loss, rows, max_tokens
         except torch.OutOfMemoryError:
             texts = chain(aims.new, aims.old, *(kept.texts for kept in aims.kept))

@@ -7,7 +7,8 @@ removed: what is saved is an ordinary PEFT LoRA. `LoraVariant` is private to PEF
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no type
     def __init__(self, right: Projector, left: Projector) -> None:
         self.right = right
         self.left = left
+        self.shared: tuple[Tensor, Tensor] | None = None
+        """The projected A and the projected, scaled B that forward passes share for a while."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -65,13 +68,17 @@ class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no type
         up = self.left(module.lora_B[name].weight.mT).mT
         return down, up
 
+    def scaled(self, module: Any, name: str) -> tuple[Tensor, Tensor]:
+        """The projected A, and the projected B times the scaling."""
+        with torch.autocast(module.lora_A[name].weight.device.type, enabled=False):
+            down, up = self.factors(module, name)
+            return down, up * module.scaling[name]
+
     def forward(
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """`result` plus the projected update of `x`."""
-        with torch.autocast(x.device.type, enabled=False):
-            down, up = self.factors(module, active_adapter)
-            scaled = up * module.scaling[active_adapter]
+        down, scaled = self.shared or self.scaled(module, active_adapter)
         hidden = F.linear(module.lora_dropout[active_adapter](x), down)
         # Scaling the small factor and adding within the product spares two passes over the output.
         flat = result.reshape(-1, result.shape[-1]).to(hidden.dtype)
@@ -112,6 +119,35 @@ def install(model: nn.Module, adapter: str, protected: Mapping[str, Protected]) 
         layer.lora_variant[adapter] = ProjectedVariant(
             projector(guard.inputs, guard.soft).to(device), projector(guard.outputs).to(device)
         )
+
+
+@contextmanager
+def shared(model: nn.Module, adapter: str) -> Iterator[None]:
+    """Within it all forward passes share one projection of the factors.
+
+    What their backward passes leave at the projected factors goes through the projectors once, at
+    the end, and is added to the parameters' gradients; after an exception nothing is added.
+    """
+    found, given = [], []
+    for layer in lora_layers(model, adapter).values():
+        variant = layer.lora_variant.get(adapter)
+        if variant is not None:
+            pair = variant.scaled(layer, adapter)
+            variant.shared = tuple(one.detach().requires_grad_(one.requires_grad) for one in pair)
+            found.append((variant, pair, variant.shared))
+    try:
+        yield
+        given = [
+            (whole, leaf.grad)
+            for _, pair, leaves in found
+            for whole, leaf in zip(pair, leaves, strict=True)
+            if leaf.grad is not None
+        ]
+    finally:
+        for variant, _, _ in found:
+            variant.shared = None
+    if given:
+        torch.autograd.backward([whole for whole, _ in given], [grad for _, grad in given])
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def train_adapter(
             break
         optimizer.param_groups[0]["lr"] = peak * _rate(step, steps, settings, state)
         aims = _aims(draw(pools, settings, plan.seed, step), settings, reference)
-        loss, rows, state.max_tokens = backward(model, aims, state.max_tokens, pad, device)
+        loss, rows, state.max_tokens = backward(
+            model, aims, state.max_tokens, pad, device, partial(projection.shared, model, NEW)
+        )
         if method.extra_loss is not None:
             torch.autograd.backward(method.extra_loss(model, step))
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)

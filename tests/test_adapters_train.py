@@ -6,6 +6,8 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters import lora, losses, models, svf
+from adapters import lora, losses, models, projection, svf
 from adapters.attach import attach
 from adapters.compose import concatenate
 from adapters.errors import NoFreeSpace, ProbeMismatch, TrainingDiverged, UnusableExamples
@@ -598,3 +600,29 @@ def test_a_step_is_the_sum_of_its_aims_however_it_is_cut(llama: World, max_token
     assert weight.grad is not None
     assert torch.allclose(weight.grad, expected, rtol=1e-3, atol=1e-6)
     assert loss > 0.0
+
+
+def test_sharing_one_projection_changes_no_gradient(llama: World) -> None:
+    device = torch.device("cpu")
+    tokenizer = models.load_tokenizer(llama.model_dir)
+    pad = int(tokenizer.pad_token_id)
+    plan = llama.plan(protection=Protection(kind="svf+activations", share=0.3))
+    found = []
+    for around in (False, True):
+        base = models.load_base(llama.model_dir, device)
+        protected = protect(base, plan)
+        model = attach(base, plan).model
+        projection.install(model, "new", protected)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.constant_(parameter, 0.01)
+        texts = [encode_example(tokenizer, one)[0] for one in SKILL[:5]]
+        shared = partial(projection.shared, model, "new") if around else nullcontext
+        losses.backward(model, losses.Aims(texts), 1, pad, device, shared)
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, alone in found[0].items():
+        together = found[1][name]
+        assert alone is not None
+        assert together is not None
+        assert torch.allclose(alone, together, rtol=1e-3, atol=1e-6)
+        assert float(alone.norm()) > 0.0

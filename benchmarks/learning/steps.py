@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -64,9 +65,12 @@ def stepper(base: Base, protection: Protection, *, projected: bool) -> Callable[
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     size = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
+    around = partial(projection.shared, model, NEW)
+
     def step(number: int) -> float:
         began = time.perf_counter()
-        backward(model, Aims(draw(pools, plan.settings, 0, number).new), size, pad, device)
+        aims = Aims(draw(pools, plan.settings, 0, number).new)
+        backward(model, aims, size, pad, device, around)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
