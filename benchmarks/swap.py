@@ -32,7 +32,7 @@ import torch
 from adapters.generate import Generator
 from daemon import launch, replicas
 from daemon.serving import Fleet
-from daemon.vllm import HttpServer
+from daemon.vllm import LIMITS, HttpServer
 from policies.records import Revision
 from tests import live
 from tests.live import Live
@@ -81,7 +81,7 @@ async def client(run: Run, url: str, index: int) -> None:
     """Ask the alias one question after the other until the run ends."""
     rng = random.Random(index)
     streamed = index % 2 == 0
-    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=LIMITS) as http:
         while not run.stop:
             answer = Answer(rng.choice(ASKED), rng.choice(LENGTHS), streamed, time.monotonic())
             try:
@@ -257,7 +257,9 @@ async def answered(url: str, model: str, clients: int, seconds: float) -> int:
 
     async def one(first: int) -> int:
         done = 0
-        async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=url, timeout=120, trust_env=False, limits=LIMITS
+        ) as http:
             while True:
                 prompt = ASKED[(first + done) % len(ASKED)]
                 response = await http.post("/v1/completions", json={**body, "prompt": prompt})

@@ -68,6 +68,8 @@ class LedgerPlans(LedgerDb):
             self._set_facts(plan_id, "learn", fact_ids)
             self._set_facts(plan_id, "again", again_ids)
             self._set_facts(plan_id, "replay", replay_ids)
+            if kind is PlanKind.LEARN:
+                self._inherit(plan_id, replaces)
             self._do(
                 "INSERT INTO plan_batches SELECT DISTINCT ?, f.batch FROM plan_facts p"
                 " JOIN facts f ON f.seq = p.fact WHERE p.plan = ? AND p.role = 'learn'",
@@ -87,6 +89,16 @@ class LedgerPlans(LedgerDb):
                 "plan.made", f"plan:{plan_id}", {**counts, "parent": parent, "seed": seed}, now
             )
         return self.plan(plan_id)
+
+    def _inherit(self, plan_id: int, replaces: Sequence[str]) -> None:
+        """An adapter that goes on keeps in its weights whatever the former ones saw."""
+        self._do(
+            "INSERT INTO plan_facts (plan, role, fact) SELECT DISTINCT ?, 'trace', p.fact"
+            " FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
+            " WHERE a.sha256 IN (SELECT value FROM json_each(?))"
+            " AND p.fact NOT IN (SELECT fact FROM plan_facts WHERE plan = ?)",
+            (plan_id, json.dumps(list(replaces)), plan_id),
+        )
 
     def _set_facts(self, plan_id: int, role: str, ids: Sequence[str]) -> None:
         self._do_all(

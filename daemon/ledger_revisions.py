@@ -24,7 +24,8 @@ _KNOWN: Final = (
     f" WHERE a.sha256 IN (SELECT value FROM json_each(:lineage)))) AND {VALID}"
 )
 _IN_LINEAGE: Final = (
-    f"SELECT p.fact FROM plan_facts p JOIN adapters a ON a.plan = p.plan WHERE {_LEARNT}"
+    "SELECT p.fact FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
+    " WHERE p.role IN ('learn', 'again', 'trace')"
     " AND coalesce(p.learnt, 1) = 1 AND a.sha256 IN (SELECT value FROM json_each(:lineage))"
 )
 _SUPERSEDED: Final = (
