@@ -88,6 +88,19 @@ class TrainSettings(Record):
         return 4 / math.sqrt(rank) if self.scaling is None else self.scaling
 
 
+STACKED = TrainSettings(
+    scaling=2.0,
+    old_per_step=40,
+    known_per_step=24,
+    reasoning_per_step=16,
+    distil=2.5,
+    distil_reasoning=6.0,
+    temperature=2.0,
+)
+"""For adapters on top of each other: a stack is short, and held as hard as one that goes on, the
+adapter that consolidates it recalls too little."""
+
+
 class TrainPlan(Record):
     """Everything that one training run depends on."""
 

@@ -12,7 +12,7 @@ from adapters import checks, models, store
 from adapters.compose import compose
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
-from adapters.plans import TrainPlan, TrainProgress
+from adapters.plans import STACKED, TrainPlan, TrainProgress, TrainSettings
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, fit_probe, fold_expert
 from adapters.probe_fit import ProbeSettings as FitSettings
@@ -174,6 +174,7 @@ def _plan(request: TrainRequest) -> TrainPlan:
         start=request.start,
         probe_dir=request.probe,
         protection=Protection(**request.protection.model_dump()),
+        settings=STACKED if request.stacked else TrainSettings(),
     )
 
 

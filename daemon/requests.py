@@ -44,7 +44,7 @@ class TrainRequest(Record):
     it stands on (for a rebuild none), `start` of those from which it goes on in their place,
     `facts` what it has to learn, `replay` what it rehearses, each in up to `wordings` wordings, by
     the relations' templates where `templates` says so (half of them `framed`), and the other way
-    round where `backward` does.
+    round where `backward` does; `stacked` says that adapters stand on each other.
     """
 
     kind: PlanKind
@@ -64,6 +64,7 @@ class TrainRequest(Record):
     reasoning: Path | None = None
     lineage: tuple[Path, ...] = ()
     start: tuple[Path, ...] = ()
+    stacked: bool = False
     lineage_sha256: tuple[str, ...] = ()
     probe: Path | None = None
     protection: ProtectionSettings

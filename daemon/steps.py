@@ -135,6 +135,7 @@ def train_request(
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
+        stacked=settings.train.lineage == "stack",
         start=tuple(Path(ledger.adapter(sha).path) for sha in goes_on),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
