@@ -29,11 +29,10 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded ids (n, t), labels (n, t) with −100 where nothing is learnt, and the keys."""
+    """Right-padded ids (n, t), and labels (n, t) with −100 where nothing is learnt."""
 
     ids: Tensor
     labels: Tensor
-    keys: tuple[str, ...]
 
     @property
     def learnt(self) -> int:
@@ -42,7 +41,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch elsewhere."""
-        return Batch(self.ids.to(device), self.labels.to(device), self.keys)
+        return Batch(self.ids.to(device), self.labels.to(device))
 
 
 def encode(
@@ -80,14 +79,7 @@ def forms(tokenizer: Any) -> tuple[Form, ...]:
 
 def encode_fact(tokenizer: Any, fact: Fact, *, limit: int = 1024) -> tuple[Encoded, ...]:
     """Every wording that may be trained, in every form; held-out wordings never."""
-    prompts = fact.training_prompts
-    if not prompts:
-        raise UnusableExamples(f"fact {fact.id}: every wording is held out, none can be trained")
-    return tuple(
-        encode(tokenizer, prompt, fact.answer, form, key=fact.id, limit=limit)
-        for prompt in prompts
-        for form in forms(tokenizer)
-    )
+    return tuple(Variants(tokenizer, fact, limit=limit))
 
 
 class Variants(Sequence[Encoded]):
@@ -99,6 +91,10 @@ class Variants(Sequence[Encoded]):
     def __init__(self, tokenizer: Any, fact: Fact, *, limit: int = 1024) -> None:
         self._tokenizer, self._fact, self._limit = tokenizer, fact, limit
         self._told = [(p, form) for p in fact.training_prompts for form in forms(tokenizer)]
+        if not self._told:
+            raise UnusableExamples(
+                f"fact {fact.id}: every wording is held out, none can be trained"
+            )
 
     def __len__(self) -> int:
         return len(self._told)
@@ -134,7 +130,7 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
         tokens = torch.tensor(one.ids, dtype=torch.long)
         ids[row, : len(one.ids)] = tokens
         labels[row, one.start : len(one.ids)] = tokens[one.start :]
-    return Batch(ids, labels, tuple(e.key for e in encoded))
+    return Batch(ids, labels)
 
 
 def length(text: Encoded) -> int:

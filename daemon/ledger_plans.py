@@ -44,7 +44,7 @@ class LedgerPlans(LedgerDb):
     ) -> Plan:
         """A new plan; the facts of a `learn` plan wait for it alone from here on.
 
-        Those of `again_ids` are learnt beside them: the facts of the adapters that it replaces.
+        Those of `again_ids`, which the adapters that it replaces know, are rehearsed beside them.
         Raises `StateConflict` if one of them is no longer waiting.
         """
         with self._write("create_plan"):

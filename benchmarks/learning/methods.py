@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapters import compose, lora, models, projection
 from adapters.attach import NEW, extract
-from adapters.plans import TrainPlan, TrainReport
+from adapters.plans import STACKED, TrainPlan, TrainReport
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
 from adapters.rehearsal import encode_pools
@@ -27,17 +27,8 @@ from benchmarks.learning.judge import Told
 NOTHING: Final = Protection(kind="none")
 SVF: Final = Protection(kind="svf")
 # Of one injection peers keep what they were tuned with, more steps than the product among it.
-LONG: Final = {
-    "usual_steps": 150,
-    "passes": 64,
-    "scaling": 2.0,
-    "old_per_step": 40,
-    "known_per_step": 24,
-    "reasoning_per_step": 16,
-    "distil": 2.5,
-    "distil_reasoning": 6.0,
-    "temperature": 2.0,
-}
+IN_A_STACK: Final = STACKED.model_dump(exclude_unset=True)
+LONG: Final = {"usual_steps": 150, "passes": 64, **IN_A_STACK}
 # What a step of the product rehearses, switched off.
 ALONE: Final = {
     **LONG,
@@ -268,6 +259,8 @@ WAYS: Final[Mapping[str, Way]] = {
         rates=ONWARD_RATES,
         lineage="continue",
     ),
-    "stacked": Way("the same, every adapter on top of the earlier ones", Protection()),
+    "stacked": Way(
+        "the product's stack, every adapter on top of the earlier ones", Protection(), IN_A_STACK
+    ),
     "afresh": Way("the same, all facts learnt anew at each batch", Protection(), lineage="afresh"),
 }
