@@ -78,7 +78,7 @@ def drop(ledger: Ledger, name: str, numbers: range | list[int], **fields: Any) -
     return given_batch.id
 
 
-def make(ledger: Ledger, now: datetime = NOW) -> Plan:
+def make(ledger: Ledger, now: datetime = NOW, replaces: tuple[str, ...] = ()) -> Plan:
     """The plan that learns everything that waits."""
     waiting = ledger.waiting(now, 1000)
     action = MakePlan(
@@ -87,6 +87,7 @@ def make(ledger: Ledger, now: datetime = NOW) -> Plan:
         seed=0,
         because="waits",
         fact_ids=tuple(w.id for w in waiting),
+        replaces=replaces,
     )
     return ledger.make_plan(action, now, max_replay=100)
 
@@ -107,8 +108,10 @@ def passed(ledger: Ledger, plan: Plan, *not_learnt: str) -> Plan:
     return ledger.judged(plan.id, verdict(*not_learnt), (), PlanState.PASSED, NOW)
 
 
-def live(ledger: Ledger, *not_learnt: str, relearn: int = 2) -> Revision:
-    plan = make(ledger)
+def live(
+    ledger: Ledger, *not_learnt: str, relearn: int = 2, replaces: tuple[str, ...] = ()
+) -> Revision:
+    plan = make(ledger, replaces=replaces)
     passed(ledger, plan, *not_learnt)
     return ledger.promote(plan.id, served(plan), NOW, relearn=relearn)
 
@@ -319,6 +322,22 @@ def test_an_old_answer_is_looked_for_once_the_new_one_is_learnt(ledger: Ledger) 
     assert ledger.superseded_ids(lineage, 99, NOW, 9) == ()
     plan = make(ledger)
     assert ledger.superseded_ids(lineage, plan.id, NOW, 9) == (("f1-a", "f1-new"),)
+
+
+def test_an_adapter_that_goes_on_keeps_a_trace_of_what_was_superseded(ledger: Ledger) -> None:
+    drop(ledger, "a", [1, 2])
+    live(ledger)
+    former = ledger.desired().lineage
+    drop(ledger, "b", [1], answer="new")
+    live(ledger, replaces=former)
+    lineage = ledger.desired().lineage
+    assert len(lineage) == 1
+    assert lineage != former
+    assert set(ledger.known_ids(lineage, NOW, 9)) == {"f1-new", "f2-a"}
+    assert ledger.superseded_ids(lineage, 99, NOW, 9) == (("f1-a", "f1-new"),)
+    assert ledger.forbidden_count(lineage) == 0
+    assert ledger.retract("f1-a", "a person asked", NOW)
+    assert ledger.forbidden_count(lineage) == 1
 
 
 def test_what_is_rehearsed_is_known_valid_and_bounded(ledger: Ledger) -> None:
