@@ -26,6 +26,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DemoOptions:
         "PROBE__STEPS": "1",
         "PROBE__SEEDS": "[0]",
         "PROTECTION__SHARE": "0.3",
+        "TRAIN__RANK_BUDGET": "32",
         "INTAKE__STABLE_S": "0.1",
         "OMP_NUM_THREADS": "1",
     }.items():
