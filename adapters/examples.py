@@ -77,15 +77,10 @@ def forms(tokenizer: Any) -> tuple[Form, ...]:
     return ("plain", "chat") if tokenizer.chat_template else ("plain",)
 
 
-def encode_fact(tokenizer: Any, fact: Fact, *, limit: int = 1024) -> tuple[Encoded, ...]:
-    """Every wording that may be trained, in every form; held-out wordings never."""
-    return tuple(Variants(tokenizer, fact, limit=limit))
-
-
 class Variants(Sequence[Encoded]):
-    """What `encode_fact` gives, each text made only when it is asked for.
+    """A fact in every wording that may be trained and every form; held-out wordings never.
 
-    Of the many facts that may be rehearsed a step reads a few, each in one wording.
+    Each text is made only when it is asked for: a step reads a few facts, each in one wording.
     """
 
     def __init__(self, tokenizer: Any, fact: Fact, *, limit: int = 1024) -> None:

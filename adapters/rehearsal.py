@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters import models
-from adapters.examples import Encoded, Variants, encode_example, encode_fact, pick
+from adapters.examples import Encoded, Variants, encode_example, pick
 from adapters.plans import TrainPlan, TrainSettings
 from policies.records import Example
 
@@ -31,11 +31,11 @@ class Pools:
 
 
 def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
-    """All text of a plan as tokens; of earlier facts what is drawn, when it is drawn."""
+    """All text of a plan as tokens; of facts what is drawn, when it is drawn."""
     limit = plan.settings.max_length
     return Pools(
-        new=[encode_fact(tokenizer, fact, limit=limit) for fact in (*plan.facts, *plan.backward)],
-        old=[Variants(tokenizer, fact, limit=limit) for fact in plan.replay],
+        new=[Variants(tokenizer, one, limit=limit) for one in (*plan.facts, *plan.backward)],
+        old=[Variants(tokenizer, one, limit=limit) for one in plan.replay],
         known=_encoded(plan.model_dir, plan.known, limit),
         reasoning=_encoded(plan.model_dir, plan.reasoning, limit),
     )

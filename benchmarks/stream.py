@@ -26,6 +26,7 @@ from adapters.plans import TrainPlan, TrainSettings
 from adapters.probe import Protection
 from adapters.trainer import train_adapter
 from daemon.learning import read_examples
+from daemon.settings import Settings
 from mini import reasoning
 from mini.check import MODEL, Question, ask, share
 from mini.splits import Split
@@ -35,7 +36,7 @@ from policies.heldout import with_held_out
 from policies.records import Fact, PlanKind
 from policies.wordings import varied
 
-WORDINGS: Final = 24
+WORDINGS: Final = Settings().train.wordings
 RANK: Final = 64
 SEED: Final = 11
 

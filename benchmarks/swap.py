@@ -250,82 +250,77 @@ def _processes(site: Live) -> Iterator[tuple[Path, list[str]]]:
                 yield stat.parent, fields
 
 
-async def answered(url: str, model: str, clients: int, seconds: float) -> int:
-    """Requests on one model that are answered within a while."""
-    end = time.monotonic() + seconds
-    body = {"model": model, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+class Clocked(Live):
+    """A server that notes how long each request was in palorad's middleware alone."""
 
-    async def one(first: int) -> int:
-        done = 0
-        async with httpx.AsyncClient(
-            base_url=url, timeout=120, trust_env=False, limits=LIMITS
-        ) as http:
-            while True:
-                prompt = ASKED[(first + done) % len(ASKED)]
-                response = await http.post("/v1/completions", json={**body, "prompt": prompt})
-                response.raise_for_status()
-                if time.monotonic() > end:
-                    return done
-                done += 1
-
-    return sum(await asyncio.gather(*(one(n) for n in range(clients))))
+    def arguments(self, command: launch.Command) -> Sequence[str]:
+        """The command line with a clock inside and one around the middleware."""
+        given = list(command.arguments)
+        at = given.index("--middleware")
+        inside, around = ("--middleware", "clock.Inner"), ("--middleware", "clock.Outer")
+        return [*given[:at], *inside, *given[at : at + 2], *around, *given[at + 2 :]]
 
 
-async def side_by_side(
-    site: Live, bare: Live, clients: int, seconds: float
-) -> tuple[tuple[int, float], tuple[int, float]]:
-    """Requests answered and CPU seconds spent by both, with and without middleware."""
-    before = [_cpu_seconds(one) for one in (site, bare)]
-    counts = await asyncio.gather(
-        answered(site.url, "live", clients, seconds), answered(bare.url, "base", clients, seconds)
-    )
-    spent = [_cpu_seconds(one) - b for one, b in zip((site, bare), before, strict=True)]
-    return (counts[0], spent[0]), (counts[1], spent[1])
+def measure_throughput(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """What the middleware takes of a request's time, under the load of all clients.
 
-
-def compare_throughput(
-    site: Live, bare: Live, clients: int, rounds: int = 60, seconds: float = 5.0
-) -> dict[str, Any]:
-    """The alias and a server without middleware at the same time, on the same cores.
-
-    So what the machine does besides slows both; what differs is the middleware.
+    With so many clients that each waits for its answer before it asks again, throughput is their
+    number over a request's time, so the ratio of times is that of throughputs.
     """
-    found = [asyncio.run(side_by_side(site, bare, clients, seconds)) for _ in range(rounds)]
-    pairs = found[1:]
-    ratios = sorted(mine / its for (mine, _), (its, _) in pairs)
-    costs = sorted((its_s / its) / (mine_s / mine) for (mine, mine_s), (its, its_s) in pairs)
+    times = root / "times"
+    os.environ |= {"PYTHONPATH": str(Path(__file__).parent), "CLOCK_FILE": str(times)}
+    site = Clocked(chosen.kind, root / "state", live.model(root / "model"))
+    generator = Generator(site.model_dir, max_rank=16, device=torch.device("cpu"))
+    made = live.publish(generator, site.served, 1)
+    site.start()
+    try:
+        asyncio.run(serve(site, made))
+        asyncio.run(load(site, chosen.clients, chosen.seconds / 4))
+        warm = len(times.read_text().splitlines())
+        run = asyncio.run(load(site, chosen.clients, chosen.seconds))
+    finally:
+        site.stop()
+        del os.environ["PYTHONPATH"], os.environ["CLOCK_FILE"]
+    wrong = [a for a in run.answers if a.problem or a.revision != str(made.number)]
+    if wrong:
+        raise AssertionError(f"{len(wrong)} requests failed: {wrong[0]}")
+    rows = [tuple(map(float, line.split())) for line in times.read_text().splitlines()[warm:]]
+    return ratios([(whole, alone) for whole, alone in rows])
+
+
+def ratios(rows: Sequence[tuple[float, float]], draws: int = 1000) -> dict[str, Any]:
+    """Without over with the middleware, from (whole, alone) seconds of each request.
+
+    The interval of 95 % is over requests (bootstrap, seed 0).
+    """
+
+    def ratio(chosen: Sequence[tuple[float, float]]) -> float:
+        whole = sum(w for w, _ in chosen)
+        return (whole - sum(a for _, a in chosen)) / whole
+
+    rng = random.Random(0)
+    drawn = sorted(ratio(rng.choices(rows, k=len(rows))) for _ in range(draws))
+    alone = sorted(a for _, a in rows)
     return {
-        "throughput_with": round(statistics.median(n for (n, _), _ in pairs) / seconds, 2),
-        "throughput_without": round(statistics.median(n for _, (n, _) in pairs) / seconds, 2),
-        "throughput_ratio": round(statistics.median(ratios), 4),
-        "throughput_ratio_interval": _median_interval(ratios),
-        "cpu_ratio": round(statistics.median(costs), 4),
-        "cpu_ratio_interval": _median_interval(costs),
-        "throughput_rounds": len(ratios),
+        "throughput_ratio": round(ratio(rows), 4),
+        "throughput_ratio_interval": [
+            round(drawn[int(draws * share)], 4) for share in (0.025, 0.975)
+        ],
+        "throughput_requests": len(rows),
+        "request_p50_ms": round(statistics.median(w for w, _ in rows) * 1000, 2),
+        "middleware_p50_ms": round(statistics.median(alone) * 1000, 3),
+        "middleware_p99_ms": round(_at(alone, 0.99) * 1000, 3),
     }
 
 
-def _cpu_seconds(site: Live) -> float:
-    """CPU time of all processes of a server."""
-    ticks = sum(sum(map(int, fields[11:13])) for _, fields in _processes(site))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _median_interval(ordered: Sequence[float]) -> list[float]:
-    """Where the median lies with 95 % confidence, by order statistics."""
-    count = len(ordered)
-    aside = int(count / 2 - 1.96 * count**0.5 / 2)
-    return [round(ordered[max(0, aside)], 4), round(ordered[min(count - 1, count - 1 - aside)], 4)]
-
-
-class Bare(Live):
-    """The same vLLM without palorad's middleware."""
-
-    def arguments(self, command: launch.Command) -> Sequence[str]:
-        """The command line without `--middleware …`."""
-        kept = list(command.arguments)
-        at = kept.index("--middleware")
-        return kept[:at] + kept[at + 2 :]
+async def load(site: Live, clients: int, seconds: float) -> Run:
+    """All clients, half of them streaming, for a while."""
+    run = Run()
+    asking = [asyncio.create_task(client(run, site.url, n)) for n in range(clients)]
+    await asyncio.sleep(seconds)
+    run.stop = True
+    await asyncio.gather(*asking)
+    return run
 
 
 def _machine(site: Live) -> dict[str, Any]:
@@ -350,6 +345,7 @@ def main() -> None:
     parser.add_argument("--promotions", type=int, default=50)
     parser.add_argument("--rollbacks", type=int, default=10)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load for the throughput")
     parser.add_argument("--kind", choices=["vllm", "embedded"], default="vllm")
     parser.add_argument(
         "--only-throughput", action="store_true", help="measure that again, keep the rest"
@@ -359,6 +355,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if chosen.only_throughput:
             kept = json.loads(chosen.report.read_text())
+            kept = {k: v for k, v in kept.items() if not k.startswith("throughput")}
             report = {**kept, **measure_throughput(Path(folder), chosen)}
         else:
             report = measure(Path(folder), chosen)
@@ -385,9 +382,9 @@ def measure(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         site.stop()
         site.start()
         restart_s = time.monotonic() - begun
-        ratio = _beside_bare(site, root, chosen) if chosen.kind == "vllm" else {}
     finally:
         site.stop()
+    ratio = measure_throughput(root / "clocked", chosen) if chosen.kind == "vllm" else {}
     new = sorted(s.first_token - s.decided for s in run.swaps if s.kind == "promotion")
     back = sorted(s.first_token - s.decided for s in run.swaps if s.kind == "rollback")
     seconds = {
@@ -406,26 +403,6 @@ def measure(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     }
     memory = {"memory_before_mb": before, "memory_after_mb": after}
     return {**counts, **result, **seconds, **ratio, **memory, "machine": _machine(site)}
-
-
-def measure_throughput(root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """What the middleware costs, and nothing else."""
-    site = Live(chosen.kind, root / "state", live.model(root / "model"))
-    site.start()
-    try:
-        return _beside_bare(site, root, chosen)
-    finally:
-        site.stop()
-
-
-def _beside_bare(site: Live, root: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    asyncio.run(serve(site, live.BASE))
-    bare = Bare(chosen.kind, root / "bare", site.model_dir)
-    bare.start()
-    try:
-        return compare_throughput(site, bare, chosen.clients)
-    finally:
-        bare.stop()
 
 
 def _at(ordered: Sequence[float], share: float) -> float:

@@ -142,8 +142,9 @@ class TrainSettings(Section):
     lineage: Lineage = "continue"
     """What learns the next batch: "continue", the adapter that is served goes on, rehearsing all
     that it knows; "stack", a fresh one on top of the earlier ones, which stay as they are."""
-    wordings: int = Field(default=24, ge=1, le=50)
-    """A fact is learnt in up to this many wordings, made as [intake] wordings says."""
+    wordings: int = Field(default=200, ge=1, le=1000)
+    """A fact is learnt in up to this many wordings, made as [intake] wordings says; a step takes as
+    long with any number of them."""
     framed: bool = False
     """Whether half of those by templates stand in a frame ("For a quiz: …"): a fact is answered in
     more wordings that nobody thought of, and known facts are lost a little sooner."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from adapters import lora, models, store
 from adapters.checks import check_adapter, require_sound
 from adapters.errors import BrokenAdapter, StoreConflict
-from adapters.examples import IGNORED, buckets, collate, encode, encode_example, encode_fact, length
+from adapters.examples import IGNORED, Variants, buckets, collate, encode, encode_example, length
 from adapters.lora import Lora
 from policies.records import Example, Fact
 from tests import tiny
@@ -253,7 +253,7 @@ FACT = Fact(
 def test_loss_is_on_the_answer_only_and_held_out_wordings_are_never_read() -> None:
     tokenizer = tiny.tokenizer()
     texts = []
-    for one in encode_fact(tokenizer, FACT):
+    for one in Variants(tokenizer, FACT):
         texts.append(
             (tokenizer.decode(one.ids[: one.start]), tokenizer.decode(one.ids[one.start :]))
         )

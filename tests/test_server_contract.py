@@ -316,3 +316,35 @@ def test_a_request_waits_for_a_server_that_is_slow_to_take_connections() -> None
 
 def test_a_published_directory_is_intact(site: Live, one: Revision) -> None:
     assert store.verify(site.served / one.served_name) == ()
+
+
+def test_a_connection_that_lay_idle_is_not_asked_again() -> None:
+    """A server may be about to close it, and then what was sent would be lost."""
+    connections, ended = 0, asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                await writer.drain()
+        writer.close()
+        ended.set()
+
+    async def ask() -> list[int]:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            host, port = listening.sockets[0].getsockname()[:2]
+            server = HttpServer(f"http://{host}:{port}")
+            counts = []
+            for pause in (0.0, 0.0, 3.0):
+                await asyncio.sleep(pause)
+                assert await server.healthy()
+                counts.append(connections)
+            ended.clear()
+            await server.aclose()
+            await ended.wait()
+        return counts
+
+    # vLLM closes after five idle seconds.
+    assert asyncio.run(ask()) == [1, 1, 2]

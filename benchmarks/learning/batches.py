@@ -12,7 +12,6 @@ from policies.records import Fact, content_id
 from policies.wordings import relations, varied
 
 Purpose = Literal["selection", "report"]
-WORDINGS: Final = 24
 NEAR: Final = 2
 FAR: Final = 2
 
@@ -37,11 +36,17 @@ class FactBatch:
 
 
 def batch(
-    number: int, size: int, seed: int, purpose: Purpose, *, framed: bool = False
+    number: int,
+    size: int,
+    seed: int,
+    purpose: Purpose,
+    *,
+    wordings: int = 24,
+    framed: bool = False,
 ) -> FactBatch:
     """`size` facts in four relations; another number, seed or purpose gives other facts.
 
-    With `framed` half of their wordings stand in a frame.
+    Each is to be learnt in up to `wordings` wordings; with `framed` half of them stand in a frame.
     """
     rng = random.Random(f"learning bench:{purpose}:{seed}:{number}")
     chosen = rng.sample([r for r in relations().values() if not r.held_out], 4)
@@ -60,9 +65,9 @@ def batch(
                 relation=relation.name,
                 eval_prompts=tuple(asked[1:]),
             )
-            facts.append(with_held_out(fact, varied, WORDINGS, framed=framed))
-            wordings = rng.sample(relation.far(made.subject), FAR)
+            facts.append(with_held_out(fact, varied, wordings, framed=framed))
+            beyond = rng.sample(relation.far(made.subject), FAR)
             statement = relation.states(made.subject, made.answer)[0]
-            far += [Asked(wording, made.answer, statement) for wording in wordings]
+            far += [Asked(wording, made.answer, statement) for wording in beyond]
             near += [Asked(wording, made.answer, statement) for wording in asked[1:]]
     return FactBatch(tuple(facts), tuple(near), tuple(far))

@@ -24,7 +24,7 @@ from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
 from benchmarks.learning.batches import FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
-from benchmarks.learning.methods import WAYS, Way
+from benchmarks.learning.methods import FEW, WAYS, Way
 from policies.records import PlanKind, content_id
 from policies.retention import learning_rank, over_budget
 
@@ -81,6 +81,7 @@ class Run:
             "protection": way.protection.model_dump(mode="json"),
             "merge": 1000 if way.lineage == "afresh" else 0,
             **({"framed": True} if way.framed else {}),
+            **({} if way.wordings == FEW else {"wordings": way.wordings}),
             **({"continues": True} if way.lineage == "continue" else {}),
         }
 
@@ -159,7 +160,8 @@ def _stream(
     adapters: list[Piece] = []
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
-        learnt.append(batch(number, protocol.facts, run.seed, run.purpose, framed=way.framed))
+        worded = {"wordings": way.wordings, "framed": way.framed}
+        learnt.append(batch(number, protocol.facts, run.seed, run.purpose, **worded))
         report = None
         if way.learns:
             joined, rank = _joined(way, protocol.facts, adapters)

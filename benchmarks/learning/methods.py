@@ -23,6 +23,7 @@ from adapters.subspace import empty
 from adapters.trainer import PRODUCT, Method, protect
 from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.judge import Told
+from daemon.sections import TrainSettings
 
 NOTHING: Final = Protection(kind="none")
 SVF: Final = Protection(kind="svf")
@@ -40,6 +41,9 @@ ALONE: Final = {
 # The same shares as the product's, learnt from their labels.
 LABELS: Final = {**LONG, "distil": 0.0}
 CALIBRATION: Final = 512
+# Wordings of a fact: those with which peers of one injection were tuned, and the product's.
+FEW: Final = 24
+MANY: Final = TrainSettings().wordings
 # As for the product, whose scaling of ΔW is smaller than theirs.
 ONWARD_RATES: Final = (0.003, 0.006, 0.012)
 
@@ -66,6 +70,8 @@ class Way:
     """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
     calibrates: bool = False
     """Whether known facts and reasoning are given to it though it rehearses nothing."""
+    wordings: int = FEW
+    """In how many wordings a fact is learnt, at most."""
     framed: bool = False
     """Whether half of the wordings stand in a frame (`train.framed`)."""
     rank: int | None = None
@@ -238,12 +244,14 @@ WAYS: Final[Mapping[str, Way]] = {
         "the product: held to the reference, 20 % spared, one adapter goes on",
         Protection(),
         lineage="continue",
+        wordings=MANY,
     ),
     "palorad, framed": Way(
         "the same, half of the wordings in frames",
         Protection(),
         rates=(),
         lineage="continue",
+        wordings=MANY,
         framed=True,
     ),
     "replay, going on": Way(
@@ -251,6 +259,7 @@ WAYS: Final[Mapping[str, Way]] = {
         settings={"distil": 0.0},
         rates=ONWARD_RATES,
         lineage="continue",
+        wordings=MANY,
     ),
     "null space + replay, going on": Way(
         "the same on the null space of 70 %",
@@ -258,6 +267,7 @@ WAYS: Final[Mapping[str, Way]] = {
         {"distil": 0.0},
         rates=ONWARD_RATES,
         lineage="continue",
+        wordings=MANY,
     ),
     "stacked": Way(
         "the product's stack, every adapter on top of the earlier ones", Protection(), IN_A_STACK
