@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon import views
 from daemon.requests import TrainRequest
 from daemon.serving import NotServed
 from policies.errors import ServerRefused, ServerUnreachable
@@ -331,6 +332,8 @@ def test_a_candidate_that_must_not_be_served_is_never_judged(
     head = world.ledger.head(1)
     assert head.state is PlanState.FAILED
     assert str(world.fleet.fault) in head.because
+    (explained,) = views.explain(world.ledger, "b1").plans
+    assert str(world.fleet.fault) in (explained.because or "")
     assert world.ledger.desired().number == 0
     assert len([e for e in world.ledger.events() if e.kind == "step.failed"]) == attempts
 
