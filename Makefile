@@ -13,8 +13,10 @@ SERVER ?= embedded
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# One thread: two under contention for the cores are slower than one, up to ten times.
+# One thread, and where there are more, they wait briefly: else under contention they are slower
+# than one, up to thirty times.
 export OMP_NUM_THREADS ?= 1
+export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 

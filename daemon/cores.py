@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Final
+
+SPINS: Final = "20000"
+"""How often a thread of GNU OpenMP looks before it sleeps. Two threads on two cores beside two
+busy processes: a step took 262 to 3,480 ms by its own default, 144 like this; alone 70 and 65."""
 
 
 def threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """OMP_NUM_THREADS for a child: as it is set, else half of the cores.
+    """How a child computes: as the environment says, else on half of the cores, waiting briefly.
 
-    A trainer and a server run side by side; threads that wait for a core that the other one has
+    A trainer and a server run side by side; threads that spin while the other one has their core
     make a step ten times slower and more.
     """
-    if "OMP_NUM_THREADS" in environment:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, _cores() // 2))}
+    added = {}
+    if "OMP_NUM_THREADS" not in environment:
+        added["OMP_NUM_THREADS"] = str(max(1, _cores() // 2))
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        added["GOMP_SPINCOUNT"] = SPINS
+    return added
 
 
 def engine_threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The same for vLLM on a CPU, whose engine keeps one core busy by itself while it decodes."""
-    wanted = int((threads(environment) or environment)["OMP_NUM_THREADS"].split(",")[0])
+    wanted = int({**environment, **threads(environment)}["OMP_NUM_THREADS"].split(",")[0])
     return {"OMP_NUM_THREADS": str(max(1, min(wanted, _cores() - 1)))}
 
 

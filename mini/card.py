@@ -79,7 +79,7 @@ turn; fresh problems; 30 new facts a file, learnt in three wordings by the produ
 | texts that come back whole from the tokenizer | {whole} |
 
 As the product learns, with known facts and reasoning held by distillation and {protected}
-(the product itself renders up to 24 wordings):
+(the product itself renders up to 200 wordings):
 
 | 30 new facts a file | before | untrained wordings | far wordings | reasoning after |
 |---|---|---|---|---|
