@@ -14,6 +14,7 @@ from adapters.errors import UnusableExamples
 from policies.records import Example, Fact
 
 IGNORED = -100
+FIRST = 48  # two dozen wordings, plain and as a chat
 Text = TypeVar("Text")
 Form = Literal["plain", "chat"]
 
@@ -165,7 +166,15 @@ def pick(
         chosen = [pool[n] for n in best]
     else:
         chosen = rng.sample(list(pool), count)
-    return [rng.choice(variants) for variants in chosen]
+    return [one_of(variants, rng) for variants in chosen]
+
+
+def one_of(variants: Sequence[Encoded], rng: random.Random) -> Encoded:
+    """One of a fact's texts: half of the draws go to the first two dozen wordings, where those
+    that belong to its relation alone have a larger share than among all that frames give.
+    """
+    first = min(len(variants), FIRST)
+    return variants[rng.randrange(first if rng.random() < 0.5 else len(variants))]
 
 
 def _chat_parts(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters import models
-from adapters.examples import Encoded, Variants, encode_example, pick
+from adapters.examples import Encoded, Variants, encode_example, one_of, pick
 from adapters.plans import TrainPlan, TrainSettings
 from policies.records import Example
 
@@ -65,7 +65,7 @@ def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
     """
     rng = random.Random(f"step:{seed}:{step}")
     count = settings.facts_in_step(len(pools.new))
-    new = [rng.choice(v) for v in _turn(pools.new, count, seed, step)]
+    new = [one_of(v, rng) for v in _turn(pools.new, count, seed, step)]
     old = pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
     known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
     most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)

@@ -18,6 +18,7 @@ import torch
 
 from adapters import lora
 from adapters.compose import compose
+from adapters.examples import FIRST
 from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainReport, TrainSettings
 from adapters.trainer import train_adapter
@@ -81,7 +82,7 @@ class Run:
             "protection": way.protection.model_dump(mode="json"),
             "merge": 1000 if way.lineage == "afresh" else 0,
             **({"framed": True} if way.framed else {}),
-            **({} if way.wordings == FEW else {"wordings": way.wordings}),
+            **({} if way.wordings == FEW else {"wordings": way.wordings, "first": FIRST}),
             **({"continues": True} if way.lineage == "continue" else {}),
         }
 
