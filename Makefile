@@ -13,8 +13,7 @@ SERVER ?= embedded
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# One thread, and where there are more, they wait briefly: else under contention they are slower
-# than one, up to thirty times.
+# One thread; where there are more, they wait briefly: spinning, they hold up whoever has the core.
 export OMP_NUM_THREADS ?= 1
 export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false

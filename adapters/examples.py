@@ -14,7 +14,7 @@ from adapters.errors import UnusableExamples
 from policies.records import Example, Fact
 
 IGNORED = -100
-FIRST = 48  # two dozen wordings, plain and as a chat
+FIRST = 48  # of a fact's texts: two dozen wordings, each plain and as a chat
 Text = TypeVar("Text")
 Form = Literal["plain", "chat"]
 
@@ -170,8 +170,8 @@ def pick(
 
 
 def one_of(variants: Sequence[Encoded], rng: random.Random) -> Encoded:
-    """One of a fact's texts: half of the draws go to the first two dozen wordings, where those
-    that belong to its relation alone have a larger share than among all that frames give.
+    """One of a fact's texts: half of the draws go to the `FIRST`, where the wordings that belong
+    to its relation alone have a larger share than among all that frames give.
     """
     first = min(len(variants), FIRST)
     return variants[rng.randrange(first if rng.random() < 0.5 else len(variants))]

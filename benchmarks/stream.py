@@ -1,6 +1,6 @@
 """Learn files one after the other with the product's trainer, and measure after each.
 
-    python -m benchmarks.stream FILE … [--share 0.2] [--wordings 24] [--set distil=1.5]
+    python -m benchmarks.stream FILE … [--share 0.2] [--wordings N] [--set distil=1.5]
 
 One JSON line a file: recall in held-out wordings by file, reasoning on fresh problems of the
 selection split, locality on known facts that are never rehearsed. No daemon, no gate: minutes.

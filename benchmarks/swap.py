@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import torch
@@ -268,11 +269,12 @@ def measure_throughput(root: Path, chosen: argparse.Namespace) -> dict[str, Any]
     number over a request's time, so the ratio of times is that of throughputs.
     """
     times = root / "times"
-    os.environ |= {"PYTHONPATH": str(Path(__file__).parent), "CLOCK_FILE": str(times)}
     site = Clocked(chosen.kind, root / "state", live.model(root / "model"))
     generator = Generator(site.model_dir, max_rank=16, device=torch.device("cpu"))
     made = live.publish(generator, site.served, 1)
-    site.start()
+    path = os.pathsep.join(filter(None, [str(OUT.parent.parent), os.environ.get("PYTHONPATH")]))
+    with patch.dict(os.environ, {"PYTHONPATH": path, "CLOCK_FILE": str(times)}):
+        site.start()
     try:
         asyncio.run(serve(site, made))
         asyncio.run(load(site, chosen.clients, chosen.seconds / 4))
@@ -280,7 +282,6 @@ def measure_throughput(root: Path, chosen: argparse.Namespace) -> dict[str, Any]
         run = asyncio.run(load(site, chosen.clients, chosen.seconds))
     finally:
         site.stop()
-        del os.environ["PYTHONPATH"], os.environ["CLOCK_FILE"]
     wrong = [a for a in run.answers if a.problem or a.revision != str(made.number)]
     if wrong:
         raise AssertionError(f"{len(wrong)} requests failed: {wrong[0]}")

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from typing import Final
 
 SPINS: Final = "20000"
-"""How often a thread of GNU OpenMP looks before it sleeps. Two threads on two cores beside two
-busy processes: a step took 262 to 3,480 ms by its own default, 144 like this; alone 70 and 65."""
+"""How often a thread of GNU OpenMP looks before it sleeps; why so, docs/log.md."""
 
 
 def threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """How a child computes: as the environment says, else on half of the cores, waiting briefly.
 
     A trainer and a server run side by side; threads that spin while the other one has their core
-    make a step ten times slower and more.
+    make a step many times slower.
     """
     added = {}
     if "OMP_NUM_THREADS" not in environment:

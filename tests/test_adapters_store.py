@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,18 @@ from safetensors.torch import load_file, save_file
 from adapters import lora, models, store
 from adapters.checks import check_adapter, require_sound
 from adapters.errors import BrokenAdapter, StoreConflict
-from adapters.examples import IGNORED, Variants, buckets, collate, encode, encode_example, length
+from adapters.examples import (
+    FIRST,
+    IGNORED,
+    Encoded,
+    Variants,
+    buckets,
+    collate,
+    encode,
+    encode_example,
+    length,
+    one_of,
+)
 from adapters.lora import Lora
 from policies.records import Example, Fact
 from tests import tiny
@@ -248,6 +260,16 @@ FACT = Fact(
     paraphrases=("Name it:\n", "Say it."),
     eval_prompts=("Say it.", "Which one is it?"),
 )
+
+
+def test_the_first_texts_of_many_get_half_of_the_draws_and_every_text_some() -> None:
+    texts = [Encoded((number,), 0) for number in range(2 * FIRST)]
+    rng = random.Random(0)
+    drawn = [one_of(texts, rng).ids[0] for _ in range(6000)]
+    assert set(drawn) == set(range(2 * FIRST))
+    # Half of them, and half of the other half.
+    assert 0.72 < sum(number < FIRST for number in drawn) / len(drawn) < 0.78
+    assert {one_of(texts[:1], rng) for _ in range(9)} == {texts[0]}
 
 
 def test_loss_is_on_the_answer_only_and_held_out_wordings_are_never_read() -> None:

@@ -21,7 +21,7 @@ FACTS = 12
 
 pytestmark = [
     pytest.mark.endtoend,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(180),
     NEEDS_MODEL,
 ]
 

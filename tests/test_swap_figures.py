@@ -32,7 +32,7 @@ def _slow(app: Any, request_s: float, message_s: float) -> Any:
             time.sleep(message_s)  # noqa: ASYNC251 - busy, as the middleware would be
             await send(message)
 
-        time.sleep(request_s)  # noqa: ASYNC251
+        time.sleep(request_s)  # noqa: ASYNC251 - the same
         await app({**scope}, receive, slowly)
 
     return between

@@ -12,6 +12,8 @@ from policies.records import Fact, content_id
 from policies.wordings import relations, varied
 
 Purpose = Literal["selection", "report"]
+# Wordings of a fact with which the peers of one injection were tuned.
+FEW: Final = 24
 NEAR: Final = 2
 FAR: Final = 2
 
@@ -41,7 +43,7 @@ def batch(
     seed: int,
     purpose: Purpose,
     *,
-    wordings: int = 24,
+    wordings: int = FEW,
     framed: bool = False,
 ) -> FactBatch:
     """`size` facts in four relations; another number, seed or purpose gives other facts.

@@ -23,9 +23,9 @@ from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainReport, TrainSettings
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
-from benchmarks.learning.batches import FactBatch, Purpose, batch
+from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch
 from benchmarks.learning.judge import Judge, recalls
-from benchmarks.learning.methods import FEW, WAYS, Way
+from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
 from policies.retention import learning_rank, over_budget
 

@@ -21,6 +21,7 @@ from adapters.projection import Protected
 from adapters.rehearsal import encode_pools
 from adapters.subspace import empty
 from adapters.trainer import PRODUCT, Method, protect
+from benchmarks.learning.batches import FEW
 from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.judge import Told
 from daemon.sections import TrainSettings
@@ -41,8 +42,7 @@ ALONE: Final = {
 # The same shares as the product's, learnt from their labels.
 LABELS: Final = {**LONG, "distil": 0.0}
 CALIBRATION: Final = 512
-# Wordings of a fact: those with which peers of one injection were tuned, and the product's.
-FEW: Final = 24
+# The product's wordings of a fact.
 MANY: Final = TrainSettings().wordings
 # As for the product, whose scaling of ΔW is smaller than theirs.
 ONWARD_RATES: Final = (0.003, 0.006, 0.012)
