@@ -214,10 +214,10 @@ class SuiteSettings(Section):
     def _can_be_asked(self) -> Self:
         if self.role is Role.FACTS:
             raise ValueError(f'the suite "{self.name}": new facts are asked without a suite')
-        if self.role is Role.DRIFT and (self.task is not None or self.margin is not None):
+        if self.role is Role.DRIFT and (more := self.model_fields_set - {"name", "role", "path"}):
             raise ValueError(
-                f'the suite "{self.name}": drift is measured on the texts of a file (path) and '
-                "limited by gate.drift: it has no task and no margin"
+                f'the suite "{self.name}": drift is the loss on the texts of a file (path), limited '
+                f"by gate.drift; remove {', '.join(sorted(more))}"
             )
         if self.path is None and self.task is None:
             raise ValueError(f'the suite "{self.name}" needs a path, or a task of lm-eval')

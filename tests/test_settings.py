@@ -112,6 +112,10 @@ def test_settings_are_frozen(config: Path) -> None:
         ("[server]\nmax_lora_rank = 60\n", ("max_lora_rank must be one of 1 8 16",)),
         ("[train]\nrank_budget = 65\n", ("larger than server.max_lora_rank",)),
         ('[[gate.suites]]\nname = "x"\nrole = "fun"\npath = "p"\n', ("gate.suites[0].role",)),
+        (
+            '[[gate.suites]]\nname = "t"\nrole = "drift"\npath = "p"\nmargin = 0.1\nform = "chat"\n',
+            ("gate.suites[0]", '"t"', "limited by gate.drift", "remove form, margin"),
+        ),
         ("state_dir = [\n", ("is not TOML", "line")),
     ],
 )
