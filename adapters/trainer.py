@@ -97,7 +97,7 @@ def train_adapter(
         fused=device.type == "cuda",
     )
     peak = optimizer.param_groups[0]["lr"]
-    steps = steps_needed(settings, len(pools.new))
+    steps = steps_needed(settings, len(pools.new), len(pools.old))
     fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
     size = settings.max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), size)
@@ -190,13 +190,18 @@ def learning_rate(plan: TrainPlan, base: Any) -> float:
     return REFERENCE_RATE * REFERENCE_WIDTH / float(base.config.hidden_size)
 
 
-def steps_needed(settings: TrainSettings, facts: int) -> int:
-    """The number of steps: few for few facts, and enough that each is seen `passes` times."""
+def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
+    """The number of steps: few for few facts, enough that each is seen `passes` times, and more
+    beside many `earlier` ones.
+    """
     if settings.steps is not None:
         return settings.steps
     usual = min(settings.few_steps + settings.steps_a_fact * facts, settings.usual_steps)
     needed = math.ceil(settings.passes * facts / settings.facts_in_step(facts))
-    return min(max(usual, needed), settings.max_steps)
+    often = 2 * settings.old_per_step
+    doublings = math.log2(earlier / often) if 0 < often < earlier else 0.0
+    longer = 1 + settings.steps_a_doubling * doublings
+    return min(round(max(usual, needed) * longer), settings.max_steps)
 
 
 def _rate(step: int, steps: int, settings: TrainSettings, state: State) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from daemon.vllm import LIMITS
+from daemon.connections import Connections
 from policies.errors import PaloradError
 
 
@@ -42,7 +42,7 @@ class Endpoint:
 
     url: str
     model: str
-    concurrency: int = 64
+    concurrency: int = 96
     timeout_s: float = 600.0
 
     def ask(
@@ -73,7 +73,9 @@ class Endpoint:
             tick(done)
             return Answer(question, text, revision, grade(text, question.answer))
 
-        client = httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=LIMITS)
+        client = httpx.AsyncClient(
+            base_url=self.url, timeout=self.timeout_s, transport=Connections(self.url)
+        )
         async with client:
             # Like lengths together: a batch lasts as long as its longest answer.
             ordered = sorted(range(len(questions)), key=lambda n: len(questions[n].prompt))

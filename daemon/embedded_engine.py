@@ -15,8 +15,9 @@ from policies.errors import PaloradError, ServerUnusable
 
 ROWS = 96
 BATCHES_AT_ONCE = 4
-# Requests that come together are to share a batch: a queue that has grown since the last look, or
-# that is small beside the batch that it will join, is left to grow, though not beyond the limit.
+# Requests that come together are to share a batch: a queue that has grown since the last look is
+# left to grow, and so is one of which little would join beside the batch under way, though not
+# beyond the limit.
 GATHER_S = 0.003
 GATHER_LIMIT_S = 0.1
 JOIN_SHARE = 0.2
@@ -215,7 +216,7 @@ class Engine:
             return True
         under_way = self._rows(kind)
         if under_way:
-            return len(queue) >= JOIN_SHARE * under_way
+            return min(len(queue), ROWS - under_way) >= JOIN_SHARE * under_way
         return len(queue) >= ROWS or len(queue) == before
 
     def _start(self, kind: Kind, jobs: list[Job]) -> None:

@@ -68,7 +68,7 @@ class ServerSettings(Section):
     """Adapters in one engine step."""
     max_cpu_loras: int = Field(default=16, ge=3)
     """Adapters kept in memory; at least everything listed."""
-    concurrency: int = Field(default=64, ge=1)
+    concurrency: int = Field(default=96, ge=1)
     """Requests under way at once while evaluating."""
     start_timeout_s: float = Field(default=300, gt=0)
     """How long a managed server may take until it is healthy."""
@@ -216,8 +216,8 @@ class SuiteSettings(Section):
             raise ValueError(f'the suite "{self.name}": new facts are asked without a suite')
         if self.role is Role.DRIFT and (more := self.model_fields_set - {"name", "role", "path"}):
             raise ValueError(
-                f'the suite "{self.name}": drift is the loss on the texts of a file (path), limited '
-                f"by gate.drift; remove {', '.join(sorted(more))}"
+                f'the suite "{self.name}": drift is the loss on the texts of a file (path), '
+                f"limited by gate.drift; remove {', '.join(sorted(more))}"
             )
         if self.path is None and self.task is None:
             raise ValueError(f'the suite "{self.name}" needs a path, or a task of lm-eval')

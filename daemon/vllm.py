@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from daemon.connections import Connections
 from daemon.seams import Completion, Loaded, Taken
 from policies.errors import ServerRefused, ServerUnreachable
 
@@ -16,10 +17,6 @@ PROMPTS_AT_ONCE = 64
 # On vLLM's CPU build prompt log-probabilities of an adapter end the engine when another request
 # shares the step (0.32.0: punica_cpu takes the indices of one row for all).
 TEXTS_AT_ONCE = 1
-# A request whose connection never stood has had no effect: asking again is safe.
-CONNECT_RETRIES = 1
-# vLLM closes what has been idle for five seconds, and a request may be on its way by then.
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
 ADMIN_HEADER = "x-palorad-admin-key"
 
 
@@ -68,7 +65,7 @@ class HttpServer:
             self._admin[ADMIN_HEADER] = admin_key
         self._client = httpx.AsyncClient(
             base_url=self.url,
-            transport=transport or _transport(self.url),
+            transport=transport or Connections(self.url),
             timeout=httpx.Timeout(self.timeouts.request_s, connect=self.timeouts.connect_s),
             trust_env=False,
         )
@@ -247,15 +244,6 @@ class HttpServer:
             raise ServerUnreachable(
                 f"{self.url} does not answer ({error}): is the server running there?"
             ) from error
-
-
-def _transport(url: str) -> httpx.AsyncHTTPTransport:
-    return httpx.AsyncHTTPTransport(
-        retries=CONNECT_RETRIES,
-        limits=LIMITS,
-        trust_env=False,
-        verify=url.startswith("https:"),  # reading the certificates takes 20 ms
-    )
 
 
 def _require_ok(url: str, response: httpx.Response) -> httpx.Response:

@@ -25,7 +25,7 @@ def files(made: Made = MODELS["mini"]) -> dict[str, list[Row]]:
         "skill.jsonl": _worked(Split.PROBE, 1000, made),
         "reasoning-gate.jsonl": _asked(Split.GATE, 4000, made),
         "reasoning-report.jsonl": _asked(Split.REPORT, 1200, made),
-        "reasoning-replay.jsonl": _worked(Split.REPLAY, 2000, made),
+        "reasoning-replay.jsonl": _worked(Split.REPLAY, 1000, made),
         "known-replay.jsonl": _rehearsed(made),
         "locality.jsonl": _known(Split.GATE, made),
         "locality-report.jsonl": _known(Split.REPORT, made),

@@ -28,7 +28,7 @@ from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_expert
 from adapters.projection import Protected, lora_layers, worst_leak
 from adapters.subspace import leak
-from adapters.trainer import Method, protect, train_adapter
+from adapters.trainer import Method, protect, steps_needed, train_adapter
 from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.methods import WAYS
 from policies.records import Example, Fact, PlanKind
@@ -506,6 +506,20 @@ def test_a_step_takes_at_most_twice_the_usual_facts(facts: int, usual: int) -> N
     count = settings.facts_in_step(facts)
     assert min(facts, usual) <= count <= min(facts, 2 * usual)
     assert count <= settings.facts_in_step(facts + 1)
+
+
+@given(facts=st.integers(1, 500), earlier=st.integers(0, 5000))
+def test_steps_grow_with_the_logarithm_of_the_earlier_facts(facts: int, earlier: int) -> None:
+    settings = TrainSettings(max_steps=100_000)
+    alone = steps_needed(settings, facts)
+    beside = steps_needed(settings, facts, earlier)
+    assert alone <= beside <= steps_needed(settings, facts, 2 * earlier)
+    if earlier <= 2 * settings.old_per_step:
+        assert beside == alone
+    else:
+        more = steps_needed(settings, facts, 2 * earlier) - beside
+        assert more == pytest.approx(settings.steps_a_doubling * alone, abs=1)
+    assert steps_needed(TrainSettings(old_per_step=0), facts, earlier) == alone
 
 
 def test_an_edit_in_closed_form_is_learnt_and_leaves_the_rest(llama: World, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapters import lora
+from adapters.decoding import Decoding
 from adapters.generate import Generator, Request
 from adapters.models import load_tokenizer
 from daemon.alias import Door
@@ -159,6 +160,33 @@ def test_short_answers_of_a_batch_do_not_wait_for_the_long_one(site: Site) -> No
         return done
 
     assert set(asyncio.run(run())[:2]) == {1, 3}
+
+
+def test_of_a_long_queue_several_join_a_full_batch_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one they would each cost a forward pass and a copy of the whole batch's cache."""
+    monkeypatch.setattr("daemon.embedded_engine.ROWS", 10)
+    monkeypatch.setattr("daemon.embedded_engine.GATHER_LIMIT_S", 60.0)
+    joined: list[int] = []
+    start = site.engine.generator.start
+
+    def counted(adapter: str | None, requests: Sequence[Request], *, stream: bool) -> Decoding:
+        joined.append(len(requests))
+        return start(adapter, requests, stream=stream)
+
+    monkeypatch.setattr(site.engine.generator, "start", counted)
+
+    async def run() -> None:
+        asked = [Request((1, 2, 3), max_tokens=20 + n, ignore_eos=True) for n in range(40)]
+        jobs = site.engine.submit("one", asked, stream=False)
+        results = [await job.result() for job in jobs]
+        assert [len(r.token_ids) for r in results] == [20 + n for n in range(40)]
+
+    asyncio.run(run())
+    assert joined[0] == 10
+    assert sum(joined) == 40
+    assert all(count >= 2 for count in joined[1:-1])
 
 
 def test_what_was_asked_before_an_unload_is_answered_after_it(tmp_path: Path, site: Site) -> None:

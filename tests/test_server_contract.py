@@ -348,3 +348,32 @@ def test_a_connection_that_lay_idle_is_not_asked_again() -> None:
 
     # vLLM closes after five idle seconds.
     assert asyncio.run(ask()) == [1, 1, 2]
+
+
+def test_many_at_once_are_answered_and_closing_ends_every_connection() -> None:
+    open_now, most = 0, 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                await asyncio.sleep(0.05)
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                await writer.drain()
+        writer.close()
+        open_now -= 1
+
+    async def ask() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            host, port = listening.sockets[0].getsockname()[:2]
+            server = HttpServer(f"http://{host}:{port}")
+            for _ in range(3):
+                assert all(await asyncio.gather(*(server.healthy() for _ in range(40))))
+            assert most == 40
+            await server.aclose()
+            while open_now:  # noqa: ASYNC110 - set by the other side of a socket
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))

@@ -113,7 +113,7 @@ def test_settings_are_frozen(config: Path) -> None:
         ("[train]\nrank_budget = 65\n", ("larger than server.max_lora_rank",)),
         ('[[gate.suites]]\nname = "x"\nrole = "fun"\npath = "p"\n', ("gate.suites[0].role",)),
         (
-            '[[gate.suites]]\nname = "t"\nrole = "drift"\npath = "p"\nmargin = 0.1\nform = "chat"\n',
+            '[[gate.suites]]\nname = "t"\nrole = "drift"\npath = "p"\nmargin = 0.1\nform = "chat"',
             ("gate.suites[0]", '"t"', "limited by gate.drift", "remove form, margin"),
         ),
         ("state_dir = [\n", ("is not TOML", "line")),
