@@ -12,6 +12,8 @@ TORCH_INDEX ?=
 SERVER ?= embedded
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 # One thread; where there are more, they wait briefly: spinning, they hold up whoever has the core.
 export OMP_NUM_THREADS ?= 1
@@ -28,7 +30,9 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: requirements-dev.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "palorad needs Python 3.11 or newer: none found; name one with make PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-dev.lock
+	@# What is locked, side by side; then what this platform's build of torch needs beyond it.
+	grep -v '^#' requirements-dev.lock | xargs -P $(CORES) -n 26 $(PIP) --no-compile --no-deps $(INDEX)
+	$(PIP) --no-compile $(INDEX) -r requirements-dev.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -39,7 +43,7 @@ $(VENV_VLLM)/.ready: deploy/setup-vllm.sh
 	@touch $@
 
 # The demonstration has the machine for itself: all cores.
-demo demo-docs: export OMP_NUM_THREADS = $(shell nproc)
+demo demo-docs: export OMP_NUM_THREADS = $(CORES)
 
 demo: setup $(if $(filter vllm,$(SERVER)),setup-vllm)
 	$(BIN)/palorad demo --server $(SERVER) $(DEMO_ARGS)
@@ -56,7 +60,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 # Minutes each: the small model is trained through the real daemon.
-test-endtoend: export OMP_NUM_THREADS = $(shell nproc)
+test-endtoend: export OMP_NUM_THREADS = $(CORES)
 
 test-endtoend: setup
 	$(BIN)/python -m pytest -m endtoend --timeout 900
@@ -69,7 +73,7 @@ test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
 
 # Five ways to learn compared once, or all of them for hours; BENCH_ARGS names any part of it.
-bench-quick bench-learning: export OMP_NUM_THREADS = $(shell nproc)
+bench-quick bench-learning: export OMP_NUM_THREADS = $(CORES)
 
 bench-quick: setup
 	$(BIN)/python -m benchmarks.learning --quick
