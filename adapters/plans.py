@@ -39,9 +39,10 @@ class TrainSettings(Record):
     """… but no more than these, unless …"""
     passes: int = Field(default=64, ge=1)
     """… each fact would be seen less often than this."""
-    steps_a_doubling: float = Field(default=0.5, ge=0.0)
-    """Share of the steps that comes on top for each doubling of the earlier facts beyond
-    `old_per_step`: each is met less often then, and time grows with their logarithm alone."""
+    steps_a_doubling: float = Field(default=1.0, ge=0.0)
+    """Share of the steps that comes on top for each doubling of the earlier facts beyond those of
+    which a step rehearses half: each is met less often then, and time grows with their logarithm
+    alone."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)
     """End early once every new fact's latest loss per token, in wordings that are trained, is

@@ -198,8 +198,8 @@ def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
         return settings.steps
     usual = min(settings.few_steps + settings.steps_a_fact * facts, settings.usual_steps)
     needed = math.ceil(settings.passes * facts / settings.facts_in_step(facts))
-    at_once = settings.old_per_step
-    doublings = math.log2(earlier / at_once) if 0 < at_once < earlier else 0.0
+    often = 2 * settings.old_per_step
+    doublings = math.log2(earlier / often) if 0 < often < earlier else 0.0
     longer = 1 + settings.steps_a_doubling * doublings
     return min(round(max(usual, needed) * longer), settings.max_steps)
 
