@@ -95,8 +95,8 @@ def demo(
     ] = False,
     server: Annotated[str, typer.Option(help="embedded or vllm.")] = "embedded",
     items: Annotated[
-        int | None, typer.Option(help="At most so many problems and known facts are asked.")
-    ] = None,
+        int, typer.Option(min=1, help="At most so many problems and known facts are asked.")
+    ] = 800,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write the figures as JSON.")
     ] = None,

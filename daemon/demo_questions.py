@@ -41,7 +41,7 @@ class Questions:
     locality: tuple[Question, ...]
 
     @classmethod
-    def read(cls, files: Sequence[Path], limit: int | None) -> Questions:
+    def read(cls, files: Sequence[Path], limit: int) -> Questions:
         """The held-out wordings of the files' facts, and the small model's report split.
 
         At most `limit` problems and as many known facts.

@@ -37,7 +37,7 @@ class DemoOptions:
     keep: Path | None = None
     fit_probe: bool = False
     server: str = "embedded"
-    items: int | None = None
+    items: int = 800
     report: Path | None = None
     picture: Path | None = None
 
@@ -81,6 +81,8 @@ def write_config(folder: Path, options: DemoOptions) -> Path:
         tree["probe"]["path"] = str(folder / "no-probe-yet")
     # What was not learnt is named and not tried again: a further plan would take minutes.
     tree["train"]["relearn"] = 0
+    # Files are renamed into the inbox when they are whole.
+    tree["intake"]["stable_s"] = 0.5
     tree["server"]["urls"] = [f"http://127.0.0.1:{free_port()}"]
     tree["server"]["kind"] = options.server
     if options.server == "vllm":

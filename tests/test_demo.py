@@ -113,7 +113,12 @@ def test_dump_is_read_back_as_it_was() -> None:
 def test_the_demonstrations_configuration_is_the_embedded_default(tmp_path: Path) -> None:
     tree = tomllib.loads(write_config(tmp_path, DemoOptions()).read_text())
     default = tomllib.loads((Path(__file__).parent.parent / "config.toml").read_text())
-    changed = {"train": {"relearn": 0}, "gate": {}, "protection": {}}
+    changed = {
+        "train": {"relearn": 0},
+        "intake": {"stable_s": 0.5},
+        "gate": {},
+        "protection": {},
+    }
     for section, changes in changed.items():
         mine, theirs = tree[section], {**default[section], **changes}
         assert {k: v for k, v in mine.items() if not isinstance(v, dict | list)} == {
