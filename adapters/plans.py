@@ -35,39 +35,43 @@ class TrainSettings(Record):
     """Where steps are chosen by need: so many, …"""
     steps_a_fact: int = Field(default=4, ge=0)
     """… and so many more for each fact, …"""
-    usual_steps: int = Field(default=80, ge=1)
+    usual_steps: int = Field(default=160, ge=1)
     """… but no more than these, unless …"""
-    passes: int = Field(default=64, ge=1)
+    passes: int = Field(default=50, ge=1)
     """… each fact would be seen less often than this."""
+    many: int = Field(default=144, ge=1)
+    """Earlier facts from which on a run takes longer, since each is rehearsed less often; …"""
     steps_a_doubling: float = Field(default=1.0, ge=0.0)
-    """Share of the steps that comes on top for each doubling of the earlier facts beyond those of
-    which a step rehearses half: each is met less often then, and time grows with their logarithm
-    alone."""
+    """… for each doubling of them by this share of the steps: with the logarithm alone."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)
     """End early once every new fact's latest loss per token, in wordings that are trained, is
     below; never in the first half of the steps."""
     cooldown: int = Field(default=12, ge=1)
     """Steps in which the rate falls to 0 after an early end was decided."""
-    new_per_step: int = Field(default=36, ge=1)
-    """Facts to learn in a step; of many a third, at most twice as many (`facts_in_step`)."""
-    old_per_step: int = Field(default=72, ge=0)
-    """Earlier facts rehearsed in a step, at most half of them."""
-    known_per_step: int = Field(default=96, ge=0)
+    new_per_step: int = Field(default=12, ge=1)
+    """Facts to learn in a step; of many more, at most twice as many (`facts_in_step`)."""
+    turns: int = Field(default=3, ge=1)
+    """Steps among which the facts of a usual batch are divided: of many a third of a part is taken
+    at once, and what is held weighs as if all parts were one step."""
+    old_per_step: int = Field(default=24, ge=0)
+    """Earlier facts rehearsed in a step, at most half of them in `turns` steps."""
+    known_per_step: int = Field(default=32, ge=0)
     """Texts of known facts in a step."""
-    reasoning_per_step: int = Field(default=12, ge=0)
+    reasoning_per_step: int = Field(default=4, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    distil: float = Field(default=5.0, ge=0.0)
+    distil: float = Field(default=7.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
     and the reasoning are learnt from their labels, like the new facts."""
-    distil_reasoning: float = Field(default=3.0, ge=0.0)
+    distil_reasoning: float = Field(default=5.0, ge=0.0)
     """The same on reasoning."""
     doubt: float = Field(default=2.0, ge=0.0)
     """How much more often solutions are drawn of which the reference is less sure: in proportion
     to 1 + doubt · entropy / mean entropy; 0: all alike."""
     crowd: int = Field(default=10, ge=1)
-    """New facts in a step from which on both weights fall, as crowd / facts: averaged over many
-    facts, the loss of each would have too little to say against what is held."""
+    """New facts from which on both weights fall, as crowd / facts, as far as to what `turns` steps
+    take: averaged over many facts, the loss of each would have too little to say against what is
+    held."""
     temperature: float = Field(default=4.0, gt=0.0)
     """Of both distributions in that divergence: above 1, what the reference is sure of still has
     a gradient before it is lost."""
@@ -84,8 +88,12 @@ class TrainSettings(Record):
         What is rehearsed costs the same in every step: with more facts in each, many facts need
         fewer steps.
         """
-        third = min(facts // 3, 2 * self.new_per_step)
-        return min(facts, max(self.new_per_step, third))
+        part = min(facts // (3 * self.turns), 2 * self.new_per_step)
+        return min(facts, max(self.new_per_step, part))
+
+    def held(self, facts: int) -> float:
+        """The part of both weights that is left where so many facts are to be learnt."""
+        return min(1.0, self.crowd / min(facts, self.turns * self.facts_in_step(facts)))
 
     def scale(self, rank: int) -> float:
         """The scaling of an adapter of this rank."""
@@ -94,6 +102,11 @@ class TrainSettings(Record):
 
 STACKED = TrainSettings(
     scaling=2.0,
+    usual_steps=110,
+    passes=64,
+    steps_a_doubling=0.0,
+    new_per_step=36,
+    turns=1,
     old_per_step=40,
     known_per_step=24,
     reasoning_per_step=16,

@@ -31,7 +31,7 @@ from adapters.probe import Probe
 from adapters.progress import State, conclude
 from adapters.projection import Protected
 from adapters.reference import Reference, record
-from adapters.rehearsal import Drawn, Pools, draw, encode_pools
+from adapters.rehearsal import Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
 
 CPU_TOKENS, GPU_TOKENS = 512, 4096
@@ -112,7 +112,7 @@ def train_adapter(
         if state.end is not None and step >= state.end:
             break
         optimizer.param_groups[0]["lr"] = peak * _rate(step, steps, settings, state)
-        aims = _aims(draw(pools, settings, plan.seed, step), settings, reference)
+        aims = _aims(pools, plan, step, reference)
         loss, rows, state.max_tokens = backward(
             model, aims, state.max_tokens, pad, device, partial(projection.shared, model, NEW)
         )
@@ -142,11 +142,13 @@ def train_adapter(
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
 
 
-def _aims(drawn: Drawn, settings: TrainSettings, reference: Reference | None) -> Aims:
+def _aims(pools: Pools, plan: TrainPlan, step: int, reference: Reference | None) -> Aims:
     """Facts by their labels; the rest by the reference's own answers, or by labels too."""
+    settings = plan.settings
+    drawn = draw(pools, settings, plan.seed, step)
     if reference is None:
         return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
-    share = min(1.0, settings.crowd / len(drawn.new))
+    share = settings.held(len(pools.new))
     kept = (
         Kept(drawn.known, share * settings.distil, reference.logits),
         Kept(drawn.reasoning, share * settings.distil_reasoning, reference.logits),
@@ -198,8 +200,7 @@ def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
         return settings.steps
     usual = min(settings.few_steps + settings.steps_a_fact * facts, settings.usual_steps)
     needed = math.ceil(settings.passes * facts / settings.facts_in_step(facts))
-    often = 2 * settings.old_per_step
-    doublings = math.log2(earlier / often) if 0 < often < earlier else 0.0
+    doublings = math.log2(max(1.0, earlier / settings.many)) if settings.old_per_step else 0.0
     longer = 1 + settings.steps_a_doubling * doublings
     return min(round(max(usual, needed) * longer), settings.max_steps)
 

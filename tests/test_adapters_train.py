@@ -514,7 +514,7 @@ def test_steps_grow_with_the_logarithm_of_the_earlier_facts(facts: int, earlier:
     alone = steps_needed(settings, facts)
     beside = steps_needed(settings, facts, earlier)
     assert alone <= beside <= steps_needed(settings, facts, 2 * earlier)
-    if earlier <= 2 * settings.old_per_step:
+    if earlier <= settings.many:
         assert beside == alone
     else:
         more = steps_needed(settings, facts, 2 * earlier) - beside

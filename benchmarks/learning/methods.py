@@ -30,7 +30,7 @@ NOTHING: Final = Protection(kind="none")
 SVF: Final = Protection(kind="svf")
 # Of one injection peers keep what they were tuned with, more steps than the product among it.
 IN_A_STACK: Final = STACKED.model_dump(exclude_unset=True)
-LONG: Final = {"usual_steps": 150, "passes": 64, **IN_A_STACK}
+LONG: Final = {**IN_A_STACK, "usual_steps": 150}
 # What a step of the product rehearses, switched off.
 ALONE: Final = {
     **LONG,
