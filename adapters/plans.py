@@ -55,7 +55,7 @@ class TrainSettings(Record):
     """Steps among which the facts of a usual batch are divided: of many a third of a part is taken
     at once, and what is held weighs as if all parts were one step."""
     old_per_step: int = Field(default=24, ge=0)
-    """Earlier facts rehearsed in a step, at most half of them in `turns` steps."""
+    """Earlier facts rehearsed in a step, at most half of them."""
     known_per_step: int = Field(default=32, ge=0)
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=4, ge=0)

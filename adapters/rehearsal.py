@@ -66,8 +66,7 @@ def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
     rng = random.Random(f"step:{seed}:{step}")
     count = settings.facts_in_step(len(pools.new))
     new = [one_of(v, rng) for v in _turn(pools.new, count, seed, step)]
-    half = math.ceil(len(pools.old) / (2 * settings.turns))
-    old = pick(pools.old, min(settings.old_per_step, half), rng)
+    old = pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
     known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
     most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)
     return Drawn(new, old, known, pick(pools.reasoning, most, rng, pools.odds))
