@@ -33,7 +33,8 @@ import torch
 from adapters.generate import Generator
 from daemon import launch, replicas
 from daemon.serving import Fleet
-from daemon.vllm import LIMITS, HttpServer
+from daemon.connections import LIMITS
+from daemon.vllm import HttpServer
 from policies.records import Revision
 from tests import live
 from tests.live import Live
