@@ -32,8 +32,8 @@ import torch
 
 from adapters.generate import Generator
 from daemon import launch, replicas
-from daemon.serving import Fleet
 from daemon.connections import LIMITS
+from daemon.serving import Fleet
 from daemon.vllm import HttpServer
 from policies.records import Revision
 from tests import live
