@@ -52,8 +52,8 @@ class TrainSettings(Record):
     new_per_step: int = Field(default=12, ge=1)
     """Facts to learn in a step; of many more, at most twice as many (`facts_in_step`)."""
     turns: int = Field(default=3, ge=1)
-    """Steps among which the facts of a usual batch are divided: of many a third of a part is taken
-    at once, and what is held weighs as if all parts were one step."""
+    """Steps that together take a usual batch once: what is held weighs against their facts as it
+    would in one step, and with `turns` = 1 each step is as large as all of them."""
     old_per_step: int = Field(default=24, ge=0)
     """Earlier facts rehearsed in a step, at most half of them."""
     known_per_step: int = Field(default=32, ge=0)

@@ -42,8 +42,8 @@ from policies.errors import LedgerBusy, PaloradError
 from policies.planning import blocked, gathering
 from policies.wordings import varied
 
-INTAKE_BUDGET_S: Final = 0.2
-INDEX_AT_ONCE: Final = 500
+INTAKE_BUDGET_S: Final = 0.1
+INDEX_AT_ONCE: Final = 250
 FEED_TICK_S: Final = 5.0
 RECEIPTS_AT_START: Final = 100
 LOW_DISK_BYTES: Final = 64 * 2**20

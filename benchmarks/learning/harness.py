@@ -77,8 +77,11 @@ class Run:
         """Everything that the method is set to, the product's own defaults too."""
         way = WAYS[self.method]
         trained = TrainSettings(**{**way.settings, "learning_rate": self.rate})
+        # What changes nothing is left out: a setting that is new makes no older run another one.
+        nothing = {"many", "steps_a_doubling"} if trained.steps_a_doubling == 0 else set()
+        nothing |= {"turns"} if trained.turns == 1 else set()
         return {
-            "train": trained.model_dump(mode="json"),
+            "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": way.protection.model_dump(mode="json"),
             "merge": 1000 if way.lineage == "afresh" else 0,
             **({"framed": True} if way.framed else {}),
