@@ -20,6 +20,8 @@ export OMP_NUM_THREADS ?= 1
 export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
+# Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm bench-quick bench-learning lint licences format mini lock clean
 
