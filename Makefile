@@ -55,7 +55,9 @@ docs: setup
 
 # What README shows: run once with the real parts, then quoted.
 demo-docs: setup
-	COLUMNS=140 $(BIN)/palorad demo --report docs/demo.json --picture docs/img/demo.png > docs/demo.txt
+	mkdir -p build
+	COLUMNS=140 $(BIN)/palorad demo --report build/demo.json --picture docs/img/demo.png > build/demo.txt
+	mv build/demo.json build/demo.txt docs/
 	$(BIN)/python docs/generate.py
 
 test: setup

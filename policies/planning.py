@@ -179,9 +179,10 @@ def blocked(snapshot: Snapshot) -> str | None:
             "passed the gate; see 'palorad history'"
         )
     if snapshot.waiting and _learn(snapshot) is None:
+        way_out = "lower protection.share" if snapshot.no_space else "raise train.rank_budget"
         return (
             "no room for another adapter, and no consolidation passed the gate; see "
-            "'palorad history', or raise train.rank_budget"
+            f"'palorad history', or {way_out}"
         )
     return None
 

@@ -123,7 +123,9 @@ def test_without_free_directions_the_lineage_is_consolidated_or_nothing_happens(
         no_space=True,
     )
     assert made(next_action(crowded, NOW)).kind is PlanKind.CONSOLIDATE
-    assert next_action(crowded.model_copy(update={"refused_rebuilds": 2}), NOW) is None
+    refused = crowded.model_copy(update={"refused_rebuilds": 2})
+    assert next_action(refused, NOW) is None
+    assert "lower protection.share" in (blocked(refused) or "")
 
 
 def test_retracted_facts_come_first_and_nothing_valid_left_means_the_base() -> None:
