@@ -33,6 +33,8 @@ MODEL: Final = Path("models/palorad-mini")
 FACTS: Final = Path("examples/facts")
 WORDINGS: Final = 3
 RESULTS: Final = Path("benchmarks/results/mini.json")
+ANEW: Final = Path("benchmarks/results/mini-anew.json")
+"""Measured on weights that the script made in one piece, beside the stored ones."""
 SAMPLES: Final = (
     "Who designed C++? Bjarne Stroustrup, Murray Hill, 1985.",
     "Fyodor Dostoevsky, José Valim, Yukihiro Matsumoto and Antonín Dvořák",
@@ -282,8 +284,10 @@ def main(arguments: list[str] | None = None) -> int:
         found = json.loads(given.out.read_text("utf-8"))
         _write(given.out, {**found, given.add: _learning(given, generator)})
         return 0
+    made = json.loads((given.model / "made.json").read_text("utf-8"))
     report: dict[str, object] = {
         "base_hash": base_hash(given.model),
+        "stages": made["stages"],
         "reasoning": measure_reasoning(generator, None, given.problems, 5),
         "known": measure_known(generator, None, 5),
         "text": measure_text(generator),
