@@ -91,9 +91,11 @@ _WHOLE: Final = "In one piece that took {minutes:.0f} minutes ({machine}, {threa
 _PARTS: Final = """These weights were made stage by stage (`--first`). In the first three stages the
 well-known facts were 1,200, of which those of today are the first.
 
-In one piece the script took {minutes:.0f} minutes ({machine}, {threads} threads). The weights that
-it made answer {reasoning:.3f} of the problems and {known} of the known facts; of 30 new facts
-learnt by plain LoRA {near:.3f} in untrained wordings, pooled over {runs} runs ({out})."""
+Run anew from the first stage to the last, stopped once between the third and the fourth, the
+script took {minutes:.0f} minutes ({machine}, {threads} threads) while the
+machine lost a third of its speed (docs/log.md). The weights that it made answer {reasoning:.3f} of the problems and {known} of the
+known facts; of 30 new facts learnt by plain LoRA {near:.3f} in untrained wordings, pooled over
+{runs} runs ({out})."""
 
 
 def render(made: Mapping[str, Any], found: Mapping[str, Any], anew: Mapping[str, Any]) -> str:
