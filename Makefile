@@ -56,8 +56,9 @@ docs: setup
 # What README shows: run once with the real parts, then quoted.
 demo-docs: setup
 	mkdir -p build
-	COLUMNS=140 $(BIN)/palorad demo --report build/demo.json --picture docs/img/demo.png > build/demo.txt
+	COLUMNS=140 $(BIN)/palorad demo --report build/demo.json --picture build/demo.png > build/demo.txt
 	mv build/demo.json build/demo.txt docs/
+	mv build/demo.png docs/img/
 	$(BIN)/python docs/generate.py
 
 test: setup

@@ -99,10 +99,9 @@ untrained wordings, pooled over {runs} runs ({out})."""
 
 
 def render(made: Mapping[str, Any], found: Mapping[str, Any], anew: Mapping[str, Any]) -> str:
-    """The card's text from `made.json`, and what was measured on these weights and on others that
-    the script made in one piece.
+    """The card's text from `made.json`, and what was measured on these weights and on those that
+    the script made `anew`.
     """
-
     recipe, learnt = made["recipe"], found["learning"]
     stages = MODELS["mini"].stages
     taken = sum(stage["steps"] for stage in made["stages"])

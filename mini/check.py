@@ -34,7 +34,7 @@ FACTS: Final = Path("examples/facts")
 WORDINGS: Final = 3
 RESULTS: Final = Path("benchmarks/results/mini.json")
 ANEW: Final = Path("benchmarks/results/mini-anew.json")
-"""Measured on weights that the script made anew, beside the stored ones."""
+"""The same of weights made anew: `--model DIR --out …/mini-anew.json --groups real`."""
 SAMPLES: Final = (
     "Who designed C++? Bjarne Stroustrup, Murray Hill, 1985.",
     "Fyodor Dostoevsky, José Valim, Yukihiro Matsumoto and Antonín Dvořák",
