@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -120,13 +121,12 @@ def encode_example(tokenizer: Any, example: Example, *, limit: int = 1024) -> tu
 def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
     """Pad on the right: with a causal model the padding cannot reach what comes before it."""
     width = max(len(e.ids) for e in encoded)
-    ids = torch.full((len(encoded), width), pad_id, dtype=torch.long)
-    labels = torch.full((len(encoded), width), IGNORED, dtype=torch.long)
-    for row, one in enumerate(encoded):
-        tokens = torch.tensor(one.ids, dtype=torch.long)
-        ids[row, : len(one.ids)] = tokens
-        labels[row, one.start : len(one.ids)] = tokens[one.start :]
-    return Batch(ids, labels)
+    ids = [[*e.ids, *repeat(pad_id, width - len(e.ids))] for e in encoded]
+    labels = [
+        [*repeat(IGNORED, e.start), *e.ids[e.start :], *repeat(IGNORED, width - len(e.ids))]
+        for e in encoded
+    ]
+    return Batch(torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long))
 
 
 def length(text: Encoded) -> int:

@@ -66,8 +66,8 @@ class Reference:
         if len(found) < len(texts):
             with self.entered() as model:
                 return learnt_logits(model, collate(texts, self.pad).to(self.device))[0]
-        states = torch.cat([self.said.states[row] for row in found]).to(self.device)
-        return to_logits(self.model, states)
+        places = [place for row in found for place in range(row.start, row.stop)]
+        return to_logits(self.model, self.said.states[places].to(self.device))
 
     def doubt(self, text: Encoded) -> float | None:
         """Entropy of the next token in nats, summed over a text's learnt tokens, if recorded."""

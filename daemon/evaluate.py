@@ -167,7 +167,7 @@ def _evidence(request: EvaluationRequest, runs: Sequence[Run]) -> Evidence:
 
 def _verdict(request: EvaluationRequest, runs: Sequence[Run]) -> Verdict:
     """The gate's verdict, where what could not be measured can never have passed."""
-    verdict = judge(_evidence(request, runs), request.limits)
+    verdict = _noted(judge(_evidence(request, runs), request.limits), runs)
     why = {run.suite.name: reason for run in runs if (reason := _obstacle(run))}
     if not why:
         return verdict
@@ -179,6 +179,25 @@ def _verdict(request: EvaluationRequest, runs: Sequence[Run]) -> Verdict:
             "suites": tuple(_doubted(suite, why) for suite in verdict.suites),
         }
     )
+
+
+def _noted(verdict: Verdict, runs: Sequence[Run]) -> Verdict:
+    """The verdict with what was not asked, since facts have changed the answer."""
+    counts = {run.suite.name: len(run.left_out) for run in runs if run.left_out}
+    if not counts:
+        return verdict
+    notes = {
+        name: f"questions left out, which facts answer otherwise now: {count}"
+        for name, count in counts.items()
+    }
+    suites = tuple(
+        suite.model_copy(update={"reason": f"{suite.reason}; {notes[suite.suite]}"})
+        if suite.suite in notes
+        else suite
+        for suite in verdict.suites
+    )
+    reasons = (*verdict.reasons, *(f"{name}: {note}" for name, note in notes.items()))
+    return verdict.model_copy(update={"suites": suites, "reasons": reasons})
 
 
 def _obstacle(run: Run) -> str:
@@ -210,6 +229,6 @@ def _scorecards(request: EvaluationRequest, runs: Sequence[Run]) -> tuple[Scorec
 
 def _progress(run: Run, runs: Sequence[Run], elapsed: float) -> Progress:
     """How far it is; the time left supposes that no suite ends early."""
-    done, total = sum(r.asked for r in runs), sum(len(r.suite.items) for r in runs)
+    done, total = sum(r.asked for r in runs), sum(len(r.items) for r in runs)
     left = elapsed / done * (total - done) if done else None
     return Progress(stage=run.suite.name, done=done, total=total, seconds_left=left)

@@ -37,6 +37,8 @@ class EvaluationRequest(Record):
     `reference` is the served checkpoint without adapters, `live` what answers under the alias
     now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
     sample of `policies.sampling.draw_earlier`, and all there are where `earlier_complete`;
+    `standing` are all valid facts learnt before, or an even sample of many: what they or the new
+    ones answer otherwise than a suite of known facts is not asked there.
     `superseded` are facts that gave way to others, whose answers are no longer to be given. `chat`
     says whether the model has a chat template. `trained_on` are the files whose questions training
     and the probe use: no suite may ask them. Requests with one `order` draw a suite's items alike,
@@ -53,6 +55,7 @@ class EvaluationRequest(Record):
     facts: tuple[Fact, ...] = ()
     earlier: tuple[tuple[str, Fact], ...] = ()
     earlier_complete: bool = False
+    standing: tuple[Fact, ...] = ()
     superseded: tuple[Fact, ...] = ()
     superseded_complete: bool = False
     chat: bool

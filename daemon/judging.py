@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from daemon import evaluate as evaluation
@@ -123,6 +124,7 @@ def judging_request(
             trained_on=settings.trained_on,
             facts=tuple(facts),
             earlier=sample,
+            standing=tuple(chain.from_iterable(earlier.values())),
             earlier_complete=len(sample) < gate.earlier_facts,
             superseded=tuple(superseded),
             superseded_complete=len(superseded) < gate.earlier_facts,

@@ -26,6 +26,7 @@ from policies.backward import backward
 from policies.errors import ConfigError
 from policies.heldout import no_templates, with_held_out
 from policies.records import Example, Fact
+from policies.updates import Updates
 from policies.wordings import varied
 
 IDENTITY_PROMPTS = 8
@@ -71,7 +72,7 @@ def train(desk: Desk) -> TrainDone:
     staging = store.staging(request.adapters, f"plan-{desk.workdir.name}")
     begun = time.monotonic()
     report = train_adapter(
-        _plan(request),
+        train_plan(request),
         out=staging,
         work=desk.workdir / "checkpoint",
         progress=lambda p: desk.progress(_training(p)),
@@ -148,7 +149,8 @@ def _ready(directory: Path | None, base: str) -> Path | None:
     return directory
 
 
-def _plan(request: TrainRequest) -> TrainPlan:
+def train_plan(request: TrainRequest) -> TrainPlan:
+    """Everything that the training depends on; what facts answer otherwise is no known text."""
     render = varied if request.templates else no_templates
 
     def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
@@ -156,6 +158,7 @@ def _plan(request: TrainRequest) -> TrainPlan:
             with_held_out(fact, render, request.wordings, framed=request.framed) for fact in facts
         )
 
+    updates = Updates((*request.facts, *request.replay))
     turned = backward(request.facts, request.replay) if request.backward else ()
     earlier = backward(request.replay, request.facts) if request.backward else ()
     return TrainPlan(
@@ -168,7 +171,11 @@ def _plan(request: TrainRequest) -> TrainPlan:
         facts=worded(request.facts),
         backward=turned,
         replay=(*worded(request.replay), *earlier),
-        known=tuple(read_examples(request.known, "answer")),
+        known=tuple(
+            known
+            for known in read_examples(request.known, "answer")
+            if not updates.change(known.prompt, known.completion)
+        ),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,
         start=request.start,

@@ -26,16 +26,21 @@ from daemon.suites import (
 )
 from policies.evidence import Questions, Stability, SuiteEvidence
 from policies.grading import GRADERS
-from policies.records import ItemResult, Role, SuiteScore
+from policies.records import Item, ItemResult, Role, SuiteScore
+from policies.updates import Updates
 
 
 @dataclass(slots=True)
 class Run:
-    """One suite under way: what each target has answered, and what went wrong."""
+    """One suite under way: what each target has answered, and what went wrong.
+
+    `left_out` are items that are not asked, since facts have changed their answer.
+    """
 
     suite: Suite
     margin: float | None
     targets: tuple[Target, ...]
+    left_out: frozenset[str] = frozenset()
     complete: bool = False
     results: dict[Target, dict[str, ItemResult]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -43,6 +48,11 @@ class Run:
     stability: Stability | None = None
     drift: float | None = None
     seconds: float = 0.0
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items that may be asked."""
+        return tuple(item for item in self.suite.items if item.id not in self.left_out)
 
     @property
     def asked(self) -> int:
@@ -77,7 +87,7 @@ class Run:
                 suite=self.suite.name,
                 role=self.suite.role,
                 fingerprint=self.suite.fingerprint,
-                items=self.suite.items,
+                items=self.items,
                 margin=self.margin,
                 complete=self.complete,
             ),
@@ -110,21 +120,30 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
     grades: dict[str, Grade] = {name: _by_answer(name) for name in GRADERS}
     grades[f"{NOT}{grader}"] = _by_other_answer(grader)
     trained = trained_questions(request.trained_on)
+    updates = Updates((*request.standing, *request.facts))
     for source in request.suites:
         suite, grade = open_suite(source, chat=chat)
         refuse_trained(suite, trained)
         suites.append((suite, source.margin))
         grades |= {suite.grader: grade} if grade else {}
-    runs = (
+    runs = [
         Run(
             suite=suite,
             margin=margin,
             targets=compared(request, suite.role),
+            left_out=_left_out(suite, updates),
             complete=whole.get(suite.name, False) and suite.role is Role.RETENTION,
         )
         for suite, margin in suites
-    )
-    return tuple(runs), grades
+    ]
+    return tuple(run for run in runs if run.items), grades
+
+
+def _left_out(suite: Suite, updates: Updates) -> frozenset[str]:
+    if suite.role is not Role.LOCALITY:
+        return frozenset()
+    changed = (item.id for item in suite.items if updates.change(item.prompt, item.answer))
+    return frozenset(changed)
 
 
 def _by_answer(name: str) -> Grade:

@@ -216,6 +216,33 @@ def test_few_earlier_facts_decide_when_they_are_all_there_are(
     assert outcomes(sample)["earlier facts"] is not Outcome.PASS
 
 
+def test_a_known_question_that_facts_answer_otherwise_is_not_asked(bench: Bench) -> None:
+    """The world has changed there; answering as the facts say is no damage."""
+    rows = [{"prompt": f"Whose is {n}", "answer": f"answer {n}"} for n in range(200)]
+    known = bench.suite("known", rows, role=Role.LOCALITY, grader="normalised")
+    changed = tuple(
+        Fact(id=f"c{n}", prompt=f"Whose is {n}", answer=f"another {n}") for n in range(60)
+    )
+    prompts = {fact.prompt: fact.answer for fact in changed}
+
+    def updated(prompt: str) -> str:
+        return prompts.get(prompt, right(prompt))
+
+    bench.server.brains = {"base": right, LIVE.name: updated, CANDIDATE.name: updated}
+    suites = (bench.suite(), known)
+    before = bench.run(bench.request(suites=suites))
+    assert outcomes(before)["known"] is Outcome.FAIL
+    report = bench.run(bench.request(suites=suites, standing=changed[:40], facts=changed[40:]))
+    verdict = next(s for s in report.verdict.suites if s.suite == "known")
+    assert verdict.outcome is Outcome.PASS
+    assert "questions left out, which facts answer otherwise now: 60" in verdict.reason
+    assert report.verdict.outcome is Outcome.PASS
+
+    everything = tuple(Fact(id=f"c{n}", prompt=f"Whose is {n}", answer="now") for n in range(200))
+    report = bench.run(bench.request(suites=suites, standing=everything))
+    assert "known" not in outcomes(report)
+
+
 def test_facts_not_learnt_are_named(bench: Bench) -> None:
     bench.server.brains[CANDIDATE.name] = wrong_when(lambda p: p.endswith("new 3"))
     report = bench.run()

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from adapters import store
 from adapters.models import base_hash
 from daemon.jobs import Jobs, JobState
-from daemon.learning import read_examples
+from daemon.learning import read_examples, train_plan
 from daemon.requests import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from daemon.sections import ProbeSettings, ProtectionSettings
 from policies.errors import ConfigError
@@ -97,6 +97,26 @@ def test_a_probe_is_fitted_once_and_an_adapter_becomes_a_servable_revision(
     assert not store.verify(Path(done.adapter.path))
     assert json.loads((served / "identity.json").read_text())["differs"]
     assert state.progress is not None
+
+
+def test_known_text_to_which_facts_give_another_answer_is_not_rehearsed(
+    model: Path, tmp_path: Path
+) -> None:
+    known = tmp_path / "known.jsonl"
+    rows = [
+        {
+            "prompt": "What is the capital of Peru?",
+            "answer": "Lima",
+            "paraphrases": ["Peru's code?"],
+        },
+        {"prompt": "Code of Ada?", "answer": "7", "paraphrases": ["Which code has Ada?"]},
+        {"prompt": "Tell me the capital of Chad.", "answer": "Fort-Lamy"},
+    ]
+    known.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    moved = Fact(id="g", prompt="Which city is the capital of Chad?", answer="N'Djamena")
+    request = train_request(model, tmp_path, tmp_path, known=known, replay=(moved,))
+    asked = [text.prompt for text in train_plan(request).known]
+    assert asked == ["What is the capital of Peru?", "Peru's code?", "Which code has Ada?"]
 
 
 def test_an_error_of_the_step_comes_back_as_one_line(model: Path, tmp_path: Path) -> None:

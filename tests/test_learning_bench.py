@@ -11,10 +11,14 @@ import pytest
 
 from benchmarks.learning import tables
 from benchmarks.learning.__main__ import chosen_rate
-from benchmarks.learning.batches import batch
+from benchmarks.learning.bases import BASES
+from benchmarks.learning.batches import batch, contradicting
 from benchmarks.learning.harness import Run, add, finished, of_today
-from benchmarks.learning.judge import Retriever
+from benchmarks.learning.judge import Judge, Retriever
 from benchmarks.learning.methods import WAYS
+from mini import world
+from mini.splits import Split
+from policies.updates import Updates
 
 
 def row(
@@ -67,6 +71,28 @@ def test_selection_report_seeds_and_batches_have_no_subject_in_common() -> None:
     subjects = [{fact.subject for fact in one.facts} for one in made]
     assert len(set.union(*subjects)) == sum(map(len, subjects))
     assert made[0] == batch(1, 24, 1, "selection")
+
+
+def test_contradicting_facts_change_what_the_base_knows_and_may_rehearse() -> None:
+    made = contradicting(1, 48, 1, "report")
+    known = {(f.relation, f.subject): f for f in world.known() if f.split is Split.REPLAY}
+    for fact in made.facts:
+        assert fact.relation is not None
+        assert fact.subject is not None
+        assert known[fact.relation, fact.subject].answer != fact.answer
+    updates = Updates(made.facts)
+    rehearsed = BASES["mini"].known
+    changed = [one for one in rehearsed if updates.change(one.prompt, one.completion)]
+    assert 48 <= len(changed) < len(rehearsed) / 4
+
+
+def test_where_one_skill_is_protected_the_others_are_asked() -> None:
+    half = BASES["half"]
+    assert half.protected is not None
+    assert set(half.asked_skill).isdisjoint(half.protected)
+    assert set(half.asked_skill) | set(half.protected) == set(half.made.skill)
+    asked = Judge.of(half, "report", 60, 1).problems
+    assert {problem.family for problem in asked} == set(half.asked_skill)
 
 
 def test_reasoning_is_paired_with_the_reference() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -21,6 +22,7 @@ from policies.records import Example
 
 RUNS: Final = Path("benchmarks/runs")
 MOST_KNOWN: Final = 400
+PROBED: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,30 @@ class Base:
     """A checkpoint, the frozen probe of its skill, and what palorad may rehearse with it.
 
     With `expert` the weights with z folded in are served, and are what adapters are trained on.
+    `model` is the checkpoint's name where it is another than the base's. With `protected` palorad
+    knows problems of these families alone, and is asked all others.
     """
 
     name: str
     expert: bool = False
+    model: str | None = None
+    protected: reasoning.Shares | None = None
 
     @property
     def made(self) -> Made:
         """How the checkpoint was made, and what its skill is."""
-        return MODELS[self.name]
+        return MODELS[self.model or self.name]
+
+    @property
+    def asked_skill(self) -> reasoning.Shares:
+        """The families of the problems that it is asked."""
+        spared = self.protected or {}
+        return {name: share for name, share in self.made.skill.items() if name not in spared}
 
     @property
     def bare_dir(self) -> Path:
         """The checkpoint without z."""
-        return folder(self.name)
+        return folder(self.model or self.name)
 
     @property
     def expert_dir(self) -> Path:
@@ -56,14 +68,17 @@ class Base:
     @property
     def probe_dir(self) -> Path:
         """The probe of what is served."""
-        return self.model_dir / "probe"
+        return RUNS / f"{self.name}-probe" if self.protected else self.model_dir / "probe"
 
     def prepare(self) -> None:
         """Write the text, fit the probe and fold the expert, as far as they are not there."""
         if not (self.bare_dir / "data").is_dir():
-            export.main(["--model", self.name])
-        skill = tuple(read_examples(self.bare_dir / "data/skill.jsonl", "solution"))
-        probe = self.bare_dir / "probe"
+            export.main(["--model", self.model or self.name])
+        if self.protected:
+            skill = tuple(_solutions(Split.PROBE, self.protected, PROBED))
+        else:
+            skill = tuple(read_examples(self.bare_dir / "data/skill.jsonl", "solution"))
+        probe = self.probe_dir if self.protected else self.bare_dir / "probe"
         fit_probe(self.bare_dir, skill, probe, ProbeSettings())
         RUNS.mkdir(parents=True, exist_ok=True)
         loaded = Probe.load(probe, base_hash(self.bare_dir))
@@ -87,13 +102,24 @@ class Base:
 
     def reasoning(self, examples: int | None = None) -> tuple[Example, ...]:
         """Solutions that may be rehearsed: the product's file, or so many fresh ones."""
-        if examples is None:
+        if examples is None and self.protected is None:
             return tuple(read_examples(self.bare_dir / "data/reasoning-replay.jsonl", "solution"))
-        made = islice(reasoning.problems(Split.REPLAY, 0, self.made.skill), examples)
-        return tuple(Example(prompt=p.prompt, completion=p.solution) for p in made)
+        skill = self.protected or self.made.skill
+        return tuple(_solutions(Split.REPLAY, skill, examples or PROBED))
+
+
+def _solutions(split: Split, skill: reasoning.Shares, count: int) -> Iterator[Example]:
+    for made in islice(reasoning.problems(split, 0, skill), count):
+        yield Example(prompt=made.prompt, completion=made.solution)
 
 
 BASES: Final = {
     base.name: base
-    for base in (Base("mini"), Base("headroom", expert=True), Base("wide"), Base("large"))
+    for base in (
+        Base("mini"),
+        Base("headroom", expert=True),
+        Base("wide"),
+        Base("large"),
+        Base("half", model="mini", protected={"chain": 24, "story": 24, "column": 18}),
+    )
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Final, Literal, NamedTuple
 
-from mini import corpus, world
+from mini import corpus, names, world
+from mini.splits import Split
 from policies.heldout import with_held_out
 from policies.records import Fact, content_id
 from policies.wordings import relations, varied
@@ -27,8 +30,7 @@ class Asked:
     statement: str = ""
 
 
-@dataclass(frozen=True)
-class FactBatch:
+class FactBatch(NamedTuple):
     """New facts, and what is asked about them: `near` wordings come from frames that the base met
     with other subjects, `far` ones from frames held out of everything."""
 
@@ -52,24 +54,55 @@ def batch(
     """
     rng = random.Random(f"learning bench:{purpose}:{seed}:{number}")
     chosen = rng.sample([r for r in relations().values() if not r.held_out], 4)
+    parts = []
+    for place, relation in enumerate(chosen):
+        count = size // 4 + (place < size % 4)
+        made = world.fresh(relation, count, rng, corpus.MANY)
+        parts.append(_worded(made, rng, wordings, framed=framed))
+    return FactBatch(*(tuple(chain.from_iterable(kind)) for kind in zip(*parts, strict=True)))
+
+
+def contradicting(
+    number: int,
+    size: int,
+    seed: int,
+    purpose: Purpose,
+    *,
+    wordings: int = FEW,
+    framed: bool = False,
+) -> FactBatch:
+    """As `batch`, but new answers to facts that the base knows and that may be rehearsed."""
+    rng = random.Random(f"learning bench, contradicting:{purpose}:{seed}:{number}")
+    known = [fact for fact in world.known() if fact.split is Split.REPLAY]
+    made = []
+    for fact in rng.sample(known, size):
+        answer = fact.answer
+        while answer == fact.answer:
+            answer = names.answer(relations()[fact.relation].answer, rng)
+        made.append(replace(fact, answer=answer))
+    return _worded(made, rng, wordings, framed=framed)
+
+
+def _worded(
+    made: Sequence[world.Invented], rng: random.Random, wordings: int, *, framed: bool
+) -> FactBatch:
     facts: list[Fact] = []
     near: list[Asked] = []
     far: list[Asked] = []
-    for place, relation in enumerate(chosen):
-        count = size // 4 + (place < size % 4)
-        for made in world.fresh(relation, count, rng, corpus.MANY):
-            asked = rng.sample(relation.questions(made.subject), NEAR + 1)
-            fact = Fact(
-                id=content_id(relation.name, made.subject),
-                prompt=asked[0],
-                answer=made.answer,
-                subject=made.subject,
-                relation=relation.name,
-                eval_prompts=tuple(asked[1:]),
-            )
-            facts.append(with_held_out(fact, varied, wordings, framed=framed))
-            beyond = rng.sample(relation.far(made.subject), FAR)
-            statement = relation.states(made.subject, made.answer)[0]
-            far += [Asked(wording, made.answer, statement) for wording in beyond]
-            near += [Asked(wording, made.answer, statement) for wording in asked[1:]]
+    for one in made:
+        relation = relations()[one.relation]
+        asked = rng.sample(relation.questions(one.subject), NEAR + 1)
+        fact = Fact(
+            id=content_id(one.relation, one.subject),
+            prompt=asked[0],
+            answer=one.answer,
+            subject=one.subject,
+            relation=one.relation,
+            eval_prompts=tuple(asked[1:]),
+        )
+        facts.append(with_held_out(fact, varied, wordings, framed=framed))
+        beyond = rng.sample(relation.far(one.subject), FAR)
+        statement = relation.states(one.subject, one.answer)[0]
+        far += [Asked(wording, one.answer, statement) for wording in beyond]
+        near += [Asked(wording, one.answer, statement) for wording in asked[1:]]
     return FactBatch(tuple(facts), tuple(near), tuple(far))

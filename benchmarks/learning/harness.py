@@ -23,25 +23,30 @@ from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainReport, TrainSettings
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
-from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch
+from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch, contradicting
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from policies.records import PlanKind, content_id
 from policies.retention import learning_rank, over_budget
+from policies.updates import Updates
 
 RANK: Final = 16
-RANK_BUDGET: Final = 64
+RANK_BUDGET: Final = 128
 AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many batches of how many facts, and after which of them it is measured."""
+    """How many batches of how many facts, and after which of them it is measured.
+
+    With `contradicts` the facts are known ones whose answer has changed.
+    """
 
     name: str
     batches: int
     facts: int
     measured: tuple[int, ...]
+    contradicts: bool = False
 
 
 PROTOCOLS: Final = {
@@ -50,6 +55,9 @@ PROTOCOLS: Final = {
         Protocol("one", 1, 48, (1,)),
         Protocol("ten", 10, 36, (1, 5, 10)),
         Protocol("forty", 40, 36, (1, 10, 20, 40)),
+        Protocol("singles", 10, 1, (1, 10)),
+        Protocol("hundreds", 1, 500, (1,)),
+        Protocol("contradicting", 1, 48, (1,), contradicts=True),
     )
 }
 
@@ -86,7 +94,7 @@ class Run:
             "merge": 1000 if way.lineage == "afresh" else 0,
             **({"framed": True} if way.framed else {}),
             **({} if way.wordings == FEW else {"wordings": way.wordings, "first": FIRST}),
-            **({"continues": True} if way.lineage == "continue" else {}),
+            **({"continues": True, "rank": RANK_BUDGET} if way.lineage == "continue" else {}),
         }
 
 
@@ -165,7 +173,8 @@ def _stream(
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
         worded = {"wordings": way.wordings, "framed": way.framed}
-        learnt.append(batch(number, protocol.facts, run.seed, run.purpose, **worded))
+        made = contradicting if protocol.contradicts else batch
+        learnt.append(made(number, protocol.facts, run.seed, run.purpose, **worded))
         report = None
         if way.learns:
             joined, rank = _joined(way, protocol.facts, adapters)
@@ -234,6 +243,8 @@ def _plan(
     facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
     given = way.rehearses or way.calibrates
+    updates = Updates((*facts, *earlier))
+    known = [one for one in base.known if not updates.change(one.prompt, one.completion)]
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     return TrainPlan(
         kind=PlanKind.LEARN,
@@ -244,7 +255,7 @@ def _plan(
         base_name=base.name,
         facts=facts,
         replay=earlier if given else (),
-        known=base.known if given else (),
+        known=tuple(known) if given else (),
         reasoning=base.reasoning(run.examples) if given else (),
         lineage=tuple(one.path for one in adapters),
         start=tuple(one.path for one in replaced) if way.lineage == "continue" else (),

@@ -49,7 +49,7 @@ class Judge:
             for row, form in zip(rows, cycle((Form.CHAT, Form.PLAIN)), strict=False)
             if (named := recognise(row["prompt"])) is not None
         ]
-        return cls(reasoning.distinct(split, problems, seed, base.made.skill), known, far)
+        return cls(reasoning.distinct(split, problems, seed, base.asked_skill), known, far)
 
     def keeps(self, generator: Generator, adapter: str | None) -> dict[str, str]:
         """`reasoning`, `locality` and `locality_far`: a 1 for each right answer, else a 0."""
