@@ -54,7 +54,7 @@ class Generator:
         self,
         model_dir: Path,
         *,
-        max_rank: int = 64,
+        max_rank: int = 128,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int = 128,

@@ -109,16 +109,30 @@ def check_free_space(protected: Mapping[str, Protected], rank: int) -> int:
     return free
 
 
-def install(model: nn.Module, adapter: str, protected: Mapping[str, Protected]) -> None:
-    """Constrain `adapter` to the free subspace; matrices not in `protected` stay unconstrained."""
+def install(
+    model: nn.Module, adapter: str, protected: Mapping[str, Protected], *, begun: bool = False
+) -> None:
+    """Constrain `adapter` to the free subspace; matrices not in `protected` stay unconstrained.
+
+    One that has `begun` went through the soft projectors before and comes out of them as it is:
+    what an adapter that goes on knows already must not shrink once more.
+    """
     for name, layer in lora_layers(model, adapter).items():
         guard = protected.get(name)
         if guard is None:
             guard = Protected.nothing(layer.out_features, layer.in_features)
         device = layer.lora_A[adapter].weight.device
+        if begun and guard.soft is not None:
+            _undo(guard.soft, layer.lora_A[adapter].weight)
         layer.lora_variant[adapter] = ProjectedVariant(
             projector(guard.inputs, guard.soft).to(device), projector(guard.outputs).to(device)
         )
+
+
+@torch.no_grad()
+def _undo(soft: Tensor, down: Tensor) -> None:
+    rows = down.to(soft.device, torch.float64)
+    down.copy_(torch.linalg.solve(soft.double().mT, rows.mT).mT)
 
 
 @contextmanager

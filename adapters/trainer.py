@@ -78,17 +78,17 @@ def train_adapter(
     any training, `TrainingDiverged` when the loss is not finite, `BrokenAdapter` when the saved
     tensors leak into the protected space by more than 5e-3.
     """
-    settings, started = plan.settings, clock()
-    device = models.pick_device()
+    started, device = clock(), models.pick_device()
+    plan = _suited(plan, device)
+    settings = plan.settings
     tokenizer = models.load_tokenizer(plan.model_dir)
-    pad = int(tokenizer.pad_token_id)
-    pools = encode_pools(plan, tokenizer)
+    pools, pad = encode_pools(plan, tokenizer), int(tokenizer.pad_token_id)
     base = models.load_base(plan.model_dir, device)
     protected = (method.protect or protect)(base, plan)
     free = projection.check_free_space(protected, plan.rank)
     attached = attach(base, plan, method.config, method.start)
     model = attached.model
-    projection.install(model, NEW, protected)
+    projection.install(model, NEW, protected, begun=bool(plan.start))
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         list(parameters.values()),
@@ -140,6 +140,12 @@ def train_adapter(
     adapter = lora.beyond(attached.initial, found) if method.relieved else found
     lora.write(out, adapter, plan.base_name)
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
+
+
+def _suited(plan: TrainPlan, device: torch.device) -> TrainPlan:
+    if device.type == "cpu":
+        return plan
+    return plan.model_copy(update={"settings": plan.settings.whole()})
 
 
 def _aims(pools: Pools, plan: TrainPlan, step: int, reference: Reference | None) -> Aims:

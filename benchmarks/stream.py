@@ -37,7 +37,7 @@ from policies.records import Fact, PlanKind
 from policies.wordings import varied
 
 WORDINGS: Final = Settings().train.wordings
-RANK: Final = 64
+RANK: Final = Settings().train.rank_budget
 SEED: Final = 11
 
 

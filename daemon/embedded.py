@@ -35,7 +35,7 @@ class Embedded:
     name: str = "base"
     host: str = "127.0.0.1"
     port: int = 8421
-    max_rank: int = 64
+    max_rank: int = 128
     door: Door | None = None
 
 
@@ -135,7 +135,7 @@ def _arguments(arguments: list[str] | None) -> Embedded:
     parser.add_argument("--name", default="base", help="the base's name")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8421)
-    parser.add_argument("--max-lora-rank", type=int, default=64)
+    parser.add_argument("--max-lora-rank", type=int, default=128)
     parser.add_argument("--alias-file", type=Path, required=True, help="alias.json")
     parser.add_argument("--admin-key-file", type=Path, required=True)
     parser.add_argument("--served-dir", type=Path, required=True, help="where revisions lie")

@@ -62,7 +62,7 @@ class ServerSettings(Section):
     """Managed vLLM: further arguments of `vllm serve`."""
     gpu_sharing: Literal["separate", "coresident", "sleep"] = "separate"
     """How training and vLLM share a GPU."""
-    max_lora_rank: int = 64
+    max_lora_rank: int = 128
     """The largest rank that the server was started to take."""
     max_loras: int = Field(default=4, ge=3)
     """Adapters in one engine step."""
@@ -136,7 +136,7 @@ class TrainSettings(Section):
 
     rank: int = Field(default=16, ge=1)
     """In a stack: rank of one adapter; less where it learns fewer facts than that."""
-    rank_budget: int = Field(default=64, ge=1)
+    rank_budget: int = Field(default=128, ge=1)
     """Rank of an adapter that goes on. In a stack: ranks of all together; beyond it, one adapter is
     retrained and replaces them."""
     lineage: Lineage = "continue"

@@ -237,6 +237,18 @@ def test_soft_form_shrinks_and_is_tested_by_its_own_bound(llama: World, tmp_path
         assert shrunk < 0.2 * leak(lora.read(tmp_path / "free").factors[name][0], top)
 
 
+def test_an_adapter_that_goes_on_does_not_shrink_again(llama: World, tmp_path: Path) -> None:
+    soft = Protection(kind="activations", form="soft", strength=0.01)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train_adapter(llama.plan(protection=soft), out=first, work=tmp_path / "work-1")
+    still = {"steps": 1, "learning_rate": 1e-9}
+    plan = llama.plan(protection=soft, start=(first,), settings=still)
+    train_adapter(plan, out=second, work=tmp_path / "work-2")
+    before, after = lora.read(first), lora.read(second)
+    for name in before.factors:
+        assert torch.allclose(after.delta(name), before.delta(name), atol=1e-6), name
+
+
 def test_no_free_space_is_refused_before_training(llama: World, tmp_path: Path) -> None:
     events: list[TrainProgress] = []
     plan = llama.plan(protection=Protection(share=0.9), rank=8)
@@ -506,6 +518,20 @@ def test_a_step_takes_at_most_twice_the_usual_facts(facts: int, usual: int) -> N
     count = settings.facts_in_step(facts)
     assert min(facts, usual) <= count <= min(facts, 2 * usual)
     assert count <= settings.facts_in_step(facts + 1)
+
+
+@given(facts=st.integers(1, 2000), turns=st.integers(1, 5))
+def test_a_whole_turn_in_one_step_holds_as_hard_and_sees_each_fact_as_often(
+    facts: int, turns: int
+) -> None:
+    parts = TrainSettings(turns=turns)
+    whole = parts.whole()
+    assert whole.whole() == whole
+    assert whole.known_per_step == turns * parts.known_per_step
+    assert whole.usual_steps <= parts.usual_steps <= turns * whole.usual_steps
+    assert whole.held(facts) == pytest.approx(parts.held(facts), rel=0.3)
+    seen = [s.facts_in_step(facts) * steps_needed(s, facts) for s in (parts, whole)]
+    assert seen[1] >= 0.9 * seen[0]
 
 
 @given(facts=st.integers(1, 500), earlier=st.integers(0, 5000))

@@ -110,7 +110,7 @@ def test_settings_are_frozen(config: Path) -> None:
         ('[server]\nurls = ["http://a", "http://b"]\n', ("server", "exactly one")),
         ('[server]\nurls = ["localhost:1"]\n', ("server.urls[0]", "'localhost:1'")),
         ("[server]\nmax_lora_rank = 60\n", ("max_lora_rank must be one of 1 8 16",)),
-        ("[train]\nrank_budget = 65\n", ("larger than server.max_lora_rank",)),
+        ("[train]\nrank_budget = 129\n", ("larger than server.max_lora_rank",)),
         ('[[gate.suites]]\nname = "x"\nrole = "fun"\npath = "p"\n', ("gate.suites[0].role",)),
         (
             '[[gate.suites]]\nname = "t"\nrole = "drift"\npath = "p"\nmargin = 0.1\nform = "chat"',
