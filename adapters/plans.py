@@ -60,7 +60,7 @@ class TrainSettings(Record):
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=4, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    distil: float = Field(default=6.0, ge=0.0)
+    distil: float = Field(default=7.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
     and the reasoning are learnt from their labels, like the new facts."""
     distil_reasoning: float = Field(default=4.5, ge=0.0)
