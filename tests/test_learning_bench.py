@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.learning import tables
+from adapters import lora
+from adapters.plans import TrainPlan, TrainReport
+from benchmarks.learning import bases, harness, tables
 from benchmarks.learning.__main__ import chosen_rate
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.batches import batch, contradicting
-from benchmarks.learning.harness import Run, add, finished, of_today
+from benchmarks.learning.harness import (
+    Bench,
+    Protocol,
+    Run,
+    add,
+    finished,
+    of_today,
+    perform,
+)
 from benchmarks.learning.judge import Judge, Retriever
 from benchmarks.learning.methods import WAYS
 from mini import world
 from mini.splits import Split
 from policies.updates import Updates
+
+NAME = "model.layers.0.mlp.gate_proj"
 
 
 def row(
@@ -147,6 +161,43 @@ def test_results_survive_a_torn_line(tmp_path: Path) -> None:
     add(results, row("palora"))
     assert set(finished(results)) == {"plain-1", "palora-1"}
     assert json.loads(results.read_text().splitlines()[0])["method"] == "plain"
+
+
+def test_a_stream_that_was_cut_off_goes_on_with_the_batch_that_it_had_not_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches before are neither learnt nor measured again."""
+    learnt: list[int] = []
+    dies_at: set[int] = set()
+
+    def edit(plan: TrainPlan, out: Path) -> TrainReport:
+        number = 1 + len(plan.replay) // 4
+        assert [one.name for one in plan.start] == [f"adapter-{number - 1}"] * (number > 1)
+        if number in dies_at:
+            dies_at.remove(number)
+            raise KeyboardInterrupt
+        learnt.append(number)
+        down, up = torch.full((2, 256), 1e-6), torch.full((640, 2), float(number))
+        lora.write(out, lora.Lora({NAME: (down, up)}, {NAME: 1.0}), plan.base_name)
+        return TrainReport.model_construct(steps=number, seconds=0.0, leak=0.0, free=16)
+
+    monkeypatch.setattr(harness, "WAYS", {"edit": replace(WAYS["palorad"], edit=edit)})
+    monkeypatch.setattr(bases, "MOST_KNOWN", 4)
+    monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
+    short = Protocol("ten", 4, 4, (1, 2, 4))
+    run = Run("mini", "ten", "edit", 1, "report", problems=2)
+    whole = perform(run, BASES["mini"], short, Bench(tmp_path / "whole"))
+    assert learnt == [1, 2, 3, 4]
+
+    learnt.clear()
+    dies_at |= {2, 4}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            perform(run, BASES["mini"], short, Bench(tmp_path / "cut"))
+    again = perform(run, BASES["mini"], short, Bench(tmp_path / "cut"))
+    assert learnt == [1, 2, 3, 4]
+    assert again["batches"] == whole["batches"]
+    assert not list((tmp_path / "cut").iterdir())
 
 
 def test_the_retriever_finds_the_sentence_that_a_question_is_about() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
@@ -31,8 +31,10 @@ from policies.retention import learning_rank, over_budget
 from policies.updates import Updates
 
 RANK: Final = 16
+STACK_BUDGET: Final = 64
 RANK_BUDGET: Final = 128
 AT_ONCE: Final = 1024
+REACHED: Final = "reached.json"
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,45 @@ class Piece:
     rank: int
 
 
+@dataclass(frozen=True)
+class Reached:
+    """How far a stream has come: its adapters, what was measured of it, and the seconds it took."""
+
+    batches: int = 0
+    adapters: tuple[Piece, ...] = ()
+    measured: tuple[dict[str, Any], ...] = ()
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, folder: Path) -> Reached:
+        """Where an earlier run of the stream was cut off; the beginning where there was none."""
+        try:
+            found = json.loads((folder / REACHED).read_text("utf-8"))
+        except FileNotFoundError:
+            return cls()
+        pieces = (
+            Piece(Path(path), tuple(batches), rank) for path, batches, rank in found["adapters"]
+        )
+        return cls(found["batches"], tuple(pieces), tuple(found["measured"]), found["seconds"])
+
+    def write(self, folder: Path) -> None:
+        """Note it, whole or not at all."""
+        pieces = [(str(piece.path), piece.batches, piece.rank) for piece in self.adapters]
+        temporary = folder / f".tmp-{REACHED}"
+        temporary.write_text(json.dumps({**vars(self), "adapters": pieces}), "utf-8")
+        temporary.rename(folder / REACHED)
+
+
 class Bench:
     """Performs runs one after the other; what they have in common is found once.
 
-    `folder` keeps what the reference says on rehearsed texts.
+    `folder` keeps what the reference says on rehearsed texts, `streams` how far runs have come
+    that are cut off.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, streams: Path | None = None) -> None:
         self.folder = folder
+        self.streams = streams or folder
         self._kept: dict[tuple[Path, Purpose, int, int], dict[str, str]] = {}
 
     def keeps(self, model_dir: Path, run: Run, judge: Judge) -> dict[str, str]:
@@ -126,15 +159,18 @@ class Bench:
 
 
 def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str, Any]:
-    """Learn and measure; one row of the results."""
-    began = time.monotonic()
+    """Learn and measure; one row of the results.
+
+    A run that was cut off goes on after the last batch that it learnt.
+    """
     judge = Judge.of(base, run.purpose, run.problems, run.seed)
     generator = _generator(base.model_dir)
     reference = bench.keeps(base.bare_dir, run, judge)
     expert = bench.keeps(base.expert_dir, run, judge)
-    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        stream = _stream(run, base, protocol, judge, generator, Path(folder), bench.folder)
-        measured = list(stream)
+    folder = bench.streams / f"stream-{run.key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    reached = _stream(run, base, protocol, judge, generator, folder, bench.folder)
+    shutil.rmtree(folder)
     return {
         "key": run.key,
         **vars(run),
@@ -143,8 +179,8 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
         "base_hash": base.sha256,
         "reference": reference,
         "expert": expert,
-        "batches": measured,
-        "seconds": round(time.monotonic() - began, 1),
+        "batches": list(reached.measured),
+        "seconds": round(reached.seconds, 1),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
     }
@@ -167,15 +203,19 @@ def _stream(
     generator: Generator,
     folder: Path,
     records: Path,
-) -> Iterator[dict[str, Any]]:
+) -> Reached:
     way = WAYS[run.method]
-    adapters: list[Piece] = []
+    reached = Reached.read(folder)
+    adapters = list(reached.adapters)
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
+        began = time.monotonic()
         worded = {"wordings": way.wordings, "framed": way.framed}
         made = contradicting if protocol.contradicts else batch
         learnt.append(made(number, protocol.facts, run.seed, run.purpose, **worded))
-        report = None
+        if number <= reached.batches:
+            continue
+        report, replaced = None, []
         if way.learns:
             joined, rank = _joined(way, protocol.facts, adapters)
             kept = len(adapters) - joined
@@ -187,21 +227,29 @@ def _stream(
                 plan, piece.path
             )
             adapters.append(piece)
-        if number not in protocol.measured:
-            continue
-        lineage = [piece.path for piece in adapters]
-        name = f"served-{number}" if lineage else None
-        if name is not None:
-            compose(lineage, folder / name, base.name)
-            generator.load(name, folder / name)
-        yield {
-            "batch": number,
-            **recalls(generator, name, learnt, way.told),
-            **judge.keeps(generator, name),
-            **_figures(report, lineage),
-        }
-        if name is not None:
-            generator.unload(name)
+        measured = reached.measured
+        if number in protocol.measured:
+            lineage = [piece.path for piece in adapters]
+            name = f"served-{number}" if lineage else None
+            if name is not None:
+                shutil.rmtree(folder / name, ignore_errors=True)
+                compose(lineage, folder / name, base.name)
+                generator.load(name, folder / name)
+            found = {
+                "batch": number,
+                **recalls(generator, name, learnt, way.told),
+                **judge.keeps(generator, name),
+                **_figures(report, lineage),
+            }
+            measured = (*measured, found)
+            if name is not None:
+                generator.unload(name)
+        seconds = reached.seconds + time.monotonic() - began
+        reached = Reached(number, tuple(adapters), measured, seconds)
+        reached.write(folder)
+        for piece in replaced:
+            shutil.rmtree(piece.path, ignore_errors=True)
+    return reached
 
 
 def _train(way: Way, folder: Path, records: Path, plan: TrainPlan, out: Path) -> TrainReport:
@@ -224,9 +272,9 @@ def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
         return len(adapters), RANK_BUDGET
     if way.lineage == "afresh":
         return len(adapters), learning_rank(new + known, RANK, RANK_BUDGET)
-    rank = learning_rank(new, RANK, RANK_BUDGET - RANK)
-    if over_budget(sum(piece.rank for piece in adapters), rank, RANK_BUDGET):
-        return len(adapters), learning_rank(new + known, RANK, RANK_BUDGET - RANK)
+    rank = learning_rank(new, RANK, STACK_BUDGET - RANK)
+    if over_budget(sum(piece.rank for piece in adapters), rank, STACK_BUDGET):
+        return len(adapters), learning_rank(new + known, RANK, STACK_BUDGET - RANK)
     return 0, rank
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from benchmarks.learning import tables
-from benchmarks.learning.bases import BASES
+from benchmarks.learning.bases import BASES, RUNS
 from benchmarks.learning.harness import PROTOCOLS, Bench, Run, add, finished, perform
 
 
@@ -58,7 +58,7 @@ class _Process:
 def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
     _Process.folder = tempfile.TemporaryDirectory(prefix="palorad-learning-")
-    _Process.bench = Bench(Path(_Process.folder.name))
+    _Process.bench = Bench(Path(_Process.folder.name), RUNS)
 
 
 def _one(run: Run) -> dict[str, Any]:
