@@ -41,7 +41,7 @@ class TrainSettings(Record):
     """… each fact would be seen less often than this."""
     many: int = Field(default=144, ge=1)
     """Earlier facts from which on a run takes longer, since each is rehearsed less often; …"""
-    steps_a_doubling: float = Field(default=1.0, ge=0.0)
+    steps_a_doubling: float = Field(default=1.5, ge=0.0)
     """… for each doubling of them by this share of the steps: with the logarithm alone."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)
@@ -60,10 +60,10 @@ class TrainSettings(Record):
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=4, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    distil: float = Field(default=7.0, ge=0.0)
+    distil: float = Field(default=8.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
     and the reasoning are learnt from their labels, like the new facts."""
-    distil_reasoning: float = Field(default=4.5, ge=0.0)
+    distil_reasoning: float = Field(default=5.5, ge=0.0)
     """The same on reasoning."""
     doubt: float = Field(default=2.0, ge=0.0)
     """How much more often solutions are drawn of which the reference is less sure: in proportion
