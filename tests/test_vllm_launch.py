@@ -201,7 +201,7 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
     assert line.startswith(f"{executable} serve /models/m --served-model-name base")
     for flags in (
         "--host 127.0.0.1 --port 8421",
-        "--enable-lora --max-lora-rank 64 --max-loras 5 --max-cpu-loras 16",
+        "--enable-lora --max-lora-rank 128 --max-loras 5 --max-cpu-loras 16",
         "--api-server-count 1",
         "--middleware palorad_alias.AliasMiddleware",
         "--enable-sleep-mode",
