@@ -35,7 +35,7 @@ class TrainSettings(Record):
     """Where steps are chosen by need: so many, …"""
     steps_a_fact: int = Field(default=4, ge=0)
     """… and so many more for each fact, …"""
-    usual_steps: int = Field(default=185, ge=1)
+    usual_steps: int = Field(default=150, ge=1)
     """… but no more than these, unless …"""
     passes: int = Field(default=50, ge=1)
     """… each fact would be seen less often than this."""
@@ -60,10 +60,10 @@ class TrainSettings(Record):
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=4, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    distil: float = Field(default=8.0, ge=0.0)
+    distil: float = Field(default=7.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
     and the reasoning are learnt from their labels, like the new facts."""
-    distil_reasoning: float = Field(default=5.5, ge=0.0)
+    distil_reasoning: float = Field(default=7.0, ge=0.0)
     """The same on reasoning."""
     doubt: float = Field(default=2.0, ge=0.0)
     """How much more often solutions are drawn of which the reference is less sure: in proportion
