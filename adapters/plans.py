@@ -83,14 +83,14 @@ class TrainSettings(Record):
     targets: tuple[str, ...] = MLP
 
     def whole(self) -> TrainSettings:
-        """The same with all `turns` in one step, and fewer steps.
+        """The same with all `turns` in one step, and somewhat fewer steps.
 
-        A third of a step's texts needs half as many steps again (docs/log.md), which pays where
-        time goes with the text, as on a CPU. On a GPU a small step takes as long as a large one.
+        Small steps pay where time goes with the text, as on a CPU. On a GPU a small step takes as
+        long as a large one, and more text a batch keeps more (docs/log.md).
         """
         per_step = ("new_per_step", "old_per_step", "known_per_step", "reasoning_per_step")
         texts = {name: self.turns * getattr(self, name) for name in per_step}
-        steps = round(self.usual_steps / self.turns**0.4)
+        steps = round(self.usual_steps / self.turns**0.2)
         return self.model_copy(update={**texts, "usual_steps": steps, "turns": 1})
 
     def facts_in_step(self, facts: int) -> int:
