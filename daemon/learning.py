@@ -171,11 +171,7 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         facts=worded(request.facts),
         backward=turned,
         replay=(*worded(request.replay), *earlier),
-        known=tuple(
-            known
-            for known in read_examples(request.known, "answer")
-            if not updates.change(known.prompt, known.completion)
-        ),
+        known=updates.unchanged(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,
         start=request.start,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from policies.heldout import about
-from policies.records import Fact, Operation
+from policies.records import Example, Fact, Operation
 from policies.text import folded, same_text
 from policies.wordings import find, recognise
 
@@ -26,6 +26,10 @@ class Updates:
                 self._by_wording[folded(wording)] = fact.answer
             if (named := about(fact)) is not None:
                 self._by_subject[_key(*named)] = fact.answer
+
+    def unchanged(self, known: Iterable[Example]) -> tuple[Example, ...]:
+        """Known text that they do not answer otherwise."""
+        return tuple(one for one in known if not self.change(one.prompt, one.completion))
 
     def change(self, prompt: str, answer: str) -> bool:
         """Whether they answer the question otherwise.

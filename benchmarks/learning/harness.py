@@ -167,7 +167,7 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
     generator = _generator(base.model_dir)
     reference = bench.keeps(base.bare_dir, run, judge)
     expert = bench.keeps(base.expert_dir, run, judge)
-    folder = bench.streams / f"stream-{run.key}"
+    folder = bench.streams / f"stream-{run.key}-{base.sha256[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     reached = _stream(run, base, protocol, judge, generator, folder, bench.folder)
     shutil.rmtree(folder)
@@ -291,8 +291,6 @@ def _plan(
     facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
     given = way.rehearses or way.calibrates
-    updates = Updates((*facts, *earlier))
-    known = [one for one in base.known if not updates.change(one.prompt, one.completion)]
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     return TrainPlan(
         kind=PlanKind.LEARN,
@@ -303,7 +301,7 @@ def _plan(
         base_name=base.name,
         facts=facts,
         replay=earlier if given else (),
-        known=tuple(known) if given else (),
+        known=Updates((*facts, *earlier)).unchanged(base.known) if given else (),
         reasoning=base.reasoning(run.examples) if given else (),
         lineage=tuple(one.path for one in adapters),
         start=tuple(one.path for one in replaced) if way.lineage == "continue" else (),
