@@ -23,6 +23,7 @@ from policies.wordings import questions
 FEED: Final = "feed:"
 PIECE_LINES: Final = 1000
 PIECE_BYTES: Final = 1 << 20
+AT_ONCE: Final = 100
 RETRIED: Final = 10_000
 
 
@@ -72,7 +73,7 @@ def admit_pieces(
     signature: str = "",
     cursor: tuple[str, str] | None = None,
 ) -> Iterator[None]:
-    """Admit what the ledger does not have yet of an archived file; a pause after each piece.
+    """Admit what the ledger does not have yet of an archived file; pauses within each piece.
 
     `signature` is remembered with the batch; `cursor` (a feed's name and place) is committed with
     the last transaction. Raises `OSError` and the ledger's errors; whatever was committed before
@@ -85,8 +86,13 @@ def admit_pieces(
     with archived.open("rb") as source:
         records = Records(source, rules.limits, arriving.line, arriving.position)
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
+            read = []
+            for number, raw in enumerate(taken, start=1):
+                read.append((raw, _read(records, raw, rules)))
+                if number % AT_ONCE == 0:
+                    yield None
             at = now()
-            admitted, bad = sort_out(ledger, records, taken, rules, at)
+            admitted, bad = _sort_out(ledger, read, rules, at)
             ledger.append_facts(
                 batch.id, admitted, bad, at, line=records.number, position=records.position
             )
@@ -100,11 +106,13 @@ def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list
     with path.open("rb") as source:
         records = Records(source, rules.limits)
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
-            for raw in taken:
+            for number, raw in enumerate(taken, start=1):
                 parsed = _read(records, raw, rules)
                 lines += parsed is not None
                 if isinstance(parsed, Quarantined):
                     bad.append(parsed.model_copy(update={"text": ""}))
+                if number % AT_ONCE == 0:
+                    yield None
             yield None
     return lines, bad
 
@@ -134,36 +142,35 @@ def retry_quarantined(
         which = "line" if line is None else f"line {line}"
         raise NotFound(f"batch {batch_id[:12]} has no {which} in quarantine")
     records, raws = read_numbers(archived, wanted, rules.limits)
-    admitted, bad = sort_out(ledger, records, raws, rules, now)
+    read = [(raw, _read(records, raw, rules)) for raw in raws]
+    admitted, bad = _sort_out(ledger, read, rules, now)
     ledger.readmit(batch_id, sorted(wanted), admitted, bad, now)
     return len(wanted), len(bad)
 
 
 def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:
-    """What a record says, if the model can take it; None for a blank line."""
+    """What a record says, in the wordings to learn, if the model can take it; None for a blank."""
     parsed = records.parse(raw, rules.fmt)
-    if isinstance(parsed, Fact) and (why := rules.too_long(parsed)) is not None:
+    if not isinstance(parsed, Fact):
+        return parsed
+    if (why := rules.too_long(parsed)) is not None:
         return quarantined(raw.text, raw.number, "tokens", why)
-    return parsed
+    return with_held_out(parsed, rules.render, rules.trained)
 
 
-def sort_out(
-    ledger: Ledger, records: Records, taken: list[Raw], rules: Rules, now: datetime
+def _sort_out(
+    ledger: Ledger,
+    read: list[tuple[Raw, Fact | Quarantined | None]],
+    rules: Rules,
+    now: datetime,
 ) -> tuple[list[tuple[Fact, Ruling]], list[Quarantined]]:
     """What each record means beside what the ledger holds, and those that are not admitted."""
-    facts: list[Fact] = []
-    raws: list[Raw] = []
-    bad: list[Quarantined] = []
-    for raw in taken:
-        parsed = _read(records, raw, rules)
-        if isinstance(parsed, Fact):
-            facts.append(with_held_out(parsed, rules.render, rules.trained))
-            raws.append(raw)
-        elif parsed is not None:
-            bad.append(parsed)
+    understood = [(raw, fact) for raw, fact in read if isinstance(fact, Fact)]
+    bad = [refused for _, refused in read if isinstance(refused, Quarantined)]
+    facts = [fact for _, fact in understood]
     ruled = rule_each(facts, ledger.rivals(facts), rules.conflicts, now)
     admitted = []
-    for raw, (fact, ruling) in zip(raws, ruled, strict=True):
+    for (raw, _), (fact, ruling) in zip(understood, ruled, strict=True):
         if ruling.relation in (Relation.CONFLICT, Relation.NO_TARGET):
             asks = ruling.relation is Relation.CONFLICT and rules.conflicts is ConflictPolicy.ASK
             kind = "ask" if asks else ruling.relation.value

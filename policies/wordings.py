@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import chain, islice, product, zip_longest
 from types import MappingProxyType
@@ -180,6 +180,7 @@ def varied(relation: str, subject: str) -> tuple[str, ...]:
     return tuple(mixed)
 
 
+@lru_cache(maxsize=256)
 def recognise(prompt: str) -> tuple[str, str] | None:
     """The relation and the subject that a prompt asks about, if one wording alone fits it best.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -223,7 +224,13 @@ def test_nothing_holds_the_loop_for_a_second(one: Site) -> None:
                 gaps.append(time.monotonic() - _others() - before)
                 worked.append(time.thread_time() - work)
 
-        run_for(one, service, beat)
+        # What other tests have left in this process is not the daemon's to look through.
+        gc.collect()
+        gc.freeze()
+        try:
+            run_for(one, service, beat)
+        finally:
+            gc.unfreeze()
         assert ledger.totals()["accepted"] == 20_000
     assert max(worked) < 1.0
     assert max(gaps) < 1.0
