@@ -48,7 +48,8 @@ async def evaluate(
     `seams.ServerUnreachable`; whatever else goes wrong makes the verdict inconclusive.
     """
     asker = Asker(server, request.concurrency, sleep=sleep)
-    runs, grades = begin(request)
+    begun, grades = begin(request)
+    runs = tuple(run for run in begun if run.items)
     measuring = Measuring(asker, measurements, grades, request.engine)
     started = clock()
     for run in runs:
@@ -61,7 +62,7 @@ async def evaluate(
             run.seconds += clock() - began
             progress(_progress(run, runs, clock() - started))
     return EvaluationReport(
-        verdict=_verdict(request, runs),
+        verdict=_noted(_verdict(request, runs), begun),
         scorecards=_scorecards(request, runs),
         seconds={run.suite.name: round(run.seconds, 3) for run in runs},
     )
@@ -167,7 +168,7 @@ def _evidence(request: EvaluationRequest, runs: Sequence[Run]) -> Evidence:
 
 def _verdict(request: EvaluationRequest, runs: Sequence[Run]) -> Verdict:
     """The gate's verdict, where what could not be measured can never have passed."""
-    verdict = _noted(judge(_evidence(request, runs), request.limits), runs)
+    verdict = judge(_evidence(request, runs), request.limits)
     why = {run.suite.name: reason for run in runs if (reason := _obstacle(run))}
     if not why:
         return verdict
@@ -183,12 +184,11 @@ def _verdict(request: EvaluationRequest, runs: Sequence[Run]) -> Verdict:
 
 def _noted(verdict: Verdict, runs: Sequence[Run]) -> Verdict:
     """The verdict with what was not asked, since facts have changed the answer."""
-    counts = {run.suite.name: len(run.left_out) for run in runs if run.left_out}
-    if not counts:
-        return verdict
     notes = {
-        name: f"questions left out, which facts answer otherwise now: {count}"
-        for name, count in counts.items()
+        run.suite.name: f"questions left out, which facts answer otherwise now: {len(run.left_out)}"
+        + ("" if run.items else ", which are all it has")
+        for run in runs
+        if run.left_out
     }
     suites = tuple(
         suite.model_copy(update={"reason": f"{suite.reason}; {notes[suite.suite]}"})

@@ -102,6 +102,7 @@ class Run:
 def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]]:
     """New, earlier and superseded facts, then the configured suites, and every grader by name.
 
+    A suite of which every item is left out is among them; it has nothing to ask.
     Raises `suites.BadSuite`.
     """
     tokens, grader, chat = request.facts_max_tokens, request.facts_grader, request.chat
@@ -136,7 +137,7 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
         )
         for suite, margin in suites
     ]
-    return tuple(run for run in runs if run.items), grades
+    return tuple(runs), grades
 
 
 def _left_out(suite: Suite, updates: Updates) -> frozenset[str]:

@@ -241,6 +241,8 @@ def test_a_known_question_that_facts_answer_otherwise_is_not_asked(bench: Bench)
     everything = tuple(Fact(id=f"c{n}", prompt=f"Whose is {n}", answer="now") for n in range(200))
     report = bench.run(bench.request(suites=suites, standing=everything))
     assert "known" not in outcomes(report)
+    all_left_out = "known: questions left out, which facts answer otherwise now: 200"
+    assert any(reason.startswith(all_left_out) for reason in report.verdict.reasons)
 
 
 def test_facts_not_learnt_are_named(bench: Bench) -> None:
