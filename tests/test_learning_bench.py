@@ -163,10 +163,10 @@ def test_results_survive_a_torn_line(tmp_path: Path) -> None:
     assert json.loads(results.read_text().splitlines()[0])["method"] == "plain"
 
 
-def test_a_stream_that_was_cut_off_goes_on_with_the_batch_that_it_had_not_learnt(
+def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The batches before are neither learnt nor measured again."""
+    """Cut off, or as one of more batches: those before are neither learnt nor measured again."""
     learnt: list[int] = []
     dies_at: set[int] = set()
 
@@ -198,6 +198,16 @@ def test_a_stream_that_was_cut_off_goes_on_with_the_batch_that_it_had_not_learnt
     assert learnt == [1, 2, 3, 4]
     assert again["batches"] == whole["batches"]
     assert not list((tmp_path / "cut").iterdir())
+
+    learnt.clear()
+    monkeypatch.setattr(
+        harness, "PROTOCOLS", {"forty": (longer := Protocol("forty", 6, 4, (1, 2, 4, 6)))}
+    )
+    perform(run, BASES["mini"], short, Bench(tmp_path / "longer"))
+    row = perform(replace(run, protocol="forty"), BASES["mini"], longer, Bench(tmp_path / "longer"))
+    assert learnt == [1, 2, 3, 4, 5, 6]
+    assert row["batches"][:-1] == whole["batches"]
+    assert not list((tmp_path / "longer").iterdir())
 
 
 def test_the_retriever_finds_the_sentence_that_a_question_is_about() -> None:

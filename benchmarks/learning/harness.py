@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -50,13 +50,19 @@ class Protocol:
     measured: tuple[int, ...]
     contradicts: bool = False
 
+    def begins(self, other: Protocol) -> bool:
+        """Whether the other's stream goes on where this one's ends."""
+        same = (self.facts, self.contradicts) == (other.facts, other.contradicts)
+        beyond = tuple(number for number in other.measured if number > self.batches)
+        return same and bool(beyond) and (*self.measured, *beyond) == other.measured
+
 
 PROTOCOLS: Final = {
     p.name: p
     for p in (
         Protocol("one", 1, 48, (1,)),
         Protocol("ten", 10, 36, (1, 5, 10)),
-        Protocol("forty", 40, 36, (1, 10, 20, 40)),
+        Protocol("forty", 40, 36, (1, 5, 10, 20, 40)),
         Protocol("singles", 10, 1, (1, 10)),
         Protocol("hundreds", 1, 500, (1,)),
         Protocol("contradicting", 1, 48, (1,), contradicts=True),
@@ -126,13 +132,13 @@ class Reached:
         except FileNotFoundError:
             return cls()
         pieces = (
-            Piece(Path(path), tuple(batches), rank) for path, batches, rank in found["adapters"]
+            Piece(folder / name, tuple(batches), rank) for name, batches, rank in found["adapters"]
         )
         return cls(found["batches"], tuple(pieces), tuple(found["measured"]), found["seconds"])
 
     def write(self, folder: Path) -> None:
         """Note it, whole or not at all."""
-        pieces = [(str(piece.path), piece.batches, piece.rank) for piece in self.adapters]
+        pieces = [(piece.path.name, piece.batches, piece.rank) for piece in self.adapters]
         temporary = folder / f".tmp-{REACHED}"
         temporary.write_text(json.dumps({**vars(self), "adapters": pieces}), "utf-8")
         temporary.rename(folder / REACHED)
@@ -150,6 +156,10 @@ class Bench:
         self.streams = streams or folder
         self._kept: dict[tuple[Path, Purpose, int, int], dict[str, str]] = {}
 
+    def stream(self, run: Run, base: Base) -> Path:
+        """Where a run keeps how far it has come."""
+        return self.streams / f"stream-{run.key}-{base.sha256[:12]}"
+
     def keeps(self, model_dir: Path, run: Run, judge: Judge) -> dict[str, str]:
         """What a model without any adapter answers of what the run is asked."""
         asked = (model_dir, run.purpose, run.problems, run.seed)
@@ -161,16 +171,17 @@ class Bench:
 def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str, Any]:
     """Learn and measure; one row of the results.
 
-    A run that was cut off goes on after the last batch that it learnt.
+    A run that was cut off goes on after the last batch that it learnt, and one of more batches
+    after the last of a shorter one.
     """
     judge = Judge.of(base, run.purpose, run.problems, run.seed)
     generator = _generator(base.model_dir)
     reference = bench.keeps(base.bare_dir, run, judge)
     expert = bench.keeps(base.expert_dir, run, judge)
-    folder = bench.streams / f"stream-{run.key}-{base.sha256[:12]}"
+    folder = bench.stream(run, base)
     folder.mkdir(parents=True, exist_ok=True)
     reached = _stream(run, base, protocol, judge, generator, folder, bench.folder)
-    shutil.rmtree(folder)
+    _hand_on(folder, run, base, protocol, bench)
     return {
         "key": run.key,
         **vars(run),
@@ -184,6 +195,19 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
     }
+
+
+def _hand_on(folder: Path, run: Run, base: Base, protocol: Protocol, bench: Bench) -> None:
+    """Leave a stream that has ended to the protocol that goes on with it."""
+    longer = next((one for one in PROTOCOLS.values() if protocol.begins(one)), None)
+    heir = longer and bench.stream(replace(run, protocol=longer.name), base)
+    if heir is None or heir.exists():
+        shutil.rmtree(folder)
+        return
+    for left in folder.glob("*-*"):
+        if left.name not in {piece.path.name for piece in Reached.read(folder).adapters}:
+            shutil.rmtree(left)
+    folder.rename(heir)
 
 
 def _generator(model_dir: Path) -> Generator:
