@@ -19,6 +19,7 @@ from adapters import checkpoint, compose, lora, models, projection
 from adapters.attach import NEW, Attached, attach, extract
 from adapters.errors import TrainingDiverged
 from adapters.losses import Aims, Kept, backward
+from adapters.muon import Muon
 from adapters.plans import (
     REFERENCE_RATE,
     REFERENCE_WIDTH,
@@ -90,12 +91,7 @@ def train_adapter(
     model = attached.model
     projection.install(model, NEW, protected, begun=bool(plan.start))
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()),
-        lr=learning_rate(plan, base),
-        weight_decay=settings.weight_decay,
-        fused=device.type == "cuda",
-    )
+    optimizer = _optimizer(list(parameters.values()), settings, learning_rate(plan, base))
     peak = optimizer.param_groups[0]["lr"]
     steps = steps_needed(settings, len(pools.new), len(pools.old))
     fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
@@ -189,6 +185,16 @@ def protect(model: Any, plan: TrainPlan) -> dict[str, Protected]:
                 join(guard.inputs, orthonormal(down.mT)), guard.outputs, guard.soft
             )
     return found
+
+
+def _optimizer(
+    factors: list[Tensor], settings: TrainSettings, rate: float
+) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(
+            factors, lr=rate, weight_decay=settings.weight_decay, fused=factors[0].is_cuda
+        )
+    return Muon(factors, rate, weight_decay=settings.weight_decay)
 
 
 def learning_rate(plan: TrainPlan, base: Any) -> float:

@@ -177,10 +177,18 @@ def test_expert_keeps_singular_vectors_and_has_its_own_probe(llama: World, tmp_p
 # --- training ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["svf", "activations", "svf+activations"])
-def test_saved_tensors_do_not_leak(world: World, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [
+        ("svf", "adamw"),
+        ("activations", "adamw"),
+        ("svf+activations", "adamw"),
+        ("svf+activations", "muon"),
+    ],
+)
+def test_saved_tensors_do_not_leak(world: World, kind: str, optimizer: str, tmp_path: Path) -> None:
     protection = Protection(kind=kind, share=0.5, svf_cap=0.3)
-    plan = world.plan(protection=protection)
+    plan = world.plan(protection=protection, settings={"optimizer": optimizer})
     report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work")
     written = lora.read(tmp_path / "out")
     assert report.leak < 1e-5
@@ -274,11 +282,12 @@ def digest(directory: Path) -> str:
     return hashlib.sha256((directory / lora.WEIGHTS).read_bytes()).hexdigest()
 
 
-def test_resumed_run_ends_with_the_same_bytes(llama: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_ends_with_the_same_bytes(llama: World, optimizer: str, tmp_path: Path) -> None:
     class CutOffError(Exception):
         pass
 
-    plan = llama.plan(settings={"steps": 12, "new_per_step": 2})
+    plan = llama.plan(settings={"steps": 12, "new_per_step": 2, "optimizer": optimizer})
     train_adapter(plan, out=tmp_path / "whole", work=tmp_path / "work-1")
 
     def cut(event: TrainProgress) -> None:
@@ -322,8 +331,11 @@ def test_a_broken_checkpoint_and_one_of_another_plan_are_passed_over(
     assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "three")
 
 
-def test_learning_lowers_the_loss_and_the_lineage_is_active(llama: World, tmp_path: Path) -> None:
-    settings = {"steps": 60, "learning_rate": 0.03}
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_learning_lowers_the_loss_and_the_lineage_is_active(
+    llama: World, optimizer: str, tmp_path: Path
+) -> None:
+    settings = {"steps": 60, "learning_rate": 0.03, "optimizer": optimizer}
     none = Protection(kind="none")
     plan = llama.plan(protection=none, settings=settings)
     report = train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")

@@ -96,6 +96,7 @@ class Run:
         # What changes nothing is left out: a setting that is new makes no older run another one.
         nothing = {"many", "steps_a_doubling"} if trained.steps_a_doubling == 0 else set()
         nothing |= {"turns"} if trained.turns == 1 else set()
+        nothing |= {"optimizer"} if trained.optimizer == "adamw" else set()
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": way.protection.model_dump(mode="json"),

@@ -254,6 +254,14 @@ WAYS: Final[Mapping[str, Way]] = {
         wordings=MANY,
         framed=True,
     ),
+    "palorad, muon": Way(
+        "the product's way with Muon in AdamW's place",
+        Protection(),
+        {"optimizer": "muon"},
+        rates=(),
+        lineage="continue",
+        wordings=MANY,
+    ),
     "replay, going on": Way(
         "facts, known facts and reasoning rehearsed by label in the product's shares, one adapter",
         settings={"distil": 0.0},
