@@ -116,8 +116,12 @@ def _machines(methods: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Recall against reasoning and against known facts, a column for each base and protocol."""
-    panels = [(b, p, m) for b, protocols in results.items() for p, m in protocols.items()]
+    """Recall against reasoning and against known facts, a column for each base and protocol.
+
+    Where some have several methods that learn, those alone.
+    """
+    every = [(b, p, m) for b, protocols in results.items() for p, m in protocols.items()]
+    panels = [one for one in every if sum(map(_learns, one[2].values())) > 1] or every
     figure, axes = plt.subplots(
         2, len(panels), figsize=(6 * len(panels), 9), layout="constrained", squeeze=False
     )
@@ -125,7 +129,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     for column, (base, protocol, methods) in enumerate(panels):
         for axis, (key, label) in zip(axes[:, column], shown, strict=True):
             for name, one in methods.items():
-                if one["norm"]:
+                if _learns(one):
                     _point(axis, name, one["recall_all"], one[key])
             axis.axhline(0.99 if key != "locality" else 0.95, color="black", ls=":", lw=0.8)
             axis.set(title=f"{base}, {protocol}", xlabel="recall", ylabel=label)
@@ -133,6 +137,10 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _learns(figures: Mapping[str, Any]) -> bool:
+    return bool(figures["norm"])
 
 
 def _point(axis: Axes, name: str, x: Figure, y: Figure) -> None:
