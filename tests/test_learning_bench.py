@@ -56,6 +56,7 @@ def row(
     }
     return {
         "key": f"{method}-{seed}",
+        "base_hash": "hash of its weights",
         "base": "mini",
         "protocol": "one",
         "method": method,
@@ -226,3 +227,5 @@ def test_a_row_counts_as_long_as_its_method_is_set_the_same() -> None:
     run = Run("mini", "one", "plain", 1, "report")
     measured = {**row(problems=400), "key": run.key}
     assert of_today([measured, row(problems=400)]) == [measured]
+    anew = {**measured, "base_hash": "trained anew"}
+    assert of_today([measured, anew]) == [anew]

@@ -103,7 +103,11 @@ class Run:
             "merge": 1000 if way.lineage == "afresh" else 0,
             **({"framed": True} if way.framed else {}),
             **({} if way.wordings == FEW else {"wordings": way.wordings, "first": FIRST}),
-            **({"continues": True, "rank": RANK_BUDGET} if way.lineage == "continue" else {}),
+            **(
+                {"continues": True, "rank": way.rank or RANK_BUDGET}
+                if way.lineage == "continue"
+                else {}
+            ),
         }
 
 
@@ -358,14 +362,22 @@ def finished(results: Path) -> dict[str, Mapping[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
+        found.pop(row["key"], None)
         found[row["key"]] = row
     return found
 
 
 def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows whose method is still set as it was when they were measured."""
-    names = [field.name for field in fields(Run)]
-    return [row for row in rows if Run(**{name: row[name] for name in names}).key == row["key"]]
+    """The rows whose method is still set as it was when they were measured, and whose base is the
+    one measured last: one that was trained anew is another."""
+    names, rows = [field.name for field in fields(Run)], list(rows)
+    newest = {row["base"]: row["base_hash"] for row in rows}
+    return [
+        row
+        for row in rows
+        if row["base_hash"] == newest[row["base"]]
+        and Run(**{name: row[name] for name in names}).key == row["key"]
+    ]
 
 
 def add(results: Path, row: Mapping[str, Any]) -> None:

@@ -270,12 +270,13 @@ WAYS: Final[Mapping[str, Way]] = {
         wordings=MANY,
     ),
     "null space + replay, going on": Way(
-        "the same on the null space of 70 %",
+        "the same on the null space of 70 %, which leaves room for half the rank",
         Protection(share=0.7),
         {"distil": 0.0},
         rates=ONWARD_RATES,
         lineage="continue",
         wordings=MANY,
+        rank=64,
     ),
     "stacked": Way(
         "the product's stack, every adapter on top of the earlier ones", Protection(), IN_A_STACK

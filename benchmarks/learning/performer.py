@@ -39,9 +39,10 @@ class Performer:
         self._pool.shutdown(cancel_futures=True)
 
     def perform(self, runs: Iterable[Run]) -> None:
-        """Perform all runs whose rows are missing; returns when the last has ended."""
-        done = finished(self._results)
-        missing = {run.key: run for run in runs if run.key not in done}
+        """Perform all runs whose rows are missing or of a base that has been trained anew since;
+        returns when the last has ended."""
+        done = {(key, row["base_hash"]) for key, row in finished(self._results).items()}
+        missing = {r.key: r for r in runs if (r.key, BASES[r.base].sha256) not in done}
         for future in as_completed([self._pool.submit(_one, run) for run in missing.values()]):
             row = future.result()
             add(self._results, row)
