@@ -202,10 +202,10 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
 
     learnt.clear()
     monkeypatch.setattr(
-        harness, "PROTOCOLS", {"forty": (longer := Protocol("forty", 6, 4, (1, 2, 4, 6)))}
+        harness, "PROTOCOLS", {"long": (longer := Protocol("long", 6, 4, (1, 2, 4, 6)))}
     )
     perform(run, BASES["mini"], short, Bench(tmp_path / "longer"))
-    row = perform(replace(run, protocol="forty"), BASES["mini"], longer, Bench(tmp_path / "longer"))
+    row = perform(replace(run, protocol="long"), BASES["mini"], longer, Bench(tmp_path / "longer"))
     assert learnt == [1, 2, 3, 4, 5, 6]
     assert row["batches"][:-1] == whole["batches"]
     assert not list((tmp_path / "longer").iterdir())
