@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,6 @@ FEED: Final = "feed:"
 PIECE_LINES: Final = 1000
 PIECE_BYTES: Final = 1 << 20
 AT_ONCE: Final = 100
-RETRIED: Final = 10_000
 
 
 def any_length(_fact: Fact) -> str | None:
@@ -117,35 +116,32 @@ def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list
     return lines, bad
 
 
-def read_numbers(
-    archived: Path, wanted: Collection[int], limits: Limits
-) -> tuple[Records, list[Raw]]:
-    """The records with these numbers in an archived file, in their order."""
-    left, found = max(wanted, default=0), []
-    with archived.open("rb") as source:
-        records = Records(source, limits)
-        while records.number < left and (taken := records.take(PIECE_LINES, PIECE_BYTES)):
-            found += [raw for raw in taken if raw.number in wanted]
-    return records, found
-
-
 def retry_quarantined(
     ledger: Ledger, batch_id: str, archived: Path, rules: Rules, line: int | None, now: datetime
-) -> tuple[int, int]:
-    """Read quarantined lines of a batch again by the rules of now; how many, and still bad ones.
+) -> Iterator[tuple[int, int]]:
+    """Read quarantined lines of a batch again by the rules of now; pauses after each few.
 
-    Raises `NotFound` where there is no such line in quarantine.
+    Gives how many were read since the last pause, and how many of those are bad still. What is left
+    out when it is cut off stays in quarantine. Raises `NotFound` where there is no such line.
     """
-    waiting = {q.line for q in ledger.quarantined(batch_id, RETRIED)}
+    waiting = ledger.quarantined_lines(batch_id)
     wanted = waiting if line is None else waiting & {line}
     if not wanted:
         which = "line" if line is None else f"line {line}"
         raise NotFound(f"batch {batch_id[:12]} has no {which} in quarantine")
-    records, raws = read_numbers(archived, wanted, rules.limits)
-    read = [(raw, _read(records, raw, rules)) for raw in raws]
-    admitted, bad = _sort_out(ledger, read, rules, now)
-    ledger.readmit(batch_id, sorted(wanted), admitted, bad, now)
-    return len(wanted), len(bad)
+    left = max(wanted)
+    with archived.open("rb") as source:
+        records = Records(source, rules.limits)
+        while records.number < left and (taken := records.take(AT_ONCE, PIECE_BYTES)):
+            numbers = wanted & {raw.number for raw in taken}
+            if numbers:
+                # Another command may have taken some out since the last pause.
+                numbers &= ledger.quarantined_lines(batch_id, min(numbers), max(numbers))
+            read = [(raw, _read(records, raw, rules)) for raw in taken if raw.number in numbers]
+            admitted, bad = _sort_out(ledger, read, rules, now)
+            if read:
+                ledger.readmit(batch_id, sorted(numbers), admitted, bad, now)
+            yield len(read), len(bad)
 
 
 def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -135,8 +136,11 @@ class Commands:
     async def requeue(self, batch: str, line: int | None = None, newest: bool = False) -> Answer:
         """Read quarantined lines of a batch again; `newest` has them win over what stands."""
         found = self._ledger.batch(batch)
+        read = bad = 0
         try:
-            read, bad = self._intake.retry(found.id, self._now(), line, newest)
+            for some, refused in self._intake.retry(found.id, self._now(), line, newest):
+                read, bad = read + some, bad + refused
+                await asyncio.sleep(0)
         except OSError as error:
             raise Refused(f"{found.name}: its archive cannot be read: {error.strerror}") from None
         told = f"{read - bad} of {read} quarantined lines are admitted now"

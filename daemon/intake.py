@@ -254,8 +254,8 @@ class Intake:
 
     def retry(
         self, batch_id: str, now: datetime, line: int | None = None, newest: bool = False
-    ) -> tuple[int, int]:
-        """Read quarantined lines again, how many and how many are bad still.
+    ) -> Iterator[tuple[int, int]]:
+        """Read quarantined lines again, a few at a time: how many, and how many are bad still.
 
         With `newest` a conflicting line wins over what stands. Raises `NotFound`, `OSError`.
         """
@@ -263,9 +263,9 @@ class Intake:
         if newest:
             rules = replace(rules, conflicts=ConflictPolicy.NEWEST)
         archived = self._layout.archived(batch_id)
-        found = retry_quarantined(self._ledger, batch_id, archived, rules, line, now)
-        self.tell(batch_id)
-        return found
+        for piece in retry_quarantined(self._ledger, batch_id, archived, rules, line, now):
+            self.tell(batch_id)
+            yield piece
 
     def tell(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
         """Bring a batch's receipt up to date, if it still stands beside where the drop was."""

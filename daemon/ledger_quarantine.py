@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 from daemon.ledger_admission import LedgerAdmission
 from daemon.ledger_facts import chunks, marks
@@ -12,9 +13,20 @@ from policies.errors import NotFound
 from policies.meaning import Ruling
 from policies.records import Fact, Quarantined
 
+LAST_LINE: Final = 2**63 - 1
+
 
 class LedgerQuarantine(LedgerAdmission):
     """Bad lines that may be good after all."""
+
+    def quarantined_lines(self, batch_id: str, first: int = 1, last: int = LAST_LINE) -> set[int]:
+        """The numbers of a batch's lines that are in quarantine, from `first` to `last`."""
+        rows = self._rows(
+            "SELECT line FROM quarantine WHERE batch = (SELECT seq FROM batches WHERE id = ?)"
+            " AND line BETWEEN ? AND ?",
+            (batch_id, first, last),
+        )
+        return {int(line) for (line,) in rows}
 
     def readmit(
         self,

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon import admit, crash
+from daemon.admit import AT_ONCE
 from daemon.intake import Intake
 from daemon.layout import Layout
 from daemon.ledger import Ledger
@@ -56,6 +57,13 @@ class Place:
         got = self.intake.step(self.now, budget)
         self.now += timedelta(seconds=seconds)
         return got + self.intake.step(self.now, budget)
+
+    def retry(
+        self, batch: str, *, line: int | None = None, newest: bool = False
+    ) -> tuple[int, int]:
+        """How many lines are read again, and how many of them are bad still."""
+        pieces = list(self.intake.retry(batch, self.now, line, newest))
+        return sum(read for read, _ in pieces), sum(bad for _, bad in pieces)
 
     def left(self) -> set[str]:
         return {p.name for p in self.layout.inbox.iterdir()}
@@ -374,14 +382,14 @@ def test_a_conflict_is_decided_by_the_policy(tmp_path: Path, policy: str) -> Non
         assert (receipt.accepted, receipt.quarantined, receipt.conflicts) == (0, 1, 1)
         assert receipt.bad_lines[0].kind == ("ask" if policy == "ask" else "conflict")
         assert receipt.batch is not None
-        assert place.intake.retry(receipt.batch, place.now) == (1, 1)
+        assert place.retry(receipt.batch) == (1, 1)
         assert valid() == ["Punakha"]
-        assert place.intake.retry(receipt.batch, place.now, newest=True) == (1, 0)
+        assert place.retry(receipt.batch, newest=True) == (1, 0)
         assert valid() == ["Thimphu"]
         batch = place.ledger.batch(receipt.batch)
         assert (batch.accepted, batch.quarantined) == (1, 0)
         with pytest.raises(NotFound, match="no line in quarantine"):
-            place.intake.retry(receipt.batch, place.now)
+            place.retry(receipt.batch)
     place.ledger.close()
 
 
@@ -392,12 +400,35 @@ def test_quarantined_lines_are_read_again_by_the_rules_of_now(tmp_path: Path) ->
     assert receipt.batch is not None and receipt.quarantined == 2
     place.settings = place.settings.model_copy(update={"max_line_kb": 64})
     place.restart()
-    assert place.intake.retry(receipt.batch, place.now, line=2) == (1, 0)
-    assert place.intake.retry(receipt.batch, place.now) == (1, 1)
+    assert place.retry(receipt.batch, line=2) == (1, 0)
+    assert place.retry(receipt.batch) == (1, 1)
     batch = place.ledger.batch(receipt.batch)
     assert (batch.accepted, batch.quarantined) == (2, 1)
     told = read_receipt(place.layout.inbox / "a")
     assert told is not None and (told.accepted, told.quarantined) == (2, 1)
+    place.ledger.close()
+
+
+def test_quarantined_lines_are_read_again_a_few_at_a_time(tmp_path: Path) -> None:
+    place = Place(tmp_path, max_line_kb=1)
+    place.drop("a", lines(*range(2 * AT_ONCE + 50), source="x" * 2000))
+    (receipt,) = place.pass_over()
+    assert receipt.batch is not None and receipt.quarantined == 2 * AT_ONCE + 50
+    place.settings = place.settings.model_copy(update={"max_line_kb": 64})
+    place.restart()
+
+    cut_off = place.intake.retry(receipt.batch, place.now)
+    assert next(cut_off) == (AT_ONCE, 0)
+    assert place.retry(receipt.batch, line=AT_ONCE + 1) == (1, 0)
+    assert next(cut_off) == (AT_ONCE - 1, 0)
+    cut_off.close()
+    told = read_receipt(place.layout.inbox / "a")
+    assert told is not None and (told.accepted, told.quarantined) == (2 * AT_ONCE, 50)
+
+    assert place.retry(receipt.batch) == (50, 0)
+    batch = place.ledger.batch(receipt.batch)
+    assert (batch.accepted, batch.quarantined) == (2 * AT_ONCE + 50, 0)
+    assert len(place.ledger.facts(valid_at=place.now)) == 2 * AT_ONCE + 50
     place.ledger.close()
 
 
