@@ -207,7 +207,7 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
 def _hand_on(folder: Path, run: Run, base: Base, protocol: Protocol, bench: Bench) -> None:
     """Leave a stream that has ended to the protocol that goes on with it."""
     longer = next((one for one in PROTOCOLS.values() if protocol.begins(one)), None)
-    heir = longer and bench.stream(replace(run, protocol=longer.name), base)
+    heir = bench.stream(replace(run, protocol=longer.name), base) if longer else None
     if heir is None or heir.exists():
         shutil.rmtree(folder)
         return
@@ -241,9 +241,9 @@ def _stream(
     learnt: list[FactBatch] = []
     for number in range(1, protocol.batches + 1):
         began = time.monotonic()
-        worded = {"wordings": way.wordings, "framed": way.framed}
         made = contradicting if protocol.contradicts else batch
-        learnt.append(made(number, protocol.facts, run.seed, run.purpose, **worded))
+        asked = (number, protocol.facts, run.seed, run.purpose)
+        learnt.append(made(*asked, wordings=way.wordings, framed=way.framed))
         if number <= reached.batches:
             continue
         report, replaced = None, []
@@ -358,7 +358,7 @@ def finished(results: Path) -> dict[str, Mapping[str, Any]]:
     """The rows of a results file by key; a line torn by a crash does not count."""
     if not results.exists():
         return {}
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for line in results.read_text("utf-8").split("\n"):
         try:
             row = json.loads(line)

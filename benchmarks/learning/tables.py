@@ -144,8 +144,8 @@ def _learns(figures: Mapping[str, Any]) -> bool:
 
 
 def _point(axis: Axes, name: str, x: Figure, y: Figure) -> None:
-    spread = {"xerr": [[x[0] - x[1]], [x[2] - x[0]]], "yerr": [[y[0] - y[1]], [y[2] - y[0]]]}
-    axis.errorbar(x[0], y[0], **spread, marker="o", lw=0.7)
+    wide, high = ([[value - low], [up - value]] for value, low, up in (x, y))
+    axis.errorbar(x[0], y[0], xerr=wide, yerr=high, marker="o", lw=0.7)
     axis.annotate(name, (x[0], y[0]), fontsize=7, xytext=(4, 4), textcoords="offset points")
 
 
