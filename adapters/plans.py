@@ -72,9 +72,9 @@ class TrainSettings(Record):
     """How much more often solutions are drawn of which the reference is less sure: in proportion
     to 1 + doubt · entropy / mean entropy; 0: all alike."""
     crowd: int = Field(default=10, ge=1)
-    """New facts from which on both weights fall, as crowd / facts, as far as to what `turns` steps
-    take: averaged over many facts, the loss of each would have too little to say against what is
-    held."""
+    """Facts, new and earlier, from which on both weights fall, as crowd / facts, as far as to the
+    new ones that `turns` steps take: averaged over many facts, the loss of each would have too
+    little to say against what is held."""
     temperature: float = Field(default=4.0, gt=0.0)
     """Of both distributions in that divergence: above 1, what the reference is sure of still has
     a gradient before it is lost."""
@@ -105,9 +105,14 @@ class TrainSettings(Record):
         part = min(facts // (3 * self.turns), 2 * self.new_per_step)
         return min(facts, max(self.new_per_step, part))
 
-    def held(self, facts: int) -> float:
-        """The part of both weights that is left where so many facts are to be learnt."""
-        return min(1.0, self.crowd / min(facts, self.turns * self.facts_in_step(facts)))
+    def held(self, facts: int, earlier: int = 0) -> float:
+        """The part of both weights that is left where so many facts are to be learnt or rehearsed.
+
+        Of a step's facts the new ones alone divide the loss. So what is held weighs the same
+        against an earlier fact whether ten or five hundred new ones stand beside it.
+        """
+        crowd = min(facts + earlier, self.turns * self.facts_in_step(facts))
+        return min(1.0, self.crowd / crowd)
 
     def scale(self, rank: int) -> float:
         """The scaling of an adapter of this rank."""

@@ -150,7 +150,7 @@ def _aims(pools: Pools, plan: TrainPlan, step: int, reference: Reference | None)
     drawn = draw(pools, settings, plan.seed, step)
     if reference is None:
         return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
-    share = settings.held(len(pools.new))
+    share = settings.held(len(pools.new), len(pools.old))
     kept = (
         Kept(drawn.known, share * settings.distil, reference.logits),
         Kept(drawn.reasoning, share * settings.distil_reasoning, reference.logits),

@@ -532,6 +532,16 @@ def test_a_step_takes_at_most_twice_the_usual_facts(facts: int, usual: int) -> N
     assert count <= settings.facts_in_step(facts + 1)
 
 
+@given(facts=st.integers(10, 2000), whole=st.booleans())
+def test_an_earlier_fact_weighs_the_same_against_what_is_held_beside_any_number_of_new_ones(
+    facts: int, whole: bool
+) -> None:
+    settings = TrainSettings().whole() if whole else TrainSettings()
+    an_earlier_one = settings.old_per_step / settings.facts_in_step(facts)
+    usual = settings.old_per_step / settings.new_per_step / settings.held(36)
+    assert an_earlier_one / settings.held(facts, 1000) == pytest.approx(usual, rel=0.15)
+
+
 @given(facts=st.integers(1, 2000), turns=st.integers(1, 5))
 def test_a_whole_turn_in_one_step_holds_as_hard_and_sees_each_fact_as_often(
     facts: int, turns: int
