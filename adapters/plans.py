@@ -37,19 +37,19 @@ class TrainSettings(Record):
     few_steps: int = Field(default=60, ge=1)
     """Where steps are chosen by need: so many, …"""
     steps_a_fact: int = Field(default=4, ge=0)
-    """… and so many more for each fact, …"""
+    """… and so many more for each fact, new or earlier, …"""
     usual_steps: int = Field(default=150, ge=1)
     """… but no more than these, unless …"""
     passes: int = Field(default=50, ge=1)
-    """… each fact would be seen less often than this."""
+    """… each new one would be seen less often than this."""
     many: int = Field(default=144, ge=1)
     """Earlier facts from which on a run takes longer, since each is rehearsed less often; …"""
     steps_a_doubling: float = Field(default=1.5, ge=0.0)
     """… for each doubling of them by this share of the steps: with the logarithm alone."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)
-    """End early once every new fact's latest loss per token, in wordings that are trained, is
-    below; never in the first half of the steps."""
+    """End early once the latest loss per token, in wordings that are trained, of every new fact is
+    below, and that of the earlier ones on average; never in the first half of the steps."""
     cooldown: int = Field(default=12, ge=1)
     """Steps in which the rate falls to 0 after an early end was decided."""
     new_per_step: int = Field(default=12, ge=1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -205,14 +206,16 @@ def learning_rate(plan: TrainPlan, base: Any) -> float:
 
 
 def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
-    """The number of steps: few for few facts, enough that each is seen `passes` times, and more
-    beside many `earlier` ones.
+    """The number of steps: few for few facts, new and `earlier`, enough that each new one is seen
+    `passes` times, and more beside many earlier ones.
     """
     if settings.steps is not None:
         return settings.steps
-    usual = min(settings.few_steps + settings.steps_a_fact * facts, settings.usual_steps)
+    rehearsed = earlier if settings.old_per_step else 0
+    few = settings.few_steps + settings.steps_a_fact * (facts + rehearsed)
+    usual = min(few, settings.usual_steps)
     needed = math.ceil(settings.passes * facts / settings.facts_in_step(facts))
-    doublings = math.log2(max(1.0, earlier / settings.many)) if settings.old_per_step else 0.0
+    doublings = math.log2(max(1.0, rehearsed / settings.many))
     longer = 1 + settings.steps_a_doubling * doublings
     return min(round(max(usual, needed) * longer), settings.max_steps)
 
@@ -231,7 +234,10 @@ def _learnt(state: State, plan: TrainPlan, step: int, steps: int) -> bool:
     if bound is None or step + 1 < steps // 2:
         return False
     latest = state.latest or {}
-    return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts)
+    earlier = [latest[fact.id] for fact in plan.replay if fact.id in latest]
+    return all(latest.get(fact.id, math.inf) < bound for fact in plan.facts) and (
+        not earlier or fmean(earlier) < bound
+    )
 
 
 def _recorded(
