@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -16,10 +18,13 @@ from daemon.requests import ProbeReport, ProbeRequest
 from policies.errors import NotFound, Refused
 
 if TYPE_CHECKING:
+    from adapters.spectrum import Spectrum
     from daemon.settings import Settings
 
 POLL_S: Final = 0.3
 CARD: Final = "probe.json"
+BARS: Final = " ▁▂▃▄▅▆▇█"
+SHADES: Final = "·░▒▓█"
 
 
 def fit(settings: Settings) -> None:
@@ -70,8 +75,10 @@ def show(settings: Settings, as_json: bool) -> None:
     """What the probe in force says of itself; raises `NotFound` where there is none."""
     directory = _in_force(settings)
     card = json.loads((directory / CARD).read_text())
+    found = _spectra(directory, card)
     if as_json:
-        print_json({"path": str(directory), **card})
+        drawn = {name: one.model_dump() for name, one in found.items()}
+        print_json({"path": str(directory), **card, "spectra": drawn})
         return
     overlap, skill = card["overlap"], card["skill"]
     say(f"{directory}: probe of {card['base']} ({card['base_hash'][:12]})")
@@ -91,19 +98,36 @@ def show(settings: Settings, as_json: bool) -> None:
         + ("informative" if card["informative"] else "not informative, so do not rely on svf")
     )
     console.print(_matrices(card))
+    console.print(_drawn(found))
+
+
+def _of_matrices(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("matrix", no_wrap=True)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _spectra(directory: Path, card: dict[str, Any]) -> dict[str, Spectrum]:
+    from adapters.probe import Probe
+    from adapters.spectrum import spectra
+
+    return spectra(Probe.load(directory, card["base_hash"]))
 
 
 def _matrices(card: dict[str, Any]) -> Table:
-    table = Table("matrix", "inputs", "outputs", "critical", "overlap", "chance")
+    table = _of_matrices("in", "out", "critical", "overlap", "chance")
+    table.caption = "in per cent: how many input directions hold so much of the activations' energy"
     shares = sorted(
         {s for m in card["matrices"].values() for s in m["input_directions_for_energy"]}
     )
     for share in shares:
-        table.add_column(f"inputs for {float(share):.1%} energy", justify="right")
+        table.add_column(f"{100 * float(share):g}%", justify="right")
     for name, m in card["matrices"].items():
         directions = m["input_directions_for_energy"]
         table.add_row(
-            name,
+            _short(name),
             str(m["inputs"]),
             str(m["outputs"]),
             str(m["critical"]),
@@ -112,6 +136,29 @@ def _matrices(card: dict[str, Any]) -> Table:
             *(str(directions.get(share, "–")) for share in shares),
         )
     return table
+
+
+def _drawn(found: dict[str, Spectrum]) -> Table:
+    """A matrix's singular values as bars; below, how much of each bar is critical."""
+    table = _of_matrices("singular values; below: critical", "σ")
+    for name, one in found.items():
+        largest = max(one.sigma) or 1.0
+        bars = "".join(_level(BARS, value / largest) for value in one.sigma)
+        marks = "".join(_level(SHADES, share) for share in one.critical)
+        table.add_row(
+            _short(name), f"{bars}\n{marks}", f"{one.sigma[0]:.3g} to {one.sigma[-1]:.3g}"
+        )
+    return table
+
+
+def _short(name: str) -> str:
+    """A matrix's name without what all have in common."""
+    return name.removeprefix("model.layers.")
+
+
+def _level(signs: str, share: float) -> str:
+    """The sign for a share between 0 and 1: the first for 0 alone, the last for 1."""
+    return signs[math.ceil(share * (len(signs) - 1))]
 
 
 def _in_force(settings: Settings) -> Path:
