@@ -32,7 +32,7 @@ def probe_fit(config: ConfigOption = None, sets: SetOption = None) -> None:
 
 @probe_app.command("show")
 def probe_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """What the probe in force found: sizes, overlap between seeds, the spectrum with what is critical."""
+    """What the probe in force found: sizes, overlap between seeds, the spectrum."""
     from daemon.cli_probe import show
 
     show(load_settings(config), as_json)

@@ -53,6 +53,7 @@ def row(
         "norm": 1.0,
         "leak": 0.0,
         "train_seconds": 1.0,
+        "steps": 10,
     }
     return {
         "key": f"{method}-{seed}",
@@ -134,7 +135,7 @@ def test_an_interval_covers_what_seeds_and_items_leave_open() -> None:
 
 def test_only_report_seeds_become_figures_and_a_worse_method_is_dominated() -> None:
     rows = [row(), row("palora", reasoning="1000"), row("random", purpose="selection")]
-    methods = tables.summary(rows, "palorad")["results"]["mini"]["one"]
+    methods = tables.summary(rows)["results"]["mini"]["one"]
     assert set(methods) == {"plain", "palora"}
     assert methods["palora"]["dominated_by"] == ["plain"]
     assert methods["plain"]["dominated_by"] == []
@@ -167,7 +168,7 @@ def test_results_survive_a_torn_line(tmp_path: Path) -> None:
 def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut off, or as one of more batches: those before are neither learnt nor measured again."""
+    """Cut off, ended and not noted, or as one of more batches: nothing is learnt twice."""
     learnt: list[int] = []
     dies_at: set[int] = set()
 
@@ -186,6 +187,8 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
     short = Protocol("ten", 4, 4, (1, 2, 4))
+    longer = Protocol("long", 6, 4, (1, 2, 4, 6))
+    monkeypatch.setattr(harness, "PROTOCOLS", {"ten": short, "long": longer})
     run = Run("mini", "ten", "edit", 1, "report", problems=2)
     whole = perform(run, BASES["mini"], short, Bench(tmp_path / "whole"))
     assert learnt == [1, 2, 3, 4]
@@ -195,20 +198,19 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             perform(run, BASES["mini"], short, Bench(tmp_path / "cut"))
-    again = perform(run, BASES["mini"], short, Bench(tmp_path / "cut"))
-    assert learnt == [1, 2, 3, 4]
-    assert again["batches"] == whole["batches"]
-    assert not list((tmp_path / "cut").iterdir())
+    bench = Bench(tmp_path / "cut")
+    for _ in range(2):
+        again = perform(run, BASES["mini"], short, bench)
+        assert learnt == [1, 2, 3, 4]
+        assert again["batches"] == whole["batches"]
 
-    learnt.clear()
-    monkeypatch.setattr(
-        harness, "PROTOCOLS", {"long": (longer := Protocol("long", 6, 4, (1, 2, 4, 6)))}
-    )
-    perform(run, BASES["mini"], short, Bench(tmp_path / "longer"))
-    row = perform(replace(run, protocol="long"), BASES["mini"], longer, Bench(tmp_path / "longer"))
+    bench.settle(run, BASES["mini"])
+    onward = replace(run, protocol="long")
+    row = perform(onward, BASES["mini"], longer, bench)
     assert learnt == [1, 2, 3, 4, 5, 6]
     assert row["batches"][:-1] == whole["batches"]
-    assert not list((tmp_path / "longer").iterdir())
+    bench.settle(onward, BASES["mini"])
+    assert not list((tmp_path / "cut").iterdir())
 
 
 def test_the_retriever_finds_the_sentence_that_a_question_is_about() -> None:
@@ -219,8 +221,44 @@ def test_the_retriever_finds_the_sentence_that_a_question_is_about() -> None:
 
 
 def test_a_run_with_few_examples_is_a_row_of_its_own() -> None:
-    methods = tables.summary([row(), row(examples=64)], "palorad")["results"]["mini"]["one"]
+    methods = tables.summary([row(), row(examples=64)])["results"]["mini"]["one"]
     assert set(methods) == {"plain", "plain, 64 examples"}
+
+
+def test_with_few_examples_known_the_probe_too_has_seen_no_others() -> None:
+    few = BASES["mini"].knowing(64)
+    assert len(few.skill) == 64
+    assert few.reasoning == few.skill
+    assert few.probe_dir != BASES["mini"].probe_dir
+    run = Run("mini", "ten", "palorad", 1, "report")
+    assert run.key != replace(run, examples=64).key
+
+
+def test_the_default_misses_the_goals_by_least_wherever_others_were_measured() -> None:
+    keeps = {"recall": ("1111", "1111"), "reasoning": "1110"}
+    recalls = {"recall": ("0011", "1111"), "reasoning": "1111"}
+    rows = [
+        row("a", protocol="ten", **keeps),
+        row("b", protocol="ten", **recalls),
+        row("a", protocol="forty", **keeps),
+        row("b", protocol="forty", **recalls),
+        row("once", protocol="ten"),
+        row("alone", protocol="ten", base="wide"),
+    ]
+    assert tables.summary(rows)["default_method"] == "a"
+    assert tables.summary([row("alone", protocol="ten")])["default_method"] is None
+
+
+def test_the_course_of_a_stream_and_the_rates_of_a_sweep_are_told() -> None:
+    first, last = row()["batches"][0], row(recall=("1111", "0011"))["batches"][0]
+    rows = [row(batches=[first, last], machine=name) for name in ("a", "a", "b")]
+    rows[2]["batches"][0] = {**first, "train_seconds": 100.0}
+    (one, two) = tables.figures(rows)["course"]
+    assert (one["batch"], one["seconds"], one["recall_all"]) == (1, 1.0, 1.0)
+    assert (two["batch"], two["recall_all"], two["recall_batch1"]) == (2, 0.75, 1.0)
+    swept = [row(purpose="selection", rate=rate) for rate in (0.006, 0.003)]
+    points = tables.summary(swept)["sweeps"]["mini"]["plain"]
+    assert [one["rate"] for one in points] == [0.003, 0.006]
 
 
 def test_a_row_counts_as_long_as_its_method_is_set_the_same() -> None:

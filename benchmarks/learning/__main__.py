@@ -21,9 +21,10 @@ from benchmarks.learning.performer import Performer
 RESULTS: Final = Path("benchmarks/results")
 DOCUMENTED: Final = RESULTS / "learning.json"
 PAGE: Final = Path("docs/method.md")
-ALT: Final = "Recall against reasoning kept, by method"
+ALT: Final = "Recall against reasoning and known facts kept, by method"
+RATES_ALT: Final = "The same for each learning rate of a method, one injection"
 QUICK: Final = ("plain", "palora", "null space", "replay", "palorad")
-DEFAULT: Final = "palorad"
+PRODUCT: Final = "palorad"
 
 
 def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
@@ -31,7 +32,7 @@ def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
 
     The product keeps its own rule; a method that was never swept takes its middle rate.
     """
-    if run.method == DEFAULT:
+    if run.method == PRODUCT:
         return None
     swept: dict[float, list[float]] = {}
     for row in rows:
@@ -50,7 +51,7 @@ def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
 def sweep(methods: Sequence[str], base: str, problems: int) -> Iterator[Run]:
     """One injection at each rate, on the selection seed."""
     for method in methods:
-        if method != DEFAULT:
+        if method != PRODUCT:
             for rate in WAYS[method].rates:
                 yield Run(base, "one", method, 0, "selection", rate, problems=problems)
 
@@ -86,11 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
         given.seeds = given.seeds[:1]
     results = given.out / ("learning-quick.jsonl" if given.quick else "learning.jsonl")
     for base in given.base:
-        BASES[base].prepare()
+        BASES[base].knowing(given.examples).prepare()
     with Performer(results, given.jobs, given.threads) as performer:
         if not (given.quick or given.no_sweep):
             performer.perform(run for b in given.base for run in sweep(methods, b, given.problems))
-        rows = list(finished(results).values())
+        rows = of_today(finished(results).values())
         performer.perform(reports(given, methods, rows))
     write(results, given.out)
     return 0
@@ -98,15 +99,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(results: Path, out: Path) -> None:
     """learning.json, the tables and the plot from the rows that there are."""
-    found = tables.summary(of_today(finished(results).values()), DEFAULT)
+    found = tables.summary(of_today(finished(results).values()))
     target = out / f"{results.stem}.json"
     target.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
     table = tables.table(found["results"])
     if not found["results"]:
         return
     if target == DOCUMENTED:
-        pages.fill(PAGE, {"learning": f"{table}\n![{ALT}](img/learning.png)"})
-        tables.draw(found["results"], PAGE.parent / "img/learning.png")
+        images = PAGE.parent / "img"
+        text = f"{table}\n![{ALT}](img/learning.png)\n\n![{RATES_ALT}](img/learning-rates.png)"
+        pages.fill(PAGE, {"learning": text})
+        tables.draw(found["results"], images / "learning.png")
+        tables.draw_sweeps(found["sweeps"], images / "learning-rates.png")
     else:
         (out / f"{results.stem}.md").write_text(table, "utf-8")
         tables.draw(found["results"], out / f"{results.stem}.png")

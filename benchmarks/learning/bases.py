@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -31,13 +31,19 @@ class Base:
 
     With `expert` the weights with z folded in are served, and are what adapters are trained on.
     `model` is the checkpoint's name where it is another than the base's. With `protected` palorad
-    knows problems of these families alone, and is asked all others.
+    knows problems of these families alone, and is asked all others. With `examples` it knows no
+    more solutions than these: its probe is fitted on them, and no other is rehearsed.
     """
 
     name: str
     expert: bool = False
     model: str | None = None
     protected: reasoning.Shares | None = None
+    examples: int | None = None
+
+    def knowing(self, examples: int | None) -> Base:
+        """The same where palorad knows so many solutions; None: the product's files."""
+        return replace(self, examples=examples)
 
     @property
     def made(self) -> Made:
@@ -68,21 +74,30 @@ class Base:
     @property
     def probe_dir(self) -> Path:
         """The probe of what is served."""
+        if self.examples:
+            return RUNS / f"{self.name}-probe-{self.examples}-{self.sha256[:12]}"
         return RUNS / f"{self.name}-probe" if self.protected else self.model_dir / "probe"
 
     def prepare(self) -> None:
         """Write the text, fit the probe and fold the expert, as far as they are not there."""
         if not (self.bare_dir / "data").is_dir():
             export.main(["--model", self.model or self.name])
-        if self.protected:
-            skill = tuple(_solutions(Split.PROBE, self.protected, PROBED))
-        else:
-            skill = tuple(read_examples(self.bare_dir / "data/skill.jsonl", "solution"))
-        probe = self.probe_dir if self.protected else self.bare_dir / "probe"
-        fit_probe(self.bare_dir, skill, probe, ProbeSettings())
         RUNS.mkdir(parents=True, exist_ok=True)
+        whole = self.knowing(None)
+        probe = whole.probe_dir if self.protected else self.bare_dir / "probe"
+        fit_probe(self.bare_dir, whole.skill, probe, ProbeSettings())
         loaded = Probe.load(probe, base_hash(self.bare_dir))
-        fold_expert(self.bare_dir, loaded, self.expert_dir, skill, ProbeSettings())
+        fold_expert(self.bare_dir, loaded, self.expert_dir, whole.skill, ProbeSettings())
+        if self.examples:
+            fit_probe(self.model_dir, self.skill, self.probe_dir, ProbeSettings())
+
+    @property
+    def skill(self) -> tuple[Example, ...]:
+        """The solutions that the probe is fitted on."""
+        if self.protected or self.examples:
+            shares = self.protected or self.made.skill
+            return tuple(_solutions(Split.PROBE, shares, self.examples or PROBED))
+        return tuple(read_examples(self.bare_dir / "data/skill.jsonl", "solution"))
 
     @cached_property
     def sha256(self) -> str:
@@ -100,12 +115,14 @@ class Base:
         lines = (self.bare_dir / "data" / name).read_text("utf-8").splitlines()
         return [json.loads(line) for line in lines[:MOST_KNOWN]]
 
-    def reasoning(self, examples: int | None = None) -> tuple[Example, ...]:
-        """Solutions that may be rehearsed: the product's file, or so many fresh ones."""
-        if examples is None and self.protected is None:
-            return tuple(read_examples(self.bare_dir / "data/reasoning-replay.jsonl", "solution"))
-        skill = self.protected or self.made.skill
-        return tuple(_solutions(Split.REPLAY, skill, examples or PROBED))
+    @property
+    def reasoning(self) -> tuple[Example, ...]:
+        """Solutions that may be rehearsed."""
+        if self.examples:
+            return self.skill
+        if self.protected:
+            return tuple(_solutions(Split.REPLAY, self.protected, PROBED))
+        return tuple(read_examples(self.bare_dir / "data/reasoning-replay.jsonl", "solution"))
 
 
 def _solutions(split: Split, skill: reasoning.Shares, count: int) -> Iterator[Example]:

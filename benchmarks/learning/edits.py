@@ -25,7 +25,7 @@ TOKENS: Final = 4096
 
 
 @dataclass(frozen=True)
-class Asked:
+class Subjects:
     """Wordings of facts as one batch, with the place (row, token) of each subject's last token."""
 
     batch: Batch
@@ -33,7 +33,7 @@ class Asked:
     fact: Tensor
 
     @staticmethod
-    def of(facts: Sequence[Fact], tokenizer: Any) -> Asked:
+    def of(facts: Sequence[Fact], tokenizer: Any) -> Subjects:
         """The first wordings of each fact that name its subject, in every form."""
         texts: list[Encoded] = []
         places, numbers = [], []
@@ -48,7 +48,7 @@ class Asked:
                     texts.append(text)
                     numbers.append(number)
         batch = collate(texts, int(tokenizer.pad_token_id))
-        return Asked(batch, torch.tensor(places), torch.tensor(numbers))
+        return Subjects(batch, torch.tensor(places), torch.tensor(numbers))
 
     def means(self, states: Tensor, facts: int) -> Tensor:
         """States (rows, tokens, n) at the subjects, averaged over the wordings of each fact."""
@@ -88,8 +88,8 @@ def alphaedit(
     for name in lineage.factors:
         matrix = everything[name]
         matrix.weight.data += lineage.delta(name).float()
-    asked, count = Asked.of(plan.facts, tokenizer), len(plan.facts)
-    before = Asked.of(plan.replay, tokenizer) if plan.replay else None
+    asked, count = Subjects.of(plan.facts, tokenizer), len(plan.facts)
+    before = Subjects.of(plan.replay, tokenizer) if plan.replay else None
     last = list(edited)[-1]
     sought, loss = _sought(model, edited[last], asked, plan, held)
     goal = _reached(model, edited[last], asked, count) + sought
@@ -146,7 +146,7 @@ def _kept(
 
 
 def _sought(
-    model: Any, matrix: Any, asked: Asked, plan: TrainPlan, held: float
+    model: Any, matrix: Any, asked: Subjects, plan: TrainPlan, held: float
 ) -> tuple[Tensor, float]:
     """What (facts, n), added behind `matrix` at the subjects, makes the answers follow."""
     rate = plan.settings.learning_rate or 8.0
@@ -173,19 +173,19 @@ def _sought(
 
 
 @torch.no_grad()
-def _reached(model: Any, matrix: Any, asked: Asked, facts: int) -> Tensor:
+def _reached(model: Any, matrix: Any, asked: Subjects, facts: int) -> Tensor:
     """The residual stream (facts, n) behind the layer of `matrix` at the subjects."""
     layer = next(one for one in model.get_decoder().layers if one.mlp.down_proj is matrix)
     return _watched(model, layer, asked, facts, outputs=True)
 
 
 @torch.no_grad()
-def _keys(model: Any, matrix: Any, asked: Asked, facts: int) -> Tensor:
+def _keys(model: Any, matrix: Any, asked: Subjects, facts: int) -> Tensor:
     """What enters `matrix` (facts, n) at the subjects."""
     return _watched(model, matrix, asked, facts, outputs=False)
 
 
-def _watched(model: Any, module: Any, asked: Asked, facts: int, *, outputs: bool) -> Tensor:
+def _watched(model: Any, module: Any, asked: Subjects, facts: int, *, outputs: bool) -> Tensor:
     seen: list[Tensor] = []
 
     def watch(_module: Any, inputs: Any, output: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -103,6 +104,7 @@ class Run:
             "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": way.protection.model_dump(mode="json"),
             "merge": 1000 if way.lineage == "afresh" else 0,
+            **({"probed": self.examples} if self.examples else {}),
             **({"framed": True} if way.framed else {}),
             **({} if way.wordings == FEW else {"wordings": way.wordings, "first": FIRST}),
             **(
@@ -167,6 +169,24 @@ class Bench:
         """Where a run keeps how far it has come."""
         return self.streams / f"stream-{run.key}-{base.sha256[:12]}"
 
+    def settle(self, run: Run, base: Base) -> None:
+        """Clear away how far a run has come whose row is kept: it has ended.
+
+        Where another protocol goes on with it, its last adapters are left to that one.
+        """
+        folder, protocol = self.stream(run, base), PROTOCOLS[run.protocol]
+        if not folder.exists():
+            return
+        longer = next((one for one in PROTOCOLS.values() if protocol.begins(one)), None)
+        heir = self.stream(replace(run, protocol=longer.name), base) if longer else None
+        if heir is None or heir.exists():
+            shutil.rmtree(folder)
+            return
+        for left in folder.glob("*-*"):
+            if left.name not in {piece.path.name for piece in Reached.read(folder).adapters}:
+                shutil.rmtree(left)
+        folder.rename(heir)
+
     def keeps(self, model_dir: Path, run: Run, judge: Judge) -> dict[str, str]:
         """What a model without any adapter answers of what the run is asked."""
         asked = (model_dir, run.purpose, run.problems, run.seed)
@@ -188,7 +208,6 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
     folder = bench.stream(run, base)
     folder.mkdir(parents=True, exist_ok=True)
     reached = _stream(run, base, protocol, judge, generator, folder, bench.folder)
-    _hand_on(folder, run, base, protocol, bench)
     return {
         "key": run.key,
         **vars(run),
@@ -199,22 +218,19 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
         "expert": expert,
         "batches": list(reached.measured),
         "seconds": round(reached.seconds, 1),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": _versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
     }
 
 
-def _hand_on(folder: Path, run: Run, base: Base, protocol: Protocol, bench: Bench) -> None:
-    """Leave a stream that has ended to the protocol that goes on with it."""
-    longer = next((one for one in PROTOCOLS.values() if protocol.begins(one)), None)
-    heir = bench.stream(replace(run, protocol=longer.name), base) if longer else None
-    if heir is None or heir.exists():
-        shutil.rmtree(folder)
-        return
-    for left in folder.glob("*-*"):
-        if left.name not in {piece.path.name for piece in Reached.read(folder).adapters}:
-            shutil.rmtree(left)
-    folder.rename(heir)
+def _versions() -> dict[str, str]:
+    """Of what learnt and measured; of palorad its commit, if there is one."""
+    found = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
+    if shutil.which("git"):
+        asked = ["git", "rev-parse", "--short=12", "HEAD"]
+        head = subprocess.run(asked, capture_output=True, text=True, check=False)
+        found["palorad"] = head.stdout.strip()
+    return {**found, "python": platform.python_version()}
 
 
 def _generator(model_dir: Path) -> Generator:
@@ -270,7 +286,7 @@ def _stream(
                 "batch": number,
                 **recalls(generator, name, learnt, way.told),
                 **judge.keeps(generator, name),
-                **_figures(report, lineage),
+                **_figures(report, folder / name if name else None),
             }
             measured = (*measured, found)
             if name is not None:
@@ -333,7 +349,7 @@ def _plan(
         facts=facts,
         replay=earlier if given else (),
         known=Updates((*facts, *earlier)).unchanged(base.known) if given else (),
-        reasoning=base.reasoning(run.examples) if given else (),
+        reasoning=base.reasoning if given else (),
         lineage=tuple(one.path for one in adapters),
         start=tuple(one.path for one in replaced) if way.lineage == "continue" else (),
         probe_dir=base.probe_dir,
@@ -342,13 +358,13 @@ def _plan(
     )
 
 
-def _figures(report: TrainReport | None, lineage: list[Path]) -> dict[str, Any]:
-    if report is None:
+def _figures(report: TrainReport | None, served: Path | None) -> dict[str, Any]:
+    if report is None or served is None:
         return {"steps": 0, "train_seconds": 0.0, "norm": 0.0, "leak": 0.0, "free": RANK}
     return {
         "steps": report.steps,
         "train_seconds": round(report.seconds, 1),
-        "norm": round(sum(lora.read(path).norm() ** 2 for path in lineage) ** 0.5, 4),
+        "norm": round(lora.read(served).norm(), 4),
         "leak": report.leak,
         "free": report.free,
     }

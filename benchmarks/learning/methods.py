@@ -75,7 +75,7 @@ class Way:
     framed: bool = False
     """Whether half of the wordings stand in a frame (`train.framed`)."""
     rank: int | None = None
-    """Of each adapter; None: the product's."""
+    """Of each adapter; None: the product's where one goes on, else by the number of facts."""
     edit: Callable[[TrainPlan, Path], TrainReport] | None = None
     """What takes the trainer's place."""
 

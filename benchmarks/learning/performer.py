@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ class Performer:
 
     def __init__(self, results: Path, jobs: int, threads: int) -> None:
         self._results = results
+        self._bench = Bench(RUNS)
         self._pool = ProcessPoolExecutor(
             jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,)
         )
@@ -42,10 +43,16 @@ class Performer:
         """Perform all runs whose rows are missing or of a base that has been trained anew since;
         returns when the last has ended."""
         done = {(key, row["base_hash"]) for key, row in finished(self._results).items()}
-        missing = {r.key: r for r in runs if (r.key, BASES[r.base].sha256) not in done}
-        for future in as_completed([self._pool.submit(_one, run) for run in missing.values()]):
-            row = future.result()
+        missing: dict[Future[dict[str, Any]], Run] = {}
+        for run in {run.key: run for run in runs}.values():
+            if (run.key, BASES[run.base].sha256) in done:
+                self._bench.settle(run, BASES[run.base])
+            else:
+                missing[self._pool.submit(_one, run)] = run
+        for future in as_completed(missing):
+            row, run = future.result(), missing[future]
             add(self._results, row)
+            self._bench.settle(run, BASES[run.base])
             _say(row)
 
 
@@ -63,7 +70,9 @@ def _begin(threads: int) -> None:
 
 
 def _one(run: Run) -> dict[str, Any]:
-    return perform(run, BASES[run.base], PROTOCOLS[run.protocol], _Process.bench)
+    return perform(
+        run, BASES[run.base].knowing(run.examples), PROTOCOLS[run.protocol], _Process.bench
+    )
 
 
 def _say(row: dict[str, Any]) -> None:

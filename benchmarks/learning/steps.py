@@ -58,7 +58,7 @@ def stepper(
         facts=batches[-1],
         replay=tuple(chain.from_iterable(batches[:-1])) if rehearsed else (),
         known=base.known if rehearsed else (),
-        reasoning=base.reasoning() if rehearsed else (),
+        reasoning=base.reasoning if rehearsed else (),
         probe_dir=base.probe_dir,
         protection=protection,
     )

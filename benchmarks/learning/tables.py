@@ -12,15 +12,29 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure as Figured
+
+from benchmarks.learning.methods import WAYS
 
 DRAWS: Final = 2000
+STYLED: Final = tuple(WAYS)
 Row = Mapping[str, Any]
 Figure = tuple[float, float, float]
 
 
-def summary(rows: Iterable[Row], default: str) -> dict[str, Any]:
-    """`learning.json`: figures by base, protocol and method, from the report seeds alone."""
+GOALS: Final = {
+    "recall_all": 0.95,
+    "recall_batch1": 0.95,
+    "reasoning_vs_reference": 0.99,
+    "locality": 0.95,
+}
+
+
+def summary(rows: Iterable[Row]) -> dict[str, Any]:
+    """`learning.json`: figures by base, protocol and method, from the report seeds alone, and
+    those of the sweeps from the selection seeds."""
+    rows = list(rows)
     grouped: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row["purpose"] == "report":
@@ -34,7 +48,79 @@ def summary(rows: Iterable[Row], default: str) -> dict[str, Any]:
         for methods in protocols.values():
             for name, one in methods.items():
                 one["dominated_by"] = dominating(name, methods)
-    return {"default_method": default, "results": results}
+    return {"default_method": default(results), "results": results, "sweeps": sweeps(rows)}
+
+
+def default(results: Mapping[str, Any]) -> str | None:
+    """The method that the product takes: the one that misses the goals of a stream by least.
+
+    A method misses by its worst figure: reasoning against .99, recall, that of the first batch and
+    known facts against .95, over every base and stream (`ten`, `forty`) on which others were
+    measured beside it. A method that was measured on fewer of them than another does not count.
+    """
+    missed: dict[str, list[float]] = {}
+    for protocols in results.values():
+        for name in ("ten", "forty"):
+            methods = protocols.get(name, {})
+            if len(methods) > 1:
+                for method, one in methods.items():
+                    short = max(goal - one[key][0] for key, goal in GOALS.items())
+                    missed.setdefault(method, []).append(short)
+    most = max(map(len, missed.values()), default=0)
+    counted = {name: max(short) for name, short in missed.items() if len(short) == most}
+    return min(counted, key=counted.__getitem__, default=None)
+
+
+def sweeps(rows: Iterable[Row]) -> dict[str, Any]:
+    """One injection on selection seeds: figures by base, method and rate."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        if (row["purpose"], row["protocol"]) == ("selection", "one") and row["rate"] is not None:
+            rates = found.setdefault(row["base"], {}).setdefault(row["method"], {})
+            rates.setdefault(row["rate"], []).append(row)
+    return {
+        base: {
+            method: [{"rate": rate, **_values(rates[rate], -1)} for rate in sorted(rates)]
+            for method, rates in methods.items()
+        }
+        for base, methods in found.items()
+    }
+
+
+def _values(rows: Sequence[Row], place: int) -> dict[str, float]:
+    """What a measured batch shows, without intervals."""
+    measured = [row["batches"][place] for row in rows]
+    shares = ("recall_all", "recall"), ("recall_far", "recall_far"), ("locality", "locality")
+    found = {
+        name: float(np.mean([_bits("".join(one[key])).mean() for one in measured]))
+        for name, key in shares
+    }
+    found["recall_batch1"] = float(np.mean([_bits(one["recall"][0]).mean() for one in measured]))
+    reasoning = [
+        np.stack([_bits(one["reasoning"]), _bits(row["reference"]["reasoning"])], axis=1)
+        for one, row in zip(measured, rows, strict=True)
+    ]
+    return {name: round(value, 4) for name, value in found.items()} | {
+        "reasoning_vs_reference": round(_over(reasoning), 4)
+    }
+
+
+def _course(rows: Sequence[Row]) -> list[dict[str, float]]:
+    """Every measured batch, with its steps and seconds on the machine that most rows are from."""
+    machines = [row["machine"] for row in rows]
+    usual = max(machines, key=machines.count)
+    found = []
+    for place, batch in enumerate(rows[0]["batches"]):
+        same = [row["batches"][place] for row in rows if row["machine"] == usual]
+        found.append(
+            {
+                "batch": batch["batch"],
+                "steps": round(float(np.mean([one["steps"] for one in same])), 1),
+                "seconds": round(float(np.mean([one["train_seconds"] for one in same])), 1),
+                **_values(rows, place),
+            }
+        )
+    return found
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
@@ -56,7 +142,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "recall_far": _share([one["recall_far"] for one in last]),
         "norm": round(float(np.mean([one["norm"] for one in last])), 3),
         "leak": max(one["leak"] for one in last),
-        "seconds_per_batch": round(float(np.mean([one["train_seconds"] for one in last])), 1),
+        "course": _course(rows),
         "rate": sorted({row["rate"] for row in rows}, key=str),
         "says": rows[0]["says"],
         "machines": sorted({row["machine"] for row in rows}),
@@ -65,7 +151,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def dominating(name: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Methods that recall more, keep more reasoning and more known facts, none of them by less."""
+    """Methods that are better in recall, reasoning or known facts and as good in the others."""
     keys = ("recall_all", "reasoning_vs_reference", "locality")
     mine = [methods[name][key][0] for key in keys]
     found = []
@@ -111,8 +197,14 @@ def _machines(methods: Mapping[str, Any]) -> str:
     if len(found) == 1:
         return next(iter(found))
     most = max(found, key=lambda machine: len(found[machine]))
-    others = [f"{', '.join(n)}: {machine}" for machine, n in found.items() if machine != most]
-    return "; ".join([most, *others])
+    parts = [most]
+    for machine, names in found.items():
+        both = [name for name in names if name in found[most]]
+        alone = [name for name in names if name not in both]
+        if machine != most:
+            parts += [f"{', '.join(alone)}: {machine}"] if alone else []
+            parts += [f"{', '.join(both)}: in part {machine}"] if both else []
+    return "; ".join(parts)
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -122,18 +214,57 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     """
     every = [(b, p, m) for b, protocols in results.items() for p, m in protocols.items()]
     panels = [one for one in every if sum(map(_learns, one[2].values())) > 1] or every
-    figure, axes = plt.subplots(
-        2, len(panels), figsize=(6 * len(panels), 9), layout="constrained", squeeze=False
-    )
-    shown = (("reasoning_vs_reference", "reasoning / reference"), ("locality", "known facts"))
+    figure, axes = _panels(len(panels))
     for column, (base, protocol, methods) in enumerate(panels):
-        for axis, (key, label) in zip(axes[:, column], shown, strict=True):
+        for axis, (key, _) in zip(axes[:, column], SHOWN, strict=True):
+            axis.set(title=f"{base}, {protocol}")
             for name, one in methods.items():
                 if _learns(one):
-                    _point(axis, name, one["recall_all"], one[key])
-            axis.axhline(0.99 if key != "locality" else 0.95, color="black", ls=":", lw=0.8)
-            axis.set(title=f"{base}, {protocol}", xlabel="recall", ylabel=label)
+                    (x, *across), (y, *up) = one["recall_all"], one[key]
+                    wide, high = [[x - across[0]], [across[1] - x]], [[y - up[0]], [up[1] - y]]
+                    axis.errorbar(x, y, xerr=wide, yerr=high, lw=0.5, label=name, **_style(name))
+    _save(figure, axes, path)
+
+
+def draw_sweeps(found: Mapping[str, Any], path: Path) -> None:
+    """One injection at rising rates: a line for each method through what each rate reached."""
+    figure, axes = _panels(len(found))
+    for column, (base, methods) in enumerate(found.items()):
+        for axis, (key, _) in zip(axes[:, column], SHOWN, strict=True):
+            axis.set(title=f"{base}, one injection by learning rate")
+            for name, points in methods.items():
+                x, y = [one["recall_all"] for one in points], [one[key] for one in points]
+                axis.plot(x, y, lw=0.8, label=name, **_style(name))
+    _save(figure, axes, path)
+
+
+SHOWN: Final = (("reasoning_vs_reference", "reasoning / reference"), ("locality", "known facts"))
+
+
+def _panels(count: int) -> tuple[Figured, np.ndarray]:
+    figure, axes = plt.subplots(
+        2, count, figsize=(6 * count, 9), layout="constrained", squeeze=False
+    )
+    for (key, label), line in zip(SHOWN, axes, strict=True):
+        for axis in line:
+            axis.axhline(GOALS[key], color="black", ls=":", lw=0.8)
+            axis.set(xlabel="recall", ylabel=label)
             axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def _style(name: str) -> dict[str, Any]:
+    """The same colour and sign for a method wherever it is drawn."""
+    place = sum(name.encode()) if name not in STYLED else STYLED.index(name)
+    return {"color": f"C{place % 10}", "marker": "os^Dv*PX<>"[place // 10 % 10], "ms": 5}
+
+
+def _save(figure: Figured, axes: np.ndarray, path: Path) -> None:
+    named: dict[str, Artist] = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(named.values()), list(named), loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -141,12 +272,6 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 def _learns(figures: Mapping[str, Any]) -> bool:
     return bool(figures["norm"])
-
-
-def _point(axis: Axes, name: str, x: Figure, y: Figure) -> None:
-    wide, high = ([[value - low], [up - value]] for value, low, up in (x, y))
-    axis.errorbar(x[0], y[0], xerr=wide, yerr=high, marker="o", lw=0.7)
-    axis.annotate(name, (x[0], y[0]), fontsize=7, xytext=(4, 4), textcoords="offset points")
 
 
 # --- figures with intervals -----------------------------------------------------------------------
