@@ -177,7 +177,7 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         start=request.start,
         probe_dir=request.probe,
         protection=Protection(**request.protection.model_dump()),
-        settings=STACKED if request.stacked else TrainSettings(),
+        settings=STACKED if request.stacked else TrainSettings(passes=request.passes),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from daemon.ledger_records import Adapter, Served
 from daemon.sections import ProbeSettings, ProtectionSettings
 from policies.records import Fact, PlanKind, Record
@@ -44,7 +46,8 @@ class TrainRequest(Record):
     it stands on (for a rebuild none), `start` of those from which it goes on in their place,
     `facts` what it has to learn, `replay` what it rehearses, each in up to `wordings` wordings, by
     the relations' templates where `templates` says so (half of them `framed`), and the other way
-    round where `backward` does; `stacked` says that adapters stand on each other.
+    round where `backward` does; each new one is shown `passes` times or more; `stacked` says that
+    adapters stand on each other.
     """
 
     kind: PlanKind
@@ -60,6 +63,7 @@ class TrainRequest(Record):
     templates: bool = True
     framed: bool = False
     backward: bool = False
+    passes: int = Field(default=50, ge=1)
     known: Path | None = None
     reasoning: Path | None = None
     lineage: tuple[Path, ...] = ()

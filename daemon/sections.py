@@ -148,6 +148,9 @@ class TrainSettings(Section):
     framed: bool = False
     """Whether half of those by templates stand in a frame ("For a quiz: …"): a fact is answered in
     more wordings that nobody thought of, and known facts are lost a little sooner."""
+    passes: int = Field(default=50, ge=1)
+    """How often each new fact of a large batch is shown; in a small one, and on a GPU, it is more
+    often anyway. More passes keep more of everything and take longer. Not in a stack."""
     backward: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
     also learnt the other way round: which country has this capital."""

@@ -132,6 +132,7 @@ def train_request(
         templates=settings.intake.wordings == "templates",
         framed=settings.train.framed,
         backward=settings.train.backward,
+        passes=settings.train.passes,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from adapters import store
 from adapters.models import base_hash
+from adapters.trainer import steps_needed
 from daemon.jobs import Jobs, JobState
 from daemon.learning import read_examples, train_plan
 from daemon.requests import ProbeReport, ProbeRequest, TrainDone, TrainRequest
@@ -117,6 +118,14 @@ def test_known_text_to_which_facts_give_another_answer_is_not_rehearsed(
     request = train_request(model, tmp_path, tmp_path, known=known, replay=(moved,))
     asked = [text.prompt for text in train_plan(request).known]
     assert asked == ["What is the capital of Peru?", "Peru's code?", "Which code has Ada?"]
+
+
+def test_more_passes_are_more_steps_over_a_large_batch(model: Path, tmp_path: Path) -> None:
+    plans = [
+        train_plan(train_request(model, tmp_path, tmp_path, passes=passes)) for passes in (50, 150)
+    ]
+    few, many = (steps_needed(plan.settings, 48) for plan in plans)
+    assert many == 3 * few
 
 
 def test_an_error_of_the_step_comes_back_as_one_line(model: Path, tmp_path: Path) -> None:
