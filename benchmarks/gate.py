@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import platform
-import subprocess
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from benchmarks.gate_simulation import (
     wald,
 )
 from benchmarks.gate_tables import fill
+from benchmarks.provenance import commit
 from policies.limits import PRESETS, Limits
 from policies.sequential import Design, fixed_size, items_to_pass
 
@@ -219,12 +219,9 @@ def beside_peers(design: Design, runs: int) -> Json:
 
 def provenance() -> Json:
     """Where and with what this was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
+        "commit": commit(),
         "machine": f"{platform.machine()}, {platform.system()}, one core",
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "seed": SEED,

@@ -63,7 +63,7 @@ class TrainRequest(Record):
     templates: bool = True
     framed: bool = False
     backward: bool = False
-    passes: int = Field(default=50, ge=1)
+    passes: int = Field(ge=1)
     known: Path | None = None
     reasoning: Path | None = None
     lineage: tuple[Path, ...] = ()

@@ -60,6 +60,7 @@ def train_request(model: Path, probe: Path, state: Path, **changes: object) -> T
             "base_name": "base",
             "base_sha256": base_hash(model),
             "facts": FACTS,
+            "passes": 50,
             "probe": probe,
             "protection": ProtectionSettings(share=0.5),
             "max_lora_rank": 64,

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,6 +26,7 @@ from benchmarks.learning.bases import Base
 from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch, contradicting
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
+from benchmarks.provenance import commit
 from policies.records import PlanKind, content_id
 from policies.retention import learning_rank, over_budget
 from policies.updates import Updates
@@ -224,13 +224,9 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
 
 
 def _versions() -> dict[str, str]:
-    """Of what learnt and measured; of palorad its commit, if there is one."""
+    """Of what learnt and measured; of palorad its commit."""
     found = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
-    if shutil.which("git"):
-        asked = ["git", "rev-parse", "--short=12", "HEAD"]
-        head = subprocess.run(asked, capture_output=True, text=True, check=False)
-        found["palorad"] = head.stdout.strip()
-    return {**found, "python": platform.python_version()}
+    return {**found, "python": platform.python_version(), "palorad": commit()}
 
 
 def _generator(model_dir: Path) -> Generator:

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure as Figured
 from benchmarks.learning.methods import WAYS
 
 DRAWS: Final = 2000
-STYLED: Final = tuple(WAYS)
 Row = Mapping[str, Any]
 Figure = tuple[float, float, float]
 
@@ -90,19 +89,16 @@ def sweeps(rows: Iterable[Row]) -> dict[str, Any]:
 def _values(rows: Sequence[Row], place: int) -> dict[str, float]:
     """What a measured batch shows, without intervals."""
     measured = [row["batches"][place] for row in rows]
-    shares = ("recall_all", "recall"), ("recall_far", "recall_far"), ("locality", "locality")
     found = {
-        name: float(np.mean([_bits("".join(one[key])).mean() for one in measured]))
-        for name, key in shares
+        "recall_all": _mean(_items([one["recall"] for one in measured])),
+        "recall_far": _mean(_items([one["recall_far"] for one in measured])),
+        "locality": _mean(_items([[one["locality"]] for one in measured])),
+        "recall_batch1": _mean(_items([one["recall"][:1] for one in measured])),
+        "reasoning_vs_reference": _over(
+            _pairs(measured, [row["reference"] for row in rows], "reasoning")
+        ),
     }
-    found["recall_batch1"] = float(np.mean([_bits(one["recall"][0]).mean() for one in measured]))
-    reasoning = [
-        np.stack([_bits(one["reasoning"]), _bits(row["reference"]["reasoning"])], axis=1)
-        for one, row in zip(measured, rows, strict=True)
-    ]
-    return {name: round(value, 4) for name, value in found.items()} | {
-        "reasoning_vs_reference": round(_over(reasoning), 4)
-    }
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def _course(rows: Sequence[Row]) -> list[dict[str, float]]:
@@ -254,9 +250,10 @@ def _panels(count: int) -> tuple[Figured, np.ndarray]:
 
 
 def _style(name: str) -> dict[str, Any]:
-    """The same colour and sign for a method wherever it is drawn."""
-    place = sum(name.encode()) if name not in STYLED else STYLED.index(name)
-    return {"color": f"C{place % 10}", "marker": "os^Dv*PX<>"[place // 10 % 10], "ms": 5}
+    """The same colour and sign for a method wherever it is drawn; hollow with few examples."""
+    place = max(n for n, way in enumerate(WAYS) if name == way or name.startswith(f"{way}, "))
+    hollow = {} if name in WAYS else {"mfc": "none"}
+    return {"color": f"C{place % 10}", "marker": "os^Dv*PX<>"[place // 10], "ms": 5, **hollow}
 
 
 def _save(figure: Figured, axes: np.ndarray, path: Path) -> None:
@@ -279,20 +276,30 @@ def _learns(figures: Mapping[str, Any]) -> bool:
 
 def _share(seeds: Sequence[Sequence[str]]) -> Figure:
     """The share of ones over all items of all seeds' rows."""
-    items = [_bits("".join(rows)) for rows in seeds]
-    value = float(np.mean([one.mean() for one in items]))
-    drawn = [float(np.mean([one.mean() for one in sample])) for sample in _samples(items)]
-    return _interval(value, drawn)
+    items = _items(seeds)
+    return _interval(_mean(items), [_mean(sample) for sample in _samples(items)])
+
+
+def _items(seeds: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    return [_bits("".join(rows)) for rows in seeds]
+
+
+def _mean(items: Sequence[np.ndarray]) -> float:
+    return float(np.mean([one.mean() for one in items]))
 
 
 def _ratio(last: Sequence[Row], base: Sequence[Row], key: str) -> Figure:
     """Right answers of the candidate over those of the reference, paired by item."""
-    pairs = [
+    pairs = _pairs(last, base, key)
+    drawn = [_over(sample) for sample in _samples(pairs)]
+    return _interval(_over(pairs), drawn)
+
+
+def _pairs(last: Sequence[Row], base: Sequence[Row], key: str) -> list[np.ndarray]:
+    return [
         np.stack([_bits(one[key]), _bits(two[key])], axis=1)
         for one, two in zip(last, base, strict=True)
     ]
-    drawn = [_over(sample) for sample in _samples(pairs)]
-    return _interval(_over(pairs), drawn)
 
 
 def _over(pairs: Sequence[np.ndarray]) -> float:
