@@ -132,6 +132,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "reasoning_vs_reference": _ratio(last, base, "reasoning"),
         "reasoning_vs_expert": _ratio(last, expert, "reasoning"),
         "locality": _share([[one["locality"]] for one in last]),
+        "locality_vs_reference": _ratio(last, base, "locality"),
         **({"locality_far": _share([[one["locality_far"]] for one in last])} if told_far else {}),
         "recall_all": _share([one["recall"] for one in last]),
         "recall_batch1": _share([one["recall"][:1] for one in last]),
