@@ -167,13 +167,14 @@ def table(results: Mapping[str, Any]) -> str:
             parts.append(f"**{base}, {protocol}** ({_machines(methods)})\n")
             parts.append(
                 "| method | rate | recall | first batch | far wordings "
-                "| reasoning of the reference's | known facts | ‖ΔW‖ | seeds |\n"
-                "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+                "| reasoning of the reference's | of the expert's | known facts | ‖ΔW‖ | seeds |\n"
+                "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
             )
             parts += [
                 f"| {name}: {one['says']} | {_rates(one['rate'])} | {_per_cent(one['recall_all'])} "
                 f"| {_per_cent(one['recall_batch1'])} | {_per_cent(one['recall_far'])} "
-                f"| {_per_cent(one['reasoning_vs_reference'])} | {_per_cent(one['locality'])} "
+                f"| {_per_cent(one['reasoning_vs_reference'])} "
+                f"| {_per_cent(one['reasoning_vs_expert'])} | {_per_cent(one['locality'])} "
                 f"| {one['norm']:.1f} | {len(one['seeds'])} |"
                 for name, one in methods.items()
             ]
