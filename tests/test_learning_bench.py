@@ -121,6 +121,7 @@ def test_reasoning_is_paired_with_the_reference() -> None:
 def test_recall_is_over_all_batches_and_of_the_first() -> None:
     found = tables.figures([row(recall=("1100", "1111"))])
     assert found["recall_all"][0] == 0.75
+    assert found["locality_vs_reference"][0] == 0.75
     assert found["recall_batch1"][0] == 0.5
     assert found["recall_far"][0] == 0.5
 
