@@ -63,6 +63,8 @@ class TrainSettings(Record):
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=4, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
+    fill: int = Field(default=0, ge=0)
+    """Solutions to rehearse at least: the base writes what is lacking itself (`synthesis`)."""
     distil: float = Field(default=7.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
     and the reasoning are learnt from their labels, like the new facts."""
@@ -85,16 +87,21 @@ class TrainSettings(Record):
     checkpoint_s: float = Field(default=20.0, ge=0.0)
     targets: tuple[str, ...] = MLP
 
-    def whole(self) -> TrainSettings:
-        """The same with all `turns` in one step, and somewhat fewer steps.
+    def full(self) -> TrainSettings:
+        """The same at full effort: the new facts of all `turns` in one step, twice as much beside
+        them that is rehearsed, and somewhat more steps.
 
-        Small steps pay where time goes with the text, as on a CPU. On a GPU a small step takes as
-        long as a large one, and more text a batch keeps more (docs/log.md).
+        More text a batch keeps more of everything (docs/log.md). Small steps pay where time goes
+        with the text, as on a CPU; on a GPU a small step of a small model takes as long.
         """
-        per_step = ("new_per_step", "old_per_step", "known_per_step", "reasoning_per_step")
-        texts = {name: self.turns * getattr(self, name) for name in per_step}
-        steps = round(self.usual_steps / self.turns**0.2)
-        return self.model_copy(update={**texts, "usual_steps": steps, "turns": 1})
+        if self.turns == 1:
+            return self
+        rehearsed = ("old_per_step", "known_per_step", "reasoning_per_step")
+        texts = {name: 2 * self.turns * getattr(self, name) for name in rehearsed}
+        steps = round(1.5 * self.usual_steps / self.turns**0.2)
+        new = self.turns * self.new_per_step
+        changed = {**texts, "new_per_step": new, "usual_steps": steps, "turns": 1}
+        return self.model_copy(update=changed)
 
     def facts_in_step(self, facts: int) -> int:
         """How many of the `facts` to learn each step takes in turn.

@@ -35,6 +35,7 @@ from adapters.projection import Protected
 from adapters.reference import Reference, record
 from adapters.rehearsal import Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
+from adapters.synthesis import written
 
 CPU_TOKENS, GPU_TOKENS = 512, 4096
 
@@ -73,7 +74,8 @@ def train_adapter(
 ) -> TrainReport:
     """Train one adapter by `plan` and write it to `out` as a plain PEFT LoRA in fp32.
 
-    What the frozen reference says is kept in `records` for the next run.
+    What the frozen reference says, and texts that it wrote itself, are kept in `records` for the
+    next run.
 
     Goes on from the newest checkpoint in `work`, and then ends with the same bytes as a run that
     was never cut off (on the same machine and number of threads). Raises `NoFreeSpace` before
@@ -81,11 +83,11 @@ def train_adapter(
     tensors leak into the protected space by more than 5e-3.
     """
     started, device = clock(), models.pick_device()
-    plan = _suited(plan, device)
     settings = plan.settings
     tokenizer = models.load_tokenizer(plan.model_dir)
     pools, pad = encode_pools(plan, tokenizer), int(tokenizer.pad_token_id)
     base = models.load_base(plan.model_dir, device)
+    pools = _filled(pools, base, tokenizer, plan, records)
     protected = (method.protect or protect)(base, plan)
     free = projection.check_free_space(protected, plan.rank)
     attached = attach(base, plan, method.config, method.start)
@@ -139,10 +141,16 @@ def train_adapter(
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
 
 
-def _suited(plan: TrainPlan, device: torch.device) -> TrainPlan:
-    if device.type == "cpu":
-        return plan
-    return plan.model_copy(update={"settings": plan.settings.whole()})
+def _filled(pools: Pools, base: Any, tokenizer: Any, plan: TrainPlan, folder: Path | None) -> Pools:
+    """With texts by the base itself where fewer solutions are given than are to be rehearsed."""
+    settings = plan.settings
+    lacking = settings.fill - len(pools.reasoning)
+    if lacking <= 0 or not settings.distil_reasoning or not settings.reasoning_per_step:
+        return pools
+    texts = written(
+        base, tokenizer, pools.reasoning, lacking, base_hash=plan.base_hash, folder=folder
+    )
+    return replace(pools, reasoning=[*pools.reasoning, *texts])
 
 
 def _aims(pools: Pools, plan: TrainPlan, step: int, reference: Reference | None) -> Aims:

@@ -177,8 +177,18 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         start=request.start,
         probe_dir=request.probe,
         protection=Protection(**request.protection.model_dump()),
-        settings=STACKED if request.stacked else TrainSettings(passes=request.passes),
+        settings=_settings(request),
     )
+
+
+def _settings(request: TrainRequest) -> TrainSettings:
+    if request.stacked:
+        return STACKED
+    quick = TrainSettings(passes=request.passes, fill=request.fill)
+    full = request.effort == "full"
+    if request.effort == "auto":
+        full = models.pick_device().type != "cpu"
+    return quick.full() if full else quick
 
 
 def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple[Served, int]:

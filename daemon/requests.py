@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from daemon.ledger_records import Adapter, Served
-from daemon.sections import ProbeSettings, ProtectionSettings
+from daemon.sections import Effort, ProbeSettings, ProtectionSettings
 from policies.records import Fact, PlanKind, Record
 
 
@@ -46,8 +46,8 @@ class TrainRequest(Record):
     it stands on (for a rebuild none), `start` of those from which it goes on in their place,
     `facts` what it has to learn, `replay` what it rehearses, each in up to `wordings` wordings, by
     the relations' templates where `templates` says so (half of them `framed`), and the other way
-    round where `backward` does; each new one is shown `passes` times or more; `stacked` says that
-    adapters stand on each other.
+    round where `backward` does; each new one is shown `passes` times or more, beside at least `fill`
+    solutions, with as much text as `effort` says; `stacked` says that adapters stand on each other.
     """
 
     kind: PlanKind
@@ -64,8 +64,10 @@ class TrainRequest(Record):
     framed: bool = False
     backward: bool = False
     passes: int = Field(ge=1)
+    effort: Effort = "auto"
     known: Path | None = None
     reasoning: Path | None = None
+    fill: int = Field(default=0, ge=0)
     lineage: tuple[Path, ...] = ()
     start: tuple[Path, ...] = ()
     stacked: bool = False

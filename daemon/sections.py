@@ -15,6 +15,8 @@ from policies.meaning import ConflictPolicy
 from policies.records import Role
 from policies.retention import Lineage
 
+Effort = Literal["auto", "quick", "full"]
+
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -129,6 +131,9 @@ class ReplaySettings(Section):
     """Lines with `prompt` and `answer` that the base already knows; "" for none."""
     reasoning: OptionalPath = Path("models/palorad-mini/data/reasoning-replay.jsonl")
     """Lines with `prompt` and `solution` of the skill; "" for none."""
+    fill: int = Field(default=1000, ge=0)
+    """Where fewer solutions than these are given, the base writes the others itself: it goes on
+    from the beginnings of those that are given, or from none. Not in a stack. 0: it writes none."""
 
 
 class TrainSettings(Section):
@@ -151,6 +156,10 @@ class TrainSettings(Section):
     passes: int = Field(default=50, ge=1)
     """How often each new fact of a large batch is shown; in a small one, and on a GPU, it is more
     often anyway. More passes keep more of everything and take longer. Not in a stack."""
+    effort: Effort = "auto"
+    """"full" reads about six times the text of "quick" for a batch: more of the new facts, of the
+    earlier ones and of what is known stays. "auto" is full on a GPU and quick on a CPU. Not in a
+    stack."""
     backward: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
     also learnt the other way round: which country has this capital."""

@@ -547,28 +547,29 @@ def test_a_step_takes_at_most_twice_the_usual_facts(facts: int, usual: int) -> N
     assert count <= settings.facts_in_step(facts + 1)
 
 
-@given(facts=st.integers(10, 2000), whole=st.booleans())
+@given(facts=st.integers(10, 2000), full=st.booleans())
 def test_an_earlier_fact_weighs_the_same_against_what_is_held_beside_any_number_of_new_ones(
-    facts: int, whole: bool
+    facts: int, full: bool
 ) -> None:
-    settings = TrainSettings().whole() if whole else TrainSettings()
+    settings = TrainSettings().full() if full else TrainSettings()
     an_earlier_one = settings.old_per_step / settings.facts_in_step(facts)
     usual = settings.old_per_step / settings.new_per_step / settings.held(36)
     assert an_earlier_one / settings.held(facts, 1000) == pytest.approx(usual, rel=0.15)
 
 
-@given(facts=st.integers(1, 2000), turns=st.integers(1, 5))
-def test_a_whole_turn_in_one_step_holds_as_hard_and_sees_each_fact_as_often(
-    facts: int, turns: int
+@given(facts=st.integers(1, 2000), earlier=st.integers(0, 2000), turns=st.integers(2, 5))
+def test_full_effort_holds_as_hard_and_reads_more_of_everything(
+    facts: int, earlier: int, turns: int
 ) -> None:
-    parts = TrainSettings(turns=turns)
-    whole = parts.whole()
-    assert whole.whole() == whole
-    assert whole.known_per_step == turns * parts.known_per_step
-    assert whole.usual_steps <= parts.usual_steps <= turns * whole.usual_steps
-    assert whole.held(facts) == pytest.approx(parts.held(facts), rel=0.3)
-    seen = [s.facts_in_step(facts) * steps_needed(s, facts) for s in (parts, whole)]
+    quick = TrainSettings(turns=turns)
+    full = quick.full()
+    assert full.full() == full
+    assert full.held(facts) == pytest.approx(quick.held(facts), rel=0.3)
+    steps = [steps_needed(one, facts, earlier) for one in (quick, full)]
+    seen = [one.facts_in_step(facts) * n for one, n in zip((quick, full), steps, strict=True)]
+    known = [one.known_per_step * n for one, n in zip((quick, full), steps, strict=True)]
     assert seen[1] >= 0.9 * seen[0]
+    assert known[1] >= 2 * known[0]
 
 
 @given(facts=st.integers(1, 500), earlier=st.integers(0, 5000))

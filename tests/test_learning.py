@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel
 
-from adapters import store
+from adapters import models, store
 from adapters.models import base_hash
 from adapters.trainer import steps_needed
 from daemon.jobs import Jobs, JobState
@@ -127,6 +128,19 @@ def test_more_passes_are_more_steps_over_a_large_batch(model: Path, tmp_path: Pa
     ]
     few, many = (steps_needed(plan.settings, 48) for plan in plans)
     assert many == 3 * few
+
+
+def test_effort_says_how_much_text_a_batch_takes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rehearsed(effort: str) -> int:
+        plan = train_plan(train_request(model, tmp_path, tmp_path, effort=effort))
+        return plan.settings.known_per_step * steps_needed(plan.settings, 48)
+
+    for device, usual in (("cpu", "quick"), ("cuda", "full")):
+        monkeypatch.setattr(models, "pick_device", lambda device=device: torch.device(device))
+        assert rehearsed("auto") == rehearsed(usual)
+        assert rehearsed("full") > 3 * rehearsed("quick")
 
 
 def test_an_error_of_the_step_comes_back_as_one_line(model: Path, tmp_path: Path) -> None:

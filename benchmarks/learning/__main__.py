@@ -23,17 +23,14 @@ DOCUMENTED: Final = RESULTS / "learning.json"
 PAGE: Final = Path("docs/method.md")
 ALT: Final = "Recall against reasoning and known facts kept, by method"
 RATES_ALT: Final = "The same for each learning rate of a method, one injection"
-QUICK: Final = ("plain", "palora", "null space", "replay", "palorad")
-PRODUCT: Final = "palorad"
+QUICK: Final = ("plain", "palora", "null space", "replay", "palorad, quick")
 
 
 def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
     """The rate that did best on selection seeds in one injection: recall and reasoning together.
 
-    The product keeps its own rule; a method that was never swept takes its middle rate.
+    A method that was never swept takes its middle rate, one without rates its own rule.
     """
-    if run.method == PRODUCT:
-        return None
     swept: dict[float, list[float]] = {}
     for row in rows:
         if (row["base"], row["method"], row["purpose"]) != (run.base, run.method, "selection"):
@@ -51,9 +48,8 @@ def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
 def sweep(methods: Sequence[str], base: str, problems: int) -> Iterator[Run]:
     """One injection at each rate, on the selection seed."""
     for method in methods:
-        if method != PRODUCT:
-            for rate in WAYS[method].rates:
-                yield Run(base, "one", method, 0, "selection", rate, problems=problems)
+        for rate in WAYS[method].rates:
+            yield Run(base, "one", method, 0, "selection", rate, problems=problems)
 
 
 def reports(

@@ -13,7 +13,7 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor, nn
 
-from adapters import compose, lora, models, projection
+from adapters import compose, lora, models, plans, projection
 from adapters.attach import NEW, extract
 from adapters.plans import STACKED, TrainPlan, TrainReport
 from adapters.probe import Probe, Protection, component_spaces
@@ -24,7 +24,7 @@ from adapters.trainer import PRODUCT, Method, protect
 from benchmarks.learning.batches import FEW
 from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.judge import Told
-from daemon.sections import TrainSettings
+from daemon.sections import ReplaySettings, TrainSettings
 
 NOTHING: Final = Protection(kind="none")
 SVF: Final = Protection(kind="svf")
@@ -44,6 +44,22 @@ LABELS: Final = {**LONG, "distil": 0.0}
 CALIBRATION: Final = 512
 # The product's wordings of a fact.
 MANY: Final = TrainSettings().wordings
+# The product at full effort, as on a GPU; without these it is quick, as on a CPU.
+QUICK: Final[dict[str, Any]] = {"fill": ReplaySettings().fill}
+SMALL: Final = plans.TrainSettings(**QUICK)
+FULL: Final = {
+    **QUICK,
+    **{n: v for n, v in SMALL.full().model_dump().items() if v != getattr(SMALL, n)},
+}
+# The text of a usual batch's steps at quick effort, three of them in one.
+THREE_IN_ONE: Final = {
+    "turns": 1,
+    "usual_steps": 120,
+    **{
+        name: 3 * getattr(SMALL, name)
+        for name in ("new_per_step", "old_per_step", "known_per_step", "reasoning_per_step")
+    },
+}
 # As for the product, whose scaling of ΔW is smaller than theirs.
 ONWARD_RATES: Final = (0.003, 0.006, 0.012)
 
@@ -243,28 +259,39 @@ WAYS: Final[Mapping[str, Way]] = {
     "palorad": Way(
         "the product: held to the reference, 20 % spared, one adapter goes on",
         Protection(),
+        FULL,
+        rates=(),
+        lineage="continue",
+        wordings=MANY,
+    ),
+    "palorad, quick": Way(
+        "the product with a sixth of the text, as on a CPU",
+        Protection(),
+        QUICK,
+        rates=(),
         lineage="continue",
         wordings=MANY,
     ),
     "palorad, framed": Way(
         "the same, half of the wordings in frames",
         Protection(),
+        QUICK,
         rates=(),
         lineage="continue",
         wordings=MANY,
         framed=True,
     ),
     "palorad, muon": Way(
-        "the product's way with Muon in AdamW's place",
+        "the quick way with Muon in AdamW's place",
         Protection(),
-        {"optimizer": "muon"},
+        {**QUICK, "optimizer": "muon"},
         rates=(),
         lineage="continue",
         wordings=MANY,
     ),
     "replay, going on": Way(
         "facts, known facts and reasoning rehearsed by label in the product's shares, one adapter",
-        settings={"distil": 0.0},
+        settings={**THREE_IN_ONE, "distil": 0.0},
         rates=ONWARD_RATES,
         lineage="continue",
         wordings=MANY,
@@ -272,7 +299,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "null space + replay, going on": Way(
         "the same on the null space of 70 %, which leaves room for half the rank",
         Protection(share=0.7),
-        {"distil": 0.0},
+        {**THREE_IN_ONE, "distil": 0.0},
         rates=ONWARD_RATES,
         lineage="continue",
         wordings=MANY,
