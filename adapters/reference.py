@@ -8,7 +8,6 @@ trained, gives the whole distributions at a small part of the cost of a forward 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,10 +17,9 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapters import records
 from adapters.examples import Encoded, buckets, collate, length
 from adapters.losses import learnt_logits, learnt_states, to_logits
 
@@ -93,7 +91,8 @@ def record(
     """
     chosen = _fitting(texts, model)
     path = None if folder is None or not chosen else folder / _name(chosen, base_hash)
-    said = None if path is None else _load(path)
+    kept = None if path is None else records.load(path)
+    said = None if kept is None else Said(kept["states"], kept["entropy"])
     if said is None and chosen:
         with torch.no_grad(), entered() as reference:
             said = Said.joined(
@@ -104,7 +103,7 @@ def record(
                 ]
             )
         if path is not None:
-            _save(path, said)
+            records.save(path, {"states": said.states, "entropy": said.entropy}, PREFIX)
     nothing = Said(torch.empty(0, 0), torch.empty(0))
     return Reference(model, entered, said or nothing, _laid_out(chosen), pad, device)
 
@@ -148,23 +147,3 @@ def _name(texts: Sequence[Encoded], base_hash: str) -> str:
     for text in texts:
         digest.update(f"{text.start} {text.ids}".encode())
     return f"{PREFIX}{digest.hexdigest()[:16]}.safetensors"
-
-
-def _load(path: Path) -> Said | None:
-    try:
-        found = load_file(path)
-        return Said(found["states"], found["entropy"])
-    except (OSError, SafetensorError, KeyError):
-        return None  # never written, or broken: found anew
-
-
-def _save(path: Path, said: Said) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    save_file({"states": said.states, "entropy": said.entropy}, temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.rename(path)
-    for other in path.parent.glob(f"{PREFIX}*"):
-        if other != path:
-            other.unlink(missing_ok=True)

@@ -9,17 +9,15 @@ arXiv 2406.08464).
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapters import records
 from adapters.examples import Encoded, encode, forms
 
 FORMAT: Final = 1
@@ -48,11 +46,12 @@ def written(
     openings = _openings(tokenizer, given, count)
     longest = max((len(text.ids) for forms_ in given for text in forms_), default=LONGEST)
     path = None if folder is None else folder / _name(openings, longest, base_hash)
-    found = None if path is None else _load(path)
-    if found is None:
-        found = _continued(model, tokenizer, openings, longest)
-        if path is not None:
-            _save(path, found)
+    kept = None if path is None else records.load(path)
+    if kept is not None:
+        return [(text,) for text in _unpacked(kept)]
+    found = _continued(model, tokenizer, openings, longest)
+    if path is not None:
+        records.save(path, _packed(found), PREFIX)
     return [(text,) for text in found]
 
 
@@ -131,28 +130,15 @@ def _name(openings: Sequence[tuple[int, ...]], longest: int, base_hash: str) -> 
     return f"{PREFIX}{digest.hexdigest()[:16]}.safetensors"
 
 
-def _load(path: Path) -> list[Encoded] | None:
-    try:
-        found = load_file(path)
-        texts = torch.split(found["ids"], found["lengths"].tolist())
-        starts = found["starts"].tolist()
-    except (OSError, SafetensorError, KeyError, RuntimeError):
-        return None  # never written, or broken: found anew
-    return [Encoded(tuple(t.tolist()), start, "") for t, start in zip(texts, starts, strict=True)]
-
-
-def _save(path: Path, texts: Sequence[Encoded]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {
+def _packed(texts: Sequence[Encoded]) -> dict[str, Tensor]:
+    return {
         "ids": torch.tensor([token for text in texts for token in text.ids]),
         "lengths": torch.tensor([len(text.ids) for text in texts]),
         "starts": torch.tensor([text.start for text in texts]),
     }
-    temporary = path.with_name(f".tmp-{path.name}")
-    save_file(tensors, temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.rename(path)
-    for other in path.parent.glob(f"{PREFIX}*"):
-        if other != path:
-            other.unlink(missing_ok=True)
+
+
+def _unpacked(kept: Mapping[str, Tensor]) -> list[Encoded]:
+    texts = torch.split(kept["ids"], kept["lengths"].tolist())
+    starts = kept["starts"].tolist()
+    return [Encoded(tuple(t.tolist()), start, "") for t, start in zip(texts, starts, strict=True)]
