@@ -46,8 +46,9 @@ class TrainRequest(Record):
     it stands on (for a rebuild none), `start` of those from which it goes on in their place,
     `facts` what it has to learn, `replay` what it rehearses, each in up to `wordings` wordings, by
     the relations' templates where `templates` says so (half of them `framed`), and the other way
-    round where `backward` does; each new one is shown `passes` times or more, beside at least `fill`
-    solutions, with as much text as `effort` says; `stacked` says that adapters stand on each other.
+    round where `backward` does; each new one is shown `passes` times or more, with as much text as
+    `effort` says, beside at least `fill` solutions; `stacked` says that adapters stand on each
+    other.
     """
 
     kind: PlanKind
