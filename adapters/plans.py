@@ -91,7 +91,7 @@ class TrainSettings(Record):
         """The same at full effort: the new facts of all `turns` in one step, twice as much beside
         them that is rehearsed, and somewhat more steps.
 
-        More text a batch keeps more of everything (docs/log.md). Small steps pay where time goes
+        More text a batch keeps more (docs/log.md). Small steps pay where time goes
         with the text, as on a CPU; on a GPU a small step of a small model takes as long.
         """
         if self.turns == 1:

@@ -60,7 +60,8 @@ def _openings(
 ) -> list[tuple[int, ...]]:
     rng = random.Random(f"openings:{count}")
     if not given:
-        return [rng.choice(_beginnings(tokenizer)) for _ in range(count)]
+        beginnings = _beginnings(tokenizer)
+        return [rng.choice(beginnings) for _ in range(count)]
     found = []
     for _ in range(count):
         text = rng.choice(rng.choice(given))

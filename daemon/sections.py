@@ -157,9 +157,8 @@ class TrainSettings(Section):
     """How often each new fact of a large batch is shown; in a small one, and on a GPU, it is more
     often anyway. More passes keep more of everything and take longer. Not in a stack."""
     effort: Effort = "auto"
-    """"full" reads about six times the text of "quick" for a batch: more of the new facts, of the
-    earlier ones and of what is known stays. "auto" is full on a GPU and quick on a CPU. Not in a
-    stack."""
+    """"full" reads about six times the text of "quick" for a batch: more of the new facts and of
+    the earlier ones stays. "auto" is full on a GPU and quick on a CPU. Not in a stack."""
     backward: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
     also learnt the other way round: which country has this capital."""

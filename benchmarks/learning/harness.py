@@ -99,7 +99,7 @@ class Run:
         # What changes nothing is left out: a setting that is new makes no older run another one.
         nothing = {"many", "steps_a_doubling"} if trained.steps_a_doubling == 0 else set()
         nothing |= {"turns"} if trained.turns == 1 else set()
-        nothing |= set() if trained.fill and self.examples else {"fill"}
+        nothing |= {"fill"} if trained.fill == 0 or not self.examples else set()
         nothing |= {"optimizer"} if trained.optimizer == "adamw" else set()
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
