@@ -14,9 +14,9 @@ import torch
 from adapters import lora
 from adapters.plans import TrainPlan, TrainReport
 from benchmarks.learning import bases, harness, tables
-from benchmarks.learning.__main__ import chosen_rate
+from benchmarks.learning.__main__ import chosen_rate, counted
 from benchmarks.learning.bases import BASES
-from benchmarks.learning.batches import batch, contradicting
+from benchmarks.learning.batches import Purpose, batch, contradicting
 from benchmarks.learning.harness import (
     Bench,
     Protocol,
@@ -144,16 +144,15 @@ def test_only_report_seeds_become_figures_and_a_worse_method_is_dominated() -> N
 
 
 def test_a_rate_is_chosen_on_selection_seeds_alone() -> None:
-    run = Run("mini", "ten", "plain", 1, "report")
     rows = [
         row(purpose="selection", rate=0.001, recall=("1000",)),
         row(purpose="selection", rate=0.003, reasoning="1110"),
         row(purpose="selection", rate=0.01, reasoning="0000"),
         row(rate=0.02),
     ]
-    assert chosen_rate(rows, run) == 0.003
-    assert chosen_rate([], run) == WAYS["plain"].rates[1]
-    assert chosen_rate(rows, Run("mini", "ten", "palorad", 1, "report")) is None
+    assert chosen_rate(rows, "mini", "plain") == 0.003
+    assert chosen_rate([], "mini", "plain") == WAYS["plain"].rates[1]
+    assert chosen_rate(rows, "mini", "palorad") is None
 
 
 def test_results_survive_a_torn_line(tmp_path: Path) -> None:
@@ -268,3 +267,17 @@ def test_a_row_counts_as_long_as_its_method_is_set_the_same() -> None:
     assert of_today([measured, row(problems=400)]) == [measured]
     anew = {**measured, "base_hash": "trained anew"}
     assert of_today([measured, anew]) == [anew]
+    longer = Run("mini", "ten", "plain", 1, "report")
+    elsewhere = {**anew, "protocol": "ten", "key": longer.key}
+    assert of_today([measured, elsewhere]) == [measured, elsewhere]
+
+
+def test_reported_is_the_rate_that_a_sweep_chose() -> None:
+    def measured(purpose: Purpose, seed: int, rate: float, recall: str) -> dict[str, Any]:
+        run = Run("mini", "one", "plain", seed, purpose, rate)
+        return {**row(problems=400, recall=(recall,)), **vars(run), "key": run.key}
+
+    reported = [measured("report", 1, rate, "1111") for rate in (0.003, 0.006)]
+    swept = [measured("selection", 0, 0.003, "1000"), measured("selection", 0, 0.006, "1111")]
+    assert counted(reported) == reported
+    assert counted([*reported, *swept]) == [reported[1], *swept]

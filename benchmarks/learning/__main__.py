@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,23 +26,37 @@ RATES_ALT: Final = "The same for each learning rate of a method, one injection"
 QUICK: Final = ("plain", "palora", "null space", "replay", "palorad, quick")
 
 
-def chosen_rate(rows: Sequence[tables.Row], run: Run) -> float | None:
-    """The rate that did best on selection seeds in one injection: recall and reasoning together.
-
-    A method that was never swept takes its middle rate, one without rates its own rule.
-    """
+def best_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | None:
+    """The rate that did best on selection seeds in one injection: recall and reasoning together."""
     swept: dict[float, list[float]] = {}
     for row in rows:
-        if (row["base"], row["method"], row["purpose"]) != (run.base, run.method, "selection"):
+        if (row["base"], row["method"], row["purpose"]) != (base, method, "selection"):
             continue
         if row["protocol"] == "one" and row["rate"] is not None:
             found = tables.figures([row])
             score = min(found["recall_all"][0], found["reasoning_vs_reference"][0])
             swept.setdefault(row["rate"], []).append(score)
-    if not swept:
-        rates = WAYS[run.method].rates
-        return rates[len(rates) // 2] if rates else None
-    return max(swept, key=lambda rate: sum(swept[rate]) / len(swept[rate]))
+    return max(swept, key=lambda rate: sum(swept[rate]) / len(swept[rate]), default=None)
+
+
+def chosen_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | None:
+    """The best of a sweep; a method that was never swept takes its middle rate, one without rates
+    its own rule."""
+    rates = WAYS[method].rates
+    middle = rates[len(rates) // 2] if rates else None
+    return best_rate(rows, base, method) or middle
+
+
+def counted(rows: Iterable[tables.Row]) -> list[tables.Row]:
+    """The rows of today; of those that are reported none at a rate that a sweep did not choose."""
+    today = of_today(rows)
+    named = {(row["base"], row["method"]) for row in today}
+    best = {names: best_rate(today, *names) for names in named}
+    return [
+        row
+        for row in today
+        if row["purpose"] == "selection" or best[row["base"], row["method"]] in (None, row["rate"])
+    ]
 
 
 def sweep(methods: Sequence[str], base: str, problems: int) -> Iterator[Run]:
@@ -58,7 +72,8 @@ def reports(
     """What is reported: every protocol, seed and method, at the rate that its sweep chose."""
     for base, protocol, seed, method in product(given.base, given.protocol, given.seeds, methods):
         run = Run(base, protocol, method, seed, "report", problems=given.problems)
-        yield replace(run, rate=chosen_rate(rows, run), examples=given.examples)
+        rate = chosen_rate(rows, base, method)
+        yield replace(run, rate=rate, examples=given.examples)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(results: Path, out: Path) -> None:
     """learning.json, the tables and the plot from the rows that there are."""
-    found = tables.summary(of_today(finished(results).values()))
+    found = tables.summary(counted(finished(results).values()))
     target = out / f"{results.stem}.json"
     target.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
     table = tables.table(found["results"])

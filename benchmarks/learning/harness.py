@@ -384,13 +384,13 @@ def finished(results: Path) -> dict[str, Mapping[str, Any]]:
 
 def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows whose method is still set as it was when they were measured, and whose base is the
-    one measured last: one that was trained anew is another."""
+    one on which the protocol was measured last: one that was trained anew is another."""
     names, rows = [field.name for field in fields(Run)], list(rows)
-    newest = {row["base"]: row["base_hash"] for row in rows}
+    newest = {(row["base"], row["protocol"]): row["base_hash"] for row in rows}
     return [
         row
         for row in rows
-        if row["base_hash"] == newest[row["base"]]
+        if row["base_hash"] == newest[row["base"], row["protocol"]]
         and Run(**{name: row[name] for name in names}).key == row["key"]
     ]
 
