@@ -77,14 +77,15 @@ test-gpu: setup
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
 
-# Five ways to learn compared once, or all of them for hours; BENCH_ARGS names any part of it.
+# Five ways to learn compared once, or all of them for hours (two of the three bases are trained
+# first, on a CPU hours too); BENCH_ARGS names any part of it.
 bench-quick bench-learning: export OMP_NUM_THREADS = $(CORES)
 
 bench-quick: setup
 	$(BIN)/python -m benchmarks.learning --quick
 
 bench-learning: setup
-	$(BIN)/python -m benchmarks.learning --protocol one ten forty $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.learning --base mini headroom wide --protocol one ten forty $(BENCH_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters import records
+from adapters import cache
 from adapters.examples import Encoded, buckets, collate, length
 from adapters.losses import learnt_logits, learnt_states, to_logits
 
@@ -91,7 +91,7 @@ def record(
     """
     chosen = _fitting(texts, model)
     path = None if folder is None or not chosen else folder / _name(chosen, base_hash)
-    kept = None if path is None else records.load(path)
+    kept = None if path is None else cache.load(path)
     said = None if kept is None else Said(kept["states"], kept["entropy"])
     if said is None and chosen:
         with torch.no_grad(), entered() as reference:
@@ -103,7 +103,7 @@ def record(
                 ]
             )
         if path is not None:
-            records.save(path, {"states": said.states, "entropy": said.entropy}, PREFIX)
+            cache.save(path, {"states": said.states, "entropy": said.entropy}, PREFIX)
     nothing = Said(torch.empty(0, 0), torch.empty(0))
     return Reference(model, entered, said or nothing, _laid_out(chosen), pad, device)
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from adapters import records
+from adapters import cache
 from adapters.examples import Encoded, encode, forms
 
 FORMAT: Final = 1
@@ -46,12 +46,12 @@ def written(
     openings = _openings(tokenizer, given, count)
     longest = max((len(text.ids) for forms_ in given for text in forms_), default=LONGEST)
     path = None if folder is None else folder / _name(openings, longest, base_hash)
-    kept = None if path is None else records.load(path)
+    kept = None if path is None else cache.load(path)
     if kept is not None:
         return [(text,) for text in _unpacked(kept)]
     found = _continued(model, tokenizer, openings, longest)
     if path is not None:
-        records.save(path, _packed(found), PREFIX)
+        cache.save(path, _packed(found), PREFIX)
     return [(text,) for text in found]
 
 

@@ -272,6 +272,29 @@ def test_a_row_counts_as_long_as_its_method_is_set_the_same() -> None:
     assert of_today([measured, elsewhere]) == [measured, elsewhere]
 
 
+@pytest.mark.parametrize(("stages", "first"), [(0, "1"), (2, "3")])
+def test_a_base_that_is_missing_is_trained_from_where_it_was_left(
+    stages: int, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[list[str]] = []
+
+    def train(arguments: list[str]) -> None:
+        asked.append(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(bases.pretrain, "main", train)
+    base = BASES["wide"]
+    if stages:
+        base.bare_dir.mkdir(parents=True)
+        (base.bare_dir / "made.json").write_text(json.dumps({"stages": [{}] * stages}))
+    with pytest.raises(InterruptedError):
+        base.prepare()
+    (given,) = asked
+    assert given[:2] == ["--model", "wide"]
+    assert given[-2:] == ["--first", first]
+
+
 def test_reported_is_the_rate_that_a_sweep_chose() -> None:
     def measured(purpose: Purpose, seed: int, rate: float, recall: str) -> dict[str, Any]:
         run = Run("mini", "one", "plain", seed, purpose, rate)

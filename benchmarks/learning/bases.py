@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from adapters.models import base_hash
+from adapters.models import base_hash, pick_device
 from adapters.probe import Probe
 from adapters.probe_fit import ProbeSettings, fit_probe, fold_expert
 from daemon.learning import read_examples
-from mini import export, reasoning
+from mini import export, pretrain, reasoning
 from mini.pretrain import folder
 from mini.recipes import MODELS, Made
 from mini.splits import Split
@@ -79,9 +79,16 @@ class Base:
         return RUNS / f"{self.name}-probe" if self.protected else self.model_dir / "probe"
 
     def prepare(self) -> None:
-        """Write the text, fit the probe and fold the expert, as far as they are not there."""
+        """Train the checkpoint, write the text, fit the probe and fold the expert, as far as they
+        are not there."""
+        done, model = self._stages_done(), self.model or self.name
+        if done < len(self.made.stages):
+            device = pick_device().type
+            # Compiling pays where it takes hours, on a CPU.
+            how = ["--device", device, *([] if device == "cpu" else ["--eager"])]
+            pretrain.main(["--model", model, *how, "--first", str(done + 1)])
         if not (self.bare_dir / "data").is_dir():
-            export.main(["--model", self.model or self.name])
+            export.main(["--model", model])
         RUNS.mkdir(parents=True, exist_ok=True)
         whole = self.knowing(None)
         probe = whole.probe_dir if self.protected else self.bare_dir / "probe"
@@ -90,6 +97,14 @@ class Base:
         fold_expert(self.bare_dir, loaded, self.expert_dir, whole.skill, ProbeSettings())
         if self.examples:
             fit_probe(self.model_dir, self.skill, self.probe_dir, ProbeSettings())
+
+    def _stages_done(self) -> int:
+        """How many stages of the pretraining are behind the checkpoint."""
+        try:
+            told = json.loads((self.bare_dir / "made.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return 0
+        return len(told["stages"])
 
     @property
     def skill(self) -> tuple[Example, ...]:
