@@ -78,7 +78,7 @@ test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
 
 # Five ways to learn compared once, or all of them for hours (two of the three bases are trained
-# first, on a CPU hours too); BENCH_ARGS names any part of it.
+# first, wide for hours without a GPU); BENCH_ARGS names any part of it.
 bench-quick bench-learning: export OMP_NUM_THREADS = $(CORES)
 
 bench-quick: setup

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -71,9 +70,9 @@ def reports(
 ) -> Iterator[Run]:
     """What is reported: every protocol, seed and method, at the rate that its sweep chose."""
     for base, protocol, seed, method in product(given.base, given.protocol, given.seeds, methods):
-        run = Run(base, protocol, method, seed, "report", problems=given.problems)
         rate = chosen_rate(rows, base, method)
-        yield replace(run, rate=rate, examples=given.examples)
+        asked = (given.examples, given.problems)
+        yield Run(base, protocol, method, seed, "report", rate, *asked)
 
 
 def main(arguments: list[str] | None = None) -> int:
