@@ -28,7 +28,7 @@ class Attached:
 
     model: Any
     pristine: Sequence[tuple[torch.nn.Linear, torch.Tensor]]
-    """The matrices to which the lineage was added, each with the base's own weight."""
+    """The matrices to which updates are added, each with the base's own weight."""
     initial: lora.Lora
     """The fresh adapter before it is trained."""
 
@@ -70,11 +70,11 @@ def attach(
     pristine = []
     if merged:
         everything = models.matrices(base, ALL)
+        pristine = [(matrix, matrix.weight.data) for matrix in everything.values()]
         for name in lineage.factors:
-            matrix = everything[name]
-            own = matrix.weight.data
-            pristine.append((matrix, own))
-            matrix.weight.data = (own.double() + lineage.delta(name).to(own.device)).float()
+            own = everything[name].weight.data
+            added = own.double() + lineage.delta(name).to(own.device)
+            everything[name].weight.data = added.float()
     options = {
         "r": plan.rank,
         "lora_alpha": plan.settings.scale(plan.rank) * plan.rank,

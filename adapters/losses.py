@@ -94,20 +94,21 @@ def backward(
     max_tokens: int,
     pad: int,
     device: torch.device,
-    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    around: Callable[[int], AbstractContextManager[None]] | None = None,
 ) -> tuple[float, dict[str, float], int]:
     """Gradients of a step; the facts' loss per new token, each fact's own, `max_tokens`.
 
-    `around` is entered for all its passes together. When the device's memory is too small the
-    forward passes are halved, from then on, and the step begins anew.
+    `around` is entered, with their number of tokens, for all its passes together. When the device's
+    memory is too small the forward passes are halved, from then on, and the step begins anew.
     """
+    texts = [*aims.new, *aims.old, *chain.from_iterable(kept.texts for kept in aims.kept)]
+    tokens = sum(len(one.ids) for one in texts)
     while True:
         try:
-            with around():
+            with around(tokens) if around else nullcontext():
                 loss, rows = _accumulate(model, aims, max_tokens, pad, device)
             return loss, rows, max_tokens
         except torch.OutOfMemoryError:
-            texts = chain(aims.new, aims.old, *(kept.texts for kept in aims.kept))
             longest = max(len(one.ids) for one in texts)
             if max_tokens <= longest:
                 raise

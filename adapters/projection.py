@@ -57,6 +57,8 @@ class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no type
         self.left = left
         self.shared: tuple[Tensor, Tensor] | None = None
         """The projected A and the projected, scaled B that forward passes share for a while."""
+        self.merged = False
+        """Whether the update is part of the base's weight for a while."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -78,6 +80,8 @@ class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no type
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """`result` plus the projected update of `x`."""
+        if self.merged:
+            return result
         down, scaled = self.shared or self.scaled(module, active_adapter)
         hidden = F.linear(module.lora_dropout[active_adapter](x), down)
         # Scaling the small factor and adding within the product spares two passes over the output.
@@ -136,19 +140,32 @@ def _undo(soft: Tensor, down: Tensor) -> None:
 
 
 @contextmanager
-def shared(model: nn.Module, adapter: str) -> Iterator[None]:
-    """Within it all forward passes share one projection of the factors.
+def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
+    """Within it all forward passes, of `tokens` in all, share one projection of the factors.
 
-    What their backward passes leave at the projected factors goes through the projectors once, at
-    the end, and is added to the parameters' gradients; after an exception nothing is added.
+    What their backward passes leave there goes through the projectors once, at the end, and is
+    added to the parameters' gradients; after an exception nothing is added. Where so many tokens
+    make it cheaper, and the weight is in fp32, the whole update is added to the weight meanwhile.
     """
-    found, given = [], []
+    found: list[tuple[ProjectedVariant, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
+    lent: list[tuple[nn.Linear, Tensor]] = []
+    given = []
     for layer in lora_layers(model, adapter).values():
         variant = layer.lora_variant.get(adapter)
-        if variant is not None:
-            pair = variant.scaled(layer, adapter)
-            variant.shared = tuple(one.detach().requires_grad_(one.requires_grad) for one in pair)
-            found.append((variant, pair, variant.shared))
+        if variant is None:
+            continue
+        down, up = variant.scaled(layer, adapter)
+        if _dense(layer, adapter, tokens):
+            matrix, update = layer.get_base_layer(), up @ down
+            lent.append((matrix, matrix.weight.data))
+            matrix.weight.data = matrix.weight.data + update.detach()
+            matrix.weight.requires_grad_(update.requires_grad)
+            variant.merged = True
+            found.append((variant, (update,), (matrix.weight,)))
+        else:
+            leaves = tuple(one.detach().requires_grad_(one.requires_grad) for one in (down, up))
+            variant.shared = leaves
+            found.append((variant, (down, up), leaves))
     try:
         yield
         given = [
@@ -159,9 +176,29 @@ def shared(model: nn.Module, adapter: str) -> Iterator[None]:
         ]
     finally:
         for variant, _, _ in found:
-            variant.shared = None
+            variant.shared, variant.merged = None, False
+        for matrix, weight in lent:
+            matrix.weight.data = weight
+            matrix.weight.requires_grad_(False)
+            matrix.weight.grad = None
     if given:
         torch.autograd.backward([whole for whole, _ in given], [grad for _, grad in given])
+
+
+def _dense(layer: Any, adapter: str, tokens: int) -> bool:
+    """Whether one product with W + ΔW and one of its gradient cost less than those of the factors.
+
+    In multiplications: through the factors 3 r (in + out) a token; of the whole matrix's gradient
+    in · out a token, and once 3 r · in · out between it and the factors.
+    """
+    matrix = layer.get_base_layer()
+    (rank, wide), high = layer.lora_A[adapter].weight.shape, layer.lora_B[adapter].weight.shape[0]
+    return (
+        matrix.weight.dtype == torch.float32
+        and layer.active_adapters == [adapter]
+        and isinstance(layer.lora_dropout[adapter], nn.Identity)
+        and tokens * (3 * rank * (wide + high) - wide * high) > 3 * rank * wide * high
+    )
 
 
 @torch.no_grad()

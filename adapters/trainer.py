@@ -6,7 +6,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from adapters.plans import (
     TrainReport,
     TrainSettings,
 )
+from adapters.precision import reduced
 from adapters.probe import Probe
 from adapters.progress import State, conclude
 from adapters.projection import Protected
@@ -113,7 +115,7 @@ def train_adapter(
         optimizer.param_groups[0]["lr"] = peak * _rate(step, steps, settings, state)
         aims = _aims(pools, plan, step, reference)
         loss, rows, state.max_tokens = backward(
-            model, aims, state.max_tokens, pad, device, partial(projection.shared, model, NEW)
+            model, aims, state.max_tokens, pad, device, partial(cheaply, model, device)
         )
         if method.extra_loss is not None:
             torch.autograd.backward(method.extra_loss(model, step))
@@ -139,6 +141,13 @@ def train_adapter(
     adapter = lora.beyond(attached.initial, found) if method.relieved else found
     lora.write(out, adapter, plan.base_name)
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
+
+
+@contextmanager
+def cheaply(model: Any, device: torch.device, tokens: int) -> Iterator[None]:
+    """Within it passes of so many `tokens` in all share a projection, their products reduced."""
+    with projection.shared(model, NEW, tokens), reduced(device):
+        yield
 
 
 def _filled(pools: Pools, base: Any, tokenizer: Any, plan: TrainPlan, folder: Path | None) -> Pools:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters import lora, losses, models, projection, svf
-from adapters.attach import attach
+from adapters import lora, losses, models, precision, projection, svf
+from adapters.attach import Attached, attach
 from adapters.compose import concatenate
 from adapters.errors import NoFreeSpace, ProbeMismatch, TrainingDiverged, UnusableExamples
 from adapters.examples import Encoded, collate, encode_example, pick
@@ -29,6 +29,7 @@ from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe, fold_exper
 from adapters.projection import Protected, lora_layers, worst_leak
 from adapters.subspace import leak
 from adapters.trainer import Method, protect, steps_needed, train_adapter
+from benchmarks.learning import scores
 from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.methods import WAYS
 from policies.records import Example, Fact, PlanKind
@@ -619,6 +620,54 @@ def test_what_a_peer_begins_with_is_no_part_of_what_is_learnt(
     assert moved.rank == (4 if name == "mica" else 8)
 
 
+SCORES = ("random", "oplora", "palora by change", "palora by energy", "palora by fisher")
+
+
+def test_peers_spare_as_many_components_as_the_paper_and_others(llama: World) -> None:
+    plan = llama.plan(protection=scores.SVF, reasoning=tuple(SKILL))
+    base = models.load_base(llama.model_dir, torch.device("cpu"))
+    paper = protect(base, plan)
+    ways = {name: WAYS[name].hooks.protect for name in SCORES}
+    chosen = {name: choose(base, plan) for name, choose in ways.items() if choose}
+    assert set(chosen) == set(SCORES)
+    for name, found in chosen.items():
+        for matrix, guard in found.items():
+            assert guard.inputs.shape == paper[matrix].inputs.shape, name
+            assert guard.outputs.shape == paper[matrix].outputs.shape, name
+    matrix = next(iter(paper))
+    spaces = [found[matrix].inputs for found in (paper, *chosen.values())]
+    maps = [space @ space.mT for space in spaces]
+    for n, one in enumerate(maps):
+        assert not any(torch.allclose(one, other, atol=1e-3) for other in maps[:n])
+
+
+def test_the_energy_that_passes_is_all_that_a_matrix_gives(llama: World) -> None:
+    base = models.load_base(llama.model_dir, torch.device("cpu"))
+    looked = scores.Looked(base, llama.plan(), llama.probe)
+    for name, score in scores.passed_energy(looked).items():
+        weight, moment = looked.matrices[name].weight.double(), llama.probe.moment(name)
+        given = weight @ (moment.vectors * moment.values) @ moment.vectors.mT @ weight.mT
+        assert float(score.sum()) == pytest.approx(float(given.trace()), rel=1e-3)
+        assert float(score.min()) >= 0.0
+
+
+def test_fisher_information_is_that_of_the_scaled_components(llama: World) -> None:
+    """∂ loss/∂δ of component k is σ uᵀ(∂ loss/∂W)v."""
+    plan = llama.plan(reasoning=tuple(SKILL[:1]))
+    base = models.load_base(llama.model_dir, torch.device("cpu"))
+    looked = scores.Looked(base, plan, llama.probe)
+    name, matrix = next(iter(looked.matrices.items()))
+    found = scores.fisher(looked)[name]
+    tokenizer = models.load_tokenizer(llama.model_dir)
+    text = encode_example(tokenizer, SKILL[0])[0]
+    matrix.weight.requires_grad_()
+    loss = losses.token_losses(base, collate([text], int(tokenizer.pad_token_id)))[0].sum()
+    (slope,) = torch.autograd.grad(loss, matrix.weight)
+    left, sigma, right = torch.linalg.svd(matrix.weight.detach(), full_matrices=False)
+    expected = (sigma * (left.mT @ slope @ right.mT).diagonal()).square()
+    assert torch.allclose(found.float(), expected, rtol=1e-2, atol=1e-6 * float(expected.max()))
+
+
 def _divergence(world: World, adapter: Path, text: Example) -> float:
     """KL(base ‖ base with the adapter) in nats per token of the completion."""
     tokenizer = models.load_tokenizer(world.model_dir)
@@ -681,27 +730,95 @@ def test_a_step_is_the_sum_of_its_aims_however_it_is_cut(llama: World, max_token
     assert loss > 0.0
 
 
-def test_sharing_one_projection_changes_no_gradient(llama: World) -> None:
+@pytest.mark.parametrize("tokens", [0, 1 << 40], ids=["factors", "weights"])
+def test_sharing_one_projection_changes_no_gradient(llama: World, tokens: int) -> None:
+    """Neither of the factors nor, where many tokens make that cheaper, of the weights with them."""
     device = torch.device("cpu")
     tokenizer = models.load_tokenizer(llama.model_dir)
     pad = int(tokenizer.pad_token_id)
-    plan = llama.plan(protection=Protection(kind="svf+activations", share=0.3))
+    plan = llama.plan(rank=16, protection=Protection(kind="svf+activations", share=0.3))
     found = []
     for around in (False, True):
-        base = models.load_base(llama.model_dir, device)
-        protected = protect(base, plan)
-        model = attach(base, plan).model
-        projection.install(model, "new", protected)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.constant_(parameter, 0.01)
+        model = _begun(llama, plan).model
         texts = [encode_example(tokenizer, one)[0] for one in SKILL[:5]]
-        shared = partial(projection.shared, model, "new") if around else nullcontext
+        shared = partial(_shared, model, tokens) if around else None
         losses.backward(model, losses.Aims(texts), 1, pad, device, shared)
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert set(found[0]) == set(found[1])
     for name, alone in found[0].items():
         together = found[1][name]
         assert alone is not None
         assert together is not None
         assert torch.allclose(alone, together, rtol=1e-3, atol=1e-6)
         assert float(alone.norm()) > 0.0
+
+
+def test_many_tokens_go_through_whole_weights_and_leave_them_as_they_were(llama: World) -> None:
+    plan = llama.plan(rank=16)
+    attached = _begun(llama, plan)
+    before = llama.weights()
+    ids = torch.tensor([[1, 2, 3]])
+    expected = models.load_base(llama.model_dir, torch.device("cpu"))(input_ids=ids).logits
+    moved = attached.model(input_ids=ids).logits
+    with (
+        pytest.raises(TrainingDiverged),
+        projection.shared(attached.model, "new", 1 << 40),
+    ):
+        layers = lora_layers(attached.model, "new")
+        weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+        assert all(weight.requires_grad for weight in weights.values())
+        assert torch.allclose(attached.model(input_ids=ids).logits, moved, rtol=1e-3, atol=1e-5)
+        with torch.no_grad(), attached.reference():
+            assert torch.equal(attached.model(input_ids=ids).logits, expected)
+        attached.model(input_ids=ids).logits.sum().backward()
+        raise TrainingDiverged("half way")
+    for name, weight in weights.items():
+        assert torch.equal(weight, before[name])
+        assert not weight.requires_grad
+        assert weight.grad is None
+    assert all(p.grad is None for p in attached.model.parameters())
+
+
+def _begun(world: World, plan: TrainPlan) -> Attached:
+    """The model of a plan with its projectors, and an update that is not nothing."""
+    base = models.load_base(world.model_dir, torch.device("cpu"))
+    protected = protect(base, plan)
+    attached = attach(base, plan)
+    projection.install(attached.model, "new", protected)
+    for name, parameter in attached.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.01)
+    return attached
+
+
+def _shared(model: Any, tokens: int, _tokens: int) -> AbstractContextManager[None]:
+    return projection.shared(model, "new", tokens)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_products_are_in_bf16_where_a_processor_has_them_and_attention_never(
+    llama: World, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: able)
+    model = models.load_base(llama.model_dir, torch.device("cpu"))
+    seen: dict[str, torch.dtype] = {}
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        seen["attention"] = query.dtype
+        return attention(query, *others, **options)
+
+    def watch(_module: Any, _given: Any, made: torch.Tensor) -> None:
+        seen["product"] = made.dtype
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model.get_decoder().layers[0].mlp.up_proj.register_forward_hook(watch)
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model(input_ids=ids).logits
+    with precision.reduced(torch.device("cpu")):
+        logits = model(input_ids=ids).logits
+    assert seen["product"] == (torch.bfloat16 if able else torch.float32)
+    assert seen["attention"] == torch.float32
+    assert torch.allclose(logits.float(), expected, rtol=0.05, atol=0.05)
+    assert torch.equal(model(input_ids=ids).logits, expected)
+    assert seen["product"] == torch.float32

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapters import compose, lora, models, plans, projection
 from adapters.attach import NEW, extract
 from adapters.plans import STACKED, TrainPlan, TrainReport
-from adapters.probe import Probe, Protection, component_spaces
+from adapters.probe import Protection
 from adapters.projection import Protected
 from adapters.rehearsal import encode_pools
 from adapters.subspace import empty
@@ -24,10 +24,20 @@ from adapters.trainer import PRODUCT, Method, protect
 from benchmarks.learning.batches import FEW
 from benchmarks.learning.edits import alphaedit
 from benchmarks.learning.judge import Told
+from benchmarks.learning.scores import (
+    CALIBRATION,
+    SVF,
+    at_random,
+    components,
+    fisher,
+    half,
+    largest,
+    passed_energy,
+    relative_change,
+)
 from daemon.sections import ReplaySettings, TrainSettings
 
 NOTHING: Final = Protection(kind="none")
-SVF: Final = Protection(kind="svf")
 # Of one injection peers keep what they were tuned with, more steps than the product among it.
 IN_A_STACK: Final = STACKED.model_dump(exclude_unset=True)
 LONG: Final = {**IN_A_STACK, "usual_steps": 150}
@@ -41,7 +51,6 @@ ALONE: Final = {
 }
 # The same shares as the product's, learnt from their labels.
 LABELS: Final = {**LONG, "distil": 0.0}
-CALIBRATION: Final = 512
 # The product's wordings of a fact.
 MANY: Final = TrainSettings().wordings
 # The product at full effort, as on a GPU; without these it is quick, as on a CPU.
@@ -105,35 +114,6 @@ class Way:
         if not (self.apart and plan.lineage):
             return self.hooks
         return replace(self.hooks, extra_loss=_away_from(plan))
-
-
-def _components(choose: Callable[[Tensor, Tensor, str], Tensor]) -> Method:
-    """Protect, both sides, the singular components that `choose(sigma, critical, name)` gives."""
-
-    def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
-        assert plan.probe_dir is not None  # noqa: S101 - ways with components have a probe
-        probe, found = Probe.load(plan.probe_dir, plan.base_hash), {}
-        for name, matrix in models.matrices(base, plan.settings.targets).items():
-            weight = matrix.weight.detach().cpu()
-            chosen = choose(probe.sigma(name), probe.critical(name, SVF), name)
-            spaces = component_spaces(weight, probe.narrow_vectors(name, weight), chosen)
-            found[name] = Protected(*spaces, None)
-        return found
-
-    return Method(protect=protected)
-
-
-def _random(_sigma: Tensor, critical: Tensor, name: str) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(name.encode()))
-    return torch.randperm(len(_sigma), generator=generator)[: len(critical)]
-
-
-def _largest(sigma: Tensor, critical: Tensor, _name: str) -> Tensor:
-    return torch.arange(min(len(critical), len(sigma)))
-
-
-def _larger_half(sigma: Tensor, _critical: Tensor, _name: str) -> Tensor:
-    return torch.arange(len(sigma) // 2)
 
 
 def _inputs_only(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
@@ -226,8 +206,17 @@ WAYS: Final[Mapping[str, Way]] = {
     "palora inputs": Way(
         "the same, on the input side alone", SVF, ALONE, Method(protect=_inputs_only)
     ),
-    "random": Way("as many components drawn at random", SVF, ALONE, _components(_random)),
-    "oplora": Way("as many of the largest components (OPLoRA)", SVF, ALONE, _components(_largest)),
+    "random": Way("as many components drawn at random", SVF, ALONE, components(at_random)),
+    "palora by change": Way(
+        "as many, by |δ| instead of σ²δ²", SVF, ALONE, components(relative_change)
+    ),
+    "palora by energy": Way(
+        "as many, by what passes through them", SVF, ALONE, components(passed_energy)
+    ),
+    "palora by fisher": Way(
+        "as many, by the Fisher information of δ", SVF, ALONE, components(fisher), calibrates=True
+    ),
+    "oplora": Way("as many of the largest components (OPLoRA)", SVF, ALONE, components(largest)),
     "milora": Way("the smallest components trained (MiLoRA)", NOTHING, ALONE, MILORA),
     "pissa": Way("the largest components trained (PEFT's PiSSA)", NOTHING, ALONE, PISSA),
     "mica": Way("into the smallest left vectors (PEFT's MiCA)", NOTHING, ALONE, MICA),
@@ -241,7 +230,7 @@ WAYS: Final[Mapping[str, Way]] = {
         "all of the smaller half of the components (OSF's space)",
         SVF,
         ALONE,
-        _components(_larger_half),
+        components(largest, half),
         rank=128,
     ),
     "alphaedit": Way(

@@ -24,7 +24,7 @@ from adapters.losses import Aims, backward
 from adapters.plans import TrainPlan
 from adapters.probe import Protection
 from adapters.rehearsal import draw, encode_pools
-from adapters.trainer import CPU_TOKENS, GPU_TOKENS, protect
+from adapters.trainer import CPU_TOKENS, GPU_TOKENS, cheaply, protect
 from benchmarks.learning.bases import BASES, Base
 from benchmarks.learning.batches import batch
 from benchmarks.learning.harness import RANK_BUDGET
@@ -74,7 +74,7 @@ def stepper(
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     size = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
-    around = partial(projection.shared, model, NEW)
+    around = partial(cheaply, model, device)
 
     def step(number: int) -> float:
         began = time.perf_counter()
