@@ -168,7 +168,10 @@ def test_results_survive_a_torn_line(tmp_path: Path) -> None:
 def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut off, ended and not noted, or as one of more batches: nothing is learnt twice."""
+    """Cut off, ended and not noted, or as one of more batches: nothing is learnt twice, and the row
+    says on which machine each part was."""
+    machines = ["first"]
+    monkeypatch.setattr(harness, "_here", lambda: machines[-1])
     learnt: list[int] = []
     dies_at: set[int] = set()
 
@@ -198,17 +201,22 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             perform(run, BASES["mini"], short, Bench(tmp_path / "cut"))
+        machines.append("second")
     bench = Bench(tmp_path / "cut")
     for _ in range(2):
         again = perform(run, BASES["mini"], short, bench)
         assert learnt == [1, 2, 3, 4]
         assert again["batches"] == whole["batches"]
+        assert again["machine"] == "first to batch 1, then second"
 
     bench.settle(run, BASES["mini"])
+    machines.append("third")
     onward = replace(run, protocol="long")
     row = perform(onward, BASES["mini"], longer, bench)
     assert learnt == [1, 2, 3, 4, 5, 6]
     assert row["batches"][:-1] == whole["batches"]
+    assert row["machine"] == "first to batch 1, then second to batch 4, then third"
+    assert whole["machine"] == "first"
     bench.settle(onward, BASES["mini"])
     assert not list((tmp_path / "cut").iterdir())
 

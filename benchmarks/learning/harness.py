@@ -127,12 +127,25 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reached:
-    """How far a stream has come: its adapters, what was measured of it, and the seconds it took."""
+    """How far a stream has come: its adapters, what was measured of it, the seconds it took, and
+    each machine in turn with the last batch that was learnt on it."""
 
     batches: int = 0
     adapters: tuple[Piece, ...] = ()
     measured: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0
+    machines: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def machine(self) -> str:
+        """On what it ran, in words."""
+        *earlier, (last, _) = self.machines or ((_here(), 0),)
+        return ", then ".join([*(f"{name} to batch {end}" for name, end in earlier), last])
+
+    def on(self, machine: str) -> tuple[tuple[str, int], ...]:
+        """The machines when one more batch has been learnt on `machine`."""
+        same = bool(self.machines) and self.machines[-1][0] == machine
+        return (*(self.machines[:-1] if same else self.machines), (machine, self.batches + 1))
 
     @classmethod
     def read(cls, folder: Path) -> Reached:
@@ -144,7 +157,9 @@ class Reached:
         pieces = (
             Piece(folder / name, tuple(batches), rank) for name, batches, rank in found["adapters"]
         )
-        return cls(found["batches"], tuple(pieces), tuple(found["measured"]), found["seconds"])
+        measured, machines = tuple(found["measured"]), found.get("machines", ())
+        ran = tuple((name, batch) for name, batch in machines)
+        return cls(found["batches"], tuple(pieces), measured, found["seconds"], ran)
 
     def write(self, folder: Path) -> None:
         """Note it, whole or not at all."""
@@ -220,7 +235,7 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
         "batches": list(reached.measured),
         "seconds": round(reached.seconds, 1),
         "versions": _versions(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
+        "machine": reached.machine,
     }
 
 
@@ -235,8 +250,9 @@ def _generator(model_dir: Path) -> Generator:
     return Generator(model_dir, max_rank=2 * RANK_BUDGET, batch_size=size)
 
 
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def _here() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {device}"
 
 
 def _stream(
@@ -289,7 +305,7 @@ def _stream(
             if name is not None:
                 generator.unload(name)
         seconds = reached.seconds + time.monotonic() - began
-        reached = Reached(number, tuple(adapters), measured, seconds)
+        reached = Reached(number, tuple(adapters), measured, seconds, reached.on(_here()))
         reached.write(folder)
         for piece in replaced:
             shutil.rmtree(piece.path, ignore_errors=True)
