@@ -236,7 +236,7 @@ WAYS: Final[Mapping[str, Way]] = {
     "alphaedit": Way(
         "closed form in the null space of known facts and reasoning (AlphaEdit)",
         settings=ALONE,
-        rates=(4.0, 8.0, 16.0),
+        rates=(0.5, 1.0, 2.0),
         calibrates=True,
         edit=alphaedit,
     ),
