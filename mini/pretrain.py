@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.masking_utils import sdpa_mask
 
+from adapters.precision import multiplies_bf16
 from mini import alignment, corpus, tokenizer
 from mini.recipes import MODELS, Recipe, Stage
 
@@ -69,7 +70,7 @@ class Muon:
 
 def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products are computed as such: a processor that cannot is slow to emulate."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cpu" or multiplies_bf16()
 
 
 def _gradient(matrix: nn.Parameter) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which singular components an update spares: the paper's score, others, and none at all."""
+"""Which singular components an update spares: those highest by one score or another."""
 
 from __future__ import annotations
 
