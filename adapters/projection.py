@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +139,24 @@ def _undo(soft: Tensor, down: Tensor) -> None:
     down.copy_(torch.linalg.solve(soft.double().mT, rows.mT).mT)
 
 
+class _Lent(NamedTuple):
+    """What passes of one layer share meanwhile: leaves in the place of what they were made of."""
+
+    variant: ProjectedVariant
+    whole: tuple[Tensor, ...]
+    leaves: tuple[Tensor, ...]
+    weight: Tensor | None = None
+    """The base's, where the one leaf is its parameter with the update added."""
+
+    def take_back(self) -> None:
+        self.variant.shared, self.variant.merged = None, False
+        if self.weight is not None:
+            (parameter,) = self.leaves
+            parameter.data = self.weight
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
 @contextmanager
 def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
     """Within it all forward passes, of `tokens` in all, share one projection of the factors.
@@ -147,8 +165,7 @@ def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
     added to the parameters' gradients; after an exception nothing is added. Where so many tokens
     make it cheaper, and the weight is in fp32, the whole update is added to the weight meanwhile.
     """
-    found: list[tuple[ProjectedVariant, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
-    lent: list[tuple[nn.Linear, Tensor]] = []
+    found: list[_Lent] = []
     given = []
     for layer in lora_layers(model, adapter).values():
         variant = layer.lora_variant.get(adapter)
@@ -156,31 +173,26 @@ def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
             continue
         down, up = variant.scaled(layer, adapter)
         if _dense(layer, adapter, tokens):
-            matrix, update = layer.get_base_layer(), up @ down
-            lent.append((matrix, matrix.weight.data))
-            matrix.weight.data = matrix.weight.data + update.detach()
-            matrix.weight.requires_grad_(update.requires_grad)
+            weight, update = layer.get_base_layer().weight, up @ down
+            found.append(_Lent(variant, (update,), (weight,), weight.data))
+            weight.data = weight.data + update.detach()
+            weight.requires_grad_(update.requires_grad)
             variant.merged = True
-            found.append((variant, (update,), (matrix.weight,)))
         else:
             leaves = tuple(one.detach().requires_grad_(one.requires_grad) for one in (down, up))
             variant.shared = leaves
-            found.append((variant, (down, up), leaves))
+            found.append(_Lent(variant, (down, up), leaves))
     try:
         yield
         given = [
             (whole, leaf.grad)
-            for _, pair, leaves in found
-            for whole, leaf in zip(pair, leaves, strict=True)
+            for one in found
+            for whole, leaf in zip(one.whole, one.leaves, strict=True)
             if leaf.grad is not None
         ]
     finally:
-        for variant, _, _ in found:
-            variant.shared, variant.merged = None, False
-        for matrix, weight in lent:
-            matrix.weight.data = weight
-            matrix.weight.requires_grad_(False)
-            matrix.weight.grad = None
+        for one in found:
+            one.take_back()
     if given:
         torch.autograd.backward([whole for whole, _ in given], [grad for _, grad in given])
 

@@ -1,4 +1,4 @@
-"""Servers that several files share: starting one takes long."""
+"""Servers and fitted probes that several files share: making one takes long."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fitted import KINDS, Fitted
 from tests.live import Live, model
 
 
@@ -18,3 +19,15 @@ def site(
     server = Live(request.param, root / "state", model(root / "model"))
     yield server.start()
     server.stop()
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """A tiny base of each architecture with its probe."""
+    return Fitted(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """One tiny base with its probe."""
+    return Fitted(tmp_path_factory.mktemp("one"), "llama")
