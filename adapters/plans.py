@@ -43,9 +43,10 @@ class TrainSettings(Record):
     passes: int = Field(default=50, ge=1)
     """… each new one would be seen less often than this."""
     many: int = Field(default=144, ge=1)
-    """Earlier facts from which on a run takes longer, since each is rehearsed less often; …"""
+    """Facts, earlier or new ones, from which on a run takes longer, since each is rehearsed less
+    often or there are more to keep apart; …"""
     steps_a_doubling: float = Field(default=1.5, ge=0.0)
-    """… for each doubling of them by this share of the steps: with the logarithm alone."""
+    """… for each doubling of the more of them by this share of the steps."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)
     """End early once the latest loss per token, in wordings that are trained, of every new fact is

@@ -224,7 +224,7 @@ def learning_rate(plan: TrainPlan, base: Any) -> float:
 
 def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
     """The number of steps: few for few facts, new and `earlier`, enough that each new one is seen
-    `passes` times, and more beside many earlier ones.
+    `passes` times, and more for many new ones or beside many earlier ones.
     """
     if settings.steps is not None:
         return settings.steps
@@ -232,7 +232,7 @@ def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
     few = settings.few_steps + settings.steps_a_fact * (facts + rehearsed)
     usual = min(few, settings.usual_steps)
     needed = math.ceil(settings.passes * facts / settings.facts_in_step(facts))
-    doublings = math.log2(max(1.0, rehearsed / settings.many))
+    doublings = math.log2(max(1.0, facts / settings.many, rehearsed / settings.many))
     longer = 1 + settings.steps_a_doubling * doublings
     return min(round(max(usual, needed) * longer), settings.max_steps)
 

@@ -221,6 +221,28 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     assert not list((tmp_path / "cut").iterdir())
 
 
+def test_what_learns_all_anew_learns_where_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the bare base, everything there is so far, and nothing in between."""
+    learnt: list[int] = []
+
+    def edit(plan: TrainPlan, out: Path) -> TrainReport:
+        assert not (plan.start or plan.lineage or plan.replay)
+        learnt.append(len(plan.facts))
+        down, up = torch.ones(2, 256), torch.zeros(640, 2)
+        lora.write(out, lora.Lora({NAME: (down, up)}, {NAME: 1.0}), plan.base_name)
+        return TrainReport.model_construct(steps=1, seconds=0.0, leak=0.0, free=16)
+
+    monkeypatch.setattr(harness, "WAYS", {"edit": replace(WAYS["afresh"], edit=edit)})
+    monkeypatch.setattr(bases, "MOST_KNOWN", 4)
+    monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
+    run = Run("mini", "ten", "edit", 1, "report", problems=2)
+    found = perform(run, BASES["mini"], Protocol("ten", 5, 4, (1, 3, 5)), Bench(tmp_path))
+    assert learnt == [4, 12, 20]
+    assert [one["batch"] for one in found["batches"]] == [1, 3, 5]
+
+
 def test_the_retriever_finds_the_sentence_that_a_question_is_about() -> None:
     made = batch(2, 48, 1, "report")
     retriever = Retriever([asked.statement for asked in made.near])

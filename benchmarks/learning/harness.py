@@ -108,11 +108,8 @@ class Run:
             **({"probed": self.examples} if self.examples else {}),
             **({"framed": True} if way.framed else {}),
             **({} if way.wordings == FEW else {"wordings": way.wordings, "first": FIRST}),
-            **(
-                {"continues": True, "rank": way.rank or RANK_BUDGET}
-                if way.lineage == "continue"
-                else {}
-            ),
+            **({"continues": True} if way.lineage == "continue" else {}),
+            **({} if way.lineage == "stack" else {"rank": way.rank or RANK_BUDGET}),
         }
 
 
@@ -276,11 +273,11 @@ def _stream(
         if number <= reached.batches:
             continue
         report, replaced = None, []
-        if way.learns:
+        if way.learns and (way.lineage != "afresh" or number in protocol.measured):
             joined, rank = _joined(way, protocol.facts, adapters)
             kept = len(adapters) - joined
             adapters, replaced = adapters[:kept], adapters[kept:]
-            own = (*(n for one in replaced for n in one.batches), number - 1)
+            own = _learnt_by(way, replaced, number)
             piece = Piece(folder / f"adapter-{number}", own, rank)
             plan = _plan(run, way, base, learnt, adapters, replaced, piece)
             report = (way.edit or partial(_train, way, folder, records / f"records-{run.base}"))(
@@ -328,14 +325,19 @@ def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
     Of a stack whose rank budget is used up all of them, as in the product's consolidation.
     """
     known = sum(new * len(piece.batches) for piece in adapters)
-    if way.lineage == "continue":
+    if way.lineage != "stack":
         return len(adapters), RANK_BUDGET
-    if way.lineage == "afresh":
-        return len(adapters), learning_rank(new + known, RANK, RANK_BUDGET)
     rank = learning_rank(new, RANK, STACK_BUDGET - RANK)
     if over_budget(sum(piece.rank for piece in adapters), rank, STACK_BUDGET):
         return len(adapters), learning_rank(new + known, RANK, STACK_BUDGET - RANK)
     return 0, rank
+
+
+def _learnt_by(way: Way, replaced: Sequence[Piece], number: int) -> tuple[int, ...]:
+    """The places of the batches that the adapter of the `number`th knows."""
+    if way.lineage == "afresh":
+        return tuple(range(number))
+    return (*(place for one in replaced for place in one.batches), number - 1)
 
 
 def _plan(

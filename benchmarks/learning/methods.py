@@ -297,5 +297,12 @@ WAYS: Final[Mapping[str, Way]] = {
     "stacked": Way(
         "the product's stack, every adapter on top of the earlier ones", Protection(), IN_A_STACK
     ),
-    "afresh": Way("the same, all facts learnt anew at each batch", Protection(), lineage="afresh"),
+    "afresh": Way(
+        "the product, all facts learnt anew by one adapter wherever it is measured",
+        Protection(),
+        FULL,
+        rates=(),
+        lineage="afresh",
+        wordings=MANY,
+    ),
 }
