@@ -12,6 +12,7 @@ from policies.planning import REBUILDS, Limits, MakePlan, OpenPlan, Snapshot
 from policies.records import OPEN_STATES, BatchState, Plan, PlanKind, PlanState, Revision
 
 NO_SPACE: Final = "NoFreeSpace"
+_REBUILDS: Final = ",".join(f"'{kind.value}'" for kind in sorted(REBUILDS))
 _SETTLED: Final = {
     PlanState.LIVE: BatchState.LIVE,
     PlanState.SHELVED: BatchState.SHELVED,
@@ -23,6 +24,8 @@ _SETTLED: Final = {
 
 class Ledger(LedgerRetractions):
     """What planning and people ask of the parts together."""
+
+    _grown: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     # --- planning ------------------------------------------------------------------------------
 
@@ -43,6 +46,8 @@ class Ledger(LedgerRetractions):
         no_space = self._had_no_space(desired)
         waiting = self.waiting(now, limits.max_facts)
         needs_known = bool(forbidden) or no_space or bool(waiting)
+        idle = bool(desired.lineage) and not (forbidden or waiting)
+        began_with, gone_on = self._growth(desired) if idle and limits.renew else (0, 0)
         return common.model_copy(
             update={
                 "ranks": ranks,
@@ -50,9 +55,35 @@ class Ledger(LedgerRetractions):
                 "forbidden": forbidden,
                 "refused_rebuilds": self._refused_rebuilds(desired),
                 "no_space": no_space,
+                "began_with": began_with,
+                "gone_on": gone_on,
                 "waiting": waiting,
             }
         )
+
+    def _growth(self, desired: Revision) -> tuple[int, int]:
+        """How many facts the last adapter on the bare base learnt, and how many came since.
+
+        Counted once for each revision and plan: it is asked for at every look.
+        """
+        newest = int(self._one("SELECT coalesce(max(id), 0) FROM plans"))
+        if self._grown is None or self._grown[0] != (desired.number, newest):
+            last = int(
+                self._one(
+                    f"SELECT coalesce(max(id), 0) FROM plans WHERE (kind IN ({_REBUILDS})"
+                    " AND state <> 'stale') OR (replaces = '[]' AND state = 'live')"
+                )
+            )
+            began_with = self._one(
+                "SELECT count(*) FROM plan_facts WHERE plan = ? AND role = 'learn'", (last,)
+            )
+            gone_on = self._one(
+                "SELECT count(*) FROM plan_facts p JOIN plans ON plans.id = p.plan"
+                " WHERE p.plan > ? AND p.role = 'learn' AND plans.state = 'live'",
+                (last,),
+            )
+            self._grown = (desired.number, newest), (int(began_with), int(gone_on))
+        return self._grown[1]
 
     def _opened(self, head: PlanHead, desired: Revision) -> OpenPlan:
         builds_on = self.revision(head.parent).lineage == desired.lineage
@@ -74,10 +105,9 @@ class Ledger(LedgerRetractions):
         return bool(found)
 
     def _refused_rebuilds(self, desired: Revision) -> int:
-        kinds = ",".join(f"'{kind.value}'" for kind in REBUILDS)
         return int(
             self._one(
-                f"SELECT count(*) FROM plans WHERE parent = ? AND kind IN ({kinds})"
+                f"SELECT count(*) FROM plans WHERE parent = ? AND kind IN ({_REBUILDS})"
                 " AND state IN ('rejected', 'inconclusive', 'failed')",
                 (desired.number,),
             )

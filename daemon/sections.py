@@ -154,8 +154,12 @@ class TrainSettings(Section):
     """Whether half of those by templates stand in a frame ("For a quiz: …"): a fact is answered in
     more wordings that nobody thought of, and known facts are lost a little sooner."""
     passes: int = Field(default=50, ge=1)
-    """How often each new fact of a large batch is shown; in a small one, and on a GPU, it is more
-    often anyway. More passes keep more of everything and take longer. Not in a stack."""
+    """How often each new fact of a large batch is shown at least; one of many more, and of few, it
+    is more often anyway. More passes keep more of everything and take longer. Not in a stack."""
+    renew: int = Field(default=480, ge=0)
+    """An adapter that knows so many facts, twice what it was begun with, is begun anew from all of
+    them as soon as nothing waits: what nobody rehearses gives way with every batch, and less of it
+    in one run over all facts. The gate judges it like any other. 0: never. Not in a stack."""
     effort: Effort = "auto"
     """"full" reads about six times the text of "quick" for a batch: more of the new facts and of
     the earlier ones stays. "auto" is full on a GPU and quick on a CPU. Not in a stack."""

@@ -38,6 +38,7 @@ def limits_of(settings: Settings) -> Limits:
         rank=train.rank,
         rank_budget=train.rank_budget,
         lineage=train.lineage,
+        renew=train.renew,
         max_rank=settings.server.max_lora_rank,
         max_facts=train.max_facts,
         attempts=train.attempts,

@@ -45,14 +45,19 @@ def held(
     """Why `count` waiting facts are not learnt yet, in one line; none where they may be."""
     if urgent or not count:
         return None
-    if quiet := next((cron for cron in rules.quiet if matches(cron, now)), None):
-        return f"{count} facts wait: quiet hours ({quiet})"
+    if cron := quiet(rules, now):
+        return f"{count} facts wait: quiet hours ({cron})"
     if count >= rules.min_facts or oldest is None:
         return None
     begins = oldest + timedelta(seconds=rules.max_wait_s)
     if now >= begins:
         return None
     return f"{count} of at least {rules.min_facts} facts wait, until {begins:%Y-%m-%d %H:%M:%SZ}"
+
+
+def quiet(rules: Batching, now: datetime) -> str | None:
+    """The cron expression of the quiet hours that it is; none outside of them."""
+    return next((cron for cron in rules.quiet if matches(cron, now)), None)
 
 
 def matches(cron: str, now: datetime) -> bool:

@@ -7,9 +7,9 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import Final
 
-from policies.batching import Batching, held
+from policies.batching import Batching, held, quiet
 from policies.records import PlanKind, PlanState, Record
-from policies.retention import Lineage, learning_rank, over_budget
+from policies.retention import Lineage, learning_rank, outgrown, over_budget
 
 REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
 REBUILD_TRIES: Final = 2
@@ -30,6 +30,8 @@ class Limits(Record):
     rank: int
     rank_budget: int
     lineage: Lineage = "continue"
+    renew: int = 0
+    """From so many facts on an adapter that goes on is begun anew; 0: never."""
     max_rank: int
     max_facts: int
     attempts: int
@@ -76,6 +78,8 @@ class Snapshot(Record):
     `known` counts the valid facts that the desired lineage learnt, `forbidden` the retracted
     ones that it learnt or rehearsed; `refused_rebuilds` counts the rebuilds of this very lineage
     that did not go live; `no_space` says that training on top of it found no free directions.
+    `began_with` facts were learnt when an adapter was begun on the bare base last, and `gone_on`
+    since, also where the gate refused what was begun; counted only where nothing waits.
     """
 
     limits: Limits
@@ -88,6 +92,8 @@ class Snapshot(Record):
     forbidden: int = 0
     refused_rebuilds: int = 0
     no_space: bool = False
+    began_with: int = 0
+    gone_on: int = 0
     waiting: tuple[Waiting, ...] = ()
     open: OpenPlan | None = None
 
@@ -150,8 +156,11 @@ def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
         return None
     if snapshot.forbidden:
         return _forget(snapshot)
-    if snapshot.waiting and gathering(snapshot, now) is None:
-        return _learn(snapshot)
+    if snapshot.waiting:
+        return _learn(snapshot) if gathering(snapshot, now) is None else None
+    if _outgrown(snapshot) and quiet(snapshot.limits.batching, now) is None:
+        grown = f"begun with {snapshot.began_with} facts, gone on with {snapshot.gone_on}"
+        return rebuild(snapshot, PlanKind.CONSOLIDATE, grown)
     return None
 
 
@@ -261,6 +270,13 @@ def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
         because=because,
         replaces=snapshot.lineage,
     )
+
+
+def _outgrown(snapshot: Snapshot) -> bool:
+    """Whether an adapter has gone on so long that beginning anew keeps more of what is known."""
+    limits = snapshot.limits
+    grown = outgrown(snapshot.began_with, snapshot.gone_on, limits.renew)
+    return limits.lineage == "continue" and grown
 
 
 def _worth_rebuilding(snapshot: Snapshot) -> bool:

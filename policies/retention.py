@@ -17,6 +17,15 @@ def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
     return lineage_rank + rank > budget
 
 
+def outgrown(began_with: int, gone_on: int, renew: int) -> bool:
+    """Whether an adapter that was begun with some facts and has gone on with others is to be begun
+    anew: it knows `renew` at least, and twice what it began with; never where `renew` is 0.
+
+    So it happens at doublings alone: learning all anew takes the longer, the more there are.
+    """
+    return 0 < renew <= began_with + gone_on and gone_on >= max(1, began_with)
+
+
 def rank_for(facts: int, rank: int) -> int:
     """Rank of an adapter that learns `facts` facts: a power of two, at most `rank`.
 

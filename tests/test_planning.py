@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.batching import Batching
 from policies.planning import (
     Clear,
     Discard,
@@ -126,6 +127,36 @@ def test_without_free_directions_the_lineage_is_consolidated_or_nothing_happens(
     refused = crowded.model_copy(update={"refused_rebuilds": 2})
     assert next_action(refused, NOW) is None
     assert "lower protection.share" in (blocked(refused) or "")
+
+
+@given(renew=st.integers(0, 300), began_with=st.integers(0, 1000), gone_on=st.integers(0, 1000))
+def test_an_adapter_that_has_outgrown_its_beginning_is_begun_anew(
+    renew: int, began_with: int, gone_on: int
+) -> None:
+    limits = LIMITS.model_copy(update={"renew": renew})
+    grown = snapshot(
+        limits=limits, lineage=("x",), ranks=(16,), began_with=began_with, gone_on=gone_on
+    )
+    action = next_action(grown, NOW)
+    if renew and began_with + gone_on >= renew and gone_on >= max(1, began_with):
+        plan = made(action)
+        assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.CONSOLIDATE, ("x",), 16)
+        assert plan.because == f"begun with {began_with} facts, gone on with {gone_on}"
+    else:
+        assert action is None
+
+
+def test_new_facts_quiet_hours_and_a_stack_come_before_beginning_anew() -> None:
+    limits = LIMITS.model_copy(update={"renew": 4})
+    grown = snapshot(limits=limits, lineage=("x",), ranks=(16,), gone_on=9)
+    assert made(next_action(grown, NOW)).kind is PlanKind.CONSOLIDATE
+    more = grown.model_copy(update={"waiting": waiting("a"), "known": 9})
+    assert made(next_action(more, NOW)).kind is PlanKind.LEARN
+    held = {"batching": Batching(quiet=("* * * * *",))}
+    for changes in (held, {"lineage": "stack"}):
+        other = {"limits": limits.model_copy(update=changes)}
+        assert next_action(grown.model_copy(update=other), NOW) is None
+        assert next_action(more.model_copy(update={**other, "paused": True}), NOW) is None
 
 
 def test_retracted_facts_come_first_and_nothing_valid_left_means_the_base() -> None:

@@ -167,6 +167,37 @@ def test_the_rank_budget_leads_to_one_adapter_that_knows_everything(stacking: Wo
     assert {world.ledger.batch_state(b) for b in batches} == {BatchState.LIVE}
 
 
+@pytest.mark.parametrize("outcome", [Outcome.PASS, Outcome.FAIL])
+def test_an_adapter_is_begun_anew_at_each_doubling_of_its_facts(
+    tmp_path: Path, outcome: Outcome
+) -> None:
+    """Also where the gate refuses it: the next is not tried before the next doubling."""
+    world = World(tmp_path, {"train": {"renew": 4}})
+    anew = []
+    for number in range(1, 9):
+        world.drop(2)
+        for _ in range(20):
+            world.tick(60)
+            head = world.ledger.open_plan()
+            if head is None or world.running is None:
+                continue
+            begun = head.kind is PlanKind.CONSOLIDATE
+            request = next(iter(world.jobs.requests.values()))
+            if isinstance(request, TrainRequest) and begun:
+                assert (request.start, request.replay) == ((), ())
+                assert len(request.facts) == 2 * number
+                anew.append(number)
+            world.finish(outcome if begun else Outcome.PASS)
+        desired = world.ledger.desired()
+        (built,) = desired.lineage
+        kept = world.ledger.heads({PlanState.LIVE})[0]
+        assert kept.adapter == built
+        assert world.ledger.known_count(desired.lineage, world.now) == 2 * number
+        refused = world.ledger.heads({PlanState.REJECTED})
+        assert len(refused) == (len(anew) if outcome is Outcome.FAIL else 0)
+    assert anew == [2, 4, 8]
+
+
 def test_no_free_directions_lead_to_consolidation(stacking: World) -> None:
     world = stacking
     for _ in range(2):

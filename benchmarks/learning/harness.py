@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from benchmarks.provenance import commit
 from policies.records import PlanKind, content_id
-from policies.retention import learning_rank, over_budget
+from policies.retention import learning_rank, outgrown, over_budget
 from policies.updates import Updates
 
 RANK: Final = 16
@@ -110,7 +111,13 @@ class Run:
             **({} if way.wordings == FEW else {"wordings": way.wordings, "first": FIRST}),
             **({"continues": True} if way.lineage == "continue" else {}),
             **({} if way.lineage == "stack" else {"rank": way.rank or RANK_BUDGET}),
+            **({"renew": way.renew} if self._renews(way) else {}),
         }
+
+    def _renews(self, way: Way) -> bool:
+        protocol = PROTOCOLS[self.protocol]
+        places = range(1, protocol.batches + 1)
+        return way.renew > 0 and any(_begins_anew(way, protocol, place) for place in places)
 
 
 @dataclass(frozen=True)
@@ -273,13 +280,15 @@ def _stream(
         if number <= reached.batches:
             continue
         report, replaced = None, []
-        if way.learns and (way.lineage != "afresh" or number in protocol.measured):
+        if way.learns and _matters(way, protocol, number):
             joined, rank = _joined(way, protocol.facts, adapters)
             kept = len(adapters) - joined
             adapters, replaced = adapters[:kept], adapters[kept:]
-            own = _learnt_by(way, replaced, number)
-            piece = Piece(folder / f"adapter-{number}", own, rank)
-            plan = _plan(run, way, base, learnt, adapters, replaced, piece)
+            anew = _begins_anew(way, protocol, number)
+            before = range(number - 1) if anew else chain(*(one.batches for one in replaced))
+            piece = Piece(folder / f"adapter-{number}", (*before, number - 1), rank)
+            start = replaced if way.lineage == "continue" and not anew else ()
+            plan = _plan(run, way, base, learnt, adapters, start, piece)
             report = (way.edit or partial(_train, way, folder, records / f"records-{run.base}"))(
                 plan, piece.path
             )
@@ -333,11 +342,29 @@ def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
     return 0, rank
 
 
-def _learnt_by(way: Way, replaced: Sequence[Piece], number: int) -> tuple[int, ...]:
-    """The places of the batches that the adapter of the `number`th knows."""
+def _begins_anew(way: Way, protocol: Protocol, number: int) -> bool:
+    """Whether one adapter learns all anew with the `number`th batch: it always does, or has
+    outgrown its beginning.
+
+    The product learns the batch first, and then all anew, which leaves nothing of the former.
+    """
     if way.lineage == "afresh":
-        return tuple(range(number))
-    return (*(place for one in replaced for place in one.batches), number - 1)
+        return True
+    begun = protocol.facts
+    for facts in range(2 * protocol.facts, protocol.facts * number + 1, protocol.facts):
+        if outgrown(begun, facts - begun, way.renew):
+            begun = facts
+    return number > 1 and begun == protocol.facts * number
+
+
+def _matters(way: Way, protocol: Protocol, number: int) -> bool:
+    """Whether anything that is measured depends on what the `number`th batch leaves."""
+    for later in range(number, protocol.batches + 1):
+        if later > number and _begins_anew(way, protocol, later):
+            return False
+        if later in protocol.measured:
+            return True
+    return False
 
 
 def _plan(
@@ -346,10 +373,10 @@ def _plan(
     base: Base,
     learnt: Sequence[FactBatch],
     adapters: Sequence[Piece],
-    replaced: Sequence[Piece],
+    start: Sequence[Piece],
     piece: Piece,
 ) -> TrainPlan:
-    own = piece.batches[-1:] if way.lineage == "continue" else piece.batches
+    own = piece.batches[-1:] if start else piece.batches
     facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
     given = way.rehearses or way.calibrates
@@ -366,7 +393,7 @@ def _plan(
         known=Updates((*facts, *earlier)).unchanged(base.known) if given else (),
         reasoning=base.reasoning if given else (),
         lineage=tuple(one.path for one in adapters),
-        start=tuple(one.path for one in replaced) if way.lineage == "continue" else (),
+        start=tuple(one.path for one in start),
         probe_dir=base.probe_dir,
         protection=way.protection,
         settings=settings,

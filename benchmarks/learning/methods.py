@@ -53,6 +53,7 @@ ALONE: Final = {
 LABELS: Final = {**LONG, "distil": 0.0}
 # The product's wordings of a fact.
 MANY: Final = TrainSettings().wordings
+RENEW: Final = TrainSettings().renew
 # The product at full effort, as on a GPU; without these it is quick, as on a CPU.
 QUICK: Final[dict[str, Any]] = {"fill": ReplaySettings().fill}
 SMALL: Final = plans.TrainSettings(**QUICK)
@@ -99,6 +100,8 @@ class Way:
     """In how many wordings a fact is learnt, at most."""
     framed: bool = False
     """Whether half of the wordings stand in a frame (`train.framed`)."""
+    renew: int = 0
+    """From how many facts on an adapter that goes on is begun anew (`train.renew`); 0: never."""
     rank: int | None = None
     """Of each adapter; None: the product's where one goes on, else by the number of facts."""
     edit: Callable[[TrainPlan, Path], TrainReport] | None = None
@@ -252,6 +255,7 @@ WAYS: Final[Mapping[str, Way]] = {
         rates=(),
         lineage="continue",
         wordings=MANY,
+        renew=RENEW,
     ),
     "palorad, quick": Way(
         "the product with a sixth of the text, as on a CPU",
