@@ -221,25 +221,30 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     assert not list((tmp_path / "cut").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [("afresh", [4, 12, 20]), ("palorad", [4, 4, 4, 20]), ("palorad, quick", [4] * 5)],
+)
 def test_what_learns_all_anew_learns_where_it_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, learns: list[int]
 ) -> None:
-    """From the bare base, everything there is so far, and nothing in between."""
+    """From the bare base, everything there is so far; what it replaces unmeasured is left out."""
     learnt: list[int] = []
 
     def edit(plan: TrainPlan, out: Path) -> TrainReport:
-        assert not (plan.start or plan.lineage or plan.replay)
+        assert len(plan.facts) == 4 or not (plan.start or plan.lineage or plan.replay)
         learnt.append(len(plan.facts))
-        down, up = torch.ones(2, 256), torch.zeros(640, 2)
+        down, up = torch.full((2, 256), 1e-6), torch.zeros(640, 2)
         lora.write(out, lora.Lora({NAME: (down, up)}, {NAME: 1.0}), plan.base_name)
         return TrainReport.model_construct(steps=1, seconds=0.0, leak=0.0, free=16)
 
-    monkeypatch.setattr(harness, "WAYS", {"edit": replace(WAYS["afresh"], edit=edit)})
+    renewing = {"renew": 20} if name == "palorad" else {}
+    monkeypatch.setattr(harness, "WAYS", {"edit": replace(WAYS[name], edit=edit, **renewing)})
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
     run = Run("mini", "ten", "edit", 1, "report", problems=2)
     found = perform(run, BASES["mini"], Protocol("ten", 5, 4, (1, 3, 5)), Bench(tmp_path))
-    assert learnt == [4, 12, 20]
+    assert learnt == learns
     assert [one["batch"] for one in found["batches"]] == [1, 3, 5]
 
 
