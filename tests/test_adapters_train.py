@@ -443,7 +443,8 @@ def test_full_effort_holds_as_hard_and_reads_more_of_everything(
     seen = [one.facts_in_step(facts) * n for one, n in zip((quick, full), steps, strict=True)]
     known = [one.known_per_step * n for one, n in zip((quick, full), steps, strict=True)]
     assert seen[1] >= 0.9 * seen[0]
-    assert known[1] >= 1.99 * known[0]
+    # Steps are whole ones: up to one of them is rounded away.
+    assert known[1] + full.known_per_step >= 2 * known[0]
 
 
 @given(facts=st.integers(1, 144), earlier=st.integers(0, 5000))
