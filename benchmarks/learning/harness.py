@@ -115,9 +115,10 @@ class Run:
         }
 
     def _renews(self, way: Way) -> bool:
+        if way.renew == 0:
+            return False
         protocol = PROTOCOLS[self.protocol]
-        places = range(1, protocol.batches + 1)
-        return way.renew > 0 and any(_begins_anew(way, protocol, place) for place in places)
+        return any(_begins_anew(way, protocol, place) for place in range(1, protocol.batches + 1))
 
 
 @dataclass(frozen=True)
