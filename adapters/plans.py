@@ -104,6 +104,12 @@ class TrainSettings(Record):
         changed = {**texts, "new_per_step": new, "usual_steps": steps, "turns": 1}
         return self.model_copy(update=changed)
 
+    def on_cpu(self, facts: int) -> TrainSettings:
+        """As a processor takes so many facts: more than `many` at full effort, which is a third of
+        the steps and twice the rehearsal.
+        """
+        return self.full() if facts > self.many else self
+
     def facts_in_step(self, facts: int) -> int:
         """How many of the `facts` to learn each step takes in turn.
 

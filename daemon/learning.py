@@ -185,10 +185,9 @@ def _settings(request: TrainRequest) -> TrainSettings:
     if request.stacked:
         return STACKED
     quick = TrainSettings(passes=request.passes, fill=request.fill)
-    full = request.effort == "full"
-    if request.effort == "auto":
-        full = models.pick_device().type != "cpu"
-    return quick.full() if full else quick
+    if request.effort == "auto" and models.pick_device().type == "cpu":
+        return quick.on_cpu(len(request.facts))
+    return quick if request.effort == "quick" else quick.full()
 
 
 def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple[Served, int]:

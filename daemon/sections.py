@@ -162,7 +162,8 @@ class TrainSettings(Section):
     in one run over all facts. The gate judges it like any other. 0: never. Not in a stack."""
     effort: Effort = "auto"
     """"full" reads about six times the text of "quick" for a batch: more of the new facts and of
-    the earlier ones stays. "auto" is full on a GPU and quick on a CPU. Not in a stack."""
+    the earlier ones stays. "auto" is full on a GPU, and on a CPU for a run of more than 144
+    facts, which takes about as long either way. Not in a stack."""
     backward: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
     also learnt the other way round: which country has this capital."""

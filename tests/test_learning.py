@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from adapters import models, store
 from adapters.models import base_hash
+from adapters.plans import TrainSettings
 from adapters.trainer import steps_needed
 from daemon.jobs import Jobs, JobState
 from daemon.learning import read_examples, train_plan
@@ -141,6 +142,24 @@ def test_effort_says_how_much_text_a_batch_takes(
         monkeypatch.setattr(models, "pick_device", lambda device=device: torch.device(device))
         assert rehearsed("auto") == rehearsed(usual)
         assert rehearsed("full") > 3 * rehearsed("quick")
+
+
+def test_a_cpu_takes_many_facts_at_full_effort(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is told not to."""
+    monkeypatch.setattr(models, "pick_device", lambda: torch.device("cpu"))
+
+    def chosen(facts: int, effort: str) -> TrainSettings:
+        request = train_request(model, tmp_path, tmp_path, effort=effort)
+        several = tuple(
+            request.facts[0].model_copy(update={"id": f"fact-{n}"}) for n in range(facts)
+        )
+        return train_plan(request.model_copy(update={"facts": several})).settings
+
+    most = TrainSettings().many
+    assert chosen(most, "auto") == chosen(most, "quick")
+    assert chosen(most + 1, "auto") == chosen(most + 1, "full") != chosen(most + 1, "quick")
 
 
 def test_an_error_of_the_step_comes_back_as_one_line(model: Path, tmp_path: Path) -> None:

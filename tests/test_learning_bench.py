@@ -222,24 +222,31 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
 
 
 @pytest.mark.parametrize(
-    ("name", "learns"),
-    [("afresh", [4, 12, 20]), ("palorad", [4, 4, 4, 20]), ("palorad, quick", [4] * 5)],
+    ("name", "learns", "quick"),
+    [
+        ("afresh", [4, 12, 20], set()),
+        ("palorad", [4, 4, 4, 20], set()),
+        ("palorad, quick", [4, 4, 4, 20], {4}),
+        ("going on, quick", [4] * 5, {4}),
+    ],
 )
 def test_what_learns_all_anew_learns_where_it_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, learns: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, learns: list[int], quick: set[int]
 ) -> None:
-    """From the bare base, everything there is so far; what it replaces unmeasured is left out."""
+    """From the bare base, everything there is so far; what it replaces unmeasured is left out, and
+    only few facts are learnt in small steps."""
     learnt: list[int] = []
 
     def edit(plan: TrainPlan, out: Path) -> TrainReport:
         assert len(plan.facts) == 4 or not (plan.start or plan.lineage or plan.replay)
         learnt.append(len(plan.facts))
+        assert (plan.settings.turns > 1) == (len(plan.facts) in quick)
         down, up = torch.full((2, 256), 1e-6), torch.zeros(640, 2)
         lora.write(out, lora.Lora({NAME: (down, up)}, {NAME: 1.0}), plan.base_name)
         return TrainReport.model_construct(steps=1, seconds=0.0, leak=0.0, free=16)
 
-    renewing = {"renew": 20} if name == "palorad" else {}
-    monkeypatch.setattr(harness, "WAYS", {"edit": replace(WAYS[name], edit=edit, **renewing)})
+    way = replace(WAYS[name], edit=edit, settings={**WAYS[name].settings, "many": 10})
+    monkeypatch.setattr(harness, "WAYS", {"edit": replace(way, renew=20) if way.renew else way})
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
     run = Run("mini", "ten", "edit", 1, "report", problems=2)

@@ -112,6 +112,7 @@ class Run:
             **({"continues": True} if way.lineage == "continue" else {}),
             **({} if way.lineage == "stack" else {"rank": way.rank or RANK_BUDGET}),
             **({"renew": way.renew} if self._renews(way) else {}),
+            **({"by_need": True} if way.by_need and self._takes_many(way, trained.many) else {}),
         }
 
     def _renews(self, way: Way) -> bool:
@@ -119,6 +120,9 @@ class Run:
             return False
         protocol = PROTOCOLS[self.protocol]
         return any(_begins_anew(way, protocol, place) for place in range(1, protocol.batches + 1))
+
+    def _takes_many(self, way: Way, many: int) -> bool:
+        return self._renews(way) or PROTOCOLS[self.protocol].facts > many
 
 
 @dataclass(frozen=True)
@@ -382,6 +386,8 @@ def _plan(
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
     given = way.rehearses or way.calibrates
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
+    if way.by_need:
+        settings = settings.on_cpu(len(facts))
     return TrainPlan(
         kind=PlanKind.LEARN,
         rank=way.rank or piece.rank,

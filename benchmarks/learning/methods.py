@@ -102,6 +102,8 @@ class Way:
     """Whether half of the wordings stand in a frame (`train.framed`)."""
     renew: int = 0
     """From how many facts on an adapter that goes on is begun anew (`train.renew`); 0: never."""
+    by_need: bool = False
+    """Whether a run of many facts is at full effort (`train.effort` on a CPU)."""
     rank: int | None = None
     """Of each adapter; None: the product's where one goes on, else by the number of facts."""
     edit: Callable[[TrainPlan, Path], TrainReport] | None = None
@@ -258,7 +260,25 @@ WAYS: Final[Mapping[str, Way]] = {
         renew=RENEW,
     ),
     "palorad, quick": Way(
-        "the product with a sixth of the text, as on a CPU",
+        "the product with a sixth of the text, but for many facts at once, as on a CPU",
+        Protection(),
+        QUICK,
+        rates=(),
+        lineage="continue",
+        wordings=MANY,
+        renew=RENEW,
+        by_need=True,
+    ),
+    "going on": Way(
+        "the product, never begun anew",
+        Protection(),
+        FULL,
+        rates=(),
+        lineage="continue",
+        wordings=MANY,
+    ),
+    "going on, quick": Way(
+        "the product with a sixth of the text, never begun anew",
         Protection(),
         QUICK,
         rates=(),
