@@ -14,7 +14,9 @@ from adapters.probe import Protection
 from adapters.trainer import protect, train_adapter
 from benchmarks.learning import scores
 from benchmarks.learning.edits import alphaedit
+from benchmarks.learning.inputs import kept, spared
 from benchmarks.learning.methods import WAYS
+from policies.records import Example
 from tests.fitted import FACTS, SKILL, Fitted
 
 
@@ -71,6 +73,31 @@ def test_peers_spare_as_many_components_as_the_paper_and_others(llama: Fitted) -
     maps = [space @ space.mT for space in spaces]
     for n, one in enumerate(maps):
         assert not any(torch.allclose(one, other, atol=1e-3) for other in maps[:n])
+
+
+def test_what_known_facts_put_in_is_spared_beside_what_the_skill_does(
+    llama: Fitted, tmp_path: Path
+) -> None:
+    """As many directions as the skill's alone would be, through which more of a known fact goes."""
+    changes = {"reasoning": tuple(SKILL), "protection": Protection(share=0.3)}
+    plan = llama.plan(
+        known=tuple(Example(prompt=f.prompt, completion="so") for f in FACTS), **changes
+    )
+    base = models.load_base(llama.model_dir, torch.device("cpu"))
+    hooks = WAYS["null space, known too"].hooks
+    alone, both = protect(base, plan), spared(0.3).protect(base, plan)
+    matrices = models.matrices(base, plan.settings.targets)
+    known = kept(base, matrices, plan.model_copy(update={"reasoning": ()}))
+    for name, guard in both.items():
+        assert guard.inputs.shape == alone[name].inputs.shape
+        assert not guard.outputs.numel()
+        held = [
+            float((space.mT @ known[name].vectors * known[name].values.sqrt()).square().sum())
+            for space in (guard.inputs, alone[name].inputs)
+        ]
+        assert held[0] > held[1]
+    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", method=hooks)
+    assert report.leak < 5e-3
 
 
 def test_the_energy_that_passes_is_all_that_a_matrix_gives(llama: Fitted) -> None:

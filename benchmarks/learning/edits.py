@@ -12,16 +12,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from adapters import compose, lora, models, moments
-from adapters.examples import Batch, Encoded, buckets, collate, encode, forms, length
+from adapters import compose, lora, models
+from adapters.examples import Batch, Encoded, collate, encode, forms
 from adapters.losses import learnt_logits, token_losses
 from adapters.plans import TrainPlan, TrainReport
-from adapters.rehearsal import encode_pools
+from benchmarks.learning.inputs import kept
 from policies.records import Fact
 
 WORDINGS: Final = 6
 SOUGHT: Final = 40
-TOKENS: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def alphaedit(
     tokenizer = models.load_tokenizer(plan.model_dir)
     everything = models.matrices(model, ("down_proj",))
     edited = dict(list(everything.items())[: max(1, len(everything) // 2)])
-    kept = _kept(model, edited, plan, tokenizer)
+    strongest = kept(model, edited, plan)
     lineage = compose.concatenate([lora.read(path) for path in plan.lineage])
     for name in lineage.factors:
         matrix = everything[name]
@@ -97,7 +96,7 @@ def alphaedit(
     for left, (name, matrix) in zip(range(len(edited), 0, -1), edited.items(), strict=True):
         keys = _keys(model, matrix, asked, count)
         wanted = (goal - _reached(model, edited[last], asked, count)) / left
-        strong = kept[name].basis(share=spared, by="directions").float()
+        strong = strongest[name].basis(share=spared, by="directions").float()
         free = torch.eye(matrix.in_features) - strong @ strong.mT
         grams = keys.mT @ keys
         if before is not None:
@@ -130,19 +129,6 @@ def alphaedit(
         admissible=None,
         unlearnt=(),
     )
-
-
-def _kept(
-    model: Any, edited: dict[str, Any], plan: TrainPlan, tokenizer: Any
-) -> dict[str, moments.Moment]:
-    """Second moments of the inputs on what is to stay: known facts and reasoning."""
-    pools = encode_pools(plan, tokenizer)
-    texts = [wordings[0] for wordings in (*pools.known, *pools.reasoning)]
-    batches = (
-        collate(part, int(tokenizer.pad_token_id)) for part in buckets(texts, TOKENS, length)
-    )
-    found = moments.collect(model, edited, batches, 0)
-    return {name: collector.moment() for name, collector in found.items()}
 
 
 def _sought(

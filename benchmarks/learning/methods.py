@@ -23,6 +23,7 @@ from adapters.subspace import empty
 from adapters.trainer import PRODUCT, Method, protect
 from benchmarks.learning.batches import FEW
 from benchmarks.learning.edits import alphaedit
+from benchmarks.learning.inputs import spared
 from benchmarks.learning.judge import Told
 from benchmarks.learning.scores import (
     CALIBRATION,
@@ -246,6 +247,12 @@ WAYS: Final[Mapping[str, Way]] = {
         edit=alphaedit,
     ),
     "null space": Way("70 % of the skill's input directions spared", Protection(share=0.7), ALONE),
+    "null space, known too": Way(
+        "70 % of the directions of the skill and of known facts spared",
+        settings=ALONE,
+        hooks=spared(0.7),
+        calibrates=True,
+    ),
     "null space, soft": Way("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
     "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
     "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
@@ -281,6 +288,14 @@ WAYS: Final[Mapping[str, Way]] = {
         "the product with a sixth of the text, never begun anew",
         Protection(),
         QUICK,
+        rates=(),
+        lineage="continue",
+        wordings=MANY,
+    ),
+    "palorad, known spared": Way(
+        "the quick way, 20 % of the directions of the skill and of known facts spared",
+        settings=QUICK,
+        hooks=spared(0.2),
         rates=(),
         lineage="continue",
         wordings=MANY,

@@ -1,0 +1,47 @@
+"""Updates that spare what known facts put into a matrix, and not only what the skill does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from torch import nn
+
+from adapters import models, moments
+from adapters.examples import buckets, collate, length
+from adapters.plans import TrainPlan
+from adapters.projection import Protected
+from adapters.rehearsal import encode_pools
+from adapters.subspace import empty
+from adapters.trainer import Method
+
+TOKENS: Final = 4096
+
+
+def kept(
+    model: nn.Module, matrices: Mapping[str, nn.Linear], plan: TrainPlan
+) -> dict[str, moments.Moment]:
+    """Second moments of each matrix's inputs on what is to stay: known facts and reasoning."""
+    tokenizer = models.load_tokenizer(plan.model_dir)
+    pools = encode_pools(plan, tokenizer)
+    texts = [wordings[0] for wordings in (*pools.known, *pools.reasoning)]
+    pad, device = int(tokenizer.pad_token_id), next(model.parameters()).device
+    batches = (collate(part, pad).to(device) for part in buckets(texts, TOKENS, length))
+    found = moments.collect(model, matrices, batches, 0)
+    of_owner = {name: collector.moment() for name, collector in found.items()}
+    return {name: of_owner[moments.input_owner(name)] for name in matrices}
+
+
+def spared(share: float) -> Method:
+    """Spare, exactly, this share of the input directions, the strongest on both."""
+
+    def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
+        matrices = models.matrices(base, plan.settings.targets)
+        return {
+            name: Protected(
+                moment.basis(share=share, by="directions"), empty(matrices[name].out_features), None
+            )
+            for name, moment in kept(base, matrices, plan).items()
+        }
+
+    return Method(protect=protected)
