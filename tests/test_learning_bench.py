@@ -143,6 +143,21 @@ def test_only_report_seeds_become_figures_and_a_worse_method_is_dominated() -> N
     assert "| palora: what it does | its own |" in tables.table({"mini": {"one": methods}})
 
 
+def test_a_stream_is_told_with_its_goals_and_what_misses_them_in_bold() -> None:
+    rows = [
+        row("palorad", reasoning="1110", protocol="ten"),
+        row("plain", protocol="ten"),
+        row("palorad, quick"),
+    ]
+    told = tables.streams(tables.summary(rows)["results"]).splitlines()[2:]
+    assert len(told) == 1
+    found = tables.figures(rows[:1])
+    for key, (_, goal) in tables.ASKED.items():
+        shown = f"{100 * found[key][0]:.1f}"
+        assert (f"| **{shown}** [" in told[0]) == (found[key][0] < goal)
+        assert shown in told[0]
+
+
 def test_a_rate_is_chosen_on_selection_seeds_alone() -> None:
     rows = [
         row(purpose="selection", rate=0.001, recall=("1000",)),

@@ -118,7 +118,7 @@ def write(results: Path, out: Path) -> None:
     if target == DOCUMENTED:
         images = PAGE.parent / "img"
         text = f"{table}\n![{ALT}](img/learning.png)\n\n![{RATES_ALT}](img/learning-rates.png)"
-        pages.fill(PAGE, {"learning": text})
+        pages.fill(PAGE, {"learning": text, "streams": tables.streams(found["results"])})
         tables.draw(found["results"], images / "learning.png")
         tables.draw_sweeps(found["sweeps"], images / "learning-rates.png")
     else:

@@ -20,13 +20,26 @@ from benchmarks.learning.methods import WAYS
 DRAWS: Final = 2000
 Row = Mapping[str, Any]
 Figure = tuple[float, float, float]
-
+# The product, and what it would be if it always or never began anew.
+OURS: Final = ("palorad", "afresh", "going on")
 
 GOALS: Final = {
     "recall_all": 0.95,
     "recall_batch1": 0.95,
     "reasoning_vs_reference": 0.99,
     "locality": 0.95,
+}
+
+
+STREAMS: Final = {"ten": "ten batches of 36", "forty": "forty batches of 12"}
+# What is asked of a stream: the head of the column and the goal.
+ASKED: Final = {
+    "recall_all": ("recall", 0.95),
+    "recall_batch1": ("first batch", 0.95),
+    "reasoning_vs_reference": ("reasoning of the reference's", 0.99),
+    "reasoning_vs_expert": ("of the expert's", 0.99),
+    "locality": ("known facts", 0.95),
+    "recall_far": ("far wordings", 0.80),
 }
 
 
@@ -180,6 +193,30 @@ def table(results: Mapping[str, Any]) -> str:
             ]
             parts.append("")
     return "\n".join(parts)
+
+
+def streams(results: Mapping[str, Any]) -> str:
+    """Markdown: the product's ways through each stream; in bold what misses its goal."""
+    heads = [f"{head} ({goal:.0%})".replace("%", " %") for head, goal in ASKED.values()]
+    lines = [
+        f"| base | facts | way | {' | '.join(heads)} | seeds |",
+        "| --- " * (len(heads) + 4) + "|",
+    ]
+    for protocol, told in STREAMS.items():
+        for base, protocols in results.items():
+            for name, one in protocols.get(protocol, {}).items():
+                if name.startswith(OURS):
+                    cells = [
+                        _against(one[key], goal) for key, (_, goal) in ASKED.items()
+                    ]
+                    seeds = len(one["seeds"])
+                    lines.append(f"| {base} | {told} | {name} | {' | '.join(cells)} | {seeds} |")
+    return "\n".join(lines)
+
+
+def _against(figure: Sequence[float], goal: float) -> str:
+    value, _, interval = _per_cent(figure).partition(" ")
+    return f"{value} {interval}" if figure[0] >= goal else f"**{value}** {interval}"
 
 
 def _rates(rates: Sequence[float | None]) -> str:
