@@ -206,9 +206,7 @@ def streams(results: Mapping[str, Any]) -> str:
         for base, protocols in results.items():
             for name, one in protocols.get(protocol, {}).items():
                 if name.startswith(OURS):
-                    cells = [
-                        _against(one[key], goal) for key, (_, goal) in ASKED.items()
-                    ]
+                    cells = [_against(one[key], goal) for key, (_, goal) in ASKED.items()]
                     seeds = len(one["seeds"])
                     lines.append(f"| {base} | {told} | {name} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
