@@ -301,7 +301,7 @@ WAYS: Final[Mapping[str, Way]] = {
         wordings=MANY,
     ),
     "palorad, framed": Way(
-        "the same, half of the wordings in frames",
+        "the quick way, half of the wordings in frames",
         Protection(),
         QUICK,
         rates=(),

@@ -22,15 +22,12 @@ Row = Mapping[str, Any]
 Figure = tuple[float, float, float]
 # The product, and what it would be if it always or never began anew.
 OURS: Final = ("palorad", "afresh", "going on")
-
 GOALS: Final = {
     "recall_all": 0.95,
     "recall_batch1": 0.95,
     "reasoning_vs_reference": 0.99,
     "locality": 0.95,
 }
-
-
 STREAMS: Final = {"ten": "ten batches of 36", "forty": "forty batches of 12"}
 # What is asked of a stream: the head of the column and the goal.
 ASKED: Final = {
