@@ -105,8 +105,8 @@ class TrainSettings(Record):
         return self.model_copy(update=changed)
 
     def on_cpu(self, facts: int) -> TrainSettings:
-        """As a processor takes so many facts: more than `many` at full effort, which is a third of
-        the steps and twice the rehearsal.
+        """As a processor takes so many facts: more than `many` at full effort, which is less
+        than half of the steps and twice the rehearsal.
         """
         return self.full() if facts > self.many else self
 

@@ -447,6 +447,16 @@ def test_full_effort_holds_as_hard_and_reads_more_of_everything(
     assert known[1] + full.known_per_step >= 2 * known[0]
 
 
+@given(facts=st.integers(145, 2000), earlier=st.integers(0, 2000))
+def test_of_many_facts_a_cpu_takes_less_than_half_of_the_small_steps(
+    facts: int, earlier: int
+) -> None:
+    small = TrainSettings(max_steps=1_000_000)
+    assert steps_needed(small.on_cpu(facts), facts, earlier) < 0.5 * steps_needed(
+        small, facts, earlier
+    )
+
+
 @given(facts=st.integers(1, 144), earlier=st.integers(0, 5000))
 def test_steps_grow_with_the_logarithm_of_the_earlier_facts(facts: int, earlier: int) -> None:
     settings = TrainSettings(max_steps=100_000)
