@@ -18,6 +18,7 @@ from benchmarks.learning.__main__ import chosen_rate, counted
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.batches import Purpose, batch, contradicting
 from benchmarks.learning.harness import (
+    PROTOCOLS,
     Bench,
     Protocol,
     Run,
@@ -152,7 +153,7 @@ def test_a_stream_is_told_with_its_goals_and_what_misses_them_in_bold() -> None:
     told = tables.streams(tables.summary(rows)["results"]).splitlines()[2:]
     assert len(told) == 1
     found = tables.figures(rows[:1])
-    for key, (_, goal) in tables.ASKED.items():
+    for key, goal in tables.GOALS.items():
         shown = f"{100 * found[key][0]:.1f}"
         assert (f"| **{shown}** [" in told[0]) == (found[key][0] < goal)
         assert shown in told[0]
@@ -168,6 +169,16 @@ def test_a_rate_is_chosen_on_selection_seeds_alone() -> None:
     assert chosen_rate(rows, "mini", "plain") == 0.003
     assert chosen_rate([], "mini", "plain") == WAYS["plain"].rates[1]
     assert chosen_rate(rows, "mini", "palorad") is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_rates_that_do_equally_well_the_one_that_recalls_more_far_wordings(order: int) -> None:
+    (told,) = row()["batches"]
+    rows = [
+        row(purpose="selection", rate=rate, batches=[{**told, "recall_far": [far]}])
+        for rate, far in ((0.001, "0001"), (0.003, "0111"), (0.01, "0011"))
+    ]
+    assert chosen_rate(rows[::order], "mini", "plain") == 0.003
 
 
 def test_results_survive_a_torn_line(tmp_path: Path) -> None:
@@ -207,27 +218,27 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     short = Protocol("ten", 4, 4, (1, 2, 4))
     longer = Protocol("long", 6, 4, (1, 2, 4, 6))
     monkeypatch.setattr(harness, "PROTOCOLS", {"ten": short, "long": longer})
-    run = Run("mini", "ten", "edit", 1, "report", problems=2)
-    whole = perform(run, BASES["mini"], short, Bench(tmp_path / "whole"))
+    run = Run("mini", short, "edit", 1, "report", problems=2)
+    whole = perform(run, BASES["mini"], Bench(tmp_path / "whole"))
     assert learnt == [1, 2, 3, 4]
 
     learnt.clear()
     dies_at |= {2, 4}
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            perform(run, BASES["mini"], short, Bench(tmp_path / "cut"))
+            perform(run, BASES["mini"], Bench(tmp_path / "cut"))
         machines.append("second")
     bench = Bench(tmp_path / "cut")
     for _ in range(2):
-        again = perform(run, BASES["mini"], short, bench)
+        again = perform(run, BASES["mini"], bench)
         assert learnt == [1, 2, 3, 4]
         assert again["batches"] == whole["batches"]
         assert again["machine"] == "first to batch 1, then second"
 
     bench.settle(run, BASES["mini"])
     machines.append("third")
-    onward = replace(run, protocol="long")
-    row = perform(onward, BASES["mini"], longer, bench)
+    onward = replace(run, protocol=longer)
+    row = perform(onward, BASES["mini"], bench)
     assert learnt == [1, 2, 3, 4, 5, 6]
     assert row["batches"][:-1] == whole["batches"]
     assert row["machine"] == "first to batch 1, then second to batch 4, then third"
@@ -264,8 +275,8 @@ def test_what_learns_all_anew_learns_where_it_is_measured(
     monkeypatch.setattr(harness, "WAYS", {"edit": replace(way, renew=20) if way.renew else way})
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
-    run = Run("mini", "ten", "edit", 1, "report", problems=2)
-    found = perform(run, BASES["mini"], Protocol("ten", 5, 4, (1, 3, 5)), Bench(tmp_path))
+    run = Run("mini", Protocol("five", 5, 4, (1, 3, 5)), "edit", 1, "report", problems=2)
+    found = perform(run, BASES["mini"], Bench(tmp_path))
     assert learnt == learns
     assert [one["batch"] for one in found["batches"]] == [1, 3, 5]
 
@@ -287,7 +298,7 @@ def test_with_few_examples_known_the_probe_too_has_seen_no_others() -> None:
     assert len(few.skill) == 64
     assert few.reasoning == few.skill
     assert few.probe_dir != BASES["mini"].probe_dir
-    run = Run("mini", "ten", "palorad", 1, "report")
+    run = Run("mini", PROTOCOLS["ten"], "palorad", 1, "report")
     assert run.key != replace(run, examples=64).key
 
 
@@ -319,12 +330,12 @@ def test_the_course_of_a_stream_and_the_rates_of_a_sweep_are_told() -> None:
 
 
 def test_a_row_counts_as_long_as_its_method_is_set_the_same() -> None:
-    run = Run("mini", "one", "plain", 1, "report")
+    run = Run("mini", PROTOCOLS["one"], "plain", 1, "report")
     measured = {**row(problems=400), "key": run.key}
     assert of_today([measured, row(problems=400)]) == [measured]
     anew = {**measured, "base_hash": "trained anew"}
     assert of_today([measured, anew]) == [anew]
-    longer = Run("mini", "ten", "plain", 1, "report")
+    longer = Run("mini", PROTOCOLS["ten"], "plain", 1, "report")
     elsewhere = {**anew, "protocol": "ten", "key": longer.key}
     assert of_today([measured, elsewhere]) == [measured, elsewhere]
 
@@ -354,8 +365,8 @@ def test_a_base_that_is_missing_is_trained_from_where_it_was_left(
 
 def test_reported_is_the_rate_that_a_sweep_chose() -> None:
     def measured(purpose: Purpose, seed: int, rate: float, recall: str) -> dict[str, Any]:
-        run = Run("mini", "one", "plain", seed, purpose, rate)
-        return {**row(problems=400, recall=(recall,)), **vars(run), "key": run.key}
+        run = Run("mini", PROTOCOLS["one"], "plain", seed, purpose, rate)
+        return {**row(problems=400, recall=(recall,)), **run.named, "key": run.key}
 
     reported = [measured("report", 1, rate, "1111") for rate in (0.003, 0.006)]
     swept = [measured("selection", 0, 0.003, "1000"), measured("selection", 0, 0.006, "1111")]

@@ -25,8 +25,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     BASES["mini"].prepare()
     found = {}
     for method, protocol, rate in RUNS:
-        run = Run("mini", protocol.name, method, 5, "selection", rate, problems=150)
-        found[method] = perform(run, BASES["mini"], protocol, bench)
+        run = Run("mini", protocol, method, 5, "selection", rate, problems=150)
+        found[method] = perform(run, BASES["mini"], bench)
     return found
 
 

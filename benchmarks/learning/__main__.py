@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 from benchmarks import pages
@@ -26,16 +27,19 @@ QUICK: Final = ("plain", "palora", "null space", "replay", "palorad, quick")
 
 
 def best_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | None:
-    """The rate that did best on selection seeds in one injection: recall and reasoning together."""
-    swept: dict[float, list[float]] = {}
+    """The rate that did best on selection seeds in one injection: recall and reasoning together,
+    and of those that did equally well the one that recalls more in far wordings."""
+    swept: dict[float, list[tuple[float, float]]] = {}
     for row in rows:
         if (row["base"], row["method"], row["purpose"]) != (base, method, "selection"):
             continue
         if row["protocol"] == "one" and row["rate"] is not None:
-            found = tables.figures([row])
-            score = min(found["recall_all"][0], found["reasoning_vs_reference"][0])
-            swept.setdefault(row["rate"], []).append(score)
-    return max(swept, key=lambda rate: sum(swept[rate]) / len(swept[rate]), default=None)
+            one = tables.figures([row])
+            worse = min(one["recall_all"][0], one["reasoning_vs_reference"][0])
+            swept.setdefault(row["rate"], []).append((worse, one["recall_far"][0]))
+    return max(
+        swept, key=lambda rate: tuple(map(fmean, zip(*swept[rate], strict=True))), default=None
+    )
 
 
 def chosen_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | None:
@@ -62,7 +66,7 @@ def sweep(methods: Sequence[str], base: str, problems: int) -> Iterator[Run]:
     """One injection at each rate, on the selection seed."""
     for method in methods:
         for rate in WAYS[method].rates:
-            yield Run(base, "one", method, 0, "selection", rate, problems=problems)
+            yield Run(base, PROTOCOLS["one"], method, 0, "selection", rate, problems=problems)
 
 
 def reports(
@@ -72,7 +76,7 @@ def reports(
     for base, protocol, seed, method in product(given.base, given.protocol, given.seeds, methods):
         rate = chosen_rate(rows, base, method)
         asked = (given.examples, given.problems)
-        yield Run(base, protocol, method, seed, "report", rate, *asked)
+        yield Run(base, PROTOCOLS[protocol], method, seed, "report", rate, *asked)
 
 
 def main(arguments: list[str] | None = None) -> int:

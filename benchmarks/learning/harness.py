@@ -79,7 +79,7 @@ class Run:
     """Everything that a row of the results depends on."""
 
     base: str
-    protocol: str
+    protocol: Protocol
     method: str
     seed: int
     purpose: Purpose
@@ -87,10 +87,22 @@ class Run:
     examples: int | None = None
     problems: int = 400
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Run:
+        """The run that a row is of."""
+        named = {field.name: row[field.name] for field in fields(cls)}
+        return cls(**{**named, "protocol": PROTOCOLS[row["protocol"]]})
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What a row says of it: the protocol by its name."""
+        return {**vars(self), "protocol": self.protocol.name}
+
     @property
     def key(self) -> str:
         """The run's name among the results: another for another setting of the method."""
-        return content_id(repr(self), json.dumps(self.settings))
+        told = ", ".join(f"{name}={value!r}" for name, value in self.named.items())
+        return content_id(f"Run({told})", json.dumps(self.settings))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,13 +128,11 @@ class Run:
         }
 
     def _renews(self, way: Way) -> bool:
-        if way.renew == 0:
-            return False
-        protocol = PROTOCOLS[self.protocol]
-        return any(_begins_anew(way, protocol, place) for place in range(1, protocol.batches + 1))
+        places = range(1, self.protocol.batches + 1)
+        return way.renew > 0 and any(_begins_anew(way, self.protocol, n) for n in places)
 
     def _takes_many(self, way: Way, many: int) -> bool:
-        return self._renews(way) or PROTOCOLS[self.protocol].facts > many
+        return self._renews(way) or self.protocol.facts > many
 
 
 @dataclass(frozen=True)
@@ -199,11 +209,11 @@ class Bench:
 
         Where another protocol goes on with it, its last adapters are left to that one.
         """
-        folder, protocol = self.stream(run, base), PROTOCOLS[run.protocol]
+        folder = self.stream(run, base)
         if not folder.exists():
             return
-        longer = next((one for one in PROTOCOLS.values() if protocol.begins(one)), None)
-        heir = self.stream(replace(run, protocol=longer.name), base) if longer else None
+        longer = next((one for one in PROTOCOLS.values() if run.protocol.begins(one)), None)
+        heir = self.stream(replace(run, protocol=longer), base) if longer else None
         if heir is None or heir.exists():
             shutil.rmtree(folder)
             return
@@ -220,7 +230,7 @@ class Bench:
         return self._kept[asked]
 
 
-def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str, Any]:
+def perform(run: Run, base: Base, bench: Bench) -> dict[str, Any]:
     """Learn and measure; one row of the results.
 
     A run that was cut off goes on after the last batch that it learnt, and one of more batches
@@ -232,10 +242,10 @@ def perform(run: Run, base: Base, protocol: Protocol, bench: Bench) -> dict[str,
     expert = bench.keeps(base.expert_dir, run, judge)
     folder = bench.stream(run, base)
     folder.mkdir(parents=True, exist_ok=True)
-    reached = _stream(run, base, protocol, judge, generator, folder, bench.folder)
+    reached = _stream(run, base, judge, generator, folder, bench.folder)
     return {
         "key": run.key,
-        **vars(run),
+        **run.named,
         "says": WAYS[run.method].says,
         "settings": run.settings,
         "base_hash": base.sha256,
@@ -267,13 +277,12 @@ def _here() -> str:
 def _stream(
     run: Run,
     base: Base,
-    protocol: Protocol,
     judge: Judge,
     generator: Generator,
     folder: Path,
     records: Path,
 ) -> Reached:
-    way = WAYS[run.method]
+    way, protocol = WAYS[run.method], run.protocol
     reached = Reached.read(folder)
     adapters = list(reached.adapters)
     learnt: list[FactBatch] = []
@@ -437,13 +446,13 @@ def finished(results: Path) -> dict[str, Mapping[str, Any]]:
 def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows whose method is still set as it was when they were measured, and whose base is the
     one on which the protocol was measured last: one that was trained anew is another."""
-    names, rows = [field.name for field in fields(Run)], list(rows)
+    rows = list(rows)
     newest = {(row["base"], row["protocol"]): row["base_hash"] for row in rows}
     return [
         row
         for row in rows
         if row["base_hash"] == newest[row["base"], row["protocol"]]
-        and Run(**{name: row[name] for name in names}).key == row["key"]
+        and Run.of(row).key == row["key"]
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES, RUNS
-from benchmarks.learning.harness import PROTOCOLS, Bench, Run, add, finished, perform
+from benchmarks.learning.harness import Bench, Run, add, finished, perform
 
 
 class Performer:
@@ -70,9 +70,7 @@ def _begin(threads: int) -> None:
 
 
 def _one(run: Run) -> dict[str, Any]:
-    return perform(
-        run, BASES[run.base].knowing(run.examples), PROTOCOLS[run.protocol], _Process.bench
-    )
+    return perform(run, BASES[run.base].knowing(run.examples), _Process.bench)
 
 
 def _say(row: dict[str, Any]) -> None:
