@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as drawing
 from hypothesis import strategies as st
 
 from adapters import lora, losses, models, svf
@@ -26,6 +27,7 @@ from adapters.projection import Protected, lora_layers, worst_leak
 from adapters.subspace import leak
 from adapters.trainer import Method, protect, steps_needed, train_adapter
 from policies.records import Example, Fact, PlanKind
+from policies.retention import outgrown
 from tests.fitted import Fitted
 
 
@@ -470,6 +472,29 @@ def test_steps_grow_with_the_logarithm_of_the_earlier_facts(facts: int, earlier:
         more = steps_needed(settings, facts, 2 * earlier) - beside
         assert more == pytest.approx(settings.steps_a_doubling * usual, abs=1)
     assert steps_needed(TrainSettings(old_per_step=0), facts, earlier) == alone
+
+
+@drawing(max_examples=30, deadline=None)
+@given(facts=st.integers(4, 144), phase=st.floats(1.0, 2.0), full=st.booleans())
+def test_beginning_anew_leaves_the_steps_of_a_batch_growing_with_the_logarithm(
+    facts: int, phase: float, full: bool
+) -> None:
+    """Each doubling of the batches adds about as many steps to their mean as the one before."""
+    small = TrainSettings(max_steps=1_000_000)
+    limits, renew = small.full() if full else small, 480
+
+    def mean(batches: int) -> float:
+        steps, begun = 0, facts
+        for known in range(0, batches * facts, facts):
+            steps += steps_needed(limits, facts, known)
+            if outgrown(begun, known + facts - begun, renew):
+                begun = known + facts
+                steps += steps_needed(limits.on_cpu(begun), begun)
+        return steps / batches
+
+    first = round(phase * 2 * renew / facts)
+    once, twice, again = (mean(n * first) for n in (1, 2, 4))
+    assert 0 < again - twice <= 1.25 * (twice - once)
 
 
 @given(facts=st.integers(144, 2000))
