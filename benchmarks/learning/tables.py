@@ -274,10 +274,19 @@ def draw_sweeps(found: Mapping[str, Any], path: Path) -> None:
 SHOWN: Final = (("reasoning_vs_reference", "reasoning / reference"), ("locality", "known facts"))
 
 
+ACROSS: Final = 4
+
+
 def _panels(count: int) -> tuple[Figured, np.ndarray]:
-    figure, axes = plt.subplots(
-        2, count, figsize=(6 * count, 9), layout="constrained", squeeze=False
+    """Axes (2, `count`), drawn at most `ACROSS` beside each other."""
+    across, down = min(count, ACROSS), -(-count // ACROSS)
+    figure, drawn = plt.subplots(
+        2 * down, across, figsize=(5 * across, 7 * down), layout="constrained", squeeze=False
     )
+    axes = np.concatenate([drawn[2 * n : 2 * n + 2] for n in range(down)], axis=1)
+    for unused in axes[:, count:].flat:
+        unused.remove()
+    axes = axes[:, :count]
     for (key, label), line in zip(SHOWN, axes, strict=True):
         for axis in line:
             axis.axhline(GOALS[key], color="black", ls=":", lw=0.8)
@@ -298,7 +307,7 @@ def _save(figure: Figured, axes: np.ndarray, path: Path) -> None:
     for axis in axes.flat:
         handles, labels = axis.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
-    figure.legend(list(named.values()), list(named), loc="outside right center", fontsize=8)
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=ACROSS)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
