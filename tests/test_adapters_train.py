@@ -481,15 +481,15 @@ def test_beginning_anew_leaves_the_steps_of_a_batch_growing_with_the_logarithm(
 ) -> None:
     """Each doubling of the batches adds about as many steps to their mean as the one before."""
     small = TrainSettings(max_steps=1_000_000)
-    limits, renew = small.full() if full else small, 480
+    settings, renew = small.full() if full else small, 480
 
     def mean(batches: int) -> float:
         steps, begun = 0, facts
         for known in range(0, batches * facts, facts):
-            steps += steps_needed(limits, facts, known)
+            steps += steps_needed(settings, facts, known)
             if outgrown(begun, known + facts - begun, renew):
                 begun = known + facts
-                steps += steps_needed(limits.on_cpu(begun), begun)
+                steps += steps_needed(settings.on_cpu(begun), begun)
         return steps / batches
 
     first = round(phase * 2 * renew / facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from adapters import lora
 from adapters.plans import TrainPlan, TrainReport
 from benchmarks.learning import bases, harness, tables
-from benchmarks.learning.__main__ import chosen_rate, counted
+from benchmarks.learning.__main__ import chosen_rate, counted, sweep
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.batches import Purpose, batch, contradicting
 from benchmarks.learning.harness import (
@@ -169,6 +170,15 @@ def test_a_rate_is_chosen_on_selection_seeds_alone() -> None:
     assert chosen_rate(rows, "mini", "plain") == 0.003
     assert chosen_rate([], "mini", "plain") == WAYS["plain"].rates[1]
     assert chosen_rate(rows, "mini", "palorad") is None
+
+
+def test_rates_that_are_asked_for_are_swept_in_place_of_each_ways_own() -> None:
+    def swept(rates: list[float] | None) -> list[tuple[str, float | None]]:
+        given = argparse.Namespace(base=["mini"], rates=rates, problems=400)
+        return [(run.method, run.rate) for run in sweep(given, ["plain", "palorad"])]
+
+    assert swept(None) == [("plain", rate) for rate in WAYS["plain"].rates]
+    assert swept([0.1, 0.2]) == [("plain", 0.1), ("plain", 0.2)]
 
 
 @pytest.mark.parametrize("order", [1, -1])

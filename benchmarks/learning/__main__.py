@@ -62,11 +62,12 @@ def counted(rows: Iterable[tables.Row]) -> list[tables.Row]:
     ]
 
 
-def sweep(methods: Sequence[str], base: str, problems: int) -> Iterator[Run]:
+def sweep(given: argparse.Namespace, methods: Sequence[str]) -> Iterator[Run]:
     """One injection at each rate, on the selection seed."""
-    for method in methods:
-        for rate in WAYS[method].rates:
-            yield Run(base, PROTOCOLS["one"], method, 0, "selection", rate, problems=problems)
+    for base, method in product(given.base, methods):
+        own = WAYS[method].rates
+        for rate in (given.rates or own) if own else ():
+            yield Run(base, PROTOCOLS["one"], method, 0, "selection", rate, problems=given.problems)
 
 
 def reports(
@@ -92,6 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-sweep", action="store_true", help="rates of earlier sweeps, or middle"
     )
+    parser.add_argument(
+        "--rates", type=float, nargs="+", help="to sweep in place of each way's own"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of each process")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -104,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         BASES[base].knowing(given.examples).prepare()
     with Performer(results, given.jobs, given.threads) as performer:
         if not (given.quick or given.no_sweep):
-            performer.perform(run for b in given.base for run in sweep(methods, b, given.problems))
+            performer.perform(sweep(given, methods))
         rows = of_today(finished(results).values())
         performer.perform(reports(given, methods, rows))
     write(results, given.out)

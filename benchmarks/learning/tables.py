@@ -272,8 +272,6 @@ def draw_sweeps(found: Mapping[str, Any], path: Path) -> None:
 
 
 SHOWN: Final = (("reasoning_vs_reference", "reasoning / reference"), ("locality", "known facts"))
-
-
 ACROSS: Final = 4
 
 
