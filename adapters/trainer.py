@@ -35,7 +35,7 @@ from adapters.probe import Probe
 from adapters.progress import State, conclude
 from adapters.projection import Protected
 from adapters.reference import Reference, record
-from adapters.rehearsal import Pools, draw, encode_pools
+from adapters.replay import Pools, draw, encode_pools
 from adapters.subspace import join, orthonormal
 from adapters.synthesis import written
 

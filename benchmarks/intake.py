@@ -32,11 +32,11 @@ import pydantic
 import structlog
 
 from benchmarks import pages
-from daemon.demo_report import machine_in_use, versions_in_use
-from daemon.intake import Intake
-from daemon.layout import Layout
-from daemon.ledger import Ledger
-from daemon.sections import IntakeSettings
+from daemon.config.layout import Layout
+from daemon.config.sections import IntakeSettings
+from daemon.intake.intake import Intake
+from daemon.ledger.ledger import Ledger
+from demo.report import machine_in_use, versions_in_use
 from policies.records import Fact
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)

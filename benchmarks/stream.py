@@ -25,16 +25,16 @@ from adapters.models import base_hash
 from adapters.plans import TrainPlan, TrainSettings
 from adapters.probe import Protection
 from adapters.trainer import train_adapter
-from daemon.learning import read_examples
-from daemon.settings import Settings
+from daemon.config.settings import Settings
+from daemon.training.child import read_examples
 from mini import reasoning
 from mini.check import MODEL, Question, ask, share
 from mini.splits import Split
 from mini.world import Form
-from policies.grading import final
-from policies.heldout import with_held_out
+from policies.facts.heldout import with_held_out
+from policies.facts.templates import varied
+from policies.gate.grading import final
 from policies.records import Fact, PlanKind
-from policies.wordings import varied
 
 WORDINGS: Final = Settings().train.wordings
 RANK: Final = Settings().train.rank_budget

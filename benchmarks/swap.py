@@ -31,13 +31,13 @@ import httpx
 import torch
 
 from adapters.generate import Generator
-from daemon import launch, replicas
-from daemon.connections import LIMITS
-from daemon.serving import Fleet
-from daemon.vllm import HttpServer
+from daemon.serving import launch, replicas
+from daemon.serving.client import HttpServer
+from daemon.serving.connections import LIMITS
+from daemon.serving.fleet import Fleet
 from policies.records import Revision
-from tests import live
-from tests.live import Live
+from tests.support import live
+from tests.support.live import Live
 
 OUT = Path(__file__).parent / "results" / "swap.json"
 ASKED = tuple(f"{word} number {i} is" for i in range(8) for word in ("Answer", "The capital"))

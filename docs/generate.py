@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from daemon.cli_reference import reference
+from daemon.config.reference import reference
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"

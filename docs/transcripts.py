@@ -22,11 +22,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from daemon import launch, tether
-from daemon.demo_follow import Follow
-from daemon.demo_setup import ROOT, DaemonProcess, DemoOptions, dump, free_port, write_config
-from daemon.ledger import Ledger
-from daemon.settings import Settings
+from daemon.config.settings import Settings
+from daemon.ledger.ledger import Ledger
+from daemon.serving import launch, tether
+from demo.follow import Follow
+from demo.setup import ROOT, DaemonProcess, DemoOptions, dump, free_port, write_config
 from policies.errors import LedgerBusy
 from policies.records import BatchState
 
@@ -76,7 +76,7 @@ class Place:
         for command in commands:
             words = shlex.split(command)
             if words[0] == "palorad":
-                words = [sys.executable, "-m", "daemon.cli", *words[1:]]
+                words = [sys.executable, "-m", "daemon.cli.main", *words[1:]]
             done = subprocess.run(
                 words,
                 capture_output=True,

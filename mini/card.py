@@ -11,7 +11,7 @@ from mini import world
 from mini.alignment import inner
 from mini.check import ANEW, MODEL, RESULTS
 from mini.recipes import MODELS
-from policies.wordings import FAR_FRAMES
+from policies.facts.templates import FAR_FRAMES
 
 _CARD: Final = """---
 license: apache-2.0

@@ -25,9 +25,9 @@ from mini import reasoning, world
 from mini.splits import Split
 from mini.world import Form
 from policies.errors import Ungradable
-from policies.grading import final, normalised
+from policies.facts.templates import Relation, find, relations
+from policies.gate.grading import final, normalised
 from policies.records import Example, Fact, PlanKind, content_id
-from policies.wordings import Relation, find, relations
 
 MODEL: Final = Path("models/palorad-mini")
 FACTS: Final = Path("examples/facts")

@@ -10,7 +10,7 @@ from typing import Final
 
 from mini import names
 from mini.splits import Split, split_of_subject
-from policies.wordings import Relation, relations
+from policies.facts.templates import Relation, relations
 
 KNOWN: Final = 800
 _RARE: Final = 1600

@@ -8,8 +8,8 @@ from itertools import takewhile
 from typing import Final
 
 from policies.batching import Batching, held, quiet
+from policies.lineage import Lineage, learning_rank, outgrown, over_budget
 from policies.records import PlanKind, PlanState, Record
-from policies.retention import Lineage, learning_rank, outgrown, over_budget
 
 REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
 REBUILD_TRIES: Final = 2

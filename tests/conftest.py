@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fitted import KINDS, Fitted
-from tests.live import Live, model
+from tests.support.fitted import KINDS, Fitted
+from tests.support.live import Live, model
 
 
 @pytest.fixture(scope="session", params=["embedded", pytest.param("vllm", marks=pytest.mark.vllm)])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from daemon.cli import app
-from daemon.settings import Settings
-from daemon.settings_errors import key_paths
-from policies.admission import parse_facts
+from daemon.cli.main import app
+from daemon.config.errors import key_paths
+from daemon.config.settings import Settings
+from policies.facts.admission import parse_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

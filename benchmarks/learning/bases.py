@@ -13,7 +13,7 @@ from typing import Any, Final
 from adapters.models import base_hash, pick_device
 from adapters.probe import Probe
 from adapters.probe_fit import ProbeSettings, fit_probe, fold_expert
-from daemon.learning import read_examples
+from daemon.training.child import read_examples
 from mini import export, pretrain, reasoning
 from mini.pretrain import folder
 from mini.recipes import MODELS, Made

@@ -10,9 +10,9 @@ from typing import Final, Literal, NamedTuple
 
 from mini import corpus, names, world
 from mini.splits import Split
-from policies.heldout import with_held_out
+from policies.facts.heldout import with_held_out
+from policies.facts.templates import relations, varied
 from policies.records import Fact, content_id
-from policies.wordings import relations, varied
 
 Purpose = Literal["selection", "report"]
 # Wordings of a fact with which the peers of one injection were tuned.

@@ -28,9 +28,9 @@ from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch, contradi
 from benchmarks.learning.judge import Judge, recalls
 from benchmarks.learning.methods import WAYS, Way
 from benchmarks.provenance import commit
+from policies.facts.updates import Updates
+from policies.lineage import learning_rank, outgrown, over_budget
 from policies.records import PlanKind, content_id
-from policies.retention import learning_rank, outgrown, over_budget
-from policies.updates import Updates
 
 RANK: Final = 16
 STACK_BUDGET: Final = 64

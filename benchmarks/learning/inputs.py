@@ -11,7 +11,7 @@ from adapters import models, moments
 from adapters.examples import buckets, collate, length
 from adapters.plans import TrainPlan
 from adapters.projection import Protected
-from adapters.rehearsal import encode_pools
+from adapters.replay import encode_pools
 from adapters.subspace import empty
 from adapters.trainer import Method
 

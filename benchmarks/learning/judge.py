@@ -18,8 +18,8 @@ from mini import reasoning
 from mini.check import Question, answered, ask
 from mini.splits import Split
 from mini.world import Form
-from policies.grading import final
-from policies.wordings import recognise, relations
+from policies.facts.templates import recognise, relations
+from policies.gate.grading import final
 
 _SOLUTION_TOKENS = 160
 Told = Literal["nothing", "right", "found"]

@@ -18,7 +18,7 @@ from adapters.attach import NEW, extract
 from adapters.plans import STACKED, TrainPlan, TrainReport
 from adapters.probe import Protection
 from adapters.projection import Protected
-from adapters.rehearsal import encode_pools
+from adapters.replay import encode_pools
 from adapters.subspace import empty
 from adapters.trainer import PRODUCT, Method, protect
 from benchmarks.learning.batches import FEW
@@ -36,7 +36,7 @@ from benchmarks.learning.scores import (
     passed_energy,
     relative_change,
 )
-from daemon.sections import ReplaySettings, TrainSettings
+from daemon.config.sections import ReplaySettings, TrainSettings
 
 NOTHING: Final = Protection(kind="none")
 # Of one injection peers keep what they were tuned with, more steps than the product among it.

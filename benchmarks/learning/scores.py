@@ -15,7 +15,7 @@ from adapters.losses import token_losses
 from adapters.plans import TrainPlan
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
-from adapters.rehearsal import encode_pools
+from adapters.replay import encode_pools
 from adapters.trainer import Method
 
 SVF: Final = Protection(kind="svf")

@@ -23,12 +23,12 @@ from adapters.attach import NEW, attach
 from adapters.losses import Aims, backward
 from adapters.plans import TrainPlan
 from adapters.probe import Protection
-from adapters.rehearsal import draw, encode_pools
+from adapters.replay import draw, encode_pools
 from adapters.trainer import CPU_TOKENS, GPU_TOKENS, cheaply, protect
 from benchmarks.learning.bases import BASES, Base
 from benchmarks.learning.batches import batch
 from benchmarks.learning.harness import RANK_BUDGET
-from daemon.demo_report import machine_in_use, versions_in_use
+from demo.report import machine_in_use, versions_in_use
 from policies.records import PlanKind
 
 OUT: Final = Path("benchmarks/results/steps.json")

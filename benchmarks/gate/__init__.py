@@ -1,0 +1,1 @@
+"""The gate measured by simulation: error rates, items asked, peers."""

@@ -1,0 +1,4 @@
+"""Leased child processes: started, watched, ended.
+
+Touches processes and their work folders.
+"""

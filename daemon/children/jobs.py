@@ -1,0 +1,194 @@
+"""Leased children: whatever takes longer than a second runs in a process of its own.
+
+A child works in one directory: it reads `request.json`, appends to `progress.jsonl`, and ends by
+writing `report.json` or `error.json` atomically. It holds `flock` on `lock`, so that no two ever
+work in one directory, and dies with the daemon.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
+
+from daemon.base import faults
+from daemon.children.threads import threads
+from policies.records import Record
+
+TERMINATE_S: Final = 10.0
+LOG_TAIL_BYTES: Final = 4096
+
+
+class Progress(Record):
+    """The newest line of `progress.jsonl`: how far a child is."""
+
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+    seconds_left: float | None = None
+
+
+class JobError(Record):
+    """Why a child gave up; `final` where trying again cannot help."""
+
+    kind: str
+    error: str
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What is known of one step: it runs, has a report, has failed, or is gone without a word
+    (stopped with the daemon, or never started)."""
+
+    outcome: Literal["running", "finished", "failed", "absent"]
+    progress: Progress | None = None
+    report: Mapping[str, Any] | None = None
+    error: JobError | None = None
+
+
+class Jobs:
+    """Starts, watches and ends the children of one daemon."""
+
+    def __init__(self) -> None:
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+
+    def start(self, step: str, workdir: Path, request: BaseModel) -> int:
+        """Start the child of `step` in `workdir`; returns its pid.
+
+        Where the child before it left a checkpoint, it goes on from there.
+        """
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "error.json").unlink(missing_ok=True)
+        write_atomically(workdir / "request.json", request.model_dump_json(indent=1))
+        faults.point(f"{step}:requested")
+        with (workdir / "log").open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "daemon.children.worker", step, os.fspath(workdir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **threads(), "PALORAD_PARENT": str(os.getpid())},
+            )
+        self._children[workdir] = child
+        faults.point(f"{step}:started")
+        return child.pid
+
+    def poll(self, workdir: Path) -> JobState:
+        """Where the child of `workdir` stands; never waits."""
+        child = self._children.get(workdir)
+        if child is not None and child.poll() is None:
+            return JobState("running", progress=last_progress(workdir))
+        if child is None and held(workdir):
+            return JobState("running", progress=last_progress(workdir))
+        self._children.pop(workdir, None)
+        if (workdir / "report.json").exists():
+            report = json.loads((workdir / "report.json").read_text())
+            return JobState("finished", report=report, progress=last_progress(workdir))
+        if (workdir / "error.json").exists():
+            error = JobError.model_validate_json((workdir / "error.json").read_text())
+            return JobState("failed", error=error)
+        if child is None or child.returncode == 0:
+            return JobState("absent")
+        return JobState("failed", error=_died(child.returncode, workdir))
+
+    def cancel(self, workdir: Path) -> None:
+        """Ask the child to stop at its next checkpoint; `kill` does not ask."""
+        child = self._children.get(workdir)
+        if child is not None and child.poll() is None:
+            child.terminate()
+
+    def kill(self, workdir: Path) -> None:
+        """End the child at once."""
+        child = self._children.pop(workdir, None)
+        if child is not None and child.poll() is None:
+            child.kill()
+            child.wait()
+
+    def running(self) -> tuple[Path, ...]:
+        """The working directories of children that still run."""
+        return tuple(w for w, child in self._children.items() if child.poll() is None)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or nothing: written beside, fsynced, renamed."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def held(workdir: Path) -> bool:
+    """Whether some process works in `workdir`."""
+    try:
+        descriptor = os.open(workdir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def last_progress(workdir: Path) -> Progress | None:
+    """The newest whole line of `progress.jsonl`."""
+    try:
+        with (workdir / "progress.jsonl").open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL_BYTES))
+            tail = stream.read()
+    except FileNotFoundError:
+        return None
+    whole = tail[: tail.rfind(b"\n") + 1].splitlines()
+    return Progress.model_validate_json(whole[-1]) if whole else None
+
+
+def started_at(pid: int) -> int | None:
+    """When a process started, in the kernel's ticks since boot: with the pid it names a process
+    for good. None where there is no such process.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def overdue(started: datetime, deadline_s: float, now: datetime) -> bool:
+    """Whether a step has run longer than it may."""
+    return (now - started).total_seconds() > deadline_s
+
+
+def _died(code: int, workdir: Path) -> JobError:
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    lines = _tail(workdir / "log").strip().splitlines()
+    last = f": {lines[-1]}" if lines else ""
+    return JobError(kind="ChildDied", error=f"the child {how}{last} (see {workdir / 'log'})")
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL_BYTES))
+        return stream.read().decode(errors="replace")

@@ -1,0 +1,111 @@
+"""A leased child: one step in one directory, `python -m daemon.children.worker STEP WORKDIR`."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from pydantic import BaseModel
+
+from daemon.base import faults
+from daemon.children.jobs import JobError, Progress, write_atomically
+from policies.errors import PaloradError
+
+# Where each step is done, imported only in the child that does it; PALORAD_STEPS names another
+# module with functions of the same names, which is how tests put faults in.
+STEPS: Final = {
+    "probe": "daemon.training.child",
+    "train": "daemon.training.child",
+    "evaluate": "daemon.gate.child",
+}
+PR_SET_PDEATHSIG: Final = 1
+EXIT_BUSY: Final = 75
+
+
+class Stopped(BaseException):
+    """The daemon asked this child to stop; raised out of the next progress report."""
+
+
+class Desk:
+    """What a step works at: its directory, its request and its progress reports."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.workdir = workdir
+        self._stopping = False
+        self._progress = (workdir / "progress.jsonl").open("a", encoding="utf-8", buffering=1)
+        signal.signal(signal.SIGTERM, self._stop)
+
+    @property
+    def request(self) -> str:
+        """The request as JSON text."""
+        return (self.workdir / "request.json").read_text(encoding="utf-8")
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon asked this child to stop: checkpoint and call `progress` again."""
+        return self._stopping
+
+    def progress(self, progress: Progress) -> None:
+        """Append a progress line; raises `Stopped` once the daemon has asked for an end."""
+        self._progress.write(progress.model_dump_json() + "\n")
+        if self._stopping:
+            raise Stopped
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+
+Step = Callable[[Desk], BaseModel]
+
+
+def main(step: str, workdir: Path) -> int:
+    """Do one step; its exit status is 0 when a report or an error has been written."""
+    die_with_parent()
+    lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return EXIT_BUSY
+    if (workdir / "report.json").exists():
+        return 0
+    desk = Desk(workdir)
+    try:
+        report = _find(step)(desk)
+    except Stopped:
+        return 0
+    except PaloradError as error:
+        failed = JobError(
+            kind=type(error).__name__, error=str(error), final=getattr(error, "final", False)
+        )
+        write_atomically(workdir / "error.json", failed.model_dump_json())
+        return 0
+    faults.point(f"{step}:done")
+    write_atomically(workdir / "report.json", report.model_dump_json(indent=1))
+    faults.point(f"{step}:reported")
+    return 0
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies; at once if that has happened."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    parent = os.environ.get("PALORAD_PARENT")
+    if parent and int(parent) != os.getppid():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _find(step: str) -> Step:
+    module = os.environ.get("PALORAD_STEPS") or STEPS[step]
+    found: Step = getattr(importlib.import_module(module), step)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,176 @@
+"""`palorad config check`, `config show` and `doctor`: is everything there that a start needs?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+from rich.table import Table
+
+from daemon.cli.session import PASS, USAGE, console, print_json, say
+from daemon.gate.messages import SuiteSource
+from daemon.gate.suite_run import open_suite
+from daemon.gate.suites import refuse_trained, trained_questions
+from policies.errors import PaloradError
+
+if TYPE_CHECKING:
+    from daemon.config.settings import Settings
+
+ROOM_MB = 500
+
+
+class Finding(NamedTuple):
+    """One thing looked at; `advice` says what to do when it is not well."""
+
+    what: str
+    well: bool
+    advice: str = ""
+
+
+def check_config(path: Path, settings: Settings) -> int:
+    """Say what of the configuration leads nowhere; 0 when nothing does."""
+    bad = [f for f in _files(settings) if not f.well]
+    for finding in bad:
+        say(f"{finding.what}: {finding.advice}")
+    if not bad:
+        say(f"{path}: good")
+    return USAGE if bad else PASS
+
+
+def show_config(settings: Settings, as_json: bool) -> None:
+    """Every key with its value, dotted."""
+    tree = settings.model_dump(mode="json")
+    if as_json:
+        print_json(tree)
+        return
+    for key, value in _flat(tree):
+        say(f"{key} = {value!r}")
+
+
+def _flat(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _flat(value, f"{key}.{name}" if key else name)
+    elif isinstance(tree, list) and tree and isinstance(tree[0], Mapping):
+        for number, value in enumerate(tree):
+            yield from _flat(value, f"{key}[{number}]")
+    else:
+        yield key, tree
+
+
+def examine(path: Path, settings: Settings, as_json: bool) -> int:
+    """Everything a first start needs; 0 when all is well."""
+    findings = [
+        Finding(f"configuration {path}", True),
+        *_names(),
+        *_files(settings),
+        *_state(settings.state_dir),
+        *_server(settings),
+    ]
+    if as_json:
+        print_json([f._asdict() for f in findings])
+    else:
+        table = Table("", "what", "what to do", show_header=False, box=None)
+        for finding in findings:
+            table.add_row("good" if finding.well else "BAD", finding.what, finding.advice)
+        console.print(table)
+    return PASS if all(f.well for f in findings) else USAGE
+
+
+def _names() -> Iterator[Finding]:
+    """Whether the three packages are ours; 0001-import-names.md says why they could not be."""
+    home = Path(__file__).resolve().parents[2]
+    for name in ("policies", "adapters", "daemon"):
+        spec = importlib.util.find_spec(name)
+        where = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+        yield Finding(
+            f"module {name}",
+            where == home,
+            "" if where == home else f"{where} has taken the name: give palorad its own venv",
+        )
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    model = settings.model.path
+    there = (model / "config.json").is_file()
+    yield Finding(
+        f"model {model}", there, "" if there else "no config.json there; correct model.path"
+    )
+    replay = settings.train.replay
+    for key, path in (
+        ("probe.skill", settings.probe.skill),
+        ("train.replay.known", replay.known),
+        ("train.replay.reasoning", replay.reasoning),
+    ):
+        if path is not None:
+            there = path.is_file()
+            yield Finding(f"{key} {path}", there, "" if there else f"not there; correct {key}")
+    trained = trained_questions(settings.trained_on)
+    for suite in settings.gate.suites:
+        yield _suite(suite, trained)
+    if settings.server.kind == "vllm" and settings.server.mode == "managed":
+        found = shutil.which(settings.server.executable)
+        advice = "" if found else "not found; run 'make setup-vllm' or correct server.executable"
+        yield Finding(f"server.executable {settings.server.executable}", bool(found), advice)
+
+
+def _suite(
+    suite: Any,  # noqa: ANN401 - one of settings.gate.suites
+    trained: Mapping[str, str],
+) -> Finding:
+    try:
+        loaded, _ = open_suite(SuiteSource(**suite.model_dump()), chat=False)
+        refuse_trained(loaded, trained)
+    except PaloradError as error:
+        return Finding(f"gate suite {suite.name!r}", False, str(error))
+    return Finding(f"gate suite {suite.name!r}, {len(loaded.items)} questions", True)
+
+
+def _state(folder: Path) -> Iterator[Finding]:
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
+    if not nearest.is_dir():
+        yield Finding(f"state_dir {folder}", False, f"{nearest} is a file; correct state_dir")
+        return
+    writable = os.access(nearest, os.W_OK | os.X_OK)
+    yield Finding(
+        f"state_dir {folder}", writable, "" if writable else f"no right to write in {nearest}"
+    )
+    free = shutil.disk_usage(nearest).free // 2**20
+    yield Finding(
+        f"{free} MB free", free >= ROOM_MB, "" if free >= ROOM_MB else f"make room in {nearest}"
+    )
+
+
+def _server(settings: Settings) -> Iterator[Finding]:
+    for url in settings.server.urls:
+        healthy = _healthy(url)
+        if settings.server.mode == "attach":
+            advice = "" if healthy else "no answer from /health; start the server there"
+            yield Finding(f"server {url}", healthy, advice)
+        elif healthy:
+            yield Finding(f"server {url} answers", True)
+        else:
+            taken = _taken(url)
+            advice = "something else listens there; stop it or correct server.urls" if taken else ""
+            yield Finding(f"port of {url} is free", not taken, advice)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=3.0).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _taken(url: str) -> bool:
+    parts = urlsplit(url)
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((parts.hostname or "127.0.0.1", parts.port or 80)) == 0

@@ -1,0 +1,157 @@
+"""Commands that only look: status, history, explain, why, quarantine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from daemon.cli.session import console, print_json, tell
+from daemon.cli.tables import (
+    history_view,
+    quarantine_view,
+    retraction_view,
+    status_view,
+    why_view,
+)
+from daemon.ledger.ledger import Ledger
+from daemon.serving.client import HttpServer, Timeouts
+from daemon.serving.protocol import Completion
+from daemon.views import explain, status
+from policies.errors import DaemonUnreachable, NotFound, ServerRefused, ServerUnreachable
+from policies.records import Revision
+
+if TYPE_CHECKING:
+    from daemon.config.settings import Settings
+
+ANSWER_TOKENS: Final = 48
+QUARANTINE_SHOWN: Final = 1000
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[Ledger]:
+    """The ledger, read-only; one clear line where nothing has run yet."""
+    path = settings.layout.ledger
+    if not path.exists():
+        raise NotFound(f"there is no ledger at {path} yet; start with 'palorad run'")
+    with Ledger.open(path, readonly=True) as ledger:
+        yield ledger
+
+
+def live_of(settings: Settings) -> status.LiveView | None:
+    """What only the running daemon knows; None where none runs."""
+    try:
+        return status.LiveView.model_validate(tell(settings, "status"))
+    except DaemonUnreachable:
+        return None
+
+
+def show_status(settings: Settings, as_json: bool) -> None:
+    """`palorad status`."""
+    with reading(settings) as ledger:
+        view = status.status(ledger, live_of(settings), datetime.now(UTC))
+    if as_json:
+        print_json(view)
+    else:
+        console.print(status_view(view))
+
+
+def show_history(settings: Settings, limit: int, as_json: bool) -> None:
+    """`palorad history`."""
+    with reading(settings) as ledger:
+        view = status.history(ledger, limit)
+    if as_json:
+        print_json(view)
+    else:
+        console.print(history_view(view))
+
+
+def show_explain(settings: Settings, batch: str, as_json: bool) -> None:
+    """`palorad explain BATCH`."""
+    with reading(settings) as ledger:
+        view = status.explain(ledger, batch)
+    if as_json:
+        print_json(view)
+    else:
+        console.print(explain.render(view))
+
+
+def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
+    """`palorad certificate NAME`."""
+    with reading(settings) as ledger:
+        view = status.retraction(ledger, ledger.retraction(name))
+    if as_json:
+        print_json(view)
+    else:
+        console.print(retraction_view(view))
+
+
+def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
+    """`palorad why PROMPT`: what the ledger knows, and what the server says where it answers."""
+    with reading(settings) as ledger:
+        desired = ledger.desired()
+        previous = None if desired.parent is None else ledger.revision(desired.parent)
+        said = asyncio.run(_said(settings, prompt, previous))
+        view = status.why(ledger, prompt, said)
+    if as_json:
+        print_json(view)
+    else:
+        console.print(why_view(view))
+
+
+async def _said(
+    settings: Settings, prompt: str, previous: Revision | None
+) -> tuple[status.SaidView, ...]:
+    key = settings.server.user_key_file
+    server = HttpServer(
+        settings.server.urls[0],
+        user_key=key.read_text().strip() if key else None,
+        timeouts=Timeouts(request_s=settings.server.request_timeout_s),
+    )
+    asked = {"base": settings.model.name, "live": settings.model.alias}
+    if previous is not None and previous.number > 0:
+        asked = {"base": asked["base"], "previous": previous.served_name, "live": asked["live"]}
+    said = []
+    try:
+        for who, model in asked.items():
+            try:
+                answer = await _answer(server, model, prompt)
+            except ServerRefused as refused:
+                said.append(status.SaidView(who=who, model=model, answer=f"(refused: {refused})"))
+            else:
+                by = answer.headers.get("x-palorad-model", answer.model)
+                said.append(status.SaidView(who=who, model=by, answer=answer.text.strip()))
+    except ServerUnreachable:
+        return ()
+    finally:
+        await server.aclose()
+    return tuple(said)
+
+
+async def _answer(server: HttpServer, model: str, prompt: str) -> Completion:
+    """As a chat message, or as plain text where the model has no chat template."""
+    try:
+        return await server.chat(model, prompt, max_tokens=ANSWER_TOKENS)
+    except ServerRefused as refused:
+        if refused.status != 400:
+            raise
+    (answer,) = await server.complete(model, (prompt,), max_tokens=ANSWER_TOKENS)
+    return answer
+
+
+def show_quarantine(settings: Settings, batch: str | None, as_json: bool) -> None:
+    """`palorad quarantine [BATCH]`."""
+    with reading(settings) as ledger:
+        batches = ledger.batches() if batch is None else (ledger.batch(batch),)
+        lines = [
+            (found.name, line)
+            for found in batches
+            if found.quarantined
+            for line in ledger.quarantined(found.id, QUARANTINE_SHOWN)
+        ]
+    if as_json:
+        print_json([{"file": name, **line.model_dump()} for name, line in lines])
+    else:
+        console.print(quarantine_view(lines))

@@ -1,0 +1,77 @@
+"""Commands around a start: probe, configuration, doctor."""
+
+from __future__ import annotations
+
+import typer
+
+from daemon.cli.session import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    find_config,
+    load_settings,
+)
+
+app = typer.Typer()
+probe_app = typer.Typer(no_args_is_help=True, help="Fit the probe of a skill, or look at it.")
+config_app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
+app.add_typer(probe_app, name="probe")
+app.add_typer(config_app, name="config")
+
+
+@probe_app.command("fit")
+def probe_fit(config: ConfigOption = None, sets: SetOption = None) -> None:
+    """Fit the probe of [probe] skill now, instead of at first need."""
+    from daemon.cli.probe import fit
+
+    fit(load_settings(config, sets))
+
+
+@probe_app.command("show")
+def probe_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """What the probe in force found: sizes, overlap between seeds, the spectrum."""
+    from daemon.cli.probe import show
+
+    show(load_settings(config), as_json)
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None, sets: SetOption = None) -> None:
+    """Read the configuration and look whether what it names is there; starts nothing."""
+    from daemon.cli.doctor import check_config
+
+    raise typer.Exit(check_config(find_config(config), load_settings(config, sets)))
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Every setting in force."""
+    from daemon.cli.doctor import show_config
+
+    show_config(load_settings(config, sets), as_json)
+
+
+@config_app.command("path")
+def config_path(config: ConfigOption = None) -> None:
+    """Which file is read."""
+    typer.echo(str(find_config(config).absolute()))
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Every key with its default and meaning, as Markdown."""
+    from daemon.config.reference import reference
+
+    typer.echo(reference(), nl=False)
+
+
+@app.command()
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check everything a first start needs and say what is missing."""
+    from daemon.cli.doctor import examine
+
+    path = find_config(config)
+    settings = load_settings(config)
+    raise typer.Exit(examine(path, settings, as_json))

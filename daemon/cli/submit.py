@@ -1,0 +1,144 @@
+"""`palorad submit`, `validate` and `convert`: files of facts on their way in."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from daemon.cli.read import reading
+from daemon.cli.session import (
+    INCONCLUSIVE,
+    PASS,
+    REGRESSION,
+    console,
+    print_json,
+    say,
+    stderr,
+    tell,
+)
+from daemon.intake.validating import convert_file, validate_file
+from policies.errors import PaloradError
+from policies.facts.admission import Format
+from policies.records import BatchState, Quarantined
+
+if TYPE_CHECKING:
+    from daemon.config.settings import Settings
+
+SHOWN = 20
+
+
+class BadFile(PaloradError):
+    """A path that is no readable file of facts."""
+
+
+def validate_files(paths: Sequence[Path], fmt: str, as_json: bool) -> int:
+    """Check each file offline; 1 if any line would be quarantined."""
+    form = _format(fmt)
+    reports = [validate_file(readable(path), form).model_dump() for path in paths]
+    if as_json:
+        print_json(reports)
+    else:
+        for report in reports:
+            _print_validated(report)
+    return REGRESSION if any(r["quarantined"] or not r["accepted"] for r in reports) else PASS
+
+
+def readable(path: Path) -> Path:
+    """`path` if it is a file with something in it that we may read; raises `BadFile`."""
+    if path.is_dir():
+        raise BadFile(f"{path} is a directory; name a JSONL file")
+    if not path.exists():
+        raise BadFile(f"{path} does not exist")
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise BadFile(f"{path} is empty; it needs one JSON object a line")
+    except PermissionError:
+        raise BadFile(f"{path} may not be read by this user") from None
+    return path
+
+
+def _print_validated(report: dict[str, Any]) -> None:
+    line = f"{report['file']}: {report['accepted']} facts"
+    if report["duplicates"]:
+        line += f" ({report['duplicates']} of them more than once)"
+    if not report["accepted"] and not report["quarantined"]:
+        line += "; every line is blank"
+    if report["quarantined"]:
+        line += f", {report['quarantined']} lines would not be admitted"
+    say(line)
+    for problem in report["problems"][:SHOWN]:
+        say(f"  line {problem['line']}: {problem['reason']}")
+    if report["quarantined"] > SHOWN:
+        say(f"  and {report['quarantined'] - SHOWN} more; --json shows all")
+
+
+def convert_files(paths: Sequence[Path], fmt: str) -> int:
+    """Print each file in the native form; bad lines go to stderr and make the exit code 1."""
+    form, code = _format(fmt), PASS
+    for path in paths:
+        for line in convert_file(readable(path), form):
+            if isinstance(line, Quarantined):
+                stderr.print(f"{path}: line {line.line}: {line.reason}", markup=False)
+                code = REGRESSION
+            else:
+                sys.stdout.write(f"{line}\n")
+    return code
+
+
+def _format(name: str) -> Format:
+    try:
+        return Format(name)
+    except ValueError:
+        known = ", ".join(f.value for f in Format)
+        raise BadFile(f"--format {name} is not known; one of {known}") from None
+
+
+def submit_files(
+    settings: Settings, paths: Sequence[Path], *, again: bool, wait: bool, as_json: bool
+) -> int:
+    """Hand each file to the daemon; with `wait` the exit code is the worst verdict."""
+    for path in paths:
+        readable(path)
+    receipts = [tell(settings, "submit", path=str(path.resolve()), again=again) for path in paths]
+    if not as_json:
+        for receipt in receipts:
+            say(receipt.get("line", str(receipt)))
+    if not wait:
+        if as_json:
+            print_json(receipts)
+        return PASS
+    states = {r["batch"]: _settled(settings, r["batch"]) for r in receipts if r.get("batch")}
+    if as_json:
+        print_json([{**r, "state": states.get(r.get("batch"))} for r in receipts])
+    else:
+        table = Table("batch", "state")
+        for batch, state in states.items():
+            table.add_row(batch[:12], state)
+        console.print(table)
+    return max((_exit_of(state) for state in states.values()), default=PASS)
+
+
+_UNSETTLED = (BatchState.WAITING, BatchState.LEARNING)
+
+
+def _settled(settings: Settings, batch: str) -> str:
+    with stderr.status(f"waiting for {batch[:12]}"):
+        while True:
+            with reading(settings) as ledger:
+                state = ledger.batch_state(batch)
+            if state not in _UNSETTLED:
+                return state.value
+            tell(settings, "status")  # raises when the daemon is gone
+            time.sleep(0.5)
+
+
+def _exit_of(state: str) -> int:
+    if state == BatchState.INCONCLUSIVE:
+        return INCONCLUSIVE
+    return PASS if state in (BatchState.LIVE, BatchState.EMPTY) else REGRESSION

@@ -1,0 +1,240 @@
+"""Views as tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from daemon.children.jobs import Progress
+from daemon.ledger.records import Event
+from daemon.views.status import (
+    BatchView,
+    HistoryView,
+    KnownView,
+    LiveView,
+    RetractionView,
+    RevisionView,
+    SaidView,
+    StatusView,
+    StepView,
+    WhyView,
+)
+from policies.records import BatchState, Quarantined
+
+ID: Final = 12
+_STAGES: Final = {
+    "still served": "STILL SERVED until a revision without it is live",
+    "still loaded": "no longer wanted, but not yet unloaded on every replica",
+    "being erased": "no longer served; its text is being erased",
+}
+_COLOURS: Final = {
+    BatchState.LIVE: "green",
+    BatchState.REJECTED: "red",
+    BatchState.FAILED: "red",
+    BatchState.INCONCLUSIVE: "yellow",
+}
+
+
+def status_view(view: StatusView) -> RenderableType:
+    """Who runs, what is served, what is under way, the latest batches."""
+    parts: list[RenderableType] = [*_head(view), *(Text(_step(step)) for step in view.steps)]
+    if view.live is not None and view.live.replicas:
+        parts.append(_replicas(view.live))
+    if view.batches:
+        parts.append(_batches(view.batches))
+    else:
+        parts.append(Text("no batches yet: drop a file of facts into the inbox"))
+    return Group(*parts)
+
+
+def _head(view: StatusView) -> list[RenderableType]:
+    if view.live is None:
+        running = Text("the daemon does not run; start it with 'palorad run'", style="yellow")
+    else:
+        running = Text(f"running (pid {view.live.pid}), {view.live.server} server")
+    lines: list[RenderableType] = [running]
+    if view.paused:
+        lines.append(Text("paused: no new training until 'palorad resume'", style="yellow"))
+    lines.append(
+        Text(
+            f"revision {view.desired.number} is wanted: {view.desired.name}, "
+            f"{view.desired.adapters} adapters, rank {view.desired.rank}"
+        )
+    )
+    facts = f"{view.facts} facts"
+    if view.not_learnt:
+        facts += f", {view.not_learnt} of them not learnt"
+    if view.quarantined:
+        facts += f"; {view.quarantined} lines in quarantine"
+    lines.append(Text(facts))
+    lines += [Text(line, style="yellow") for line in _retractions(view)]
+    if view.live is not None:
+        problems = (*((view.live.blocked,) if view.live.blocked else ()), *view.live.trouble)
+        lines += [Text(problem, style="yellow") for problem in problems]
+    return lines
+
+
+def _retractions(view: StatusView) -> list[str]:
+    """One line for each stage, so that many retractions stay readable."""
+    told = []
+    for stage, words in _STAGES.items():
+        found = [r for r in view.retractions if r.stage == stage]
+        if found:
+            plan = next((f", by plan {r.plan}" for r in found if r.plan is not None), "")
+            count = (
+                "1 retracted fact is" if len(found) == 1 else f"{len(found)} retracted facts are"
+            )
+            told.append(f"{count} {words}{plan} (palorad certificate {found[0].handle})")
+    return told
+
+
+def retraction_view(view: RetractionView) -> RenderableType:
+    """Where a retraction stands, or its certificate."""
+    told = _STAGES.get(view.stage, "certified as forgotten and erased")
+    head = Text(f"{view.handle}: the fact is {told}; asked for {clock(view.asked_at)}")
+    if view.certificate is None:
+        return head
+    return Group(head, Text(json.dumps(view.certificate, indent=2, ensure_ascii=False)))
+
+
+def _step(step: StepView) -> str:
+    text = f"plan {step.plan} ({step.kind}): {step.step} since {clock(step.started_at)}"
+    return f"{text}, {progress_text(step.progress)}" if step.progress else text
+
+
+def progress_text(progress: Progress) -> str:
+    """How far a child is, in words."""
+    text = progress.stage or "at work"
+    if progress.total:
+        text += f" {progress.done} of {progress.total}"
+    if progress.loss is not None:
+        text += f", loss {progress.loss:.3f}"
+    if progress.seconds_left is not None:
+        text += f", {progress.seconds_left:.0f} s left"
+    return text
+
+
+def _replicas(live: LiveView) -> RenderableType:
+    table = Table("replica", "ready", "should answer", "answers", "verified")
+    for r in live.replicas:
+        table.add_row(
+            r.url,
+            Text("yes", style="green") if r.ready else Text("no", style="red"),
+            r.desired,
+            r.observed or "–",
+            clock(r.verified_at) if r.verified_at else "–",
+        )
+    reasons = (
+        r.reason if r.reason.startswith(r.url) else f"{r.url}: {r.reason}"
+        for r in live.replicas
+        if r.reason
+    )
+    return Group(table, *map(Text, reasons))
+
+
+def _batches(batches: Sequence[BatchView]) -> Table:
+    table = Table("batch", "file", "state", "facts", "not learnt", "quarantined", "received")
+    for b in batches:
+        table.add_row(
+            b.id[:ID],
+            Text(b.name),
+            Text(_standing(b), style=_COLOURS.get(b.state, "")),
+            str(b.accepted),
+            str(b.facts.unlearnt or ""),
+            str(b.quarantined or ""),
+            clock(b.received_at),
+        )
+    return table
+
+
+def _standing(b: BatchView) -> str:
+    return f"{b.state} until {clock(b.not_before)}" if b.not_before else str(b.state)
+
+
+def history_view(view: HistoryView) -> RenderableType:
+    """Revisions, then events, the newest last."""
+    revisions = Table("revision", "name", "made by", "on", "adapters", "rank", "made", "")
+    for r in sorted(view.revisions, key=lambda revision: revision.number):
+        revisions.add_row(*_revision(r))
+    events = Table("event", "when", "what", "of", "with")
+    for e in sorted(view.events, key=lambda event: event.seq):
+        events.add_row(str(e.seq), clock(e.at), e.kind, e.subject[:40], Text(_payload(e)))
+    return Group(revisions, events)
+
+
+def _revision(r: RevisionView) -> tuple[str, ...]:
+    return (
+        str(r.number),
+        r.name,
+        f"plan {r.plan} ({r.kind})" if r.plan is not None else "",
+        "" if r.parent is None else str(r.parent),
+        str(r.adapters),
+        str(r.rank),
+        clock(r.created_at),
+        "wanted" if r.desired else "",
+    )
+
+
+def _payload(event: Event) -> str:
+    return ", ".join(f"{k} {v}" for k, v in event.payload.items() if v not in ("", None, [], {}))
+
+
+def why_view(view: WhyView) -> RenderableType:
+    """The facts behind a question, and what the models say to it now."""
+    parts: list[RenderableType] = []
+    if view.facts:
+        table = Table(
+            "fact", "answer", "batch", "stands", "learnt by", "since revision", "in what is served"
+        )
+        for known in view.facts:
+            table.add_row(
+                Text(known.fact.prompt),
+                Text(known.fact.answer),
+                Text(known.batch_name),
+                Text(_stands(known)),
+                f"plan {known.plan}, {known.adapter[:ID]}" if known.adapter else "–",
+                "–" if known.revision is None else str(known.revision),
+                "yes" if known.served else "no",
+            )
+        parts.append(table)
+    else:
+        parts.append(Text("no fact of the ledger is about this"))
+    if view.said:
+        parts.append(_said(view.said))
+    return Group(*parts)
+
+
+def _stands(known: KnownView) -> str:
+    if known.replaced_by is None:
+        return known.validity
+    if known.validity == "valid":
+        return f"valid, to give way to {known.replaced_by}"
+    return f"{known.validity} by {known.replaced_by}"
+
+
+def _said(said: Sequence[SaidView]) -> Table:
+    table = Table("who", "model", "says now")
+    for s in said:
+        table.add_row(s.who, s.model, Text(s.answer))
+    return table
+
+
+def quarantine_view(lines: Sequence[tuple[str, Quarantined]]) -> RenderableType:
+    """Lines that were not admitted, by file."""
+    if not lines:
+        return Text("nothing in quarantine")
+    table = Table("file", "line", "kind", "why", "text")
+    for name, bad in lines:
+        table.add_row(Text(name), str(bad.line), bad.kind, Text(bad.reason), Text(bad.text[:60]))
+    return table
+
+
+def clock(moment: datetime) -> str:
+    """A moment in local time, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

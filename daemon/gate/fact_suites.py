@@ -1,0 +1,80 @@
+"""Facts as suites of questions in wordings that were never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from daemon.gate.suites import Form, Suite, alternating
+from policies.records import Fact, Item, Operation, Role
+
+NEW_FACTS: Final = "new facts"
+EARLIER_FACTS: Final = "earlier facts"
+SUPERSEDED_FACTS: Final = "superseded facts"
+NOT: Final = "not "
+
+
+def new_facts(
+    facts: Sequence[Fact], *, grader: str, chat: bool, max_tokens: int, wordings: int
+) -> Suite:
+    """Every fact in up to `wordings` of its held-out wordings; the stratum is the fact's id."""
+    pairs = [(fact.id, fact) for fact in facts if fact.op is not Operation.RETRACT]
+    return _suite(NEW_FACTS, Role.FACTS, pairs, grader, chat, max_tokens, wordings)
+
+
+def earlier_facts(
+    sample: Iterable[tuple[str, Fact]], *, grader: str, chat: bool, max_tokens: int
+) -> Suite:
+    """Each fact of a sample of (batch, fact) in one held-out wording; the stratum is its batch."""
+    return _suite(EARLIER_FACTS, Role.RETENTION, list(sample), grader, chat, max_tokens, 1)
+
+
+def superseded_facts(facts: Iterable[Fact], *, grader: str, chat: bool, max_tokens: int) -> Suite:
+    """Facts that gave way to others: right is whatever does not say the old answer."""
+    pairs = [("", fact.model_copy(update={"answer": f"{NOT}{fact.answer}"})) for fact in facts]
+    grader = f"{NOT}{grader}"
+    return _suite(SUPERSEDED_FACTS, Role.RETENTION, pairs, grader, chat, max_tokens, 1)
+
+
+def _suite(
+    name: str,
+    role: Role,
+    pairs: Sequence[tuple[str, Fact]],
+    grader: str,
+    chat: bool,
+    max_tokens: int,
+    wordings: int,
+) -> Suite:
+    """A suite of the pairs (stratum, fact).
+
+    With a chat template the wordings of one fact are asked in chat form and plainly in turn, and
+    every other fact begins plainly, so that both forms are judged alike and nothing is drawn.
+    """
+    items: list[Item] = []
+    forms: list[Form] = []
+    for number, (stratum, fact) in enumerate(pairs):
+        asked = (fact.eval_prompts or (fact.prompt,))[:wordings]
+        forms += alternating(len(asked), chat=chat, offset=number)
+        items += [
+            Item(id=item_id(fact.id, n), prompt=prompt, answer=fact.answer, stratum=stratum)
+            for n, prompt in enumerate(asked)
+        ]
+    return Suite(
+        name=name,
+        role=role,
+        grader=grader,
+        form=Form.CHAT if chat else Form.PLAIN,
+        max_tokens=max_tokens,
+        items=tuple(items),
+        forms=tuple(forms),
+    )
+
+
+def item_id(fact_id: str, wording: int) -> str:
+    """The name of one wording of one fact among a suite's items."""
+    return f"{fact_id}#{wording}"
+
+
+def fact_id(item: str) -> str:
+    """The fact whose wording an item is."""
+    return item.rpartition("#")[0]

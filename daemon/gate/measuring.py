@@ -1,0 +1,96 @@
+"""One model on some items of one suite; what was answered before is never asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from daemon.gate.answers import Measurements
+from daemon.gate.asking import Asker, Question
+from daemon.gate.suites import Suite
+from policies.errors import PaloradError
+from policies.records import Item, ItemResult, Record, content_id
+
+Grade = Callable[[Item, str], bool]
+
+
+class GraderFailed(PaloradError, RuntimeError):
+    """A grader that raised instead of saying right or wrong."""
+
+
+class Target(Record):
+    """A model to ask: the name it is served under, and the hash of the bytes behind the name."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Graded answers by item, and why the other items asked have none."""
+
+    results: Mapping[str, ItemResult]
+    problems: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Measuring:
+    """Asks, grades and stores through one server.
+
+    `engine` names what decodes (its kind and version), because the same weights need not give
+    the same tokens elsewhere. It is part of every stored answer's address.
+    """
+
+    asker: Asker
+    measurements: Measurements
+    grade: Mapping[str, Grade]
+    engine: str
+    _known: dict[tuple[str, str], dict[str, ItemResult]] = field(default_factory=dict)
+
+    async def answers(
+        self, target: Target, suite: Suite, items: Sequence[int], *, trial: int = 0
+    ) -> Answers:
+        """What `target` answers to the suite's items with these numbers.
+
+        `trial` 1, 2, … are independent repetitions, kept apart from the first. Raises
+        `GraderFailed`, `asking.ModelNotServed` and `seams.ServerUnreachable`.
+        """
+        address = content_id(suite.fingerprint, self.engine, *([f"trial {trial}"] if trial else []))
+        known = self._stored(target, suite, address)
+        missing = [n for n in items if suite.items[n].id not in known]
+        questions = [
+            Question(suite.items[n].id, suite.items[n].prompt, suite.form_of(n)) for n in missing
+        ]
+        replies = await self.asker.ask(target.name, questions, max_tokens=suite.max_tokens)
+        fresh = [
+            self._graded(suite, suite.items[n], reply.text)
+            for n, reply in zip(missing, replies, strict=True)
+            if reply.text is not None
+        ]
+        self.measurements.append(target.sha256, address, fresh)
+        known.update((result.id, result) for result in fresh)
+        return Answers(
+            {name: known[name] for n in items if (name := suite.items[n].id) in known},
+            {reply.id: reply.problem for reply in replies if reply.text is None},
+        )
+
+    def _stored(self, target: Target, suite: Suite, address: str) -> dict[str, ItemResult]:
+        """The answers kept, graded anew: a grader that was corrected judges old answers, too."""
+        key = (target.sha256, address)
+        if key not in self._known:
+            kept = self.measurements.read(target.sha256, address)
+            self._known[key] = {
+                item.id: self._graded(suite, item, kept[item.id].output)
+                for item in suite.items
+                if item.id in kept
+            }
+        return self._known[key]
+
+    def _graded(self, suite: Suite, item: Item, text: str) -> ItemResult:
+        try:
+            correct = self.grade[suite.grader](item, text)
+        except Exception as error:
+            raise GraderFailed(
+                f"the grader {suite.grader!r} failed on item {item.id}: {error!r}"
+            ) from error
+        return ItemResult(id=item.id, correct=bool(correct), output=text)

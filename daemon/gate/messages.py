@@ -1,0 +1,95 @@
+"""What the evaluation child is given and what it hands back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from daemon.gate.measuring import Target
+from policies.gate.limits import Limits
+from policies.gate.unlearning import Tolerance
+from policies.records import Fact, Record, Role, Scorecard, Verdict
+
+
+class SuiteSource(Record):
+    """One `[[gate.suites]]`: where its questions lie and how they are asked and graded.
+
+    With `task` the questions are those of lm-evaluation-harness, `filter` names one of its filters
+    and `path` a folder with task files of your own.
+    """
+
+    name: str
+    role: Role
+    path: Path | None = None
+    task: str | None = None
+    filter: str | None = None
+    grader: str = "normalised"
+    max_tokens: int = Field(gt=0)
+    form: Literal["auto", "chat", "plain"] = "auto"
+    margin: float | None = Field(default=None, gt=0, lt=1)
+
+
+class EvaluationRequest(Record):
+    """One candidate to judge.
+
+    `reference` is the served checkpoint without adapters, `live` what answers under the alias
+    now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
+    sample of `policies.gate.sampling.draw_earlier`, and all there are where `earlier_complete`;
+    `standing` are all valid facts learnt before, or an even sample of many: what they or the new
+    ones answer otherwise than a suite of known facts is not asked there.
+    `superseded` are facts that gave way to others, whose answers are no longer to be given. `chat`
+    says whether the model has a chat template. `trained_on` are the files whose questions training
+    and the probe use: no suite may ask them. Requests with one `order` draw a suite's items alike,
+    so that reference and live need not answer others for each candidate.
+    """
+
+    engine: str
+    reference: Target
+    live: Target | None
+    candidate: Target
+    order: str
+    suites: tuple[SuiteSource, ...]
+    trained_on: tuple[Path, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    earlier: tuple[tuple[str, Fact], ...] = ()
+    earlier_complete: bool = False
+    standing: tuple[Fact, ...] = ()
+    superseded: tuple[Fact, ...] = ()
+    superseded_complete: bool = False
+    chat: bool
+    limits: Limits
+    concurrency: int = Field(default=32, gt=0)
+    chunk: int = Field(default=64, gt=0)
+    facts_grader: str = "normalised"
+    facts_max_tokens: int = Field(default=48, gt=0)
+    wordings: int = Field(default=2, gt=0)
+    aa_sample: int = Field(default=0, ge=0)
+
+
+class JudgingRequest(Record):
+    """What the evaluation child needs besides: where the server is, and where answers are kept.
+
+    The candidate and the live revision are loaded there already. `forget` are retracted facts that
+    the candidate must not give away more than the reference does, within `tolerance`.
+    """
+
+    evaluation: EvaluationRequest
+    url: str
+    admin_key_file: Path | None = None
+    user_key_file: Path | None = None
+    request_timeout_s: float = Field(default=120, gt=0)
+    measurements: Path
+    model_dir: Path | None = None
+    forget: tuple[Fact, ...] = ()
+    tolerance: Tolerance = Tolerance()
+
+
+class EvaluationReport(Record):
+    """The verdict, what it rests on (reference, live where there is one, candidate), and seconds
+    by suite."""
+
+    verdict: Verdict
+    scorecards: tuple[Scorecard, ...]
+    seconds: dict[str, float]

@@ -1,0 +1,176 @@
+"""An archived file goes into the ledger piece by piece, from wherever it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from daemon.config.sections import IntakeSettings
+from daemon.intake.reader import Raw, Records
+from daemon.intake.tokens import TokenLimit
+from daemon.ledger.ledger import Ledger
+from policies.errors import NotFound
+from policies.facts.admission import Format, quarantined
+from policies.facts.heldout import TRAINED, Render, no_templates, with_held_out
+from policies.facts.jsonline import DEFAULT_LIMITS, Limits
+from policies.facts.supersession import ConflictPolicy, Relation, Ruling, rule_each
+from policies.facts.templates import questions
+from policies.records import Batch, Fact, Quarantined
+
+FEED: Final = "feed:"
+PIECE_LINES: Final = 1000
+PIECE_BYTES: Final = 1 << 20
+AT_ONCE: Final = 100
+
+
+def any_length(_fact: Fact) -> str | None:
+    """No limit of tokens: the model is not known."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How lines become facts."""
+
+    limits: Limits = DEFAULT_LIMITS
+    fmt: Format = Format.AUTO
+    conflicts: ConflictPolicy = ConflictPolicy.NEWEST
+    render: Render = questions
+    trained: int = TRAINED
+    too_long: Callable[[Fact], str | None] = any_length
+
+
+def rules_of(settings: IntakeSettings, model_dir: Path | None = None) -> Rules:
+    """The rules that the settings say, for facts that the model in `model_dir` is to learn."""
+    return Rules(
+        limits=Limits(line_bytes=settings.max_line_kb * 1024),
+        fmt=settings.format,
+        conflicts=settings.conflicts,
+        render=questions if settings.wordings == "templates" else no_templates,
+        trained=1 if settings.wordings == "given" else settings.trained_wordings,
+        too_long=any_length if model_dir is None else TokenLimit(model_dir, settings.max_tokens),
+    )
+
+
+def feed_cursor(batch: Batch, signature: str) -> tuple[str, str] | None:
+    """The place that is committed with a batch that came from a feed and was cut off."""
+    if not batch.source.startswith(FEED):
+        return None
+    return batch.source.removeprefix(FEED), signature
+
+
+def admit_pieces(
+    ledger: Ledger,
+    archived: Path,
+    batch: Batch,
+    rules: Rules,
+    now: Callable[[], datetime],
+    *,
+    signature: str = "",
+    cursor: tuple[str, str] | None = None,
+) -> Iterator[None]:
+    """Admit what the ledger does not have yet of an archived file; pauses within each piece.
+
+    `signature` is remembered with the batch; `cursor` (a feed's name and place) is committed with
+    the last transaction. Raises `OSError` and the ledger's errors; whatever was committed before
+    stays and the next call goes on.
+    """
+    arriving = ledger.begin_batch(batch, signature=signature)
+    if arriving.complete:
+        return
+    yield None
+    with archived.open("rb") as source:
+        records = Records(source, rules.limits, arriving.line, arriving.position)
+        while taken := records.take(PIECE_LINES, PIECE_BYTES):
+            read = []
+            for number, raw in enumerate(taken, start=1):
+                read.append((raw, _read(records, raw, rules)))
+                if number % AT_ONCE == 0:
+                    yield None
+            at = now()
+            admitted, bad = _sort_out(ledger, read, rules, at)
+            ledger.append_facts(
+                batch.id, admitted, bad, at, line=records.number, position=records.position
+            )
+            yield None
+    ledger.finish_batch(batch.id, now(), cursor=cursor)
+
+
+def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list[Quarantined]]]:
+    """How many records a file has, and its bad ones (their text left out); pauses in between."""
+    lines, bad = 0, []
+    with path.open("rb") as source:
+        records = Records(source, rules.limits)
+        while taken := records.take(PIECE_LINES, PIECE_BYTES):
+            for number, raw in enumerate(taken, start=1):
+                parsed = _read(records, raw, rules)
+                lines += parsed is not None
+                if isinstance(parsed, Quarantined):
+                    bad.append(parsed.model_copy(update={"text": ""}))
+                if number % AT_ONCE == 0:
+                    yield None
+            yield None
+    return lines, bad
+
+
+def retry_quarantined(
+    ledger: Ledger, batch_id: str, archived: Path, rules: Rules, line: int | None, now: datetime
+) -> Iterator[tuple[int, int]]:
+    """Read quarantined lines of a batch again by the rules of now; pauses after each few.
+
+    Gives how many were read since the last pause, and how many of those are bad still. What is left
+    out when it is cut off stays in quarantine. Raises `NotFound` where there is no such line.
+    """
+    waiting = ledger.quarantined_lines(batch_id)
+    wanted = waiting if line is None else waiting & {line}
+    if not wanted:
+        which = "line" if line is None else f"line {line}"
+        raise NotFound(f"batch {batch_id[:12]} has no {which} in quarantine")
+    left = max(wanted)
+    with archived.open("rb") as source:
+        records = Records(source, rules.limits)
+        while records.number < left and (taken := records.take(AT_ONCE, PIECE_BYTES)):
+            numbers = wanted & {raw.number for raw in taken}
+            if numbers:
+                # Another command may have taken some out since the last pause.
+                numbers &= ledger.quarantined_lines(batch_id, min(numbers), max(numbers))
+            read = [(raw, _read(records, raw, rules)) for raw in taken if raw.number in numbers]
+            admitted, bad = _sort_out(ledger, read, rules, now)
+            if read:
+                ledger.readmit(batch_id, sorted(numbers), admitted, bad, now)
+            yield len(read), len(bad)
+
+
+def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:
+    """What a record says, in the wordings to learn, if the model can take it; None for a blank."""
+    parsed = records.parse(raw, rules.fmt)
+    if not isinstance(parsed, Fact):
+        return parsed
+    if (why := rules.too_long(parsed)) is not None:
+        return quarantined(raw.text, raw.number, "tokens", why)
+    return with_held_out(parsed, rules.render, rules.trained)
+
+
+def _sort_out(
+    ledger: Ledger,
+    read: list[tuple[Raw, Fact | Quarantined | None]],
+    rules: Rules,
+    now: datetime,
+) -> tuple[list[tuple[Fact, Ruling]], list[Quarantined]]:
+    """What each record means beside what the ledger holds, and those that are not admitted."""
+    understood = [(raw, fact) for raw, fact in read if isinstance(fact, Fact)]
+    bad = [refused for _, refused in read if isinstance(refused, Quarantined)]
+    facts = [fact for _, fact in understood]
+    ruled = rule_each(facts, ledger.rivals(facts), rules.conflicts, now)
+    admitted = []
+    for (raw, _), (fact, ruling) in zip(understood, ruled, strict=True):
+        if ruling.relation in (Relation.CONFLICT, Relation.NO_TARGET):
+            asks = ruling.relation is Relation.CONFLICT and rules.conflicts is ConflictPolicy.ASK
+            kind = "ask" if asks else ruling.relation.value
+            bad.append(quarantined(raw.text, raw.number, kind, ruling.reason))
+        if ruling.relation is not Relation.NO_TARGET:
+            admitted.append((fact, ruling))
+    return admitted, bad

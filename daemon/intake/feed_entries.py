@@ -1,0 +1,78 @@
+"""JSON Feed, RSS and Atom documents become lines of facts."""
+
+from __future__ import annotations
+
+import calendar
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import feedparser
+
+from policies.errors import FeedFailed
+from policies.facts.feed_rules import Entry, EntryRule, entries_of_json_feed, line_of, plain
+
+
+def lines_of_feed(data: bytes, kind: str, rules: Sequence[EntryRule], source: str) -> bytes:
+    """One line an entry, the oldest first; raises `FeedFailed` where it is no feed.
+
+    The same entries give the same bytes, whatever else changed in the document.
+    """
+    entries = json_entries(data) if kind == "json-feed" else xml_entries(data)
+    lines = (line_of(entry, rules, source) for entry in entries)
+    return b"".join(
+        json.dumps(line, ensure_ascii=False, sort_keys=True).encode() + b"\n" for line in lines
+    )
+
+
+def json_entries(data: bytes) -> list[Entry]:
+    """The entries of a JSON Feed."""
+    try:
+        document = json.loads(data)
+        if not isinstance(document, dict):
+            raise FeedFailed("is no JSON Feed: it is not an object")
+        return entries_of_json_feed(document)
+    except RecursionError:
+        raise FeedFailed("is no JSON Feed: it is nested too deep") from None
+    except ValueError as error:
+        raise FeedFailed(f"is no JSON Feed: {error}".replace("is no JSON Feed: is", "is")) from None
+
+
+def xml_entries(data: bytes) -> list[Entry]:
+    """The entries of an RSS or Atom document."""
+    parsed = feedparser.parse(data, sanitize_html=True, resolve_relative_uris=False)
+    if not parsed.get("version"):
+        problem = parsed.get("bozo_exception") or "it has no channel or feed"
+        raise FeedFailed(f"is neither RSS nor Atom: {problem}".replace("\n", " ")[:200])
+    if parsed.get("bozo") and not parsed.entries:
+        raise FeedFailed(f"is broken: {parsed.bozo_exception}".replace("\n", " ")[:200])
+    return sorted((_entry(e) for e in parsed.entries), key=lambda e: e.date)
+
+
+def _entry(found: Mapping[str, Any]) -> Entry:
+    content = found.get("content") or [{}]
+    return Entry(
+        id=_text(found, "id"),
+        title=plain(_text(found, "title")),
+        summary=plain(_text(found, "summary")),
+        content=plain(_text(content[0], "value")),
+        link=_text(found, "link"),
+        author=_text(found, "author"),
+        date=_moment(found),
+    )
+
+
+def _text(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name)
+    return value[:4000] if isinstance(value, str) else ""
+
+
+def _moment(found: Mapping[str, Any]) -> str:
+    parts = found.get("published_parsed") or found.get("updated_parsed")
+    if not parts:
+        return ""
+    try:
+        return datetime.fromtimestamp(calendar.timegm(parts), UTC).isoformat()
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""

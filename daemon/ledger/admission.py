@@ -1,0 +1,315 @@
+"""How batches and their facts come into the ledger."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import date, datetime
+from functools import lru_cache
+from typing import Any, Final
+
+from daemon.ledger.database import Row, stamp, unstamp
+from daemon.ledger.facts import chunks, marks
+from daemon.ledger.paraphrases import LedgerParaphrases
+from daemon.ledger.records import Admitted, Arriving
+from policies.errors import NotFound
+from policies.facts.supersession import (
+    ConflictPolicy,
+    Relation,
+    Ruling,
+    Standing,
+    Validity,
+    lost_by,
+    moment,
+    rule_each,
+    stem_of,
+    to_come,
+)
+from policies.records import Batch, Fact, Operation, Priority, Quarantined
+
+_SEPARATOR: Final = "\x1f"
+
+
+class LedgerAdmission(LedgerParaphrases):
+    """Admitting whole batches, or large ones chunk by chunk."""
+
+    def admit(
+        self,
+        batch: Batch,
+        facts: Sequence[Fact],
+        quarantined: Sequence[Quarantined],
+        now: datetime | None = None,
+        *,
+        cursor: tuple[str, str] | None = None,
+        policy: ConflictPolicy = ConflictPolicy.NEWEST,
+    ) -> Admitted:
+        """Take in a whole batch in one transaction, with a feed's (name, cursor) if it has one.
+
+        The same bytes again change nothing and come back with `already` set.
+        """
+        at = now or batch.received_at
+        with self._write("admit"):
+            if cursor is not None:
+                self._set_cursor(*cursor, at)
+            row = self._batch_row(batch.id)
+            if row is not None and row[1]:
+                return self.admitted(batch.id, already=True)
+            seq = self._insert_batch(batch, "") if row is None else int(row[0])
+            rulings = rule_each(facts, self.rivals(facts), policy, at)
+            self._append(seq, rulings, quarantined, at)
+            return self._complete(seq, batch.id, at)
+
+    def begin_batch(self, batch: Batch, *, signature: str = "") -> Arriving:
+        """Start, or go on with, a batch that is too large for one transaction.
+
+        Planning sees nothing of it before `finish_batch`.
+        """
+        with self._write("begin_batch"):
+            row = self._batch_row(batch.id)
+            if row is None:
+                self._insert_batch(batch, signature)
+                return Arriving(batch=batch, signature=signature)
+        return self.arriving(batch.id)
+
+    def admitting(self) -> tuple[Arriving, ...]:
+        """The batches that were begun and not finished."""
+        rows = self._rows("SELECT id FROM batches WHERE NOT complete ORDER BY seq")
+        return tuple(self.arriving(row[0]) for row in rows)
+
+    def rivals(self, facts: Sequence[Fact]) -> list[list[Standing]]:
+        """For each fact those admitted earlier with its key or its explicit id, as they came.
+
+        A later version of an explicit id is stored as `id~something` and counts as that id.
+        """
+        by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
+        by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
+        columns = "key, stem, seq, id, answer, valid_from, valid_until, validity"
+        keys = [key_of(fact) for fact in facts]
+        for chunk in chunks(sorted(set(keys))):
+            for row in self._rows(
+                f"SELECT {columns} FROM facts WHERE op <> 'retract' AND key IN ({marks(chunk)})",
+                chunk,
+            ):
+                by_key[row[0]].append((row[2], _standing(row[3:])))
+        for chunk in chunks(sorted({stem_of(fact.id) for fact in facts})):
+            for row in self._rows(
+                f"SELECT {columns} FROM facts WHERE op <> 'retract' AND stem IN ({marks(chunk)})",
+                chunk,
+            ):
+                by_id[row[1]].append((row[2], _standing(row[3:])))
+        found = []
+        for fact, key in zip(facts, keys, strict=True):
+            rivals = dict((*by_key.get(key, ()), *by_id.get(stem_of(fact.id), ())))
+            found.append([rivals[seq] for seq in sorted(rivals)])
+        return found
+
+    def append_facts(
+        self,
+        batch_id: str,
+        admitted: Sequence[tuple[Fact, Ruling]],
+        quarantined: Sequence[Quarantined],
+        now: datetime,
+        *,
+        line: int,
+        position: int = 0,
+    ) -> Arriving:
+        """One chunk of a batch with what each fact means, and where the next chunk begins.
+
+        A chunk that ends no later than what was stored already changes nothing.
+        """
+        with self._write("append_facts"):
+            row = self._batch_row(batch_id)
+            if row is None:
+                raise NotFound(f"no batch {batch_id}")
+            seq, complete, stored, _ = row
+            if not complete and line > stored:
+                self._append(seq, admitted, quarantined, now)
+                self._do(
+                    "UPDATE batches SET line = ?, position = ? WHERE seq = ?",
+                    (line, position, seq),
+                )
+        return self.arriving(batch_id)
+
+    def finish_batch(
+        self, batch_id: str, now: datetime, *, cursor: tuple[str, str] | None = None
+    ) -> Admitted:
+        """The batch is whole: its facts may be planned from now on."""
+        with self._write("finish_batch"):
+            row = self._batch_row(batch_id)
+            if row is None:
+                raise NotFound(f"no batch {batch_id}")
+            if cursor is not None:
+                self._set_cursor(*cursor, now)
+            if row[1]:
+                return self.admitted(batch_id, already=True)
+            return self._complete(row[0], batch_id, now)
+
+    def _insert_batch(self, batch: Batch, signature: str) -> int:
+        self._do(
+            "INSERT INTO batches (id, name, source, received_at, signature, first_fact)"
+            " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
+            (batch.id, batch.name, batch.source, stamp(batch.received_at), signature),
+        )
+        return int(self._one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
+
+    def _complete(self, seq: int, batch_id: str, now: datetime) -> Admitted:
+        self._do("UPDATE batches SET complete = 1 WHERE seq = ?", (seq,))
+        admitted = self.admitted(batch_id)
+        counts = {
+            "accepted": admitted.batch.accepted,
+            "known": admitted.known,
+            "quarantined": admitted.batch.quarantined,
+        }
+        self._event("batch.admitted", batch_id, counts, now)
+        return admitted
+
+    def _batch_row(self, batch_id: str) -> Row | None:
+        return self._row(
+            "SELECT seq, complete, line, position FROM batches WHERE id = ?", (batch_id,)
+        )
+
+    def admitted(self, batch_id: str, already: bool = False) -> Admitted:
+        """What became of a batch's facts."""
+        known, conflicts = self._rows(
+            "SELECT known, conflicts FROM batches WHERE id = ?", (batch_id,)
+        )[0]
+        return Admitted(
+            batch=self.batch(batch_id), already=already, known=known, conflicts=conflicts
+        )
+
+    def arriving(self, batch_id: str) -> Arriving:
+        """How far a batch has been read."""
+        complete, line, position, signature = self._rows(
+            "SELECT complete, line, position, signature FROM batches WHERE id = ?", (batch_id,)
+        )[0]
+        return Arriving(
+            batch=self.batch(batch_id),
+            complete=bool(complete),
+            line=line,
+            position=position,
+            signature=signature,
+        )
+
+    def _append(
+        self,
+        batch: int,
+        admitted: Sequence[tuple[Fact, Ruling]],
+        quarantined: Sequence[Quarantined],
+        now: datetime,
+    ) -> None:
+        recorded = stamp(now)
+        self._do_all(
+            "INSERT OR IGNORE INTO facts (id, stem, batch, key, answer, body, op, urgent,"
+            " validity, valid_from, valid_until, recorded_at, state)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                _fact_row(fact, ruling, batch, recorded)
+                for fact, ruling in admitted
+                if ruling.relation not in _NOT_STORED
+            ],
+        )
+        replacing = [
+            (fact, old)
+            for fact, ruling in admitted
+            if ruling.relation in _REPLACING
+            for old in ruling.replaced
+        ]
+        self._do_all(
+            "UPDATE facts SET validity = ?, replaced_by = ?,"
+            " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
+            [
+                (lost_by(fact).value, fact.id, old)
+                for fact, old in replacing
+                if not to_come(fact, now)
+            ],
+        )
+        # What a fact replaces from a later day on stays valid until then.
+        self._do_all(
+            "UPDATE facts SET valid_until = min(coalesce(valid_until, ?1), ?1), replaced_by = ?2"
+            " WHERE id = ?3",
+            [
+                (_instant(fact.valid_from), fact.id, old)
+                for fact, old in replacing
+                if to_come(fact, now)
+            ],
+        )
+        gone = [
+            old
+            for _, ruling in admitted
+            if ruling.relation is Relation.RETRACTS
+            for old in ruling.replaced
+        ]
+        self._note_retracted(gone, "a line said so", now)
+        self._do_all(
+            "INSERT OR REPLACE INTO quarantine (batch, line, kind, reason, text)"
+            " VALUES (?, ?, ?, ?, ?)",
+            [(batch, q.line, q.kind, q.reason, q.text) for q in quarantined],
+        )
+        conflicts = sum(r.relation is Relation.CONFLICT for _, r in admitted)
+        self._do(
+            "UPDATE batches SET accepted = accepted + ?, known = known + ?,"
+            " conflicts = conflicts + ?, quarantined = quarantined + ? WHERE seq = ?",
+            (
+                len(admitted) - conflicts,
+                sum(r.relation is Relation.KNOWN for _, r in admitted),
+                conflicts,
+                len(quarantined),
+                batch,
+            ),
+        )
+
+
+_REPLACING: Final = frozenset({Relation.SUPERSEDES, Relation.RETRACTS})
+_NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
+
+
+def key_of(fact: Fact) -> str:
+    """What the fact is about, as one text."""
+    key = _SEPARATOR.join(fact.key)
+    if "  " in key or f" {_SEPARATOR}" in key or not key.replace(_SEPARATOR, "").isprintable():
+        return _SEPARATOR.join(" ".join(part.split()) for part in fact.key)
+    return key.strip(" ")
+
+
+def _stored_id(fact: Fact, batch: int) -> str:
+    return f"~retract~{batch}~{fact.id}" if fact.op is Operation.RETRACT else fact.id
+
+
+def _validity(ruling: Ruling) -> Validity:
+    return Validity.SUPERSEDED if ruling.relation is Relation.HISTORY else Validity.VALID
+
+
+def _fact_row(fact: Fact, ruling: Ruling, batch: int, recorded: str) -> tuple[Any, ...]:
+    validity = _validity(ruling)
+    learnable = fact.op is not Operation.RETRACT and validity is Validity.VALID
+    return (
+        _stored_id(fact, batch),
+        stem_of(fact.id),
+        batch,
+        key_of(fact),
+        fact.answer,
+        fact.model_dump_json(exclude_defaults=True),
+        fact.op.value,
+        int(fact.priority is Priority.URGENT),
+        validity.value,
+        _instant(fact.valid_from),
+        _instant(fact.valid_until),
+        recorded,
+        "pending" if learnable else "idle",
+    )
+
+
+@lru_cache(maxsize=4096)
+def _instant(value: date | datetime | None) -> str | None:
+    return None if value is None else stamp(moment(value))
+
+
+def _standing(row: Sequence[Any]) -> Standing:
+    identity, answer, since, until, validity = row
+    return Standing(
+        id=identity,
+        answer=answer,
+        valid_from=None if since is None else unstamp(since),
+        valid_until=None if until is None else unstamp(until),
+        validity=Validity(validity),
+    )

@@ -1,0 +1,69 @@
+"""Lines that come out of quarantine after their batch was admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from daemon.ledger.admission import LedgerAdmission
+from daemon.ledger.facts import chunks, marks
+from daemon.ledger.records import Admitted
+from policies.errors import NotFound
+from policies.facts.supersession import Ruling
+from policies.records import Fact, Quarantined
+
+LAST_LINE: Final = 2**63 - 1
+
+
+class LedgerQuarantine(LedgerAdmission):
+    """Bad lines that may be good after all."""
+
+    def quarantined_lines(self, batch_id: str, first: int = 1, last: int = LAST_LINE) -> set[int]:
+        """The numbers of a batch's lines that are in quarantine, from `first` to `last`."""
+        rows = self._rows(
+            "SELECT line FROM quarantine WHERE batch = (SELECT seq FROM batches WHERE id = ?)"
+            " AND line BETWEEN ? AND ?",
+            (batch_id, first, last),
+        )
+        return {int(line) for (line,) in rows}
+
+    def readmit(
+        self,
+        batch_id: str,
+        lines: Sequence[int],
+        admitted: Sequence[tuple[Fact, Ruling]],
+        quarantined: Sequence[Quarantined],
+        now: datetime,
+    ) -> Admitted:
+        """Take lines of a whole batch out of quarantine; those in `quarantined` go back into it.
+
+        What `admitted` holds is counted as accepted from now on and may be planned.
+        """
+        with self._write("readmit"):
+            row = self._batch_row(batch_id)
+            if row is None or not row[1]:
+                raise NotFound(f"no batch {batch_id} that has been admitted")
+            present = [
+                kind
+                for chunk in chunks([str(line) for line in lines])
+                for (kind,) in self._rows(
+                    f"SELECT kind FROM quarantine WHERE batch = ? AND line IN ({marks(chunk)})",
+                    (row[0], *chunk),
+                )
+            ]
+            for chunk in chunks([str(line) for line in lines]):
+                self._do(
+                    f"DELETE FROM quarantine WHERE batch = ? AND line IN ({marks(chunk)})",
+                    (row[0], *chunk),
+                )
+            clashes = sum(kind in ("conflict", "ask") for kind in present)
+            self._do(
+                "UPDATE batches SET quarantined = quarantined - ?, conflicts = conflicts - ?"
+                " WHERE seq = ?",
+                (len(present), clashes, row[0]),
+            )
+            self._append(row[0], admitted, quarantined, now)
+            counts = {"lines": len(present), "still_bad": len(quarantined)}
+            self._event("batch.readmitted", batch_id, counts, now)
+        return self.admitted(batch_id)

@@ -1,0 +1,225 @@
+"""What can be asked of the running daemon over its control socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.base.control import Handler
+from daemon.config.settings import Settings
+from daemon.intake.intake import Intake
+from daemon.ledger.ledger import Ledger
+from daemon.loop import requests
+from daemon.views.status import LiveView
+from policies.errors import NotFound, Refused
+from policies.planning import rebuild
+from policies.records import BatchState, PlanKind, PlanState
+
+Answer = dict[str, Any]
+FOUND: Final = 100
+
+
+class Commands:
+    """Each public method is one command; every answer has a `line` for people."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        intake: Intake,
+        settings: Settings,
+        *,
+        now: Callable[[], datetime],
+        live: Callable[[], LiveView],
+        wake: Callable[[], None],
+    ) -> None:
+        """`live` tells what only the daemon knows; `wake` has it look at once."""
+        self._ledger = ledger
+        self._intake = intake
+        self.settings = settings
+        self._now = now
+        self._live = live
+        self._wake = wake
+
+    def table(self) -> Mapping[str, Handler]:
+        """The commands by name."""
+        names = (
+            *("submit", "retry", "rollback", "forward", "promote", "reject"),
+            *("pause", "resume", "retract", "consolidate", "status", "requeue"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    async def status(self) -> Answer:
+        """The live part of `palorad status`."""
+        return self._live().model_dump(mode="json")
+
+    async def submit(self, path: str, again: bool = False) -> Answer:
+        """Take a copy of a file; known bytes are learnt anew only if `again`."""
+        try:
+            batch_id, known = self._intake.submit(Path(path), self._now())
+        except OSError as error:
+            raise Refused(f"{path}: {error.strerror}") from None
+        self._wake()
+        short, name = batch_id[:12], Path(path).name
+        if not known:
+            return {"batch": batch_id, "known": False, "line": f"{name}: submitted as {short}"}
+        state = self._ledger.batch_state(batch_id)
+        line = f"{name}: already known as {short}, {state.value}"
+        if again and state not in (BatchState.WAITING, BatchState.LEARNING):
+            facts = self._ledger.retry(batch_id, "submitted again", self._now())
+            line = f"{name}: known as {short}, was {state.value}; {facts} facts are learnt anew"
+        return {"batch": batch_id, "known": True, "state": state.value, "line": line}
+
+    async def retry(self, subject: str, because: str = "") -> Answer:
+        """Try what failed or was rejected once more: a plan's number, or a batch."""
+        if str(subject).isdigit():
+            plan = self._ledger.head(int(subject))
+            if plan.state is PlanState.FAILED:
+                self._ledger.retry_plan(plan.id, because, self._now())
+                return self._done(f"plan {plan.id} is tried again")
+            if not plan.batches:
+                raise Refused(f"plan {plan.id} is {plan.state.value}: there is nothing to retry")
+            facts = sum(self._ledger.retry(b, because, self._now()) for b in plan.batches)
+        else:
+            batch = self._ledger.batch(subject)
+            facts = self._ledger.retry(batch.id, because, self._now())
+        return self._done(f"{facts} facts are planned anew", facts=facts)
+
+    async def rollback(self, to: int | None = None, because: str = "") -> Answer:
+        """Serve an earlier revision; without `to` the one that the desired one was built on."""
+        desired = self._ledger.desired()
+        if to is None:
+            to = desired.parent
+        if to is None:
+            raise Refused("the base is desired: there is nothing to roll back to")
+        return self._point(to, because)
+
+    async def forward(self, to: int | None = None, because: str = "") -> Answer:
+        """Undo a rollback; without `to` the newest revision built on the desired one."""
+        return self._point(self._ledger.forward_target() if to is None else to, because)
+
+    def _point(self, to: int, because: str) -> Answer:
+        before = self._ledger.desired().number
+        revision = self._ledger.rollback(to, because or "asked for", self._now())
+        line = f"revision {revision.number} ({revision.served_name}) is desired, was {before}"
+        return self._done(line, revision=revision.number, was=before)
+
+    async def promote(self, plan: int, because: str = "") -> Answer:
+        """A person lets an inconclusive candidate go live."""
+        return self._decide(plan, PlanState.PASSED, because)
+
+    async def reject(self, plan: int, because: str = "") -> Answer:
+        """A person turns an inconclusive candidate down."""
+        return self._decide(plan, PlanState.REJECTED, because)
+
+    def _decide(self, plan: int, to: PlanState, because: str) -> Answer:
+        head = self._ledger.head(plan)
+        if head.state is not PlanState.INCONCLUSIVE:
+            raise Refused(f"plan {plan} is {head.state.value}; only inconclusive ones are decided")
+        if not because.strip():
+            raise Refused('say why: --because "…"; it is recorded')
+        self._ledger.decide(plan, to, because, self._now())
+        return self._done(f"plan {plan} is {to.value}", plan=plan, state=to.value)
+
+    async def pause(self, because: str = "") -> Answer:
+        """Start nothing new; intake and serving go on."""
+        self._ledger.pause(True, because, self._now())
+        return self._done("paused: nothing new is started; 'palorad resume' goes on")
+
+    async def resume(self) -> Answer:
+        """Undo a pause."""
+        self._ledger.pause(False, "", self._now())
+        return self._done("going on")
+
+    async def requeue(self, batch: str, line: int | None = None, newest: bool = False) -> Answer:
+        """Read quarantined lines of a batch again; `newest` has them win over what stands."""
+        found = self._ledger.batch(batch)
+        read = bad = 0
+        try:
+            for some, refused in self._intake.retry(found.id, self._now(), line, newest):
+                read, bad = read + some, bad + refused
+                await asyncio.sleep(0)
+        except OSError as error:
+            raise Refused(f"{found.name}: its archive cannot be read: {error.strerror}") from None
+        told = f"{read - bad} of {read} quarantined lines are admitted now"
+        return self._done(told, read=read, admitted=read - bad)
+
+    async def retract(
+        self,
+        fact: str = "",
+        subject: str = "",
+        relation: str = "",
+        search: str = "",
+        every: bool = False,
+        because: str = "",
+    ) -> Answer:
+        """Facts must be forgotten: one by id or prompt, all of a subject and relation, or what a
+        search finds (`every` where it finds several).
+        """
+        ids = self._named(fact, subject, relation, search, every=every)
+        fresh = [i for i in ids if self._ledger.retract(i, because, self._now())]
+        if not fresh:
+            raise Refused(f"fact {ids[0]} was retracted before")
+        found = [r for r in self._ledger.retractions(unfinished=True) if r.id in set(fresh)]
+        handles = [r.handle for r in found]
+        served = any(r.served for r in found)
+        what = f"fact {fresh[0]} is" if len(fresh) == 1 else f"{len(fresh)} facts are"
+        line = f"{what} retracted"
+        if served:
+            line += "; still served until an adapter without it has passed the gate"
+        line += f"; 'palorad certificate {handles[0]}' says when it is done"
+        return self._done(line, facts=fresh, handles=handles, still_served=served)
+
+    def _named(
+        self, fact: str, subject: str, relation: str, search: str, *, every: bool
+    ) -> list[str]:
+        if sum(map(bool, (fact, subject or relation, search))) != 1:
+            raise Refused("name a fact, or --subject and --relation, or --search; one of them")
+        if fact:
+            return [self._fact(fact)]
+        if search:
+            near = [f.id for f in self._ledger.search(search, FOUND) if self._stands(f.id)]
+            if not near:
+                raise NotFound(f"no fact is about {search!r}")
+            if len(near) > 1 and not every:
+                listed = ", ".join(near[:5])
+                raise Refused(
+                    f"{len(near)} facts are about {search!r} ({listed}, …): name one by its id, "
+                    "or say --all"
+                )
+            return near
+        if not (subject and relation):
+            raise Refused("a subject and a relation are one key: give both")
+        known = self._ledger.about(subject, relation)
+        if not known:
+            raise NotFound(f"no fact about {relation} of {subject}")
+        return list(known)
+
+    def _fact(self, name: str) -> str:
+        for found in self._ledger.search(name, 5):
+            if found.id == name or found.prompt.casefold() == name.strip().casefold():
+                return found.id
+        raise NotFound(f"no fact {name!r}; give its id or its prompt as 'palorad why' shows it")
+
+    def _stands(self, fact_id: str) -> bool:
+        return bool(self._ledger.fact_state(fact_id)["validity"] != "retracted")
+
+    async def consolidate(self, because: str = "") -> Answer:
+        """Retrain one adapter from everything valid, in place of the lineage."""
+        now, limits = self._now(), requests.limits_of(self.settings)
+        snapshot = self._ledger.snapshot(now, limits)
+        if snapshot.open is not None:
+            raise Refused(f"plan {snapshot.open.id} is under way; wait until it is decided")
+        known = self._ledger.known_count(snapshot.lineage, now)
+        if not known:
+            raise Refused("nothing is learnt that could be consolidated")
+        wanted = snapshot.model_copy(update={"known": known})
+        action = rebuild(wanted, PlanKind.CONSOLIDATE, because or "asked for")
+        plan = self._ledger.make_plan(action, now, max_replay=0)
+        return self._done(f"plan {plan.id}: {known} facts in one adapter", plan=plan.id)
+
+    def _done(self, line: str, **fields: object) -> Answer:
+        self._wake()
+        return {**fields, "line": line}

@@ -1,0 +1,60 @@
+"""What has to hold before the daemon starts, each failure one clear line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Final
+
+from daemon.config.settings import Settings
+from policies.errors import ConfigError, ForeignModule
+
+PACKAGES: Final = ("policies", "adapters", "daemon")
+
+
+def require_own_modules() -> None:
+    """Raise `ForeignModule` where another distribution has taken one of our names."""
+    home = Path(__file__).resolve().parents[2]
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        where = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+        if where is None or where.parent.parent != home:
+            raise ForeignModule(
+                f"the module {name} is {where}, not palorad's in {home}: another distribution has "
+                "taken the name; give palorad a virtual environment of its own"
+            )
+
+
+def require_files(settings: Settings) -> None:
+    """Raise `ConfigError` for the first file that the settings name and that is not there."""
+    model = settings.model.path
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"model.path {model}: there is no model (no config.json); correct it")
+    replay = settings.train.replay
+    named = {
+        "probe.skill": settings.probe.skill,
+        "train.replay.known": replay.known,
+        "train.replay.reasoning": replay.reasoning,
+        "server.admin_key_file": settings.server.admin_key_file,
+        "server.user_key_file": settings.server.user_key_file,
+    } | {f"gate.suites[{n}].path": suite.path for n, suite in enumerate(settings.gate.suites)}
+    for key, path in named.items():
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{key} {path}: there is no such file; correct it")
+
+
+def prepare_state(settings: Settings) -> None:
+    """Make the state directory and what belongs into it; raise `ConfigError` where that fails."""
+    for folder in settings.layout.directories():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"state_dir: {folder} cannot be made: {error.strerror}; "
+                "correct state_dir or its rights"
+            ) from None
+    if not os.access(settings.state_dir, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"state_dir: {settings.state_dir} cannot be written by this user; correct its rights"
+        )

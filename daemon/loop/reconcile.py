@@ -1,0 +1,345 @@
+"""What is durably true moves towards what is wanted, one action a tick."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, started_at
+from daemon.config.settings import Settings
+from daemon.gate.messages import EvaluationReport
+from daemon.ledger.ledger import NO_SPACE, Ledger
+from daemon.ledger.records import Lease, PlanHead
+from daemon.loop import requests
+from daemon.serving.fleet import Ensured, NotServed, ReplicaStatus
+from daemon.training.messages import ProbeReport, TrainDone
+from policies.errors import (
+    LedgerBusy,
+    PaloradError,
+    ServerRefused,
+    ServerUnreachable,
+    StateConflict,
+    Superseded,
+)
+from policies.lineage import backoff
+from policies.planning import (
+    Action,
+    Clear,
+    Discard,
+    GiveUp,
+    MakePlan,
+    Promote,
+    Run,
+    Step,
+    next_action,
+)
+from policies.records import Outcome, PlanKind, PlanState, Revision
+
+WITHOUT_PLAN: Final = 0
+WAIT_FOR_SERVER_S: Final = 2.0
+PROBE_AGAIN_S: Final = 60.0
+PROBE_MISMATCH: Final = "ProbeMismatch"
+NO_RIGHT: Final = frozenset({401, 403})
+STATE_AFTER: Final = {
+    Outcome.PASS: PlanState.PASSED,
+    Outcome.FAIL: PlanState.REJECTED,
+    Outcome.INCONCLUSIVE: PlanState.INCONCLUSIVE,
+}
+
+log = structlog.get_logger(__name__)
+
+
+class Serving(Protocol):
+    """What is needed of `daemon.serving.fleet.Fleet`."""
+
+    @property
+    def statuses(self) -> tuple[ReplicaStatus, ...]:
+        """What was seen last."""
+        ...
+
+    async def ensure(
+        self, desired: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+    ) -> Ensured:
+        """Bring every replica to `desired`."""
+        ...
+
+    async def stage(self, name: str) -> object:
+        """Load and verify a candidate on the first replica."""
+        ...
+
+
+class Reconciler:
+    """Collects what children have done, decides the next action, does it; and keeps serving."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        jobs: Jobs,
+        fleet: Serving,
+        settings: Settings,
+        changed: Callable[[tuple[str, ...]], None] = lambda _: None,
+        holds: Callable[[], bool] = lambda: False,
+        worded: Callable[[PlanHead], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`changed` is told the batches whose state may have changed; while `holds` says so,
+        nothing new is begun; a plan is trained once it is `worded`.
+        """
+        self._ledger = ledger
+        self._jobs = jobs
+        self._fleet = fleet
+        self.settings = settings
+        self._layout = settings.layout
+        self._changed = changed
+        self._holds = holds
+        self._worded = worded
+        self._fleet_lock = asyncio.Lock()
+        self._not_before: datetime | None = None
+        self.settled = False
+        self.waits_for: str = ""
+
+    # --- planning ------------------------------------------------------------------------------
+
+    async def tick(self, now: datetime) -> Action | None:
+        """One step: what was done is recorded, and at most one action begun."""
+        for lease in self._ledger.leases():
+            self._collect(lease, now)
+        if self._holds():
+            return None
+        probe = requests.remembered_probe(self._ledger, self.settings)
+        if probe is None and self.settings.probe.serve == "expert":
+            if self._not_before is None or now >= self._not_before:
+                self._start(WITHOUT_PLAN, Step.PROBE, requests.probe_request(self.settings), now)
+            return None
+        snapshot = self._ledger.snapshot(
+            now, requests.limits_of(self.settings), probe_ready=probe is not None
+        )
+        action = next_action(snapshot, now)
+        if action is None:
+            return None
+        return action if await self._do(action, probe, now) else None
+
+    async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> bool:
+        """Whether the action could be begun now."""
+        match action:
+            case MakePlan():
+                plan = self._ledger.make_plan(
+                    action, now, max_replay=self.settings.train.max_replay
+                )
+                log.info("plan made", plan=plan.id, kind=plan.kind, because=action.because)
+            case Run():
+                return await self._run(self._ledger.head(action.plan), action.step, probe, now)
+            case Promote():
+                self._promote(self._ledger.head(action.plan), now)
+            case Discard():
+                self._discard(self._ledger.head(action.plan), action.because, now)
+            case GiveUp():
+                head = self._ledger.head(action.plan)
+                because = f"{action.because}: {head.error}" if head.error else action.because
+                self._end(head, PlanState.FAILED, now, because=because)
+            case Clear():
+                self._ledger.rollback(0, action.because, now)
+        return True
+
+    async def _run(
+        self, plan: PlanHead, step: Step, probe: ProbeReport | None, now: datetime
+    ) -> bool:
+        if held(self._layout.workdir(plan.id, step)):
+            return False
+        if step is Step.PROBE or probe is None:
+            return self._start(plan.id, Step.PROBE, requests.probe_request(self.settings), now)
+        try:
+            if step is Step.EVALUATE and not await self._staged(plan, now):
+                return False
+            if step is Step.TRAIN and self._worded is not None and not await self._worded(plan):
+                return False
+            request: BaseModel = (
+                requests.train_request(self._ledger, self.settings, plan, probe)
+                if step is Step.TRAIN
+                else requests.evaluate_request(self._ledger, self.settings, plan, probe, now)
+            )
+        except LedgerBusy:
+            raise
+        except PaloradError as error:
+            broken = JobError(
+                kind=type(error).__name__, error=str(error), final=isinstance(error, NotServed)
+            )
+            self._failed(plan, step, broken, now)
+            return False
+        return self._start(plan.id, step, request, now)
+
+    async def _staged(self, plan: PlanHead, now: datetime) -> bool:
+        """Whether the candidate is loaded and verified; a server that is away is waited for."""
+        if self._not_before is not None and now < self._not_before:
+            return False
+        name = plan.served.name if plan.served else ""
+        try:
+            async with self._fleet_lock:
+                await self._fleet.stage(name)
+        except (ServerUnreachable, ServerRefused) as error:
+            if isinstance(error, ServerRefused) and error.status not in NO_RIGHT:
+                raise
+            self._not_before = now + timedelta(seconds=WAIT_FOR_SERVER_S)
+            self.waits_for = f"plan {plan.id} waits for the server: {error}"
+            return False
+        self._not_before, self.waits_for = None, ""
+        return True
+
+    def _start(self, plan_id: int, step: Step, request: BaseModel, now: datetime) -> bool:
+        workdir = self._layout.workdir(plan_id, step)
+        if workdir in self._jobs.running() or held(workdir):
+            return False
+        pid = self._jobs.start(step.value, workdir, request)
+        deadline = now + timedelta(seconds=self.settings.train.deadline_s)
+        self._ledger.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
+        log.info("step started", plan=plan_id, step=step.value, pid=pid)
+        return True
+
+    # --- what children have done ---------------------------------------------------------------
+
+    def _collect(self, lease: Lease, now: datetime) -> None:
+        workdir = self._layout.workdir(lease.plan, lease.step)
+        seen = self._jobs.poll(workdir)
+        if seen.outcome == "running":
+            if now >= lease.deadline:
+                self._jobs.kill(workdir)
+                took = (lease.deadline - lease.started_at).total_seconds()
+                late = f"the {lease.step} step took longer than train.deadline_s ({took:.0f} s)"
+                self._lease_failed(lease, JobError(kind="Deadline", error=late), now)
+        elif seen.outcome == "absent":
+            self._ledger.interrupted(lease.plan, lease.step, now)
+            log.info("step interrupted", plan=lease.plan, step=lease.step.value)
+        elif seen.outcome == "failed" and seen.error is not None:
+            self._lease_failed(lease, seen.error, now)
+        elif seen.report is not None:
+            try:
+                self._finished(lease, seen.report, now)
+            except (ValidationError, StateConflict) as error:
+                told = str(error).splitlines()[0]
+                unusable = JobError(kind=type(error).__name__, error=told, final=True)
+                (workdir / "report.json").unlink(missing_ok=True)
+                self._lease_failed(lease, unusable, now)
+
+    def _finished(self, lease: Lease, report: Mapping[str, Any], now: datetime) -> None:
+        if lease.step is Step.PROBE:
+            requests.remember_probe(self._ledger, self.settings, ProbeReport.model_validate(report))
+            self._ledger.release(lease.plan, lease.step)
+            # The next plan has its own directory; a base that changes is looked at afresh.
+            shutil.rmtree(self._layout.workdir(lease.plan, lease.step), ignore_errors=True)
+            return
+        head = self._ledger.head(lease.plan)
+        if lease.step is Step.TRAIN:
+            done = TrainDone.model_validate(report)
+            self._ledger.trained(lease.plan, done.adapter, done.served, now)
+        else:
+            judged = EvaluationReport.model_validate(report)
+            to = STATE_AFTER[judged.verdict.outcome]
+            self._ledger.judged(lease.plan, judged.verdict, judged.scorecards, to, now)
+            log.info("judged", plan=lease.plan, outcome=judged.verdict.outcome.value)
+            self._changed(head.batches)
+
+    def _lease_failed(self, lease: Lease, error: JobError, now: datetime) -> None:
+        if lease.plan == WITHOUT_PLAN:
+            self._ledger.release(lease.plan, lease.step)
+            self._not_before = now + timedelta(seconds=PROBE_AGAIN_S)
+            self.waits_for = f"no server without the probe's expert: {error.error}"
+            return
+        self._failed(self._ledger.head(lease.plan), lease.step, error, now)
+
+    def _failed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> None:
+        if error.kind == PROBE_MISMATCH:
+            requests.forget_probe(self._ledger)
+        pause = backoff(head.attempts + 1, self.settings.train.backoff_s)
+        self._ledger.failed(head.id, step, error.error, error.kind, now + pause, now)
+        log.warning("step failed", plan=head.id, step=step.value, error=error.error)
+        crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
+        if crowded:
+            kept = {"error": error.error, "error_kind": error.kind}
+            self._ledger.move(head.id, head.state, PlanState.STALE, now, **kept)
+        elif error.final or error.kind == NO_SPACE:
+            self._end(head, PlanState.FAILED, now, because=error.error)
+
+    # --- moving --------------------------------------------------------------------------------
+
+    def _promote(self, head: PlanHead, now: datetime) -> None:
+        if head.served is None:
+            raise StateConflict(f"plan {head.id} has published nothing to serve")
+        try:
+            revision = self._ledger.promote(
+                head.id, head.served, now, relearn=self.settings.train.relearn
+            )
+        except Superseded as error:
+            self._end(head, PlanState.STALE, now, because=str(error))
+            return
+        log.info("promoted", plan=head.id, revision=revision.number, name=revision.served_name)
+        self.settled = False
+        self._tidy(head.id)
+        self._changed(head.batches)
+
+    def _discard(self, head: PlanHead, because: str, now: datetime) -> None:
+        for lease in self._ledger.leases():
+            if lease.plan == head.id:
+                self._jobs.kill(self._layout.workdir(lease.plan, lease.step))
+                self._ledger.release(lease.plan, lease.step)
+        self._end(head, PlanState.STALE, now, because=because)
+
+    def _end(self, head: PlanHead, to: PlanState, now: datetime, because: str) -> None:
+        self._ledger.move(head.id, head.state, to, now, because=because)
+        log.info("plan ended", plan=head.id, state=to.value, because=because)
+        if to is PlanState.STALE:
+            self._tidy(head.id)
+        self._changed(head.batches)
+
+    def _tidy(self, plan_id: int) -> None:
+        for step in Step:
+            shutil.rmtree(self._layout.workdir(plan_id, step) / "checkpoint", ignore_errors=True)
+
+    # --- serving -------------------------------------------------------------------------------
+
+    async def serve(self, now: datetime) -> Ensured:
+        """Bring what is served to what is desired; whether it is, is `settled`."""
+        desired = self._ledger.desired()
+        previous = None if desired.parent is None else self._ledger.revision(desired.parent)
+        if previous is not None and self._ledger.bars(previous.lineage):
+            previous = None  # it is never to be served again, so it need not stay loaded
+        opened = self._ledger.open_plan()
+        keep = (opened.served.name,) if opened is not None and opened.served else ()
+        async with self._fleet_lock:
+            ensured = await self._fleet.ensure(desired, previous, keep)
+        if ensured.steps:
+            self._ledger.record(
+                "served", f"revision:{desired.number}", {"steps": ensured.steps}, now
+            )
+            log.info("served", revision=desired.number, steps=ensured.steps)
+        self.settled = ensured.done and self._ledger.desired() == desired
+        return ensured
+
+    # --- what status asks ----------------------------------------------------------------------
+
+    def progress(self) -> Progress | None:
+        """How far the running child is."""
+        for lease in self._ledger.leases():
+            return last_progress(self._layout.workdir(lease.plan, lease.step))
+        return None
+
+    async def stop(self, patience_s: float) -> None:
+        """End the children at their next checkpoint, at last by force; nothing counts as failed."""
+        leases = self._ledger.leases()
+        for lease in leases:
+            self._jobs.cancel(self._layout.workdir(lease.plan, lease.step))
+        try:
+            async with asyncio.timeout(patience_s):
+                while self._jobs.running():  # noqa: ASYNC110 - processes set no asyncio.Event
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            log.warning("children did not stop in time", seconds=patience_s)
+        for lease in leases:
+            workdir = self._layout.workdir(lease.plan, lease.step)
+            if self._jobs.poll(workdir).outcome != "finished":
+                self._jobs.kill(workdir)
+                self._ledger.release(lease.plan, lease.step)

@@ -1,0 +1,229 @@
+"""What each leased child is asked for, put together from the ledger and the settings."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from daemon.config.settings import Settings
+from daemon.gate.child import judging_request
+from daemon.gate.measuring import Target
+from daemon.gate.messages import JudgingRequest
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import PlanHead
+from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
+from policies.batching import Batching
+from policies.errors import StateConflict
+from policies.facts.heldout import no_templates, with_held_out
+from policies.facts.paraphrasing import with_paraphrases
+from policies.facts.templates import varied
+from policies.gate.grading import grade
+from policies.planning import REBUILDS, Limits
+from policies.records import Fact, Revision, content_id
+
+PROBE: Final = "probe"
+BASE: Final = "base_sha256"
+EARLIER_POOL: Final = 4000
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The settings that planning depends on."""
+    train = settings.train
+    return Limits(
+        rank=train.rank,
+        rank_budget=train.rank_budget,
+        lineage=train.lineage,
+        renew=train.renew,
+        max_rank=settings.server.max_lora_rank,
+        max_facts=train.max_facts,
+        attempts=train.attempts,
+        seed=train.seed,
+        batching=Batching(
+            min_facts=train.min_facts, max_wait_s=train.max_wait_s, quiet=train.quiet
+        ),
+    )
+
+
+# --- probe -----------------------------------------------------------------------------------
+
+
+def probe_request(settings: Settings) -> ProbeRequest:
+    """A probe of the configured base."""
+    return ProbeRequest(
+        model_dir=settings.model.path,
+        probes=settings.layout.probes,
+        experts=settings.layout.root / "expert",
+        settings=settings.probe,
+    )
+
+
+def probe_key(settings: Settings) -> str:
+    """Changes when the model's files or the probe's settings do: then the probe is looked at
+    again.
+    """
+    seen = [
+        (path.name, stat.st_size, stat.st_mtime_ns)
+        for path in sorted(settings.model.path.glob("*"))
+        if path.is_file() and (stat := path.stat())
+    ]
+    return content_id(str(settings.model.path), json.dumps(seen), settings.probe.model_dump_json())
+
+
+def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
+    """The probe in use, if it still is the one of this model and these settings."""
+    text = ledger.meta(PROBE)
+    if not text:
+        return None
+    try:
+        kept = json.loads(text)
+        report = ProbeReport.model_validate(kept["report"])
+    except (ValueError, KeyError, ValidationError):
+        return None
+    there = report.probe.is_dir() and report.served_dir.is_dir()
+    return report if there and kept["key"] == probe_key(settings) else None
+
+
+def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> None:
+    """Use this probe from now on; raises `StateConflict` where revisions stand on another base."""
+    known = ledger.meta(BASE)
+    if known not in (None, report.served_sha256) and ledger.revisions(2)[-1].number:
+        raise StateConflict(
+            f"{report.served_dir} is another model than the one the revisions were trained on: "
+            "put the former one back, or start with another state_dir"
+        )
+    ledger.remember(BASE, report.served_sha256)
+    kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
+    ledger.remember(PROBE, json.dumps(kept))
+
+
+def forget_probe(ledger: Ledger) -> None:
+    """Have the probe looked at again: it turned out to belong to other weights."""
+    ledger.remember(PROBE, "")
+
+
+# --- train -----------------------------------------------------------------------------------
+
+
+def train_request(
+    ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport
+) -> TrainRequest:
+    """One adapter that goes on from what the plan's parent serves, or on top or in place of it."""
+    kept = [s for s in ledger.revision(plan.parent).lineage if s not in plan.replaces]
+    goes_on = () if plan.kind in REBUILDS else plan.replaces
+    protected = settings.protection.kind != "none"
+    return TrainRequest(
+        kind=plan.kind,
+        number=ledger.revisions(1)[-1].number + 1,
+        rank=plan.rank,
+        seed=plan.seed,
+        model_dir=probe.served_dir,
+        base_name=settings.model.name,
+        base_sha256=probe.served_sha256,
+        facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        replay=(
+            *_worded(ledger, ledger.plan_fact_ids(plan.id, "again")),
+            *_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
+        ),
+        wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
+        templates=settings.intake.wordings == "templates",
+        framed=settings.train.framed,
+        backward=settings.train.backward,
+        passes=settings.train.passes,
+        effort=settings.train.effort,
+        known=settings.train.replay.known,
+        reasoning=settings.train.replay.reasoning,
+        fill=settings.train.replay.fill,
+        lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
+        stacked=settings.train.lineage == "stack",
+        start=tuple(Path(ledger.adapter(sha).path) for sha in goes_on),
+        lineage_sha256=tuple(kept),
+        probe=probe.probe if protected else None,
+        protection=settings.protection,
+        max_lora_rank=settings.server.max_lora_rank,
+        adapters=settings.layout.adapters,
+        served=settings.layout.served,
+        records=settings.layout.records,
+    )
+
+
+def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
+    """The facts with the wordings that the live model gave."""
+    further = ledger.paraphrases(ids)
+    return tuple(with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts(ids=ids))
+
+
+# --- evaluate --------------------------------------------------------------------------------
+
+
+def evaluate_request(
+    ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
+) -> JudgingRequest:
+    """Judge the candidate as it would be served.
+
+    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
+    """
+    if plan.served is None:
+        raise StateConflict(f"plan {plan.id} has published nothing to judge")
+    desired = ledger.desired()
+    facts = ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn"))
+    if plan.kind in REBUILDS:
+        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
+    return judging_request(
+        settings,
+        model_dir=probe.served_dir,
+        reference_sha256=probe.served_sha256,
+        live=_target(desired),
+        candidate=Target(name=plan.served.name, sha256=plan.served.sha256),
+        facts=facts,
+        earlier=_earlier(ledger, desired, now),
+        seed=plan.id,
+        drawing=desired.number // settings.gate.same_draw,
+        superseded=_superseded(ledger, settings, plan, desired, now),
+        forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
+    )
+
+
+def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
+    """Retracted facts that are served until now, in the wordings in which they were learnt."""
+    given = settings.intake.wordings == "given"
+    render = varied if settings.intake.wordings == "templates" else no_templates
+    wordings = 1 if given else settings.train.wordings
+    facts = ledger.to_forget()
+    further = ledger.paraphrases([fact.id for fact in facts])
+    worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
+    framed = settings.train.framed
+    return tuple(with_held_out(fact, render, wordings, framed=framed) for fact in worded)
+
+
+def _target(revision: Revision) -> Target | None:
+    if revision.sha256 is None:
+        return None
+    return Target(name=revision.served_name, sha256=revision.sha256)
+
+
+def _superseded(
+    ledger: Ledger, settings: Settings, plan: PlanHead, desired: Revision, now: datetime
+) -> tuple[Fact, ...]:
+    """Facts learnt before that gave way to others; without those whose new answer says the old."""
+    gate = settings.gate
+    pairs = ledger.superseded_ids(desired.lineage, plan.id, now, gate.earlier_facts)
+    known = {fact.id: fact for fact in ledger.facts(ids=[name for pair in pairs for name in pair])}
+    return tuple(
+        known[old]
+        for old, new in pairs
+        if not grade(gate.facts_grader, known[new].answer, known[old].answer)
+    )
+
+
+def _earlier(ledger: Ledger, desired: Revision, now: datetime) -> dict[str, list[Fact]]:
+    ids = ledger.known_ids(desired.lineage, now, EARLIER_POOL)
+    batches = ledger.batches_of(ids)
+    found: defaultdict[str, list[Fact]] = defaultdict(list)
+    for fact in ledger.facts(ids=ids):
+        found[batches[fact.id]].append(fact)
+    return found

@@ -1,0 +1,80 @@
+"""What is certified of a retracted fact: what was done, how it was verified, what cannot be
+promised."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import Barred, Retraction
+from policies.gate.unlearning import Tolerance
+from policies.planning import REBUILDS
+from policies.records import Forgotten, PlanState
+
+NOT_PROMISED: Final = (
+    "that the base model does not know the fact from its own training: what it answers is what it "
+    "answered before the fact was dropped",
+    "that other facts which stay valid do not let it be inferred",
+    "that a copy taken earlier holds nothing: backups, exports and clients' logs of before",
+    "that the medium keeps no trace of overwritten or deleted blocks (journalling and "
+    "copy-on-write file systems, flash memory): that needs erasing or encrypting the medium",
+    "that nobody drops the fact again: it would be taken in as a new one",
+    "that files which lie in the inbox and were not taken, and files outside the state directory "
+    "(the service manager's log among them), hold nothing",
+)
+
+
+def certificate(
+    ledger: Ledger, found: Retraction, barred: Barred, tolerance: Tolerance, now: datetime
+) -> dict[str, Any]:
+    """The certificate of one retraction, without any text of the fact."""
+    desired = ledger.desired()
+    return {
+        "certificate": found.handle,
+        "id": {"salt": found.salt, "sha256": found.digest},
+        "because": found.because,
+        "asked_at": found.asked_at.isoformat(),
+        "no_longer_served_since": (found.unloaded_at or now).isoformat(),
+        "erased_at": now.isoformat(),
+        "served_now": {"revision": desired.number, "name": desired.served_name},
+        "forgotten": _verified(ledger, found, tolerance),
+        "barred_together": {
+            "adapters": sorted(barred.adapters),
+            "served": list(barred.served),
+            "deleted": True,
+            "unloaded_on_every_replica": True,
+        },
+        "erased_from": [
+            "ledger: facts, search index, quarantine, verdicts, plans, what events said",
+            "archived drops, receipts, working directories, measurements, logs",
+            "adapters and revisions that learnt or rehearsed it, with their manifests",
+        ],
+        "not_promised": list(NOT_PROMISED),
+    }
+
+
+def _verified(ledger: Ledger, found: Retraction, tolerance: Tolerance) -> dict[str, Any]:
+    """How it was verified that what is served has forgotten the fact."""
+    measured = _measured(ledger, {found.id, found.handle})
+    if measured is not None:
+        plan, figures = measured
+        return {
+            "how": "the answer's rank and probability in every wording, over the endpoint, beside "
+            "the reference's; worst wording shown",
+            "plan": plan,
+            "tolerance": tolerance.model_dump(),
+            **figures.model_dump(mode="json", exclude={"fact"}),
+        }
+    if ledger.desired().number == 0:
+        return {"how": "the base is served, which never saw the fact"}
+    return {"how": "no adapter that is served learnt or rehearsed the fact"}
+
+
+def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, Forgotten] | None:
+    for head in ledger.heads({PlanState.LIVE, PlanState.SHELVED}, limit=1000):
+        verdict = ledger.verdict(head.id) if head.kind in REBUILDS else None
+        for figures in verdict.forgotten if verdict else ():
+            if figures.fact in names:
+                return head.id, figures
+    return None

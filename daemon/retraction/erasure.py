@@ -1,0 +1,227 @@
+"""The text of retracted facts leaves every file below the state directory."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from daemon.base import faults
+from daemon.children.jobs import write_atomically
+from daemon.config.layout import Layout
+from daemon.intake.admit import Rules
+from daemon.intake.inbox import RECEIPT_ENDINGS, sync_folder
+from policies.facts.admission import parse_line
+from policies.facts.splitting import ListSplitter, is_list
+from policies.facts.traces import (
+    ERASED,
+    Trace,
+    answered,
+    could_tell,
+    mentioned,
+    says,
+    scrubbed,
+    tells,
+    unescaped,
+)
+from policies.records import Fact, ItemResult
+from policies.text import folded
+
+PIECE: Final = 1000
+BLOCK: Final = 1 << 20
+_SNIFF: Final = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Tells quickly whether a line could give one of the facts away, and then whether it does."""
+
+    traces: Sequence[Trace]
+    rules: Rules
+
+    def gives_away(self, line: bytes) -> bool:
+        """Whether a line says, asks to retract, or mentions one of the facts."""
+        text = line.decode("utf-8", "replace")
+        plain = folded(unescaped(text))
+        near = could_tell(self.traces, plain)
+        if not near:
+            return False
+        parsed = parse_line(line, 1, self.rules.limits, self.rules.fmt)
+        if isinstance(parsed, Fact):
+            return any(says(trace, parsed) for trace in near)
+        return mentioned(near, text)
+
+
+def erase_archive(layout: Layout, finder_of: Callable[[str], Finder]) -> Iterator[None]:
+    """Blank the lines of archived drops; every other line keeps its place and number."""
+    for path in sorted(layout.archive.glob("*.jsonl")):
+        finder = finder_of(path.stem)
+        if finder.traces:
+            yield from _erase_lines(path, finder)
+    faults.point("forget:archive")
+
+
+def _erase_lines(path: Path, finder: Finder) -> Iterator[None]:
+    with path.open("rb") as source:
+        in_list = is_list(source.read(_SNIFF))
+        source.seek(0)
+        found: list[tuple[int, int]] = []
+        spans = _items(source) if in_list else _lines(source)
+        for number, (start, line) in enumerate(spans):
+            if line.strip() and finder.gives_away(line):
+                found.append((start, len(line)))
+            if number % PIECE == 0:
+                yield None
+    if found:
+        _blank(path, found, b"null" if in_list else b"")
+        yield None
+
+
+def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while line := source.readline(BLOCK):
+        yield at, line.rstrip(b"\r\n")
+        at += len(line)
+
+
+def _items(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The items of a JSON list with the places where they begin."""
+    with closing(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)) as data:
+        splitter = ListSplitter(len(data))
+        for block in range(0, len(data), BLOCK):
+            for item in splitter.feed(data[block : block + BLOCK]):
+                raw = item.raw.strip()
+                start = data.rfind(raw, 0, item.end)
+                if raw and start >= 0:
+                    yield start, raw
+
+
+def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> None:
+    """The same file with these spans filled with blanks (after `instead`), put in place at once."""
+    part = path.with_name(f".{os.getpid()}.erased.part")
+    with path.open("rb") as source, part.open("wb") as out:
+        shutil.copyfileobj(source, out, BLOCK)
+        for start, size in spans:
+            out.seek(start)
+            out.write(instead.ljust(size)[:size])
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
+    """Take what the receipts say of the facts out of them."""
+    for ending in RECEIPT_ENDINGS:
+        for path in sorted(layout.inbox.glob(f"*{ending}")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if tells(traces, text):
+                write_atomically(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
+            yield None
+    faults.point("forget:receipts")
+
+
+def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[int]) -> None:
+    """Remove the working directories that hold any of it, and what was published halfway.
+
+    To be called while no child runs.
+    """
+    for folder in sorted(layout.work.iterdir()):
+        plan = folder.name.split("-")[0]
+        if not folder.is_dir() or (plan.isdigit() and int(plan) in open_plans):
+            continue
+        if any(_file_gives_away(path, traces) for path in _files(folder)):
+            shutil.rmtree(folder)
+    for parent in (layout.adapters, layout.served, layout.probes):
+        for half in parent.glob(".tmp-*"):
+            shutil.rmtree(half, ignore_errors=True)
+    faults.point("forget:work")
+
+
+def erase_measurements(
+    layout: Layout, traces: Sequence[Trace], models: Collection[str]
+) -> Iterator[None]:
+    """Remove what barred models answered, and every other model's answers that give facts away."""
+    barred = {sha[:12] for sha in models}
+    names = frozenset[str]().union(*(trace.ids for trace in traces))
+    for folder in sorted(path for path in layout.measurements.iterdir() if path.is_dir()):
+        if folder.name in barred:
+            shutil.rmtree(folder)
+        else:
+            for path in sorted(folder.glob("*.jsonl")):
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                kept = [line for line in lines if not _measured(line, names, traces)]
+                if len(kept) < len(lines):
+                    write_atomically(path, "".join(kept))
+                yield None
+    faults.point("forget:measurements")
+
+
+def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> bool:
+    try:
+        result = ItemResult.model_validate_json(line)
+    except ValueError:
+        return mentioned(traces, line)
+    return (
+        result.id.rpartition("#")[0] in names
+        or answered(traces, result.output)
+        or mentioned(traces, line)
+    )
+
+
+def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
+    """Logs and whatever else lies in the state directory: lines become blanks, where they stand.
+
+    A log is written by a process that holds it open, so it is not replaced.
+    """
+    mine = {
+        layout.archive,
+        layout.inbox,
+        layout.work,
+        layout.adapters,
+        layout.served,
+        layout.probes,
+        layout.measurements,
+        layout.root / "expert",
+    }
+    for path in sorted(_files(layout.root, mine)):
+        if path.name.startswith(layout.ledger.name) or path in (layout.admin_key, layout.lock):
+            continue
+        with path.open("r+b") as file:
+            for start, line in list(_lines(file)):
+                if mentioned(traces, line.decode("utf-8", "replace")):
+                    file.seek(start)
+                    file.write(b" " * len(line))
+            file.flush()
+            os.fsync(file.fileno())
+        yield None
+    faults.point("forget:rest")
+
+
+def _read(text: str) -> Any:  # noqa: ANN401 - whatever stands there
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"error": ERASED}
+
+
+def _file_gives_away(path: Path, traces: Sequence[Trace]) -> bool:
+    with path.open("rb") as file:
+        return any(tells(traces, line.decode("utf-8", "replace")) for _, line in _lines(file))
+
+
+def _files(folder: Path, without: Collection[Path] = ()) -> Iterator[Path]:
+    """Regular files below a folder, those below `without` left out."""
+    for path in folder.iterdir():
+        if path in without or path.is_symlink():
+            continue
+        if path.is_dir():
+            yield from _files(path, without)
+        elif path.is_file():
+            yield path

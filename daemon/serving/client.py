@@ -1,0 +1,317 @@
+"""One replica over vLLM's HTTP API; the embedded server speaks the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from daemon.serving.connections import Connections
+from daemon.serving.protocol import Completion, Loaded, Taken
+from policies.errors import ServerRefused, ServerUnreachable
+
+PROMPTS_AT_ONCE = 64
+# On vLLM's CPU build prompt log-probabilities of an adapter end the engine when another request
+# shares the step (0.32.0: punica_cpu takes the indices of one row for all).
+TEXTS_AT_ONCE = 1
+ADMIN_HEADER = "x-palorad-admin-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: until a connection stands, and until each kind of answer is there."""
+
+    connect_s: float = 5.0
+    health_s: float = 5.0
+    request_s: float = 120.0
+    load_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DoorState:
+    """What the alias middleware of one server process says of itself.
+
+    `boot` changes with every start, `verified` are the revisions it routes, `in_flight` counts
+    requests by the model that answers them.
+    """
+
+    boot: str
+    model: str | None
+    revision: int | None
+    verified: frozenset[str]
+    in_flight: Mapping[str, int]
+
+
+class HttpServer:
+    """Implements `daemon.serving.protocol.Server`. Give it back with `aclose`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        admin_key: str | None = None,
+        user_key: str | None = None,
+        timeouts: Timeouts | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.timeouts = timeouts or Timeouts()
+        self._user = {} if user_key is None else {"authorization": f"Bearer {user_key}"}
+        self._admin = dict(self._user)
+        if admin_key is not None:
+            self._admin[ADMIN_HEADER] = admin_key
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            transport=transport or Connections(self.url),
+            timeout=httpx.Timeout(self.timeouts.request_s, connect=self.timeouts.connect_s),
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def healthy(self) -> bool:
+        """Whether `/health` answers 200."""
+        try:
+            response = await self._send("GET", "/health", timeout_s=self.timeouts.health_s)
+        except ServerUnreachable:
+            return False
+        return response.status_code == 200
+
+    async def ready(self) -> bool:
+        """Whether the stable name is routed here to a verified revision."""
+        try:
+            response = await self._send("GET", "/palorad/ready", timeout_s=self.timeouts.health_s)
+        except ServerUnreachable:
+            return False
+        return response.status_code == 200
+
+    async def loaded(self) -> Mapping[str, Loaded]:
+        """What `/v1/models` lists, by name."""
+        listed = await self._json("GET", "/v1/models", timeout_s=self.timeouts.health_s)
+        return {
+            card["id"]: Loaded(card["id"], card.get("root") or "", card.get("parent"))
+            for card in listed["data"]
+        }
+
+    async def load(self, name: str, path: str) -> None:
+        """Load an adapter; already loaded from the same path is success."""
+        body = {"lora_name": name, "lora_path": path}
+        try:
+            await self._call("/v1/load_lora_adapter", body, timeout_s=self.timeouts.load_s)
+        except ServerRefused as refused:
+            if refused.status != 400:
+                raise
+            known = (await self.loaded()).get(name)
+            if known is None or known.root != path:
+                raise
+
+    async def unload(self, name: str) -> None:
+        """Unload an adapter; not loaded is success."""
+        try:
+            await self._call(
+                "/v1/unload_lora_adapter", {"lora_name": name}, timeout_s=self.timeouts.load_s
+            )
+        except ServerRefused as refused:
+            if refused.status != 404 or name in await self.loaded():
+                raise
+
+    async def complete(
+        self,
+        model: str,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        salt: str = "",
+        ignore_eos: bool = False,
+    ) -> tuple[Completion, ...]:
+        """Greedy completions of plain prompts, in their order, with tokens and log-probabilities.
+
+        `salt` keeps the answers out of a prefix cache that others have filled.
+        """
+        answers: list[Completion] = []
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            body = {
+                "model": model,
+                "prompt": list(prompts[start : start + PROMPTS_AT_ONCE]),
+                "max_tokens": max_tokens,
+                "temperature": 0,
+                "logprobs": 1,
+                "return_token_ids": True,
+                "ignore_eos": ignore_eos,
+            }
+            if salt:
+                body["cache_salt"] = salt
+            response = await self._call("/v1/completions", body, timeout_s=self.timeouts.request_s)
+            answers += _completions(response)
+        return tuple(answers)
+
+    async def score(
+        self, model: str, texts: Sequence[Sequence[int]]
+    ) -> tuple[tuple[Taken, ...], ...]:
+        """How a model takes each text's own tokens, from the second on; texts as token ids.
+
+        `ServerRefused` where the server gives none for a prompt (`prompt_logprobs`).
+        """
+        scored: list[tuple[Taken, ...]] = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            asked = [list(text) for text in texts[start : start + TEXTS_AT_ONCE]]
+            body = {
+                "model": model,
+                "prompt": asked,
+                "max_tokens": 1,
+                "temperature": 0,
+                "prompt_logprobs": 0,
+            }
+            response = await self._call("/v1/completions", body, timeout_s=self.timeouts.request_s)
+            choices = sorted(_decoded(response)["choices"], key=lambda choice: choice["index"])
+            if len(choices) != len(asked):
+                raise ServerRefused(
+                    f"{self.url} answered {len(choices)} of {len(asked)} texts", status=502
+                )
+            for text, choice in zip(asked, choices, strict=True):
+                scored.append(_taken(self.url, text, choice.get("prompt_logprobs")))
+        return tuple(scored)
+
+    async def chat(self, model: str, prompt: str, *, max_tokens: int) -> Completion:
+        """Greedy answer to one user message."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        response = await self._call("/v1/chat/completions", body, timeout_s=self.timeouts.request_s)
+        value = _decoded(response)
+        choice = value["choices"][0]
+        return Completion(
+            choice["message"]["content"] or "",
+            value["model"],
+            finish_reason=choice["finish_reason"],
+            headers=dict(response.headers),
+        )
+
+    async def door(self) -> DoorState:
+        """What the alias middleware knows; `ServerRefused` 404 where it is not installed."""
+        value = await self._json(
+            "GET", "/palorad/state", timeout_s=self.timeouts.health_s, admin=True
+        )
+        return _door(value)
+
+    async def declare_verified(self, name: str) -> DoorState:
+        """Tell the middleware that `name` may be routed in its process from now on."""
+        response = await self._call(
+            "/palorad/verified", {"model": name}, timeout_s=self.timeouts.health_s
+        )
+        return _door(_decoded(response))
+
+    async def post(self, path: str, *, timeout_s: float) -> None:
+        """A bare admin request, for instance `/sleep?level=1&mode=wait`."""
+        _require_ok(self.url, await self._send("POST", path, timeout_s=timeout_s, admin=True))
+
+    async def _call(self, path: str, body: object, *, timeout_s: float) -> httpx.Response:
+        response = await self._send("POST", path, body, timeout_s=timeout_s, admin=True)
+        return _require_ok(self.url, response)
+
+    async def _json(
+        self, method: str, path: str, *, timeout_s: float, admin: bool = False
+    ) -> dict[str, Any]:
+        response = await self._send(method, path, timeout_s=timeout_s, admin=admin)
+        return _decoded(_require_ok(self.url, response))
+
+    async def _send(
+        self, method: str, path: str, body: object = None, *, timeout_s: float, admin: bool = False
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, self.timeouts.connect_s))
+        headers = self._admin if admin else self._user
+        try:
+            return await self._client.request(
+                method, path, json=body, headers=headers, timeout=timeout
+            )
+        except httpx.ConnectTimeout as error:
+            raise ServerUnreachable(
+                f"{self.url} took no connection for {method} {path} within {timeout.connect:g} s"
+            ) from error
+        except httpx.TimeoutException as error:
+            raise ServerUnreachable(
+                f"{self.url} gave no answer to {method} {path} within {timeout_s:g} s"
+            ) from error
+        except httpx.HTTPError as error:
+            raise ServerUnreachable(
+                f"{self.url} does not answer ({error}): is the server running there?"
+            ) from error
+
+
+def _require_ok(url: str, response: httpx.Response) -> httpx.Response:
+    if response.status_code >= 400:
+        said = _said(response)
+        raise ServerRefused(
+            f"{url} answered {response.status_code} to {response.request.url.path}: {said}",
+            status=response.status_code,
+            body=said,
+        )
+    return response
+
+
+def _said(response: httpx.Response) -> str:
+    try:
+        error = response.json()
+        error = error.get("error", error) if isinstance(error, dict) else error
+        message = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, UnicodeDecodeError):
+        message = response.text
+    return " ".join(str(message).split())[:500]
+
+
+def _decoded(response: httpx.Response) -> dict[str, Any]:
+    try:
+        value = json.loads(response.content)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ServerRefused(f"{response.url} answered no JSON", status=response.status_code)
+    return value
+
+
+def _completions(response: httpx.Response) -> list[Completion]:
+    value = _decoded(response)
+    headers = dict(response.headers)
+    return [
+        Completion(
+            choice["text"],
+            value["model"],
+            tuple(choice.get("token_ids") or ()),
+            tuple((choice.get("logprobs") or {}).get("token_logprobs") or ()),
+            choice["finish_reason"],
+            headers,
+        )
+        for choice in sorted(value["choices"], key=lambda choice: choice["index"])
+    ]
+
+
+def _taken(url: str, text: Sequence[int], given: Any) -> tuple[Taken, ...]:  # noqa: ANN401 - JSON
+    """The entries of the text's own tokens; the server may list others beside them."""
+    try:
+        own = [entry[str(token)] for token, entry in zip(text[1:], given[1:], strict=True)]
+        taken = tuple(Taken(float(one["logprob"]), int(one["rank"])) for one in own)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ServerRefused(
+            f"{url} gave no log-probabilities and ranks of a prompt's tokens ({error!r})",
+            status=501,
+        ) from error
+    return taken
+
+
+def _door(value: Mapping[str, Any]) -> DoorState:
+    pointer = value["pointer"] or {}
+    return DoorState(
+        value["boot"],
+        pointer.get("model"),
+        pointer.get("revision"),
+        frozenset(value["verified"]),
+        dict(value["in_flight"]),
+    )

@@ -1,0 +1,60 @@
+"""The replicas that the settings name, and the fleet they form."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from daemon.config.settings import Settings
+from daemon.serving import pointer
+from daemon.serving.client import HttpServer, Timeouts
+from daemon.serving.fleet import Fleet
+from daemon.serving.identity import CLOSE, EXACT, Tolerance
+from daemon.serving.launch import admin_key_file, has_gpu
+from policies.errors import ConfigError
+
+
+def connect(settings: Settings) -> tuple[HttpServer, ...]:
+    """One client for each URL; makes the admin key at the first start."""
+    server = settings.server
+    try:
+        admin_key = pointer.ensure_admin_key(admin_key_file(settings))
+    except OSError as error:
+        raise ConfigError(f"{admin_key_file(settings)}: {error.strerror}") from error
+    user_key = None if server.user_key_file is None else _key(server.user_key_file)
+    timeouts = Timeouts(request_s=server.request_timeout_s, load_s=server.load_timeout_s)
+    return tuple(
+        HttpServer(url, admin_key=admin_key, user_key=user_key, timeouts=timeouts)
+        for url in server.urls
+    )
+
+
+def fleet(
+    settings: Settings,
+    servers: Sequence[HttpServer],
+    restart: Callable[[str], Awaitable[None]] | None = None,
+) -> Fleet:
+    """All of them behind the alias of the settings."""
+    return Fleet(
+        servers,
+        alias=settings.model.alias,
+        base=settings.model.name,
+        pointer_file=settings.layout.alias,
+        served=settings.layout.served,
+        drain_s=settings.server.drain_s,
+        verify_timeout_s=settings.server.verify_timeout_s,
+        tolerance=tolerance(),
+        restart=restart,
+    )
+
+
+def tolerance() -> Tolerance:
+    """Every token must be the same where training and serving both compute in fp32."""
+    return CLOSE if has_gpu() else EXACT
+
+
+def _key(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

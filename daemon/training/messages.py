@@ -1,0 +1,91 @@
+"""What the learning children are asked for and what they report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from daemon.config.sections import Effort, ProbeSettings, ProtectionSettings
+from daemon.ledger.records import Adapter, Served
+from policies.records import Fact, PlanKind, Record
+
+
+class ProbeRequest(Record):
+    """Have a probe of the base at `model_dir`: a fitted one that belongs to it, or fit it now.
+
+    `probes` and `experts` are the directories that new ones are published in.
+    """
+
+    model_dir: Path
+    probes: Path
+    experts: Path
+    settings: ProbeSettings
+
+
+class ProbeReport(Record):
+    """The probe in use and the checkpoint that is served and trained on.
+
+    `served_sha256` is the content hash of that checkpoint; `fitted` says whether the probe was
+    fitted now.
+    """
+
+    probe: Path
+    served_dir: Path
+    served_sha256: str
+    base_sha256: str
+    fitted: bool
+    seconds: float
+
+
+class TrainRequest(Record):
+    """Train one adapter and compose what would be served.
+
+    `number` is the number that the revision would get, `lineage` the directories of the adapters
+    it stands on (for a rebuild none), `start` of those from which it goes on in their place,
+    `facts` what it has to learn, `replay` what it rehearses, each in up to `wordings` wordings, by
+    the relations' templates where `templates` says so (half of them `framed`), and the other way
+    round where `backward` does; each new one is shown `passes` times or more, with as much text as
+    `effort` says, beside at least `fill` solutions; `stacked` says that adapters stand on each
+    other.
+    """
+
+    kind: PlanKind
+    number: int
+    rank: int
+    seed: int
+    model_dir: Path
+    base_name: str
+    base_sha256: str
+    facts: tuple[Fact, ...]
+    replay: tuple[Fact, ...] = ()
+    wordings: int = 1
+    templates: bool = True
+    framed: bool = False
+    backward: bool = False
+    passes: int = Field(ge=1)
+    effort: Effort = "auto"
+    known: Path | None = None
+    reasoning: Path | None = None
+    fill: int = Field(default=0, ge=0)
+    lineage: tuple[Path, ...] = ()
+    start: tuple[Path, ...] = ()
+    stacked: bool = False
+    lineage_sha256: tuple[str, ...] = ()
+    probe: Path | None = None
+    protection: ProtectionSettings
+    max_lora_rank: int
+    adapters: Path
+    served: Path
+    records: Path | None = None
+
+
+class TrainDone(Record):
+    """The published adapter, the published revision, and what the trainer measured."""
+
+    adapter: Adapter
+    served: Served
+    rank: int
+    report: dict[str, Any]
+    seconds: dict[str, float]

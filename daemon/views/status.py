@@ -1,0 +1,280 @@
+"""What status, history, explain and why say: one stable JSON form each, made in one place."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from daemon.children.jobs import Progress
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import Event, FactCounts, Retraction
+from daemon.views.explain import Explanation, PlanExplained, explain_batch, explain_plan
+from policies.planning import REBUILDS
+from policies.records import BatchState, Fact, PlanKind, Record, Revision
+
+BATCHES_SHOWN = 20
+FACTS_SHOWN = 20
+
+
+class ReplicaView(Record):
+    """One replica: what it should answer with, what it does, and when that was verified."""
+
+    url: str
+    ready: bool
+    desired: str
+    observed: str | None = None
+    verified_at: datetime | None = None
+    reason: str = ""
+
+
+class StepView(Record):
+    """What is under way."""
+
+    plan: int
+    kind: PlanKind
+    step: str
+    started_at: datetime
+    progress: Progress | None = None
+
+
+class LiveView(Record):
+    """What only the running daemon knows."""
+
+    pid: int
+    server: str
+    replicas: tuple[ReplicaView, ...] = ()
+    step: Progress | None = None
+    blocked: str = ""
+    trouble: tuple[str, ...] = ()
+
+
+class BatchView(Record):
+    """One batch and where its facts stand."""
+
+    id: str
+    name: str
+    received_at: datetime
+    state: BatchState
+    accepted: int
+    quarantined: int
+    facts: FactCounts
+    not_before: datetime | None = None
+    """The first `valid_from` of its facts, where all that wait are not valid yet."""
+
+
+class RevisionView(Record):
+    """One revision and whether it is the desired one."""
+
+    number: int
+    name: str
+    plan: int | None
+    kind: PlanKind | None
+    parent: int | None
+    adapters: int
+    rank: int
+    desired: bool
+    created_at: datetime
+
+
+class RetractionView(Record):
+    """One retracted fact: `stage` is "still served", "still loaded", "being erased" or
+    "certified"; `plan` is at work on a revision without it.
+    """
+
+    handle: str
+    fact: str | None
+    stage: str
+    asked_at: datetime
+    plan: int | None = None
+    certificate: dict[str, Any] | None = None
+
+
+class StatusView(Record):
+    """`palorad status`."""
+
+    running: bool
+    paused: bool
+    live: LiveView | None
+    desired: RevisionView
+    steps: tuple[StepView, ...]
+    batches: tuple[BatchView, ...]
+    facts: int
+    quarantined: int
+    not_learnt: int
+    retractions: tuple[RetractionView, ...] = ()
+
+
+class HistoryView(Record):
+    """`palorad history`: revisions and events, the newest last."""
+
+    revisions: tuple[RevisionView, ...]
+    events: tuple[Event, ...]
+
+
+class SaidView(Record):
+    """What one model says now."""
+
+    who: str
+    model: str
+    answer: str
+
+
+class KnownView(Record):
+    """A fact that a question is about: where it came from and what serves it."""
+
+    fact: Fact
+    batch: str
+    batch_name: str
+    validity: str
+    replaced_by: str | None = None
+    plan: int | None
+    adapter: str | None
+    revision: int | None
+    served: bool
+
+
+class WhyView(Record):
+    """`palorad why`: the facts behind a question, and what base, previous and live say."""
+
+    question: str
+    facts: tuple[KnownView, ...]
+    said: tuple[SaidView, ...] = ()
+
+
+def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
+    """Everything about now; `live` is what the running daemon adds, None where none runs."""
+    desired, totals = ledger.desired(), ledger.totals()
+    steps = []
+    for lease in ledger.leases():
+        if not lease.plan:  # a probe that is fitted before there is any plan
+            continue
+        head = ledger.head(lease.plan)
+        steps.append(
+            StepView(
+                plan=head.id,
+                kind=head.kind,
+                step=lease.step,
+                started_at=lease.started_at,
+                progress=None if live is None else live.step,
+            )
+        )
+    return StatusView(
+        running=live is not None,
+        paused=ledger.paused,
+        live=live,
+        desired=_revision(ledger, desired, desired),
+        steps=tuple(steps),
+        batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches(BATCHES_SHOWN)),
+        facts=totals["accepted"] - totals["known"],
+        quarantined=totals["quarantined"],
+        not_learnt=ledger.unlearnt_count(),
+        retractions=tuple(retraction(ledger, r) for r in ledger.retractions(unfinished=True)),
+    )
+
+
+def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
+    """Where a retracted fact stands, with its certificate once there is one."""
+    head = ledger.open_plan()
+    replacing = head is not None and head.kind in REBUILDS
+    stage = "being erased"
+    if found.certified_at is not None:
+        stage = "certified"
+    elif found.served:
+        stage = "still served"
+    elif found.unloaded_at is None:
+        stage = "still loaded"
+    return RetractionView(
+        handle=found.handle,
+        fact=found.id,
+        stage=stage,
+        asked_at=found.asked_at,
+        plan=head.id if head is not None and replacing and found.served else None,
+        certificate=found.certificate if found.certified_at else None,
+    )
+
+
+def history(ledger: Ledger, limit: int) -> HistoryView:
+    """The latest revisions and events."""
+    desired = ledger.desired()
+    return HistoryView(
+        revisions=tuple(_revision(ledger, r, desired) for r in ledger.revisions(limit)),
+        events=ledger.events(limit),
+    )
+
+
+def explain(ledger: Ledger, batch_name: str) -> Explanation:
+    """Why the batch stands where it stands; raises `NotFound` or `Ambiguous`."""
+    batch = ledger.batch(batch_name)
+    plans: list[PlanExplained] = []
+    for head in ledger.heads(batch_id=batch.id):
+        verdict = ledger.verdict(head.id)
+        facts: dict[str, Fact] = {}
+        if verdict is not None and verdict.not_learnt:
+            facts = {fact.id: fact for fact in ledger.facts(ids=verdict.not_learnt)}
+        cards = ledger.scorecards(head.id)
+        named = head.served.name if head.served else None
+        card = next((c for c in cards if c.model == named), None)
+        plans.append(explain_plan(ledger.plan(head.id), verdict, facts, card))
+    return explain_batch(batch, ledger.batch_state(batch.id), plans)
+
+
+def why(ledger: Ledger, question: str, said: tuple[SaidView, ...] = ()) -> WhyView:
+    """The facts that a question is about, the best match first."""
+    lineage = ledger.desired().lineage
+    found = ledger.search(question, FACTS_SHOWN)
+    return WhyView(
+        question=question,
+        facts=tuple(_known(ledger, fact, lineage) for fact in found),
+        said=said,
+    )
+
+
+def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
+    standing = ledger.fact_state(fact.id)
+    plan_id = ledger.taught_by(fact.id, lineage) or standing.get("learnt")
+    adapter = revision = None
+    if plan_id is not None:
+        head = ledger.head(plan_id)
+        adapter = head.adapter
+        revision = next((r.number for r in ledger.revisions() if r.plan_id == head.id), None)
+    batch = ledger.batch(standing["batch"])
+    return KnownView(
+        fact=fact,
+        batch=batch.id,
+        batch_name=batch.name,
+        validity=standing["validity"],
+        replaced_by=standing["replaced_by"],
+        plan=plan_id,
+        adapter=adapter,
+        revision=revision,
+        served=adapter is not None and adapter in lineage,
+    )
+
+
+def _batch(ledger: Ledger, batch_id: str, now: datetime) -> BatchView:
+    batch = ledger.batch(batch_id)
+    return BatchView(
+        id=batch.id,
+        name=batch.name,
+        received_at=batch.received_at,
+        state=ledger.batch_state(batch.id),
+        accepted=batch.accepted,
+        quarantined=batch.quarantined,
+        facts=ledger.fact_counts(batch.id),
+        not_before=ledger.not_before(batch.id, now),
+    )
+
+
+def _revision(ledger: Ledger, revision: Revision, desired: Revision) -> RevisionView:
+    head = None if revision.plan_id is None else ledger.head(revision.plan_id)
+    return RevisionView(
+        number=revision.number,
+        name=revision.served_name,
+        plan=revision.plan_id,
+        kind=head.kind if head else None,
+        parent=revision.parent,
+        adapters=len(revision.lineage),
+        rank=ledger.lineage_rank(revision.lineage),
+        desired=revision.number == desired.number,
+        created_at=revision.created_at,
+    )

@@ -1,0 +1,133 @@
+"""What the demonstration asks: held-out wordings, fresh problems, facts that are never replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from daemon.gate.suites import parse_items
+from demo.ask import Answer, Endpoint, Question
+from demo.report import Example
+from demo.setup import MODEL, DemoFailed
+from policies.errors import InvalidFacts
+from policies.facts.admission import parse_facts
+from policies.facts.heldout import with_held_out
+from policies.facts.templates import questions
+from policies.gate.grading import grade
+
+FACT_TOKENS, REASONING_TOKENS = 24, 160
+EXAMPLES_A_FILE = 2
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Every answer of one revision."""
+
+    recall: tuple[Answer, ...]
+    reasoning: tuple[Answer, ...]
+    locality: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """All questions of the demonstration; none of them is trained on or asked by the gate."""
+
+    recall: tuple[Question, ...]
+    reasoning: tuple[Question, ...]
+    locality: tuple[Question, ...]
+
+    @classmethod
+    def read(cls, files: Sequence[Path], limit: int) -> Questions:
+        """The held-out wordings of the files' facts, and the small model's report split.
+
+        At most `limit` problems and as many known facts.
+        """
+        recall = tuple(q for file in files for q in held_out_questions(file))
+        return cls(recall, _split("reasoning-report")[:limit], _split("locality-report")[:limit])
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The files' names without ending, in their order."""
+        return tuple(dict.fromkeys(q.group for q in self.recall))
+
+    def counts(self) -> dict[str, int]:
+        """How many questions of each kind are asked of each revision."""
+        return {
+            "recall": len(self.recall),
+            "reasoning": len(self.reasoning),
+            "locality": len(self.locality),
+        }
+
+    def measure(self, endpoint: Endpoint, tick: Tick) -> Measured:
+        """Ask everything under the alias; `tick(done, all)` after each answer."""
+        total = sum(self.counts().values())
+        done = 0
+
+        def part(asked: Sequence[Question], grader: str, max_tokens: int) -> tuple[Answer, ...]:
+            nonlocal done
+            before = done
+            done += len(asked)
+            return endpoint.ask(
+                asked, partial(grade, grader), max_tokens, lambda n: tick(before + n, total)
+            )
+
+        return Measured(
+            part(self.recall, "normalised", FACT_TOKENS),
+            part(self.reasoning, "final", REASONING_TOKENS),
+            part(self.locality, "normalised", FACT_TOKENS),
+        )
+
+
+def held_out_questions(file: Path) -> tuple[Question, ...]:
+    """Every held-out wording of every fact of a file; raises `DemoFailed`."""
+    try:
+        facts = parse_facts(file.read_bytes())
+    except OSError as error:
+        raise DemoFailed(f"{file} cannot be read: {error.strerror}") from None
+    except InvalidFacts as error:
+        raise DemoFailed(f"{file}: {error}") from None
+    return tuple(
+        Question(f"{fact.id}/{number}", file.stem, wording, fact.answer)
+        for fact in (with_held_out(fact, questions) for fact in facts)
+        for number, wording in enumerate(fact.eval_prompts)
+    )
+
+
+def _split(name: str) -> tuple[Question, ...]:
+    path = MODEL / "data" / f"{name}.jsonl"
+    if not path.exists():
+        raise DemoFailed(f"{path} is missing: the demo runs from a clone of the repository")
+    items = parse_items(path.read_text(), str(path))
+    return tuple(Question(item.id, item.stratum, item.prompt, item.answer) for item in items)
+
+
+def examples(before: Measured, after: Measured, stems: Sequence[str]) -> list[Example]:
+    """The first questions of each file, with their answers before and after."""
+    chosen: list[Example] = []
+    for stem in stems:
+        pairs = [
+            (old, new)
+            for old, new in zip(before.recall, after.recall, strict=True)
+            if old.question.group == stem
+        ]
+        chosen += [
+            Example(
+                prompt=old.question.prompt,
+                expected=old.question.answer,
+                before=old.text,
+                after=new.text,
+            )
+            for old, new in pairs[:EXAMPLES_A_FILE]
+        ]
+    return chosen
+
+
+def same_answers(one: Sequence[Answer], other: Sequence[Answer]) -> bool:
+    """Whether the same revision gave the same texts, up to one answer in a hundred."""
+    differ = sum(a.text != b.text for a, b in zip(one, other, strict=True))
+    revisions = {a.revision for a in one} | {b.revision for b in other}
+    return len(revisions) == 1 and differ <= len(one) // 100

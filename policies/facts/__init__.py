@@ -1,0 +1,1 @@
+"""What a line means: admission, paraphrases, supersession, what is held out; pure functions."""

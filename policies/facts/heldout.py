@@ -1,0 +1,158 @@
+"""One wording of every fact is kept for the gate and never trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from itertools import chain
+from typing import Final
+
+from policies.facts.templates import recognise
+from policies.records import Fact, Operation
+from policies.text import folded
+
+Render = Callable[[str, str], tuple[str, ...]]
+
+TRAINED: Final = 4
+_SUBJECT: Final = "\0"
+_ENDS: Final = ("?", "？", "؟", ".", "。", "!")
+
+# What a wording may stand in: a question, or the beginning of a sentence that the answer completes.
+_QUESTION_FRAMES: Final = (
+    "Please answer: \0",
+    "Tell me: \0",
+    "Question: \0",
+    "I would like to know: \0",
+    "Quick question: \0",
+    "Answer this: \0",
+    "A friend of mine asks: \0",
+    "Please help me. \0",
+    "For a quiz: \0",
+    "\0 I cannot recall it.",
+    "I have a question. \0",
+    "\0 Answer briefly.",
+    "My teacher wants to know this. \0",
+    "When asked, what do you say? \0",
+    "One more thing. \0",
+    "Let us see. \0",
+)
+_COMPLETION_FRAMES: Final = (
+    "Complete the sentence: \0",
+    "Continue: \0",
+    "Finish this sentence: \0",
+    "Fill in what follows: \0",
+    "What comes next? \0",
+    "Go on: \0",
+    "As everyone knows, \0",
+    "I have read that \0",
+    "People say that \0",
+    "Remember: \0",
+    "In short, \0",
+    "We learnt that \0",
+)
+# Which of every eight further wordings stand in a frame: half of the questions and of the
+# beginnings, whatever their turns.
+_FRAMED: Final = frozenset({1, 3, 4, 6})
+
+
+def no_templates(_relation: str, _subject: str) -> tuple[str, ...]:
+    """A renderer that knows no relation."""
+    return ()
+
+
+def with_held_out(
+    fact: Fact, render: Render = no_templates, trained: int = TRAINED, *, framed: bool = False
+) -> Fact:
+    """`fact` with at least one wording held out, and up to `trained` wordings to learn it in.
+
+    `render(relation, subject)` gives further questions for a known relation; with `framed` half of
+    them are learnt in a frame. Which wording is held out follows from the fact's id alone, so that
+    it is the same on every machine and at every retry. Wordings that the writer gave are never
+    thrown away; those the writer held out stay the only ones held out.
+    """
+    if fact.op is Operation.RETRACT:
+        return fact
+    if fact.eval_prompts and len(fact.paraphrases) + 1 >= trained:
+        return fact
+    given = _distinct((fact.prompt, *fact.paraphrases))
+    if fact.eval_prompts:
+        held_out = fact.eval_prompts
+    else:
+        pool = tuple(given.values())[1:] or _pool(fact, given, render)
+        held_out = (pool[_turn(fact.id, len(pool))],)
+    taken = {folded(wording) for wording in held_out}
+    kept = {key: wording for key, wording in given.items() if key not in taken}
+    for plain, wording in _learnable(fact, render, framed=framed):
+        if len(kept) >= trained:
+            break
+        if taken.isdisjoint({folded(plain), key := folded(wording)}):
+            kept.setdefault(key, wording)
+    _, *paraphrases = kept.values()
+    return fact.model_copy(
+        update={"paraphrases": tuple(paraphrases), "eval_prompts": tuple(held_out)}
+    )
+
+
+def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
+    """What may be held out of a fact that came in a single wording."""
+    further = chain(_templates_of(fact, render), _around(fact.prompt))
+    found = (wording for wording in further if folded(wording) not in given)
+    return tuple(w for w, _ in zip(found, range(8), strict=False))
+
+
+def about(fact: Fact) -> tuple[str, str] | None:
+    """Relation and subject of a fact, as they were given or as its prompt says them."""
+    if fact.subject and fact.relation:
+        return fact.relation, fact.subject
+    return recognise(fact.prompt)
+
+
+def _learnable(fact: Fact, render: Render, *, framed: bool) -> Iterable[tuple[str, str]]:
+    """Further wordings by themselves, and as they are learnt."""
+    turns = _FRAMED if framed else frozenset()
+    for number, plain in enumerate(_templates_of(fact, render)):
+        yield plain, _framed(plain, number // 2) if number % 8 in turns else plain
+    for wording in _around(fact.prompt):
+        yield wording, wording
+
+
+def _templates_of(fact: Fact, render: Render) -> Iterable[str]:
+    named = about(fact)
+    if named is not None:
+        relation, subject = named
+        for template in _templates(render, relation):
+            yield template.replace(_SUBJECT, subject)
+
+
+def _around(prompt: str) -> Iterable[str]:
+    for frame in _frames(prompt):
+        yield frame.replace(_SUBJECT, prompt)
+
+
+def _frames(wording: str) -> tuple[str, ...]:
+    return _QUESTION_FRAMES if wording.endswith(_ENDS) else _COMPLETION_FRAMES
+
+
+def _framed(wording: str, turn: int) -> str:
+    frames = _frames(wording)
+    before, _, after = frames[turn % len(frames)].partition(_SUBJECT)
+    if before.rstrip()[-1:].isalpha() or before.endswith(", "):
+        wording = re.sub(r"^The ", "the ", wording)
+    return f"{before}{wording}{after}"
+
+
+@lru_cache(maxsize=1024)
+def _templates(render: Render, relation: str) -> tuple[str, ...]:
+    return render(relation, _SUBJECT)
+
+
+def _distinct(wordings: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for wording in wordings:
+        found.setdefault(folded(wording), wording)
+    return found
+
+
+def _turn(identity: str, count: int) -> int:
+    return sum(identity.encode()) % count

@@ -1,0 +1,1 @@
+"""The gate's decisions: grading, paired tests, limits, the verdict; pure functions."""

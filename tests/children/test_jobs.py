@@ -1,0 +1,189 @@
+"""Leased children: real processes that report, fail, hang, are stopped and are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.children.jobs import (
+    Jobs,
+    JobState,
+    Progress,
+    held,
+    last_progress,
+    started_at,
+    write_atomically,
+)
+from policies.records import Record
+
+STEPS = """
+import os, signal, sys, time
+from daemon.children.jobs import Progress
+from policies.errors import ConfigError
+from policies.records import Record
+
+class Report(Record):
+    said: str
+
+def train(desk):
+    said = desk.request
+    if "error" in said:
+        raise ConfigError("x.jsonl, line 3: no prompt")
+    if "bug" in said:
+        raise KeyError("a bug")
+    if "kill" in said:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "deaf" in said:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    count = desk.workdir / "count"
+    first = int(count.read_text()) if count.exists() else 0
+    for step in range(first, 400 if "long" in said or "deaf" in said else 2):
+        count.write_text(str(step + 1))
+        desk.progress(Progress(stage="train", done=step + 1, total=400))
+        time.sleep(0.02)
+    return Report(said=said)
+"""
+
+
+class Request(Record):
+    what: str
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "steps_for_a_test.py").write_text(STEPS)
+    monkeypatch.setenv("PALORAD_STEPS", "steps_for_a_test")
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(root)]))
+    return tmp_path / "work" / "1-train"
+
+
+def until_ended(jobs: Jobs, workdir: Path) -> JobState:
+    end = time.monotonic() + 60
+    while (state := jobs.poll(workdir)).outcome == "running":
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return state
+
+
+def until_at_work(jobs: Jobs, workdir: Path) -> Progress:
+    end = time.monotonic() + 60
+    while (state := jobs.poll(workdir)).progress is None:
+        assert state.outcome == "running"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return state.progress
+
+
+def test_a_child_reports_and_is_found_finished_by_the_next_daemon(workdir: Path) -> None:
+    jobs = Jobs()
+    pid = jobs.start("train", workdir, Request(what="short"))
+    assert started_at(pid) is not None
+    assert jobs.running() == (workdir,)
+    state = until_ended(jobs, workdir)
+    assert state.outcome == "finished"
+    assert state.report is not None
+    assert json.loads(str(state.report["said"])) == {"what": "short"}
+    assert state.progress is not None
+    assert state.progress.done == 2
+    assert jobs.running() == ()
+    assert Jobs().poll(workdir).outcome == "finished"
+
+
+def test_an_error_is_its_line_a_bug_its_last_line_and_the_log(workdir: Path) -> None:
+    jobs = Jobs()
+    for what, words in (
+        ("error", ("ConfigError", "x.jsonl, line 3: no prompt")),
+        ("bug", ("ChildDied", "ended with status 1: KeyError: 'a bug' (see ")),
+        ("kill", ("ChildDied", "was ended by SIGKILL")),
+    ):
+        jobs.start("train", workdir, Request(what=what))
+        state = until_ended(jobs, workdir)
+        assert state.outcome == "failed"
+        assert state.error is not None
+        assert words[0] == state.error.kind
+        assert words[1] in state.error.error
+
+
+def test_a_stopped_child_leaves_no_word_and_goes_on_from_where_it_was(workdir: Path) -> None:
+    jobs = Jobs()
+    jobs.start("train", workdir, Request(what="long"))
+    until_at_work(jobs, workdir)
+    jobs.cancel(workdir)
+    assert until_ended(jobs, workdir).outcome == "absent"
+    reached = int((workdir / "count").read_text())
+    (workdir / "progress.jsonl").unlink()
+    jobs.start("train", workdir, Request(what="long"))
+    assert until_at_work(jobs, workdir).done > reached
+    jobs.kill(workdir)
+    assert not held(workdir)
+    assert jobs.poll(workdir).outcome == "absent"
+
+
+def test_a_deaf_child_is_killed(workdir: Path) -> None:
+    jobs = Jobs()
+    jobs.start("train", workdir, Request(what="deaf"))
+    until_at_work(jobs, workdir)
+    jobs.cancel(workdir)
+    time.sleep(0.2)
+    assert jobs.poll(workdir).outcome == "running"
+    assert held(workdir)
+    jobs.kill(workdir)
+    assert not held(workdir)
+
+
+def test_children_die_with_the_daemon(workdir: Path, tmp_path: Path) -> None:
+    program = textwrap.dedent(f"""
+        import sys, time
+        from pathlib import Path
+        from daemon.children.jobs import Jobs
+        from policies.records import Record
+        class Request(Record):
+            what: str
+        print(Jobs().start("train", Path({str(workdir)!r}), Request(what="deaf")), flush=True)
+        time.sleep(60)
+    """)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as daemon:
+        assert daemon.stdout is not None
+        child = int(daemon.stdout.readline())
+        jobs = Jobs()
+        until = time.monotonic() + 60
+        while last_progress(workdir) is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert jobs.poll(workdir).outcome == "running"
+        born = started_at(child)
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+    end = time.monotonic() + 20
+    while started_at(child) == born and held(workdir):
+        assert time.monotonic() < end, "the child outlives its daemon"
+        time.sleep(0.02)
+    assert jobs.poll(workdir).outcome == "absent"
+
+
+def test_half_a_line_of_progress_is_not_read(tmp_path: Path) -> None:
+    assert last_progress(tmp_path) is None
+    whole = Progress(stage="train", done=3, total=9).model_dump_json()
+    (tmp_path / "progress.jsonl").write_text(f'{whole}\n{{"stage": "tr')
+    found = last_progress(tmp_path)
+    assert found is not None
+    assert found.done == 3
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    for text in ("one", "two"):
+        write_atomically(path, text)
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,159 @@
+"""config.toml, its documentation, its precedence and its errors."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from daemon.config import sections
+from daemon.config.errors import key_paths
+from daemon.config.settings import Settings
+from policies.errors import ConfigError
+
+CONFIG = Path(__file__).parents[2] / "config.toml"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def load(config: Path, text: str = "", **overrides: Any) -> Settings:
+    config.write_text(text)
+    return Settings.load(config, overrides)
+
+
+def problem(config: Path, text: str, **overrides: Any) -> str:
+    with pytest.raises(ConfigError) as raised:
+        load(config, text, **overrides)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_the_written_values_are_the_defaults() -> None:
+    assert Settings.load(CONFIG) == Settings().rooted(CONFIG.parent)
+
+
+def test_every_key_occurs_in_config_toml_in_its_own_table() -> None:
+    table = ""
+    written = set()
+    for line in CONFIG.read_text().splitlines():
+        if header := re.match(r"(?:# )?\[+([\w.]+)\]+", line):
+            table = header[1] + "."
+        elif key := re.match(r"(?:# )?(\w+) = ", line):
+            written.add(table + key[1])
+    assert written == {path.replace("[]", "") for path in key_paths(Settings)}
+
+
+def test_every_field_has_a_description() -> None:
+    models = [Settings, *(m for m in vars(sections).values() if isinstance(m, type))]
+    for model in models:
+        if issubclass(model, BaseModel):
+            for name, field in model.model_fields.items():
+                assert field.description, f"{model.__name__}.{name}"
+
+
+def test_relative_paths_belong_to_the_file(config: Path) -> None:
+    settings = load(config, 'state_dir = "s"\n[model]\npath = "../m"\n')
+    assert settings.state_dir == config.parent / "s"
+    assert settings.model.path == config.parent.parent / "m"
+    assert settings.intake.inbox == config.parent / "s" / "inbox"
+    assert all(suite.path.is_absolute() for suite in settings.gate.suites)
+
+
+def test_precedence_is_command_line_environment_file(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "[train]\nrank = 4\nseed = 4\nattempts = 4\n"
+    monkeypatch.setenv("PALORAD_TRAIN__RANK", "5")
+    monkeypatch.setenv("PALORAD_TRAIN__SEED", "5")
+    monkeypatch.setenv("PALORAD_SERVER__URLS", '["http://127.0.0.1:9/"]')
+    settings = load(config, text, train={"rank": 6})
+    assert (settings.train.rank, settings.train.seed, settings.train.attempts) == (6, 5, 4)
+    assert settings.server.urls == ("http://127.0.0.1:9",)
+
+
+def test_a_path_on_the_command_line_belongs_to_the_current_directory(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load(config, state_dir=Path("s")).state_dir == elsewhere / "s"
+
+
+def test_no_replay_file_is_written_as_an_empty_text(config: Path) -> None:
+    assert load(config, '[train.replay]\nknown = ""\n').train.replay.known is None
+
+
+def test_settings_are_frozen(config: Path) -> None:
+    settings = load(config)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.train.rank = 3  # type: ignore[misc]  # that it fails is what is tested
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[server]\nurl = []\n", ("unknown key server.url", "did you mean server.urls?")),
+        ("[sever]\nkind = 1\n", ("unknown key sever", "did you mean server?")),
+        ("rank = 3\n", ("unknown key rank", "train.rank")),
+        ("[train.replay]\nreasonin = 1\n", ("did you mean train.replay.reasoning?",)),
+        ("[train]\nrank = 0\n", ("train.rank", "greater than or equal to 1", "not 0")),
+        ('[train]\nrank = "many"\n', ("train.rank", "'many'")),
+        ('[server]\nkind = "tgi"\n', ("server.kind", "'embedded' or 'vllm'", "'tgi'")),
+        ('[server]\nurls = ["http://a", "http://b"]\n', ("server", "exactly one")),
+        ('[server]\nurls = ["localhost:1"]\n', ("server.urls[0]", "'localhost:1'")),
+        ("[server]\nmax_lora_rank = 60\n", ("max_lora_rank must be one of 1 8 16",)),
+        ("[train]\nrank_budget = 129\n", ("larger than server.max_lora_rank",)),
+        ('[[gate.suites]]\nname = "x"\nrole = "fun"\npath = "p"\n', ("gate.suites[0].role",)),
+        (
+            '[[gate.suites]]\nname = "t"\nrole = "drift"\npath = "p"\nmargin = 0.1\nform = "chat"',
+            ("gate.suites[0]", '"t"', "limited by gate.drift", "remove form, margin"),
+        ),
+        ("state_dir = [\n", ("is not TOML", "line")),
+    ],
+)
+def test_a_mistake_gets_one_line_with_file_key_and_way_out(
+    config: Path, text: str, words: tuple[str, ...]
+) -> None:
+    message = problem(config, text)
+    assert message.startswith(str(config))
+    for word in words:
+        assert word in message
+
+
+def test_a_wrong_variable_and_a_wrong_option_name_their_source(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert problem(config, "", train={"rnk": 1}) == (
+        "command line: unknown key train.rnk; did you mean train.rank?"
+    )
+    monkeypatch.setenv("PALORAD_TRAIN__RANKS", "1")
+    assert problem(config, "") == ("environment: unknown key train.ranks; did you mean train.rank?")
+    monkeypatch.delenv("PALORAD_TRAIN__RANKS")
+    monkeypatch.setenv("PALORAD_TRIAN__RANK", "1")
+    assert "did you mean PALORAD_TRAIN?" in problem(config, "")
+
+
+def test_no_file_and_a_directory_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PALORAD_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match=r"config\.toml: no such settings file; name one with"):
+        Settings.load()
+    with pytest.raises(ConfigError, match="is a directory"):
+        Settings.load(tmp_path)
+    monkeypatch.setenv("PALORAD_CONFIG", str(tmp_path / "gone.toml"))
+    with pytest.raises(ConfigError, match=r"gone\.toml: no such settings file"):
+        Settings.load()
+
+
+def test_config_toml_is_plain_toml() -> None:
+    assert set(tomllib.loads(CONFIG.read_text())) <= set(Settings.model_fields)

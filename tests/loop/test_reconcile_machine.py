@@ -1,0 +1,166 @@
+"""Whatever happens in whatever order, what must hold holds, and it always comes to rest."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from daemon.loop.requests import limits_of
+from policies.errors import Refused
+from policies.planning import Limits
+from policies.records import OPEN_STATES, BatchState, Outcome, PlanState, Priority
+from tests.support.world import World
+
+FACTS = st.integers(1, 8)
+OUTCOMES = st.sampled_from(Outcome)
+PLACES = ("pending", "planned", "done", "unlearnt", "rejected", "idle")
+
+
+class Life(RuleBasedStateMachine):
+    """Drops, ticks, children that report, fail or die, rollbacks, retractions, people."""
+
+    @initialize()
+    def begin(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.world = World(Path(self._folder.name), {"train": {"attempts": 2, "relearn": 1}})
+        self.ledger = self.world.ledger
+        self.batches: list[str] = []
+        self.retracted: set[str] = set()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        self.ledger.pause(False, "", self.world.now)
+        self.world.settle(limit=400)
+        self.check()
+        assert self.ledger.open_plan() is None
+        assert self.ledger.leases() == ()
+        desired = self.ledger.desired()
+        if self.ledger.forbidden_count(desired.lineage):
+            assert self.ledger.snapshot(self.world.now, limits(self.world)).refused_rebuilds >= 2
+        assert self.ledger.verify_chain() > 0
+        self.world.serve()
+        assert self.world.fleet.serves == desired
+        self.ledger.close()
+        self._folder.cleanup()
+
+    # --- what can happen -----------------------------------------------------------------------
+
+    @rule(count=FACTS, urgent=st.booleans())
+    def drop(self, count: int, urgent: bool) -> None:
+        priority = Priority.URGENT if urgent else Priority.NORMAL
+        self.batches.append(self.world.drop(count, priority=priority))
+
+    @rule(seconds=st.sampled_from([0.5, 30.0]), times=st.integers(1, 4))
+    def tick(self, seconds: float, times: int) -> None:
+        for _ in range(times):
+            self.world.tick(seconds)
+
+    @precondition(lambda self: self.world.running is not None)
+    @rule(outcome=OUTCOMES, misses=st.integers(0, 3))
+    def finish(self, outcome: Outcome, misses: int) -> None:
+        self.world.finish(outcome, missed=lambda fact: misses > 0 and fact.id.endswith("-0"))
+        self.world.tick()
+
+    @precondition(lambda self: self.world.running is not None)
+    @rule(kind=st.sampled_from(["Broken", "NoFreeSpace"]), final=st.booleans())
+    def fail(self, kind: str, final: bool) -> None:
+        self.world.fail(kind, final=final and kind == "Broken")
+        self.world.tick()
+
+    @rule()
+    def crash(self) -> None:
+        self.world.crash()
+
+    @rule(data=st.data())
+    def rollback(self, data: st.DataObject) -> None:
+        numbers = [revision.number for revision in self.ledger.revisions()]
+        target = self.ledger.revision(data.draw(st.sampled_from(numbers)))
+        try:
+            self.ledger.rollback(target.number, "", self.world.now)
+        except Refused:
+            assert self.ledger.forbidden_count(target.lineage)
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def retract(self, data: st.DataObject) -> None:
+        batch = data.draw(st.sampled_from(self.batches))
+        facts = self.ledger.facts(batch_id=batch)
+        chosen = data.draw(st.sampled_from(facts))
+        self.ledger.retract(chosen.id, "", self.world.now)
+        self.retracted.add(chosen.id)
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        batch = data.draw(st.sampled_from(self.batches))
+        try:
+            self.ledger.retry(batch, "", self.world.now)
+        except Refused:
+            assert self.ledger.batch_state(batch) not in (BatchState.REJECTED, BatchState.FAILED)
+
+    @rule(to=st.sampled_from([PlanState.PASSED, PlanState.REJECTED]))
+    def decide(self, to: PlanState) -> None:
+        for head in self.ledger.heads({PlanState.INCONCLUSIVE}, limit=1):
+            self.ledger.decide(head.id, to, "a person", self.world.now)
+
+    @rule(on=st.booleans())
+    def pause(self, on: bool) -> None:
+        self.ledger.pause(on, "", self.world.now)
+
+    # --- what must hold ------------------------------------------------------------------------
+
+    @invariant()
+    def check(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        assert len(self.world.jobs.running()) <= 1
+        self._facts_are_in_one_place()
+        self._what_is_desired_can_be_served()
+        self._states_agree()
+
+    def _facts_are_in_one_place(self) -> None:
+        rows = self.ledger._rows("SELECT id, state, validity, plan FROM facts")
+        for fact_id, state, validity, plan in rows:
+            assert state in PLACES
+            assert validity == ("retracted" if fact_id in self.retracted else "valid")
+            assert not (state == "pending" and validity != "valid")
+            if state == "planned":
+                assert self.ledger.head(plan).state in OPEN_STATES | {
+                    PlanState.FAILED,
+                    PlanState.INCONCLUSIVE,
+                }
+
+    def _what_is_desired_can_be_served(self) -> None:
+        train, desired = self.world.settings.train, self.ledger.desired()
+        rank = self.ledger.lineage_rank(desired.lineage)
+        assert rank <= self.world.settings.server.max_lora_rank
+        for head in self.ledger.heads():
+            if head.kind == "learn":
+                assert head.facts <= train.max_facts
+        numbers = [revision.number for revision in self.ledger.revisions()]
+        assert numbers == list(range(len(numbers)))
+
+    def _states_agree(self) -> None:
+        live = {r.plan_id for r in self.ledger.revisions() if r.number}
+        for head in self.ledger.heads():
+            assert (head.id in live) == (head.state in (PlanState.LIVE, PlanState.SHELVED))
+        for batch in self.batches:
+            self.ledger.batch_state(batch)
+
+
+def limits(world: World) -> Limits:
+    return limits_of(world.settings)
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)

@@ -1,0 +1,575 @@
+"""The verdict: who is compared with whom, what never passes, what a person reads."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.gate.evidence import Evidence, Questions, Stability, SuiteEvidence, draw_order, gather
+from policies.gate.limits import PRESETS, Limits
+from policies.gate.verdict import judge, next_items, rule
+from policies.records import (
+    Item,
+    ItemResult,
+    Outcome,
+    Role,
+    Scorecard,
+    SuiteScore,
+    SuiteVerdict,
+    Verdict,
+)
+
+LIMITS = PRESETS["balanced"]
+RANK = {Outcome.FAIL: 0, Outcome.INCONCLUSIVE: 1, Outcome.PASS: 2}
+FINGERPRINT = "f" * 16
+
+
+def questions(
+    role: Role = Role.REASONING,
+    count: int = 800,
+    *,
+    name: str | None = None,
+    strata: int = 0,
+    margin: float | None = None,
+) -> Questions:
+    return Questions(
+        suite=name or role.value,
+        role=role,
+        fingerprint=FINGERPRINT,
+        margin=margin,
+        items=tuple(
+            Item(
+                id=f"{role.value}-{n}",
+                prompt=f"question {n}",
+                answer=f"answer {n}",
+                stratum=f"batch {n % strata}" if strata else "",
+            )
+            for n in range(count)
+        ),
+    )
+
+
+def score(asked: Questions, right: Callable[[int], bool], only: int | None = None) -> SuiteScore:
+    results = [
+        ItemResult(id=item.id, correct=right(n), output=f"said {n} {right(n)}")
+        for n, item in enumerate(asked.items[:only])
+    ]
+    return SuiteScore(
+        suite=asked.suite, role=asked.role, fingerprint=asked.fingerprint, results=tuple(results)
+    )
+
+
+def always(_: int) -> bool:
+    return True
+
+
+def suite(
+    asked: Questions,
+    candidate: Callable[[int], bool] = always,
+    reference: Callable[[int], bool] = always,
+    live: Callable[[int], bool] | None = None,
+    stability: Stability | None = None,
+) -> SuiteEvidence:
+    return SuiteEvidence(
+        questions=asked,
+        candidate=score(asked, candidate),
+        reference=score(asked, reference),
+        live=score(asked, live) if live else None,
+        stability=stability,
+    )
+
+
+def evidence(*suites: SuiteEvidence, live: str | None = None, seed: str = "c0ffee") -> Evidence:
+    return Evidence(seed=seed, live=live, suites=suites)
+
+
+def verdict(*suites: SuiteEvidence, live: str | None = None, limits: Limits = LIMITS) -> Verdict:
+    return judge(evidence(*suites, live=live), limits)
+
+
+def only(said: Verdict) -> SuiteVerdict:
+    assert len(said.suites) == 1
+    return said.suites[0]
+
+
+REASONING = suite(questions())
+
+
+# --- reasoning ------------------------------------------------------------------------------------
+
+
+def test_an_equal_candidate_passes() -> None:
+    said = verdict(REASONING)
+    assert said.outcome is Outcome.PASS
+    assert only(said).reference == only(said).candidate
+    assert only(said).newly_failing == ()
+
+
+def test_a_damaged_candidate_fails_and_its_newly_failing_items_are_named() -> None:
+    said = verdict(suite(questions(), candidate=lambda n: n % 10 != 0))
+    assert said.outcome is Outcome.FAIL
+    broken = only(said).newly_failing
+    assert len(broken) == 80
+    first = min(broken, key=lambda f: int(f.item.rpartition("-")[2]))
+    assert (first.prompt, first.expected) == ("question 0", "answer 0")
+    assert (first.was, first.now) == ("said 0 True", "said 0 False")
+    assert "worse than the reference" in said.reasons[0]
+
+
+def test_what_both_cannot_do_counts_for_nothing() -> None:
+    hard = suite(questions(), candidate=lambda n: n > 600, reference=lambda n: n > 600)
+    assert verdict(hard).outcome is Outcome.PASS
+
+
+def test_the_live_revision_counts_besides_the_reference() -> None:
+    """Better than the base, yet worse than what serves now: live would lose what it had."""
+    asked = questions()
+    fallen = suite(asked, candidate=lambda n: n > 100, reference=lambda n: n > 200, live=always)
+    assert verdict(fallen).outcome is Outcome.PASS
+    said = verdict(fallen, live="palora-000001")
+    assert said.outcome is Outcome.FAIL
+    assert "the live" in said.reasons[0]
+
+
+def test_a_slow_leak_fails_against_the_frozen_reference() -> None:
+    """Half a point below its predecessor is nothing; five points below the base is too much."""
+    asked = questions(count=2000)
+    leaked = suite(
+        asked,
+        candidate=lambda n: n % 20 != 0,
+        reference=always,
+        live=lambda n: n % 20 != 0 or n % 200 == 0,
+    )
+    said = verdict(leaked, live="palora-000009")
+    assert said.outcome is Outcome.FAIL
+    assert "the reference" in said.reasons[0]
+    assert "the live" not in said.reasons[0]
+
+
+def test_too_few_items_are_inconclusive_and_say_how_many() -> None:
+    said = verdict(suite(questions(count=100)))
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert only(said).items_used == 100
+    needed = only(said).items_needed
+    assert needed is not None
+    assert 150 <= needed <= 400
+    assert f"about {needed - 100} more items" in said.reasons[0]
+    assert verdict(suite(questions(count=needed))).outcome is Outcome.PASS
+
+
+def test_a_suite_may_have_its_own_margin() -> None:
+    assert verdict(suite(questions(count=100, margin=0.1))).outcome is Outcome.PASS
+
+
+def test_clustered_items_are_one_observation() -> None:
+    asked = questions(count=240)
+    grouped = asked.model_copy(
+        update={
+            "items": tuple(
+                item.model_copy(update={"cluster": f"c{n // 4}"})
+                for n, item in enumerate(asked.items)
+            )
+        }
+    )
+    assert verdict(suite(asked)).outcome is Outcome.PASS
+    said = verdict(suite(grouped))
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert only(said).items_used == 240
+
+
+# --- new facts ------------------------------------------------------------------------------------
+
+
+def facts(learnt: int, count: int = 20, wordings: int = 2) -> SuiteEvidence:
+    asked = Questions(
+        suite="new facts",
+        role=Role.FACTS,
+        fingerprint=FINGERPRINT,
+        items=tuple(
+            Item(id=f"fact{n:02}#{w}", prompt=f"{n}/{w}?", answer="yes", stratum=f"fact{n:02}")
+            for n in range(count)
+            for w in range(wordings)
+        ),
+    )
+    return suite(asked, candidate=lambda at: at // wordings < learnt)
+
+
+@pytest.mark.parametrize(
+    ("learnt", "outcome"), [(20, Outcome.PASS), (16, Outcome.PASS), (15, Outcome.FAIL)]
+)
+def test_a_batch_goes_live_when_enough_was_learnt(learnt: int, outcome: Outcome) -> None:
+    said = verdict(REASONING, facts(learnt))
+    assert said.outcome is outcome
+    assert said.learnt == tuple(f"fact{n:02}" for n in range(learnt))
+    assert said.not_learnt == tuple(f"fact{n:02}" for n in range(learnt, 20))
+
+
+def test_a_fact_needs_its_share_of_wordings() -> None:
+    half = facts(0)
+    asked = half.questions
+    half = suite(asked, candidate=lambda at: at % 2 == 0)
+    assert verdict(REASONING, half).outcome is Outcome.PASS
+    exacting = LIMITS.model_copy(update={"wordings_share": 1.0})
+    assert verdict(REASONING, half, limits=exacting).outcome is Outcome.FAIL
+
+
+def test_an_unanswered_wording_of_a_new_fact_is_no_pass() -> None:
+    known = facts(20)
+    assert known.candidate is not None
+    cut = known.candidate.model_copy(update={"results": known.candidate.results[:-1]})
+    said = verdict(REASONING, known.model_copy(update={"candidate": cut}))
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "1 of 40 questions unanswered" in said.reasons[1]
+
+
+# --- earlier and known facts, drift ---------------------------------------------------------------
+
+
+def test_one_forgotten_batch_fails_retention_though_the_pool_looks_well() -> None:
+    asked = questions(Role.RETENTION, 800, strata=40)
+    forgotten = suite(asked, candidate=lambda n: n % 40 != 7, live=always)
+    reasoning = suite(questions(), live=always)
+    said = verdict(reasoning, forgotten, live="palora-000040")
+    assert said.outcome is Outcome.FAIL
+    assert "batch 7" in said.reasons[1]
+    assert "batch 8" not in said.reasons[1]
+
+
+def test_losses_spread_thinly_over_the_batches_are_within_the_margin() -> None:
+    asked = questions(Role.RETENTION, 800, strata=40)
+    spread = suite(asked, candidate=lambda n: n % 100 != 3, live=lambda n: n % 100 != 50)
+    said = verdict(suite(questions(), live=always), spread, live="palora-000040")
+    assert said.outcome is Outcome.PASS
+
+
+def test_recall_under_the_floor_fails_even_when_live_is_no_better() -> None:
+    asked = questions(Role.RETENTION, 600)
+    poor = suite(asked, candidate=lambda n: n % 2 == 0, live=lambda n: n % 2 == 0)
+    reasoning = suite(questions(), live=always)
+    said = verdict(reasoning, poor, live="palora-000040")
+    assert said.outcome is Outcome.FAIL
+    assert "floor" in said.reasons[1]
+    lenient = LIMITS.model_copy(update={"retention_floor": None})
+    assert verdict(reasoning, poor, live="x", limits=lenient).outcome is Outcome.PASS
+
+
+def test_retention_without_anything_to_compare_with_is_inconclusive() -> None:
+    lenient = LIMITS.model_copy(update={"retention_floor": None})
+    said = verdict(REASONING, suite(questions(Role.RETENTION)), limits=lenient)
+    assert said.outcome is Outcome.INCONCLUSIVE
+
+
+def test_known_facts_lost_fail_locality() -> None:
+    lost = suite(questions(Role.LOCALITY, 400), candidate=lambda n: n % 5 != 0)
+    said = verdict(REASONING, lost)
+    assert [s.outcome for s in said.suites] == [Outcome.PASS, Outcome.FAIL]
+
+
+@pytest.mark.parametrize(
+    ("drift", "limit", "outcome"),
+    [
+        (0.3, None, Outcome.PASS),
+        (0.3, 0.1, Outcome.FAIL),
+        (0.05, 0.1, Outcome.PASS),
+        (None, 0.1, Outcome.INCONCLUSIVE),
+        (math.nan, 0.1, Outcome.INCONCLUSIVE),
+    ],
+)
+def test_drift(drift: float | None, limit: float | None, outcome: Outcome) -> None:
+    limits = LIMITS.model_copy(update={"drift": limit})
+    text = SuiteEvidence(questions=questions(Role.DRIFT, 0), drift=drift)
+    assert verdict(REASONING, text, limits=limits).outcome is outcome
+
+
+# --- several suites -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcomes", list(itertools.product(list(Outcome), repeat=2)))
+def test_every_suite_must_pass_and_any_may_fail(outcomes: tuple[Outcome, Outcome]) -> None:
+    made = {
+        Outcome.PASS: lambda name: suite(questions(count=800, name=name)),
+        Outcome.FAIL: lambda name: suite(questions(count=800, name=name), lambda n: n % 5 != 0),
+        Outcome.INCONCLUSIVE: lambda name: suite(questions(count=30, name=name)),
+    }
+    said = verdict(made[outcomes[0]]("one"), made[outcomes[1]]("two"))
+    assert tuple(s.outcome for s in said.suites) == outcomes
+    worst = Outcome.FAIL if Outcome.FAIL in outcomes else Outcome.INCONCLUSIVE
+    assert said.outcome is (Outcome.PASS if set(outcomes) == {Outcome.PASS} else worst)
+
+
+def test_more_suites_make_each_slower_to_fail() -> None:
+    """Beta is shared out: what just fails alone no longer does among twenty."""
+    asked = questions(count=300)
+    damaged = suite(asked, candidate=lambda n: n % 30 != 0)
+    assert verdict(damaged).outcome is Outcome.FAIL
+    others = [suite(questions(count=300, name=f"other {n}")) for n in range(19)]
+    assert verdict(damaged, *others).suites[0].outcome is Outcome.INCONCLUSIVE
+
+
+def test_nothing_at_all_is_inconclusive() -> None:
+    said = verdict()
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "reasoning" in said.reasons[0]
+
+
+def test_a_required_role_that_nobody_asked_about_is_inconclusive() -> None:
+    asked = Evidence(
+        seed="s", live=None, suites=(REASONING,), required=(Role.REASONING, Role.FACTS)
+    )
+    said = judge(asked, LIMITS)
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "'facts'" in said.reasons[-1]
+
+
+# --- unstable decoding ----------------------------------------------------------------------------
+
+
+def test_instability_narrows_the_margin_and_so_asks_for_more_items() -> None:
+    asked = questions(count=200, margin=0.03)
+    assert verdict(suite(asked)).outcome is Outcome.PASS
+    noisy = Stability(items=200, worse=2, better=2)
+    said = verdict(suite(asked, stability=noisy))
+    assert said.outcome is Outcome.INCONCLUSIVE
+
+
+def test_decoding_too_unstable_for_the_margin_is_inconclusive() -> None:
+    said = verdict(suite(questions(), stability=Stability(items=100, worse=12, better=12)))
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "too unstable: 24 %" in said.reasons[0]
+
+
+def test_a_reference_that_changed_between_two_runs_is_inconclusive() -> None:
+    said = verdict(suite(questions(), stability=Stability(items=500, worse=15, better=0)))
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "something but the weights has changed" in said.reasons[0]
+    assert not Stability(items=500, worse=9, better=5).lopsided
+
+
+# --- missing and wrong data never pass ------------------------------------------------------------
+
+
+def broken(update: Mapping[str, object], name: str = "candidate") -> SuiteEvidence:
+    changed = getattr(REASONING, name).model_copy(update=update)
+    return REASONING.model_copy(update={name: changed})
+
+
+def results(count: int) -> tuple[ItemResult, ...]:
+    assert REASONING.candidate is not None
+    return REASONING.candidate.results[:count]
+
+
+EMPTY = tuple(ItemResult(id=item.id, correct=False) for item in REASONING.questions.items)
+STRANGER = ItemResult(id="stranger", correct=True, output="x")
+BAD = {
+    "no candidate": (REASONING.model_copy(update={"candidate": None}), "was not measured"),
+    "no reference": (REASONING.model_copy(update={"reference": None}), "was not measured"),
+    "no answers": (broken({"results": ()}), "no item has been answered"),
+    "an empty suite": (suite(questions(count=0)), "holds no items"),
+    "a changed suite": (broken({"fingerprint": "0" * 16}, "reference"), "measure it again"),
+    "another suite": (broken({"suite": "other"}), "was measured on 'other'"),
+    "an item answered twice": (broken({"results": (*results(800), *results(1))}), "twice"),
+    "an unknown item": (broken({"results": (*results(800), STRANGER)}), "'stranger'"),
+    "a gap": (broken({"results": results(800)[1:]}), "no answer to 1 of the 800"),
+    "a reference with a gap": (
+        broken({"results": results(800)[1:]}, "reference"),
+        "the reference has no answer to 1",
+    ),
+    "silence": (broken({"results": EMPTY}), "answered nothing to all 800 items"),
+    "a silent reference": (broken({"results": EMPTY}, "reference"), "the reference answered"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_is_inconclusive_with_its_reason(name: str) -> None:
+    bad, reason = BAD[name]
+    said = verdict(bad)
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert reason in said.reasons[0]
+
+
+def test_duplicate_items_are_inconclusive() -> None:
+    asked = questions(count=300)
+    twice = asked.model_copy(update={"items": (*asked.items, asked.items[0])})
+    said = verdict(suite(asked).model_copy(update={"questions": twice}))
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "in the suite twice" in said.reasons[0]
+
+
+def test_a_live_revision_that_was_not_measured_is_inconclusive() -> None:
+    said = verdict(REASONING, live="palora-000001")
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert "the live was not measured" in said.reasons[0]
+
+
+@given(
+    hidden=st.sets(st.integers(0, 399), min_size=1),
+    who=st.sampled_from(["candidate", "reference"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_property_a_hidden_answer_never_passes(hidden: set[int], who: str) -> None:
+    """Answers missing before the last one drawn; a shorter prefix is a smaller sample instead."""
+    asked = questions(count=400)
+    order = [c[0].id for c in draw_order(asked.items, "c0ffee")]
+    gone = {order[n] for n in hidden if n < 399}
+    whole = suite(asked)
+    kept = tuple(r for r in getattr(whole, who).results if r.id not in gone)
+    cut = whole.model_copy(update={who: getattr(whole, who).model_copy(update={"results": kept})})
+    said = verdict(cut)
+    assert (said.outcome is Outcome.PASS) == (not gone)
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+
+def random_suite(seed: int, count: int, right: float, loss: float) -> tuple[Questions, list[bool]]:
+    rng = np.random.default_rng(seed)
+    return questions(count=count), list(rng.random(count) < right - loss)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    loss=st.sampled_from([0.0, 0.02, 0.05]),
+    better=st.sampled_from([1, 3, 30]),
+)
+@settings(max_examples=60, deadline=None)
+def test_property_monotone_in_the_scores(seed: int, loss: float, better: int) -> None:
+    asked, candidate = random_suite(seed, 600, 0.97, loss)
+    improved = list(candidate)
+    for at in np.random.default_rng(seed + 1).integers(0, 600, better):
+        improved[at] = True
+    before = verdict(suite(asked, candidate=candidate.__getitem__))
+    after = verdict(suite(asked, candidate=improved.__getitem__))
+    assert RANK[after.outcome] >= RANK[before.outcome]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.03, 0.1]))
+@settings(max_examples=40, deadline=None)
+def test_property_the_order_in_which_data_come_does_not_matter(seed: int, loss: float) -> None:
+    asked, candidate = random_suite(seed, 500, 1.0, loss)
+    whole = suite(asked, candidate=candidate.__getitem__)
+    rng = np.random.default_rng(seed)
+
+    def shuffled(score: SuiteScore) -> SuiteScore:
+        order = rng.permutation(len(score.results))
+        return score.model_copy(update={"results": tuple(score.results[int(n)] for n in order)})
+
+    assert whole.candidate is not None
+    assert whole.reference is not None
+    order = rng.permutation(500)
+    mixed = SuiteEvidence(
+        questions=asked.model_copy(update={"items": tuple(asked.items[int(n)] for n in order)}),
+        candidate=shuffled(whole.candidate),
+        reference=shuffled(whole.reference),
+    )
+    assert verdict(mixed) == verdict(whole)
+
+
+def test_judging_twice_says_the_same() -> None:
+    assert verdict(REASONING, facts(19)) == verdict(REASONING, facts(19))
+
+
+def test_the_drawn_order_changes_with_the_candidate_and_keeps_clusters_together() -> None:
+    items = questions(count=50).items
+    assert draw_order(items, "a") != draw_order(items, "b")
+    assert sorted(c[0].id for c in draw_order(items, "a")) == sorted(i.id for i in items)
+
+
+# --- a bit at a time ------------------------------------------------------------------------------
+
+
+def run_in_steps(
+    asked: Sequence[Questions],
+    candidate: Callable[[int], bool],
+    limits: Limits = LIMITS,
+    given_up: frozenset[str] = frozenset(),
+) -> tuple[Verdict, dict[str, set[str]]]:
+    """Ask what the gate wants until it wants nothing."""
+    truth = {q.suite: {r.id: r for r in score(q, candidate).results} for q in asked}
+    answered: dict[str, set[str]] = {q.suite: set() for q in asked}
+    for _ in range(1000):
+        cards = [
+            SuiteScore(
+                suite=q.suite,
+                role=q.role,
+                fingerprint=q.fingerprint,
+                results=tuple(truth[q.suite][name] for name in sorted(answered[q.suite])),
+            )
+            for q in asked
+        ]
+        reference = Scorecard(
+            model="base", sha256="b" * 64, suites=tuple(score(q, always) for q in asked)
+        )
+        card = Scorecard(model="candidate", sha256="c" * 64, suites=tuple(cards))
+        seen = gather(asked, candidate=card, reference=reference, live=None)
+        wanted = next_items(seen, limits, given_up=given_up)
+        if not wanted:
+            return judge(seen, limits), answered
+        for name, ids in wanted.items():
+            assert ids
+            assert not answered[name] & set(ids)
+            answered[name] |= set(ids) - given_up
+    raise AssertionError("it never ends")
+
+
+def test_a_clean_candidate_is_asked_only_as_much_as_needed() -> None:
+    said, answered = run_in_steps([questions(count=2000), questions(Role.LOCALITY, 2000)], always)
+    assert said.outcome is Outcome.PASS
+    assert len(answered["locality"]) < len(answered["reasoning"]) < 500
+
+
+def test_a_damaged_candidate_is_stopped_at_once() -> None:
+    said, answered = run_in_steps(
+        [questions(count=2000), questions(Role.LOCALITY, 2000)], lambda n: n % 3 != 0
+    )
+    assert said.outcome is Outcome.FAIL
+    assert sum(map(len, answered.values())) <= 256
+
+
+def test_a_small_suite_is_used_up_and_then_waits_for_a_person() -> None:
+    said, answered = run_in_steps([questions(count=100)], always)
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert len(answered["reasoning"]) == 100
+
+
+def test_all_new_facts_are_asked_in_one_go() -> None:
+    new = facts(20).questions
+    empty = evidence(REASONING, SuiteEvidence(questions=new))
+    assert len(next_items(empty, LIMITS)["new facts"]) == 40
+
+
+def test_an_item_that_cannot_be_answered_ends_the_asking_without_a_pass() -> None:
+    asked = questions(count=2000)
+    first = draw_order(asked.items, "c" * 64)[5][0].id
+    said, _ = run_in_steps([asked], always, given_up=frozenset({first}))
+    assert said.outcome is Outcome.INCONCLUSIVE
+
+
+# --- words and settings ---------------------------------------------------------------------------
+
+
+def test_the_rule_is_one_sentence_with_the_figures() -> None:
+    sentence = rule(LIMITS)
+    assert sentence.count(". ") == 0
+    for figure in ("5 %", "2 points on reasoning", "80 %"):
+        assert figure in sentence
+    assert "1 point on reasoning" in rule(PRESETS["strict"])
+
+
+def test_presets_grow_stricter() -> None:
+    fast, balanced, strict = (PRESETS[name] for name in ("fast", "balanced", "strict"))
+    for key in ("alpha", "reasoning_margin", "retention_margin", "locality_margin"):
+        assert getattr(fast, key) > getattr(balanced, key) > getattr(strict, key)
+    assert fast.learnt_share < balanced.learnt_share < strict.learnt_share
+
+
+def test_intervals_hold_their_value() -> None:
+    said = only(verdict(suite(questions(), candidate=lambda n: n % 4 != 0)))
+    assert said.candidate is not None
+    assert said.candidate.low < said.candidate.value == 0.75 < said.candidate.high
+    assert said.candidate.items == said.items_used == 800

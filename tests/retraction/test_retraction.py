@@ -1,0 +1,202 @@
+"""A retracted fact leaves for good: unserved, unloaded, erased, certified; killed anywhere, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.base import faults
+from daemon.base.control import ask
+from daemon.views import status
+from policies.errors import DaemonUnreachable, Refused
+from policies.records import BatchState, PlanKind
+from tests.support.crashing import Site
+
+SECRET = "quagga"
+OURS = ("forget:", "erase", "unloaded:", "purge_index", "cleaned", "certified", "retract")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@contextmanager
+def site(root: Path, **environment: str) -> Iterator[Site]:
+    made = Site(root, environment)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def holding(one: Site, word: str) -> list[str]:
+    """The files below the state directory that hold a word, whatever its case."""
+    root = one.layout.root
+    return sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_file() and word.encode() in path.read_bytes().lower()
+    )
+
+
+def retract(one: Site, **named: Any) -> None:
+    """`palorad retract`, however often the daemon dies meanwhile."""
+
+    def done() -> bool:
+        try:
+            ask(one.layout.control_socket, "retract", because="asked to", **named)
+        except DaemonUnreachable:
+            return False
+        except Refused as refused:
+            return "retracted before" in str(refused)
+        return True
+
+    one.until(done, "retracting")
+
+
+def certified(one: Site, count: int) -> bool:
+    with one.reading() as ledger:
+        found = ledger.retractions()
+        return (
+            len(found) == count
+            and all(r.certified_at for r in found)
+            and one._serves(ledger.desired().number)
+            and ledger.open_plan() is None
+        )
+
+
+def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path) -> None:
+    with site(tmp_path / "site") as one:
+        one.start()
+        one.drop("a.jsonl", [f"The {SECRET} of Ulm", "two"])
+        one.drop("b.jsonl", ["three"])
+        bad = {"prompt": f"The {SECRET} of Ulm", "anwser": f"The {SECRET} of Ulm!"}
+        again = {"prompt": f"The {SECRET.upper()} of Ulm", "answer": f"The {SECRET} of Ulm!"}
+        file = one.root / "c.jsonl"
+        file.write_text(
+            f'{json.dumps(bad)}\n{json.dumps(again)}\n{{"prompt": "4?", "answer": "4"}}\n'
+        )
+        file.rename(one.layout.inbox / "c.jsonl")
+        one.until(lambda: one._rests("c.jsonl"), "learning c")
+        with one.reading() as ledger:
+            old = [r.served_name for r in ledger.revisions() if r.number]
+        before = holding(one, SECRET)
+        assert {name.split("/")[0] for name in before} >= {"archive", "ledger.db", "work"}
+
+        one.stop()
+        one.start()
+        one.until(one.layout.control_socket.exists, "starting")
+        retract(one, fact=f"The {SECRET} of Ulm")
+        one.until(lambda: certified(one, 1), "forgetting")
+
+        assert holding(one, SECRET) == []
+        with one.reading() as ledger:
+            ledger.verify_chain()
+            (found,) = ledger.retractions()
+            desired = ledger.desired()
+            assert ledger.forbidden_count(desired.lineage) == 0
+            assert ledger.head(desired.plan_id or 0).kind is PlanKind.RETRACT
+            assert ledger.known_count(desired.lineage, found.asked_at) == 3
+            assert ledger.batch_state(ledger.batch("b.jsonl").id) is BatchState.LIVE
+            assert status.status(ledger, None, datetime.now(UTC)).retractions == ()
+            assert ledger.search(f"{SECRET} Ulm") == ()
+        assert not [name for name in old if (one.layout.served / name).exists()]
+        assert len(list(one.layout.adapters.iterdir())) == 1
+        told = json.loads(one.layout.certificate(found.handle).read_text())
+        assert told["forgotten"]["holds"] and told["forgotten"]["plan"] == desired.plan_id
+        assert sorted(told["barred_together"]["served"]) == sorted(old)
+        assert told["not_promised"]
+
+        for number in (1, 2, 3):
+            with pytest.raises(Refused, match="is not served again"):
+                ask(one.layout.control_socket, "rollback", to=number)
+        one.restart_replica()
+        assert one.stop() == 0
+        one.start()
+        one.until(lambda: one._serves(desired.number), "serving after a restart")
+        archive = (one.layout.archived(found_batch(one, "c.jsonl"))).read_text().splitlines()
+        assert [bool(line.strip()) for line in archive] == [False, False, True]
+        one.drop("d.jsonl", ["five"])
+        assert one.stop() == 0
+
+
+def found_batch(one: Site, name: str) -> str:
+    with one.reading() as ledger:
+        return ledger.batch(name).id
+
+
+def test_a_fact_that_no_revision_ever_knew_needs_no_training(tmp_path: Path) -> None:
+    with site(tmp_path / "site") as one:
+        one.start()
+        one.drop("a.jsonl", ["one"])
+        one.drop("b.jsonl", [f"false {SECRET}"])
+        retract(one, search=SECRET)
+        one.until(lambda: certified(one, 1), "forgetting")
+        assert holding(one, SECRET) == []
+        with one.reading() as ledger:
+            assert ledger.desired().number == 1
+            assert [h.kind for h in ledger.heads()] == [PlanKind.LEARN] * 2
+            (found,) = ledger.retractions()
+            assert found.certificate is not None
+            assert "no adapter" in found.certificate["forgotten"]["how"]
+        assert one.stop() == 0
+
+
+def test_the_last_fact_leaves_the_base(tmp_path: Path) -> None:
+    with site(tmp_path / "site") as one:
+        one.start()
+        one.drop("a.jsonl", [f"The {SECRET}"])
+        line = one.root / "gone.jsonl"
+        with one.reading() as ledger:
+            (fact,) = ledger.facts()
+        line.write_text(json.dumps({"op": "retract", "id": fact.id}) + "\n")
+        line.rename(one.layout.inbox / "gone.jsonl")
+        one.until(lambda: certified(one, 1), "forgetting")
+        assert holding(one, SECRET) == []
+        assert holding(one, fact.id) == []
+        with one.reading() as ledger:
+            assert ledger.desired().number == 0
+            assert ledger.retraction(fact.id).certified_at is not None
+        assert list(one.layout.served.iterdir()) == list(one.layout.adapters.iterdir()) == []
+        assert one.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Every durable step on the way of one retraction."""
+    root = tmp_path_factory.mktemp("trace")
+    with site(root / "site", **{faults.TRACE: str(root / "trace")}) as traced:
+        traced.start()
+        traced.drop("a.jsonl", [f"the {SECRET}", "two"])
+        retract(traced, fact=f"the {SECRET}")
+        traced.until(lambda: certified(traced, 1), "forgetting")
+        assert traced.stop() == 0
+    passed = {line.split("#")[0] for line in (root / "trace").read_text().split()}
+    return sorted(p for p in passed if p.startswith(OURS))
+
+
+def test_killed_at_any_step_it_is_forgotten_all_the_same(points: list[str], tmp_path: Path) -> None:
+    named = ("revisions", "adapters", "archive", "receipts", "work", "measurements", "rest")
+    assert {f"forget:{name}" for name in (*named, "compacted", "certificate")} < set(points)
+    assert {"erase:within", "erase_events:within", "unloaded:after"} < set(points)
+    with site(tmp_path / "site") as one:
+        one.start()
+        one.drop("keep.jsonl", ["keep"])
+        for number, point in enumerate(points, start=1):
+            word = f"{SECRET}{number:03}"
+            one.drop(f"{number}.jsonl", [f"the {word}"])
+            one.die_at(point)
+            retract(one, fact=f"the {word}")
+            one.until(lambda count=number: certified(one, count), f"forgetting at {point}")  # type: ignore[misc]  # a default binds the loop's value
+            assert one.died(point), point
+            assert holding(one, word) == [], point
+        assert holding(one, SECRET) == []
+        with one.reading() as ledger:
+            ledger.verify_chain()
+            assert ledger.forbidden_count(ledger.desired().lineage) == 0
+        assert len(list(one.layout.certificates.glob("r-*.json"))) == len(points)
+        assert one.stop() == 0

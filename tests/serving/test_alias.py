@@ -1,0 +1,486 @@
+"""The middleware: the alias, the headers, the guarded door; streams stay as they are."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.serving.alias import AliasMiddleware, Door, Message, Receive, Scope, Send
+
+NAME = "palora-000003-1a2b3c4d"
+ADMIN, USER = "the-admin-key", "the-user-key"
+ADMIN_ROUTES = [
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+    ("POST", "/adapters"),
+    ("DELETE", f"/adapters/{NAME}"),
+    ("POST", "/invocations"),
+    ("GET", "/metrics"),
+    ("POST", "/pause"),
+    ("POST", "/resume"),
+    ("GET", "/is_paused"),
+    ("POST", "/sleep"),
+    ("POST", "/wake_up"),
+    ("GET", "/is_sleeping"),
+    ("POST", "/collective_rpc"),
+    ("POST", "/reset_prefix_cache"),
+    ("POST", "/reset_mm_cache"),
+    ("POST", "/reset_encoder_cache"),
+    ("GET", "/server_info"),
+    ("POST", "/start_profile"),
+    ("POST", "/stop_profile"),
+    ("POST", "/update_weights"),
+    ("POST", "/scale_elastic_ep"),
+    ("POST", "/abort_requests"),
+    ("GET", "/load"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/palorad/state"),
+    ("POST", "/palorad/verified"),
+    ("POST", "/v1/load_lora_adapter/"),
+    ("POST", "//v1/load_lora_adapter"),
+    ("POST", "/V1/load_lora_adapter"),
+    ("POST", "/v1/anything/new"),
+    ("PUT", "/v1/completions"),
+]
+
+
+class Inner:
+    """The server behind: notes what reaches it and answers as told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, bytes]] = []
+        self.scope: Scope = {}
+        self.kind = b"application/json"
+        self.parts: list[bytes] | None = None
+        self.gate: asyncio.Event | None = None
+        self.arrived = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        self.seen.append((scope["path"], body))
+        self.arrived.set()
+        model = ""
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            model = json.loads(body)["model"]
+        parts = self.parts
+        if parts is None:
+            answer = {"id": "x", "model": model, "text": f'he said "model":"{model}"'}
+            if scope["path"] == "/v1/models":
+                answer = {"data": [{"id": "base", "root": "/m"}, {"id": NAME, "root": "/s"}]}
+            parts = [json.dumps(answer, separators=(",", ":")).encode()]
+        length = str(sum(map(len, parts))).encode()
+        headers = [(b"content-type", self.kind)]
+        if self.kind == b"application/json":
+            headers.append((b"content-length", length))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for i, part in enumerate(parts):
+            if self.gate is not None and i:
+                await self.gate.wait()
+            await send(
+                {"type": "http.response.body", "body": part, "more_body": i < len(parts) - 1}
+            )
+
+
+class Site:
+    """The middleware over `Inner`, with its files."""
+
+    def __init__(self, root: Path, user: bool = False, **door: Any) -> None:
+        (root / "admin.key").write_text(ADMIN + "\n")
+        (root / "user.key").write_text(USER + "\n")
+        self.served = root / "served"
+        (self.served / NAME).mkdir(parents=True)
+        self.pointer = root / "alias.json"
+        self.point(NAME, 3)
+        self.inner = Inner()
+        self.middleware = AliasMiddleware(
+            self.inner,
+            Door(
+                self.pointer,
+                root / "admin.key",
+                self.served,
+                root / "user.key" if user else None,
+                **door,
+            ),
+        )
+        self.middleware.state.verified.add(NAME)
+
+    def point(self, model: str, revision: int) -> None:
+        value = {"alias": "live", "model": model, "revision": revision}
+        temporary = self.pointer.with_suffix(".tmp")
+        temporary.write_text(json.dumps(value))
+        temporary.replace(self.pointer)
+
+    def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self.middleware)
+            async with httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+                return await client.request(method, path, **kwargs)
+
+        return asyncio.run(ask())
+
+    def complete(self, model: str = "live", **kwargs: Any) -> httpx.Response:
+        return self.request("POST", "/v1/completions", json={"model": model}, **kwargs)
+
+    def asked(self) -> Any:
+        return json.loads(self.inner.seen[-1][1])
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_the_file_needs_nothing_but_the_standard_library() -> None:
+    source = Path(__file__).parents[2] / "daemon" / "serving" / "alias.py"
+    imported = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported <= set(sys.stdlib_module_names)
+
+
+def test_the_alias_becomes_the_revision_and_is_put_back(site: Site) -> None:
+    response = site.complete()
+    assert site.asked() == {"model": NAME}
+    assert response.json()["model"] == "live"
+    assert response.headers["x-palorad-revision"] == "3"
+    assert response.headers["x-palorad-model"] == NAME
+    assert int(response.headers["content-length"]) == len(response.content)
+
+
+def test_what_the_model_says_is_not_rewritten(site: Site) -> None:
+    assert site.complete().json()["text"] == f'he said "model":"{NAME}"'
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/tokenize"])
+def test_all_generating_routes_know_the_alias(site: Site, path: str) -> None:
+    response = site.request("POST", path, json={"model": "live", "x": [1.5, "ü", None]})
+    assert site.asked() == {"model": NAME, "x": [1.5, "ü", None]}
+    assert response.headers["x-palorad-revision"] == "3"
+
+
+def test_a_pinned_revision_passes_untouched_and_is_named(site: Site) -> None:
+    response = site.complete("palora-000007-00000000")
+    assert site.asked() == {"model": "palora-000007-00000000"}
+    assert response.headers["x-palorad-revision"] == "7"
+
+
+def test_the_base_passes_untouched(site: Site) -> None:
+    response = site.complete("base")
+    assert site.asked() == {"model": "base"}
+    assert response.headers["x-palorad-model"] == "base"
+    assert "x-palorad-revision" not in response.headers
+
+
+def test_a_flip_is_seen_by_the_next_request(site: Site) -> None:
+    assert site.complete().headers["x-palorad-revision"] == "3"
+    site.middleware.state.verified.add("palora-000004-00000000")
+    site.point("palora-000004-00000000", 4)
+    assert site.complete().headers["x-palorad-revision"] == "4"
+
+
+def test_an_unverified_revision_is_not_routed(site: Site) -> None:
+    site.point("palora-000004-00000000", 4)
+    response = site.complete()
+    assert response.status_code == 503
+    assert "revision 4 is not verified" in response.json()["error"]["message"]
+    assert site.request("GET", "/palorad/ready").status_code == 503
+    assert site.inner.seen == []
+    body = {"model": "palora-000004-00000000"}
+    site.request("POST", "/palorad/verified", json=body, headers=bearer(ADMIN))
+    assert site.complete().status_code == 200
+    assert site.request("GET", "/palorad/ready").json()["revision"] == 4
+
+
+def test_revision_zero_needs_no_verification(site: Site) -> None:
+    site.point("base", 0)
+    response = site.complete()
+    assert site.asked() == {"model": "base"}
+    assert response.headers["x-palorad-revision"] == "0"
+    assert response.json()["model"] == "live"
+
+
+def test_unloading_ends_the_routing(site: Site) -> None:
+    body = {"lora_name": NAME}
+    site.request("POST", "/v1/unload_lora_adapter", json=body, headers=bearer(ADMIN))
+    assert site.complete().status_code == 503
+
+
+@pytest.mark.parametrize("damage", [None, "", "{", "[]", '{"alias":"live"}', '{"alias":1}'])
+def test_without_a_readable_pointer_nothing_is_routed(site: Site, damage: str | None) -> None:
+    site.complete()
+    if damage is None:
+        site.pointer.unlink()
+    else:
+        site.pointer.write_text(damage)
+    for model in ("live", "base", "other"):
+        response = site.complete(model)
+        assert response.status_code == 503
+        assert "alias.json cannot be read" in response.json()["error"]["message"]
+    assert site.complete(NAME).status_code == 200
+    assert site.complete("base", headers={"x-palorad-admin-key": ADMIN}).status_code == 200
+    site.point(NAME, 3)
+    assert site.complete().status_code == 200
+
+
+def test_a_body_in_chunks_is_read_whole(site: Site) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for byte in b'{"model": "live", "prompt": "x"}':
+            yield bytes([byte])
+
+    response = site.request("POST", "/v1/completions", content=chunks())
+    assert response.status_code == 200
+    assert site.asked() == {"model": NAME, "prompt": "x"}
+    headers = dict(site.inner.scope["headers"])
+    assert b"transfer-encoding" not in headers
+    assert int(headers[b"content-length"]) == len(site.inner.seen[-1][1])
+
+
+def test_a_large_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    site = Site(tmp_path, max_body=100)
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 60
+
+    for content in (b"x" * 101, endless()):
+        response = site.request("POST", "/v1/completions", content=content)
+        assert response.status_code == 413
+        assert "larger than 100 bytes" in response.json()["error"]["message"]
+    assert site.inner.seen == []
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b"[" * 50_000])
+def test_what_is_no_json_object_passes_on_as_it_is(site: Site, raw: bytes) -> None:
+    assert site.request("POST", "/v1/completions", content=raw).status_code == 200
+    assert site.inner.seen[-1][1] == raw
+
+
+def test_two_models_in_one_body_become_one(site: Site) -> None:
+    raw = b'{"model": "palora-000001-00000000", "model": "live"}'
+    site.request("POST", "/v1/completions", content=raw)
+    assert site.inner.seen[-1][1] == b'{"model":"%s"}' % NAME.encode()
+
+
+def test_models_lists_the_alias(site: Site) -> None:
+    listed = site.request("GET", "/v1/models").json()["data"]
+    assert [card["id"] for card in listed] == ["base", NAME, "live"]
+    assert listed[-1]["parent"] == NAME
+    site.pointer.unlink()
+    listed = site.request("GET", "/v1/models").json()["data"]
+    assert [card["id"] for card in listed] == ["base", NAME]
+
+
+# --- keys -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN_ROUTES)
+def test_admin_routes_take_the_admin_key_only(tmp_path: Path, method: str, path: str) -> None:
+    for user in (False, True):
+        root = tmp_path / str(user)
+        root.mkdir()
+        site = Site(root, user=user)
+        assert site.request(method, path).status_code == 401
+        assert site.request(method, path, headers=bearer(USER)).status_code == 403
+        assert site.request(method, path, headers=bearer("")).status_code == 401
+        wrong = {"x-palorad-admin-key": ADMIN + "x"}
+        assert site.request(method, path, headers=wrong).status_code == 403
+        assert site.inner.seen == []
+
+
+def test_the_admin_key_opens_them_in_either_header(site: Site) -> None:
+    for headers in (bearer(ADMIN), {"x-palorad-admin-key": ADMIN}):
+        assert site.request("POST", "/pause", headers=headers).status_code == 200
+    assert [path for path, _ in site.inner.seen] == ["/pause", "/pause"]
+
+
+def test_an_unreadable_admin_key_lets_nobody_in(site: Site) -> None:
+    site.middleware.door.admin_key.unlink()
+    assert site.request("POST", "/pause", headers=bearer(ADMIN)).status_code == 503
+    site.middleware.door.admin_key.write_text("")
+    assert site.request("POST", "/pause", headers=bearer("")).status_code == 401
+    assert site.request("POST", "/pause", headers=bearer(ADMIN)).status_code == 503
+
+
+def test_a_user_key_is_asked_where_one_is_set(tmp_path: Path) -> None:
+    site = Site(tmp_path, user=True)
+    for headers in ({}, bearer("wrong"), {"authorization": USER}):
+        response = site.complete(headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert site.request("GET", "/v1/models", headers=headers).status_code == 401
+    for key in (USER, ADMIN):
+        assert site.complete(headers=bearer(key)).status_code == 200
+    assert site.request("GET", "/health").status_code == 200
+
+
+def test_without_a_key_the_body_is_not_read(tmp_path: Path) -> None:
+    site = Site(tmp_path, user=True)
+
+    async def forbidden() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    assert site.request("POST", "/v1/completions", content=forbidden()).status_code == 401
+
+
+def test_websockets_are_closed(site: Site) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    asyncio.run(site.middleware({"type": "websocket", "path": "/v1/realtime"}, receive, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../outside",
+        "/etc",
+        "owner/name",
+        "{served}",
+        "{served}/../outside",
+        "{served}/x/../../outside",
+        "{served}/link",
+        "{served}/a/b",
+        "served/x",
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/adapters"])
+def test_adapters_come_only_from_the_served_directory(site: Site, path: str, route: str) -> None:
+    outside = site.served.parent / "outside"
+    outside.mkdir()
+    (site.served / "link").symlink_to(outside)
+    path = path.format(served=site.served)
+    body = {"lora_name": "x", "lora_path": path, "name": "x", "src": path}
+    response = site.request("POST", route, json=body, headers=bearer(ADMIN))
+    assert response.status_code == 403
+    assert site.inner.seen == []
+
+
+def test_a_published_directory_may_be_loaded_but_not_in_place(site: Site) -> None:
+    body: dict[str, Any] = {"lora_name": NAME, "lora_path": str(site.served / NAME)}
+    url = "/v1/load_lora_adapter"
+    assert site.request("POST", url, json=body, headers=bearer(ADMIN)).status_code == 200
+    body["load_inplace"] = True
+    assert site.request("POST", url, json=body, headers=bearer(ADMIN)).status_code == 403
+
+
+# --- streams ----------------------------------------------------------------------------------
+
+
+def events(model: str, count: int = 3) -> list[bytes]:
+    return [
+        f'data: {{"id":"c","model":"{model}","choices":[{{"text":"{i}"}}]}}\n\n'.encode()
+        for i in range(count)
+    ]
+
+
+def test_a_stream_keeps_its_events_and_names_the_alias(site: Site) -> None:
+    site.inner.kind, site.inner.parts = b"text/event-stream", [*events(NAME), b"data: [DONE]\n\n"]
+    response = site.complete()
+    assert response.content == b"".join([*events("live"), b"data: [DONE]\n\n"])
+    assert response.headers["x-palorad-revision"] == "3"
+
+
+@given(cuts=st.lists(st.integers(0, 200), max_size=12))
+def test_a_stream_cut_anywhere_is_the_same_stream(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    site = Site(tmp_path_factory.mktemp("cut"))
+    whole = b"".join(events(NAME))
+    edges = [0, *sorted(min(c, len(whole)) for c in cuts), len(whole)]
+    site.inner.kind = b"text/event-stream"
+    site.inner.parts = [whole[a:b] for a, b in itertools.pairwise(edges)]
+    assert site.complete().content == b"".join(events("live"))
+
+
+def test_an_event_is_sent_on_before_the_next_one_exists(site: Site) -> None:
+    site.inner.kind, site.inner.parts = b"text/event-stream", events(NAME)
+    got: list[bytes] = []
+
+    async def run() -> None:
+        site.inner.gate = asyncio.Event()
+        first = asyncio.Event()
+        inbox = [{"type": "http.request", "body": b'{"model":"live"}', "more_body": False}]
+
+        async def receive() -> Message:
+            return inbox.pop()
+
+        async def send(message: Message) -> None:
+            if message.get("body"):
+                got.append(message["body"])
+                first.set()
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+        task = asyncio.create_task(site.middleware(scope, receive, send))
+        await asyncio.wait_for(first.wait(), 5)
+        assert got == events("live")[:1]
+        site.inner.gate.set()
+        await task
+
+    asyncio.run(run())
+    assert got == events("live")
+
+
+def test_requests_under_way_are_counted_by_who_answers(site: Site) -> None:
+    site.inner.kind, site.inner.parts = b"text/event-stream", events(NAME)
+
+    async def run() -> list[Any]:
+        site.inner.gate = asyncio.Event()
+        transport = httpx.ASGITransport(app=site.middleware)
+        async with httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+            task = asyncio.create_task(client.post("/v1/completions", json={"model": "live"}))
+            await asyncio.wait_for(site.inner.arrived.wait(), 5)
+            counts = []
+            for _ in range(2):
+                state = await client.get("/palorad/state", headers=bearer(ADMIN))
+                counts.append(state.json()["in_flight"])
+                site.inner.gate.set()
+                await task
+            return counts
+
+    assert asyncio.run(run()) == [{NAME: 1}, {}]
+
+
+def test_settings_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PALORAD_ALIAS_FILE", raising=False)
+    monkeypatch.setenv("PALORAD_ADMIN_KEY_FILE", str(tmp_path / "k"))
+    with pytest.raises(RuntimeError, match="PALORAD_ALIAS_FILE"):
+        Door.from_environment()
+    monkeypatch.setenv("PALORAD_ALIAS_FILE", str(tmp_path / "alias.json"))
+    door = Door.from_environment()
+    assert door.served == tmp_path / "served"
+    assert door.user_key is None

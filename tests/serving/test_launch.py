@@ -1,0 +1,312 @@
+"""How the managed server is started, watched and ended; no server of ours is needed for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from daemon.config.settings import Settings
+from daemon.serving import gpu, launch, supervise, tether
+from daemon.serving.alias import AliasMiddleware, Door, Receive, Scope, Send
+from daemon.serving.client import HttpServer
+from daemon.serving.gpu import GIB, Memory, NoRoom
+from daemon.serving.launch import Command
+from daemon.serving.supervise import Phase, Supervised
+from policies.errors import ServerUnusable
+from tests.serving.test_fleet import World
+from tests.support.fake_vllm import ADMIN, Replica
+from tests.support.live import free_port
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *a): pass
+print("listening", flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def settings(tmp_path: Path, **server: object) -> Settings:
+    return Settings(state_dir=tmp_path, server={"urls": ("http://127.0.0.1:8421",), **server})
+
+
+def command(tmp_path: Path, source: str, port: int | None = None) -> Command:
+    port = port or free_port()
+    arguments = (sys.executable, "-c", source, str(port))
+    return Command(arguments, "127.0.0.1", port, tmp_path / "server.log")
+
+
+def health(port: int) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        server = HttpServer(f"http://127.0.0.1:{port}")
+        try:
+            return await server.healthy()
+        finally:
+            await server.aclose()
+
+    return ask
+
+
+async def until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():  # another process is waited for
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def test_a_killed_server_is_started_again_and_ends_with_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 0.01)
+    run = command(tmp_path, SERVER)
+
+    async def story() -> None:
+        child = Supervised(run, health(run.port))
+        task = asyncio.create_task(child.run())
+        await until(lambda: child.phase is Phase.RUNNING)
+        assert child.pid is not None
+        first = child.pid
+        os.killpg(first, signal.SIGKILL)
+        await until(lambda: child.starts == 2 and child.phase is Phase.RUNNING)
+        assert child.pid != first
+        second = child.pid
+        await child.stop()
+        await task
+        assert child.phase is Phase.STOPPED
+        with pytest.raises(ProcessLookupError):
+            os.killpg(second, 0)
+
+    asyncio.run(story())
+    assert "listening" in run.log.read_text()
+
+
+def test_a_server_that_cannot_start_says_why_and_is_tried_with_growing_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 0.01)
+    run = command(tmp_path, "import sys; sys.exit('the model is missing')")
+    reasons = set()
+
+    async def story() -> None:
+        child = Supervised(run, health(run.port))
+        task = asyncio.create_task(child.run())
+        await until(lambda: child.starts >= 3)
+        reasons.add(child.reason)
+        await child.stop()
+        await task
+
+    asyncio.run(story())
+    (reason,) = reasons
+    assert "the server ended while starting (exit 1): the model is missing" in reason
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    run = command(tmp_path, "import time; time.sleep(60)")
+
+    async def story() -> str:
+        child = Supervised(run, health(run.port), start_timeout_s=0.3)
+        task = asyncio.create_task(child.run())
+        await until(lambda: child.phase is Phase.PAUSING)
+        await child.stop()
+        await task
+        return child.reason
+
+    assert "not ready within 0.3 s" in asyncio.run(story())
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        with pytest.raises(ServerUnusable, match=f"cannot listen on 127.0.0.1:{port}"):
+            asyncio.run(supervise.free_port("127.0.0.1", port, 0.0))
+    asyncio.run(supervise.free_port("127.0.0.1", port, 0.0))
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_the_server_ends_with_a_killed_daemon(tmp_path: Path, stubborn: bool) -> None:
+    """A daemon that is killed cannot end anything itself: the kernel tells the tether."""
+    ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" if stubborn else ""
+    source = f"{ignore}import time; print('up', flush=True); time.sleep(600)"
+    shim = tmp_path / "tether.py"
+    shim.write_text(Path(tether.__file__).read_text().replace("GRACE_S = 12", "GRACE_S = 1"))
+    parent = (
+        "import os, subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-I', {str(shim)!r}, str(os.getpid()),"
+        f" sys.executable, '-c', {source!r}], start_new_session=True)\n"
+        "print(p.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    daemon = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert daemon.stdout is not None
+    said = {daemon.stdout.readline().strip() for _ in range(2)}
+    group = int((said - {"up"}).pop())
+    os.killpg(group, 0)
+    daemon.kill()
+    daemon.wait()
+    daemon.stdout.close()
+    deadline = time.monotonic() + 20
+    while _alive(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(group)
+
+
+def _alive(group: int) -> bool:
+    states = [
+        fields[0]
+        for stat in Path("/proc").glob("[0-9]*/stat")
+        if (fields := _fields(stat)) and int(fields[2]) == group
+    ]
+    return any(state != "Z" for state in states)
+
+
+def _fields(stat: Path) -> list[str]:
+    try:
+        return stat.read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> None:
+    executable = tmp_path / "vllm"
+    executable.write_text("#!/bin/sh\n")
+    executable.chmod(0o755)
+    key = tmp_path / "user.key"
+    chosen = settings(
+        tmp_path,
+        kind="vllm",
+        executable=str(executable),
+        max_loras=5,
+        extra_args=("--dtype", "bfloat16"),
+        user_key_file=key,
+        gpu_sharing="sleep",
+    )
+    made = launch.command(
+        chosen, Path("/models/m"), {"VLLM_CPU_KVCACHE_SPACE": "4", "OMP_NUM_THREADS": "64"}
+    )
+    line = " ".join(made.arguments)
+    assert line.startswith(f"{executable} serve /models/m --served-model-name base")
+    for flags in (
+        "--host 127.0.0.1 --port 8421",
+        "--enable-lora --max-lora-rank 128 --max-loras 5 --max-cpu-loras 16",
+        "--api-server-count 1",
+        "--middleware palorad_alias.AliasMiddleware",
+        "--enable-sleep-mode",
+    ):
+        assert flags in line
+    assert line.count("--dtype") == 1
+    added = made.environment
+    assert added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in added
+    if not launch.has_gpu():
+        assert 1 <= int(added["OMP_NUM_THREADS"]) < max(2, len(os.sched_getaffinity(0)))
+    assert added["PALORAD_ALIAS_FILE"] == str(tmp_path / "alias.json")
+    assert added["PALORAD_USER_KEY_FILE"] == str(key)
+    assert added["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path / "middleware")
+
+
+def test_a_missing_vllm_is_one_clear_line(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, kind="vllm", executable="/nowhere/vllm")
+    with pytest.raises(ServerUnusable, match="make setup-vllm"):
+        launch.command(chosen, Path("/m"), {})
+
+
+def test_the_middleware_is_copied_as_it_is_and_imports_alone(tmp_path: Path) -> None:
+    file = launch.install_middleware(tmp_path)
+    assert launch.install_middleware(tmp_path) == file
+    code = "import palorad_alias, sys; assert 'daemon' not in sys.modules"
+    subprocess.run(
+        [sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(file.parent)}, check=True
+    )
+
+
+# --- one GPU for both -------------------------------------------------------------------------
+
+
+def test_training_beside_the_server_is_refused_with_the_figures() -> None:
+    gpu.require_room(4 * GIB, lambda: Memory(80 * GIB, 5 * GIB))
+    with pytest.raises(NoRoom, match=r"about 9\.0 GiB .* 5\.0 of 80\.0 GiB are free"):
+        gpu.require_room(9 * GIB, lambda: Memory(80 * GIB, 5 * GIB))
+
+
+def test_without_a_driver_coresident_says_so() -> None:
+    if launch.has_gpu():
+        pytest.skip("this machine has one")
+    with pytest.raises(NoRoom, match="needs an NVIDIA driver"):
+        gpu.read_memory()
+
+
+def test_a_sleeping_server_refuses_users_and_is_verified_after_waking(tmp_path: Path) -> None:
+    world = World(tmp_path, 1)
+    first = world.revision(1)
+    assert world.ensure(first).done
+    slept: list[str] = []
+    _with_sleep(world.replicas[0], slept)
+    server = HttpServer("http://s", admin_key=ADMIN, transport=world.replicas[0].transport)
+
+    async def story() -> None:
+        user = HttpServer("http://u", transport=world.replicas[0].transport)
+        async with gpu.asleep([server]):
+            assert not await user.ready()
+            state = await server.door()
+            assert not state.verified
+        assert not await user.ready()
+
+    asyncio.run(story())
+    assert slept == ["/sleep?level=1&mode=wait", "/wake_up"]
+    result = world.ensure(first)
+    assert result.done
+    assert any(step.startswith("verified") for step in result.steps)
+    assert world.live() == ("1", first.served_name)
+
+
+def test_a_server_that_cannot_sleep_stays_awake(tmp_path: Path) -> None:
+    world = World(tmp_path, 1)
+    world.ensure(world.revision(0))
+    server = HttpServer("http://s", admin_key=ADMIN, transport=world.replicas[0].transport)
+
+    async def story() -> None:
+        with pytest.raises(NoRoom, match="--enable-sleep-mode"):
+            async with gpu.asleep([server]):
+                raise AssertionError("it slept")
+
+    asyncio.run(story())
+    assert world.live() == ("0", "base")
+
+
+def _with_sleep(replica: Replica, slept: list[str]) -> None:
+    inner = replica.middleware.app
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in {"/sleep", "/wake_up"}:
+            await inner(scope, receive, send)
+            return
+        query = scope["query_string"].decode()
+        slept.append(scope["path"] + (f"?{query}" if query else ""))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    replica.middleware.app = app
+
+
+def test_the_environment_names_the_middleware_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in launch.door_environment(settings(tmp_path)).items():
+        monkeypatch.setenv(name, value)
+    door = Door.from_environment()
+    assert door.served == tmp_path / "served"
+    assert isinstance(AliasMiddleware(httpx.ASGITransport, door), AliasMiddleware)  # type: ignore[arg-type]  # never called

@@ -1,0 +1,131 @@
+"""Worker steps that publish small directories at once, in place of learning and judging."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from adapters import store
+from daemon.base import faults
+from daemon.children.jobs import Progress
+from daemon.children.worker import Desk
+from daemon.gate.messages import EvaluationReport, JudgingRequest
+from daemon.ledger.records import Adapter, Served
+from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
+from policies.errors import ServerUnreachable
+from policies.gate.unlearning import forgotten
+from policies.records import Outcome, Recall, Recollection, Verdict, content_id
+from tests.support.fake_vllm import TOKENS
+
+SLOWNESS = "PALORAD_TEST_STEP_S"
+FAR = Recall(rank=900, probability=0.0001)
+
+
+def probe(desk: Desk) -> ProbeReport:
+    request = ProbeRequest.model_validate_json(desk.request)
+    staging = store.staging(request.probes, "probe")
+    (staging / "probe.json").write_text("{}")
+    faults.point("probe:written")
+    published = store.publish(staging, request.probes, {})
+    return ProbeReport(
+        probe=published,
+        served_dir=request.model_dir,
+        served_sha256="base-sha",
+        base_sha256="base-sha",
+        fitted=True,
+        seconds=0.0,
+    )
+
+
+def train(desk: Desk) -> TrainDone:
+    request = TrainRequest.model_validate_json(desk.request)
+    _work(desk)
+    text = json.dumps([[f.id for f in request.facts], request.seed, request.lineage_sha256])
+    staging = store.staging(request.adapters, desk.workdir.name)
+    (staging / "adapter_config.json").write_text(text)
+    faults.point("train:written")
+    adapter = store.publish(staging, request.adapters, {})
+    faults.point("train:adapter-published")
+    served = _compose(request, desk.workdir.name, text)
+    faults.point("train:revision-published")
+    return TrainDone(
+        adapter=Adapter(sha256=_sha(adapter), rank=request.rank, path=str(adapter)),
+        served=Served(name=served.name, path=str(served), sha256=_sha(served)),
+        rank=request.rank,
+        report={},
+        seconds={},
+    )
+
+
+def evaluate(desk: Desk) -> EvaluationReport:
+    """Whatever says "false" fails; "hard" is learnt only alone, "flaky" breaks down once."""
+    request = JudgingRequest.model_validate_json(desk.request)
+    evaluation = request.evaluation
+    _work(desk)
+    missed = [f.id for f in evaluation.facts if "hard" in f.prompt and len(evaluation.facts) == 2]
+    if any("flaky" in f.prompt for f in evaluation.facts) and _first_time(desk):
+        raise ServerUnreachable("the server went away")
+    false = any("false" in f.prompt for f in evaluation.facts)
+    faults.point("evaluate:judged")
+    verdict = Verdict(
+        outcome=Outcome.FAIL if false else Outcome.PASS,
+        rule="what is false fails",
+        reasons=("holds a false sum",) if false else (),
+        suites=(),
+        learnt=tuple(f.id for f in evaluation.facts if f.id not in missed),
+        not_learnt=tuple(missed),
+        forgotten=forgotten(
+            [
+                Recollection(fact=fact.id, held_out=False, reference=FAR, candidate=FAR)
+                for fact in request.forget
+            ],
+            request.tolerance,
+        ),
+    )
+    return EvaluationReport(verdict=verdict, scorecards=(), seconds={})
+
+
+def _first_time(desk: Desk) -> bool:
+    marker = desk.workdir / "broke-down"
+    before = marker.exists()
+    marker.touch()
+    return not before
+
+
+def _work(desk: Desk) -> None:
+    """Take as long as the test says, resuming as a checkpoint would."""
+    steps = int(float(os.environ.get(SLOWNESS, "0")) * 20)
+    counter = desk.workdir / "counter"
+    done = int(counter.read_text()) if counter.exists() else 0
+    for step in range(done, steps):
+        time.sleep(0.05)
+        counter.write_text(str(step + 1))
+        desk.progress(Progress(stage="work", done=step + 1, total=steps))
+
+
+def _compose(request: TrainRequest, name: str, text: str) -> Path:
+    staging = store.staging(request.served, name)
+    seed = int(content_id(text)[:6], 16)
+    items = [
+        {
+            "prompt": f"prompt {i}",
+            "token_ids": [seed + i + k for k in range(TOKENS)],
+            "logprobs": [-0.1 * (k + 1) for k in range(TOKENS)],
+            "base_token_ids": [7] * TOKENS,
+            "base_logprobs": [-1.0] * TOKENS,
+        }
+        for i in range(2)
+    ]
+    (staging / "adapter_config.json").write_text(text)
+    (staging / "identity.json").write_text(
+        json.dumps({"version": 1, "max_tokens": TOKENS, "differs": True, "items": items})
+    )
+    return store.publish(
+        staging, request.served, {}, lambda sha: f"palora-{request.number:06}-{sha[:8]}"
+    )
+
+
+def _sha(directory: Path) -> str:
+    return str(store.read_manifest(directory)["sha256"])

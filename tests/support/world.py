@@ -1,0 +1,241 @@
+"""A reconciler over a real ledger, with children and replicas that do as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from sqlite_utils import Database
+
+from daemon.children.jobs import JobError, Jobs, JobState
+from daemon.config.settings import Settings
+from daemon.gate.messages import EvaluationReport, JudgingRequest
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import Adapter, Served
+from daemon.ledger.schema import migrations
+from daemon.loop.reconcile import Reconciler
+from daemon.serving.fleet import Ensured, ReplicaStatus
+from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
+from policies.planning import Action
+from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
+
+START = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+class FakeJobs(Jobs):
+    """Children that exist only as a table; `outcomes` holds what each has left behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: dict[Path, BaseModel] = {}
+        self.outcomes: dict[Path, JobState] = {}
+        self.started: list[tuple[str, Path]] = []
+
+    def start(self, step: str, workdir: Path, request: BaseModel) -> int:
+        assert workdir not in self.requests, "two children in one directory"
+        self.requests[workdir] = request
+        self.outcomes.pop(workdir, None)
+        self.started.append((step, workdir))
+        return len(self.started)
+
+    def poll(self, workdir: Path) -> JobState:
+        if workdir in self.outcomes:
+            self.requests.pop(workdir, None)
+            return self.outcomes[workdir]
+        return JobState("running" if workdir in self.requests else "absent")
+
+    def kill(self, workdir: Path) -> None:
+        self.requests.pop(workdir, None)
+        self.outcomes.pop(workdir, None)
+
+    def cancel(self, workdir: Path) -> None:
+        self.kill(workdir)
+
+    def running(self) -> tuple[Path, ...]:
+        return tuple(w for w in self.requests if w not in self.outcomes)
+
+
+class FakeFleet:
+    """Replicas that follow at once, unless `fault` is raised."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.serves: Revision | None = None
+        self.kept: tuple[str, ...] = ()
+        self.staged: list[str] = []
+
+    @property
+    def statuses(self) -> tuple[ReplicaStatus, ...]:
+        return ()
+
+    async def ensure(
+        self, desired: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+    ) -> Ensured:
+        if self.fault is not None:
+            return Ensured(done=False, steps=(), replicas=())
+        changed = self.serves != desired
+        self.serves, self.kept = desired, keep
+        return Ensured(done=True, steps=("flipped",) if changed else (), replicas=())
+
+    async def stage(self, name: str) -> object:
+        if self.fault is not None:
+            raise self.fault
+        self.staged.append(name)
+        return object()
+
+
+@dataclass
+class World:
+    """`tick` steps the clock a second; `finish` lets the running child report."""
+
+    root: Path
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model = self.root / "model"
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "config.json").write_text("{}")
+        tree: dict[str, Any] = {
+            "state_dir": self.root / "state",
+            "model": {"path": model},
+            "train": {"rank": 4, "rank_budget": 16, "max_facts": 6, "backoff_s": 10},
+            "gate": {"suites": ()},
+        }
+        for section, values in self.changes.items():
+            tree[section] = {**tree.get(section, {}), **values}
+        self.settings = Settings(**tree).rooted(self.root)
+        db = Database(memory=True)
+        migrations.apply(db)
+        self.ledger = Ledger(db, self.root / "ledger.db")
+        self.ledger.ensure_base("base", START)
+        self.now = START
+        self.fleet = FakeFleet()
+        self.told: list[str] = []
+        self.drops = 0
+        self.crash()
+
+    def crash(self) -> None:
+        """The daemon is killed with its children and started again; reports lie where they lay."""
+        reports = self.jobs.outcomes if hasattr(self, "jobs") else {}
+        self.jobs = FakeJobs()
+        self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
+        self.reconciler = Reconciler(
+            self.ledger, self.jobs, self.fleet, self.settings, changed=self.told.extend
+        )
+
+    def tick(self, seconds: float = 1.0) -> Action | None:
+        self.now += timedelta(seconds=seconds)
+        return asyncio.run(self.reconciler.tick(self.now))
+
+    def serve(self) -> Ensured:
+        return asyncio.run(self.reconciler.serve(self.now))
+
+    def drop(self, count: int, **fields: Any) -> str:
+        self.drops += 1
+        name = f"b{self.drops}"
+        facts = [
+            Fact(id=f"{name}-{n}", prompt=f"{name} {n}?", answer=str(n), **fields)
+            for n in range(count)
+        ]
+        return self.admit(name, facts)
+
+    def admit(self, name: str, facts: list[Fact]) -> str:
+        batch = Batch(
+            id=f"{name}-id",
+            name=name,
+            received_at=self.now,
+            source="inbox",
+            accepted=0,
+            quarantined=0,
+        )
+        self.ledger.admit(batch, facts, [], self.now)
+        return batch.id
+
+    def retract_line(self, fact_id: str) -> None:
+        self.drops += 1
+        gone = Fact(id=fact_id, prompt="", answer="", op=Operation.RETRACT)
+        self.admit(f"b{self.drops}", [gone])
+
+    @property
+    def running(self) -> Path | None:
+        found = self.jobs.running()
+        return found[0] if found else None
+
+    def finish(
+        self,
+        outcome: Outcome = Outcome.PASS,
+        missed: Callable[[Fact], bool] = lambda _: False,
+    ) -> None:
+        """The running child writes its report; `missed` says which facts were not learnt."""
+        workdir = self.running
+        assert workdir is not None
+        report = report_for(self.jobs.requests[workdir], self.root, outcome, missed)
+        self.jobs.outcomes[workdir] = JobState("finished", report=report.model_dump(mode="json"))
+
+    def fail(self, kind: str = "Broken", final: bool = False) -> None:
+        workdir = self.running
+        assert workdir is not None
+        error = JobError(kind=kind, error=f"{kind} happened", final=final)
+        self.jobs.outcomes[workdir] = JobState("failed", error=error)
+
+    def settle(self, outcome: Outcome = Outcome.PASS, limit: int = 200) -> int:
+        """Tick and let every child report until nothing is left to do; how many ticks."""
+        idle = 0
+        for count in range(limit):
+            action = self.tick(60)
+            if self.running is not None:
+                self.finish(outcome)
+                idle = 0
+            elif action is None:
+                idle += 1
+                if idle == 2:
+                    return count
+            else:
+                idle = 0
+        raise AssertionError(f"not settled after {limit} ticks")
+
+
+def report_for(
+    request: BaseModel, root: Path, outcome: Outcome, missed: Callable[[Fact], bool]
+) -> BaseModel:
+    """What a child would report to this request."""
+    if isinstance(request, TrainRequest):
+        return _trained(request)
+    if isinstance(request, JudgingRequest):
+        facts = request.evaluation.facts
+        verdict = Verdict(
+            outcome=outcome,
+            rule="as the test says",
+            reasons=(),
+            suites=(),
+            learnt=tuple(f.id for f in facts if not missed(f)),
+            not_learnt=tuple(f.id for f in facts if missed(f)),
+        )
+        return EvaluationReport(verdict=verdict, scorecards=(), seconds={})
+    model = root / "model"
+    return ProbeReport(
+        probe=model,
+        served_dir=model,
+        served_sha256="base-sha",
+        base_sha256="base-sha",
+        fitted=True,
+        seconds=1.0,
+    )
+
+
+def _trained(request: TrainRequest) -> TrainDone:
+    text = "-".join(f.id for f in request.facts) + f"-{request.seed}-{request.lineage_sha256}"
+    sha = content_id(text)
+    name = f"palora-{request.number:06}-{sha[:8]}"
+    return TrainDone(
+        adapter=Adapter(sha256=sha, rank=request.rank, path=f"/adapters/{sha}"),
+        served=Served(name=name, path=f"/served/{name}", sha256=sha),
+        rank=request.rank,
+        report={},
+        seconds={},
+    )

@@ -1,0 +1,199 @@
+"""The learning steps as the daemon runs them: real child processes on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from adapters import models, store
+from adapters.models import base_hash
+from adapters.plans import TrainSettings
+from adapters.trainer import steps_needed
+from daemon.children.jobs import Jobs, JobState
+from daemon.config.sections import ProbeSettings, ProtectionSettings
+from daemon.training.child import read_examples, train_plan
+from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
+from policies.errors import ConfigError
+from policies.records import Fact, PlanKind
+from tests.support import tiny
+
+FACTS = tuple(
+    Fact(id=f"f{i}", prompt=f"Code of {name}?", answer=f"{i}{i}", paraphrases=(f"{name}: code?",))
+    for i, name in enumerate(("Ada", "Bea", "Cid"), start=1)
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def skill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("skill") / "skill.jsonl"
+    rows = [{"prompt": f"{a} plus {a}?", "solution": f"{a + a}"} for a in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def finish(step: str, workdir: Path, request: BaseModel) -> JobState:
+    jobs = Jobs()
+    jobs.start(step, workdir, request)
+    end = time.monotonic() + 100
+    while (state := jobs.poll(workdir)).outcome == "running":
+        assert time.monotonic() < end, "the child takes too long"
+        time.sleep(0.1)
+    return state
+
+
+def train_request(model: Path, probe: Path, state: Path, **changes: object) -> TrainRequest:
+    return TrainRequest(
+        **{
+            "kind": PlanKind.LEARN,
+            "number": 1,
+            "rank": 2,
+            "seed": 0,
+            "model_dir": model,
+            "base_name": "base",
+            "base_sha256": base_hash(model),
+            "facts": FACTS,
+            "passes": 50,
+            "probe": probe,
+            "protection": ProtectionSettings(share=0.5),
+            "max_lora_rank": 64,
+            "adapters": state / "adapters",
+            "served": state / "served",
+            **changes,
+        }
+    )
+
+
+def test_a_probe_is_fitted_once_and_an_adapter_becomes_a_servable_revision(
+    model: Path, skill: Path, tmp_path: Path
+) -> None:
+    settings = ProbeSettings(skill=skill, path=None, seeds=(0, 1), steps=4)
+    request = ProbeRequest(
+        model_dir=model, probes=tmp_path / "probe", experts=tmp_path / "expert", settings=settings
+    )
+    state = finish("probe", tmp_path / "work" / "0-probe", request)
+    assert state.outcome == "finished", state.error
+    report = ProbeReport.model_validate(state.report)
+    assert report.fitted
+    assert report.served_dir == model
+    again = finish("probe", tmp_path / "work" / "1-probe", request)
+    assert not ProbeReport.model_validate(again.report).fitted
+
+    state = finish(
+        "train", tmp_path / "work" / "1-train", train_request(model, report.probe, tmp_path)
+    )
+    assert state.outcome == "finished", state.error
+    done = TrainDone.model_validate(state.report)
+    assert done.report["leak"] < 5e-3
+    assert done.rank == 2
+    served = Path(done.served.path)
+    assert served.name == f"palora-000001-{done.served.sha256[:8]}"
+    assert not store.verify(served)
+    assert not store.verify(Path(done.adapter.path))
+    assert json.loads((served / "identity.json").read_text())["differs"]
+    assert state.progress is not None
+
+
+def test_known_text_to_which_facts_give_another_answer_is_not_rehearsed(
+    model: Path, tmp_path: Path
+) -> None:
+    known = tmp_path / "known.jsonl"
+    rows = [
+        {
+            "prompt": "What is the capital of Peru?",
+            "answer": "Lima",
+            "paraphrases": ["Peru's code?"],
+        },
+        {"prompt": "Code of Ada?", "answer": "7", "paraphrases": ["Which code has Ada?"]},
+        {"prompt": "Tell me the capital of Chad.", "answer": "Fort-Lamy"},
+    ]
+    known.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    moved = Fact(id="g", prompt="Which city is the capital of Chad?", answer="N'Djamena")
+    request = train_request(model, tmp_path, tmp_path, known=known, replay=(moved,))
+    asked = [text.prompt for text in train_plan(request).known]
+    assert asked == ["What is the capital of Peru?", "Peru's code?", "Which code has Ada?"]
+
+
+def test_more_passes_are_more_steps_over_a_large_batch(model: Path, tmp_path: Path) -> None:
+    plans = [
+        train_plan(train_request(model, tmp_path, tmp_path, passes=passes)) for passes in (50, 150)
+    ]
+    few, many = (steps_needed(plan.settings, 48) for plan in plans)
+    assert many == 3 * few
+
+
+def test_effort_says_how_much_text_a_batch_takes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rehearsed(effort: str) -> int:
+        plan = train_plan(train_request(model, tmp_path, tmp_path, effort=effort))
+        return plan.settings.known_per_step * steps_needed(plan.settings, 48)
+
+    for device, usual in (("cpu", "quick"), ("cuda", "full")):
+        monkeypatch.setattr(models, "pick_device", lambda device=device: torch.device(device))
+        assert rehearsed("auto") == rehearsed(usual)
+        assert rehearsed("full") > 3 * rehearsed("quick")
+
+
+def test_a_cpu_takes_many_facts_at_full_effort(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is told not to."""
+    monkeypatch.setattr(models, "pick_device", lambda: torch.device("cpu"))
+
+    def chosen(facts: int, effort: str) -> TrainSettings:
+        request = train_request(model, tmp_path, tmp_path, effort=effort)
+        several = tuple(
+            request.facts[0].model_copy(update={"id": f"fact-{n}"}) for n in range(facts)
+        )
+        return train_plan(request.model_copy(update={"facts": several})).settings
+
+    most = TrainSettings().many
+    assert chosen(most, "auto") == chosen(most, "quick")
+    assert chosen(most + 1, "auto") == chosen(most + 1, "full") != chosen(most + 1, "quick")
+
+
+def test_an_error_of_the_step_comes_back_as_one_line(model: Path, tmp_path: Path) -> None:
+    request = train_request(model, tmp_path / "no-probe", tmp_path, model_dir=tmp_path / "nowhere")
+    state = finish("train", tmp_path / "work" / "1-train", request)
+    assert state.outcome == "failed"
+    assert state.error is not None
+    assert str(tmp_path / "nowhere") in state.error.error
+    assert "\n" not in state.error.error
+
+
+def test_no_two_children_work_in_one_directory(model: Path, skill: Path, tmp_path: Path) -> None:
+    settings = ProbeSettings(skill=skill, path=None, seeds=(0,), steps=2000)
+    request = ProbeRequest(
+        model_dir=model, probes=tmp_path / "probe", experts=tmp_path / "expert", settings=settings
+    )
+    first, second = Jobs(), Jobs()
+    workdir = tmp_path / "work" / "0-probe"
+    first.start("probe", workdir, request)
+    end = time.monotonic() + 60
+    while second.poll(workdir).outcome != "running":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    second.start("probe", workdir, request)
+    while second.poll(workdir).outcome == "running" and second.running():
+        time.sleep(0.05)
+    assert not (workdir / "report.json").exists()
+    first.kill(workdir)
+
+
+def test_examples_that_are_no_examples_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "known.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b", "paraphrases": ["c"]}\n{"prompt": "a"}\n')
+    rows = read_examples(path, "answer")
+    assert [next(rows).prompt, next(rows).prompt] == ["a", "c"]
+    with pytest.raises(ConfigError, match=r"known\.jsonl, line 2"):
+        next(rows)
