@@ -273,7 +273,8 @@ def _when(record: dict[str, Any], name: str) -> date | datetime | None:
             return _moment(value)
     except ValueError:
         pass
-    raise Reason("date", f"{name} must be a date like 2026-11-01 or 2026-11-01T12:00:00Z")
+    shape = "like 2026-11-01 or 2026-11-01T12:00:00Z, in the years 1 to 9999 of UTC"
+    raise Reason("date", f"{name} must be a date {shape}")
 
 
 @lru_cache(maxsize=4096)
