@@ -10,6 +10,7 @@ from typing import Final
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Number(str):
@@ -54,6 +55,15 @@ def clean(value: object, name: str, limit: int, *, number: bool = False) -> str:
     if len(text) > limit:
         raise BadText("too-long", f"{name} is {len(text)} characters long; at most {limit}")
     return text
+
+
+def storable(text: str, limit: int) -> str:
+    """`text` as one line of at most `limit` characters that can be stored and shown anywhere.
+
+    Control characters, line ends and halves of surrogate pairs are written as escapes.
+    """
+    escaped = _UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode(), text[:limit])
+    return escaped[:limit]
 
 
 def same_text(one: str, other: str) -> bool:

@@ -8,12 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from daemon.config.sections import IntakeSettings
 from daemon.intake.reader import Raw, Records
 from daemon.intake.tokens import TokenLimit
 from daemon.ledger.ledger import Ledger
-from policies.errors import NotFound
-from policies.facts.admission import Format, quarantined
+from policies.errors import LedgerBusy, LedgerUnusable, NotFound
+from policies.facts.admission import Format, quarantined, unexpected
 from policies.facts.heldout import TRAINED, Render, no_templates, with_held_out
 from policies.facts.jsonline import DEFAULT_LIMITS, Limits
 from policies.facts.supersession import ConflictPolicy, Relation, Ruling, rule_each
@@ -24,6 +26,10 @@ FEED: Final = "feed:"
 PIECE_LINES: Final = 1000
 PIECE_BYTES: Final = 1 << 20
 AT_ONCE: Final = 100
+# What lies with the machine and not with a line: it passes.
+_ELSEWHERE: Final = (OSError, MemoryError, LedgerBusy, LedgerUnusable)
+
+log = structlog.get_logger(__name__)
 
 
 def any_length(_fact: Fact) -> str | None:
@@ -84,19 +90,63 @@ def admit_pieces(
     yield None
     with archived.open("rb") as source:
         records = Records(source, rules.limits, arriving.line, arriving.position)
+        begins = records.number, records.position
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
             read = []
             for number, raw in enumerate(taken, start=1):
                 read.append((raw, _read(records, raw, rules)))
                 if number % AT_ONCE == 0:
                     yield None
-            at = now()
-            admitted, bad = _sort_out(ledger, read, rules, at)
-            ledger.append_facts(
-                batch.id, admitted, bad, at, line=records.number, position=records.position
-            )
+            try:
+                _admit(ledger, batch.id, records, read, rules, now())
+            except _ELSEWHERE:
+                raise
+            except Exception:
+                log.exception("intake.line_by_line", batch=batch.id, after=begins[0])
+                for _ in taken:
+                    begins = _admit_alone(ledger, batch.id, archived, begins, rules, now())
+                    yield None
+            begins = records.number, records.position
             yield None
     ledger.finish_batch(batch.id, now(), cursor=cursor)
+
+
+def _admit(
+    ledger: Ledger,
+    batch_id: str,
+    records: Records,
+    read: list[tuple[Raw, Fact | Quarantined | None]],
+    rules: Rules,
+    now: datetime,
+) -> None:
+    """Records that have been read go into the ledger together with the place behind them."""
+    admitted, bad = _sort_out(ledger, read, rules, now)
+    ledger.append_facts(
+        batch_id, admitted, bad, now, line=records.number, position=records.position
+    )
+
+
+def _admit_alone(
+    ledger: Ledger,
+    batch_id: str,
+    archived: Path,
+    begins: tuple[int, int],
+    rules: Rules,
+    now: datetime,
+) -> tuple[int, int]:
+    """The record behind a place (number, byte) by itself, into quarantine if it fails; its end."""
+    with archived.open("rb") as source:
+        records = Records(source, rules.limits, *begins)
+        for raw in records.take(1, PIECE_BYTES):
+            try:
+                _admit(ledger, batch_id, records, [(raw, _read(records, raw, rules))], rules, now)
+            except _ELSEWHERE:
+                raise
+            except Exception as error:
+                bad = unexpected(raw.text, raw.number, error)
+                place = {"line": records.number, "position": records.position}
+                ledger.append_facts(batch_id, [], [bad], now, **place)
+        return records.number, records.position
 
 
 def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list[Quarantined]]]:
@@ -138,20 +188,46 @@ def retry_quarantined(
                 # Another command may have taken some out since the last pause.
                 numbers &= ledger.quarantined_lines(batch_id, min(numbers), max(numbers))
             read = [(raw, _read(records, raw, rules)) for raw in taken if raw.number in numbers]
-            admitted, bad = _sort_out(ledger, read, rules, now)
-            if read:
-                ledger.readmit(batch_id, sorted(numbers), admitted, bad, now)
-            yield len(read), len(bad)
+            yield len(read), _readmit(ledger, batch_id, read, rules, now)
+
+
+def _readmit(
+    ledger: Ledger,
+    batch_id: str,
+    read: list[tuple[Raw, Fact | Quarantined | None]],
+    rules: Rules,
+    now: datetime,
+) -> int:
+    """Take these lines out of quarantine if they are good; how many are bad still."""
+    if not read:
+        return 0
+    try:
+        admitted, bad = _sort_out(ledger, read, rules, now)
+        ledger.readmit(batch_id, [raw.number for raw, _ in read], admitted, bad, now)
+    except _ELSEWHERE:
+        raise
+    except Exception:
+        if len(read) == 1:
+            log.exception("intake.line_stays", batch=batch_id, line=read[0][0].number)
+            return 1
+        return sum(_readmit(ledger, batch_id, [one], rules, now) for one in read)
+    return len(bad)
 
 
 def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:
     """What a record says, in the wordings to learn, if the model can take it; None for a blank."""
-    parsed = records.parse(raw, rules.fmt)
-    if not isinstance(parsed, Fact):
-        return parsed
-    if (why := rules.too_long(parsed)) is not None:
-        return quarantined(raw.text, raw.number, "tokens", why)
-    return with_held_out(parsed, rules.render, rules.trained)
+    try:
+        parsed = records.parse(raw, rules.fmt)
+        if not isinstance(parsed, Fact):
+            return parsed
+        if (why := rules.too_long(parsed)) is not None:
+            return quarantined(raw.text, raw.number, "tokens", why)
+        return with_held_out(parsed, rules.render, rules.trained)
+    except _ELSEWHERE:
+        raise
+    except Exception as error:
+        log.exception("intake.line", line=raw.number)
+        return unexpected(raw.text, raw.number, error)
 
 
 def _sort_out(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import calendar
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import feedparser
 
 from policies.errors import FeedFailed
 from policies.facts.feed_rules import Entry, EntryRule, entries_of_json_feed, line_of, plain
+from policies.text import storable
+
+_REFERENCE: Final = re.compile(rb"&#([xX][0-9a-fA-F]+|[0-9]+);?")
 
 
 def lines_of_feed(data: bytes, kind: str, rules: Sequence[EntryRule], source: str) -> bytes:
@@ -21,15 +26,22 @@ def lines_of_feed(data: bytes, kind: str, rules: Sequence[EntryRule], source: st
     """
     entries = json_entries(data) if kind == "json-feed" else xml_entries(data)
     lines = (line_of(entry, rules, source) for entry in entries)
-    return b"".join(
-        json.dumps(line, ensure_ascii=False, sort_keys=True).encode() + b"\n" for line in lines
-    )
+    return b"".join(_encoded(line) + b"\n" for line in lines)
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    """A line as JSON; one with half a surrogate pair keeps it as an escape, for its quarantine."""
+    try:
+        return json.dumps(line, ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError:
+        return json.dumps(line, sort_keys=True).encode()
 
 
 def json_entries(data: bytes) -> list[Entry]:
     """The entries of a JSON Feed."""
     try:
-        document = json.loads(data)
+        # Numbers tell nothing here; an integer of thousands of digits is refused, a float is not.
+        document = json.loads(data, parse_int=float)
         if not isinstance(document, dict):
             raise FeedFailed("is no JSON Feed: it is not an object")
         return entries_of_json_feed(document)
@@ -41,13 +53,27 @@ def json_entries(data: bytes) -> list[Entry]:
 
 def xml_entries(data: bytes) -> list[Entry]:
     """The entries of an RSS or Atom document."""
-    parsed = feedparser.parse(data, sanitize_html=True, resolve_relative_uris=False)
+    whole = _REFERENCE.sub(_reference, data)
+    try:
+        parsed = feedparser.parse(whole, sanitize_html=True, resolve_relative_uris=False)
+    except Exception as error:  # feedparser lets through whatever its parsers raise
+        told = f"is neither RSS nor Atom that can be read: {type(error).__name__}: {error}"
+        raise FeedFailed(storable(told, 200)) from error
     if not parsed.get("version"):
         problem = parsed.get("bozo_exception") or "it has no channel or feed"
         raise FeedFailed(f"is neither RSS nor Atom: {problem}".replace("\n", " ")[:200])
     if parsed.get("bozo") and not parsed.entries:
         raise FeedFailed(f"is broken: {parsed.bozo_exception}".replace("\n", " ")[:200])
     return sorted((_entry(e) for e in parsed.entries), key=lambda e: e.date)
+
+
+def _reference(found: re.Match[bytes]) -> bytes:
+    """A reference to a character, or to U+FFFD where there is none: feedparser fails at such."""
+    digits = found[1].lstrip(b"0xX") or b"0"
+    base = 16 if found[1][:1] in b"xX" else 10
+    number = int(digits, base) if len(digits) < 8 else sys.maxunicode + 1
+    exists = 0 < number <= sys.maxunicode and not 0xD800 <= number <= 0xDFFF
+    return found[0] if exists else b"&#xFFFD;"
 
 
 def _entry(found: Mapping[str, Any]) -> Entry:
@@ -69,7 +95,9 @@ def _text(found: Mapping[str, Any], name: str) -> str:
 
 
 def _moment(found: Mapping[str, Any]) -> str:
-    parts = found.get("published_parsed") or found.get("updated_parsed")
+    parts = found.get("published_parsed")
+    if not parts and "updated_parsed" in found:
+        parts = found["updated_parsed"]
     if not parts:
         return ""
     try:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,14 +25,16 @@ from daemon.intake.feed_entries import lines_of_feed
 from daemon.intake.inbox import sync_folder
 from daemon.intake.public_http import GuardedTransport, bounded_body
 from daemon.ledger.ledger import Ledger
-from policies.errors import FeedFailed, LedgerBusy
+from policies.errors import FeedFailed, PaloradError
 from policies.facts.feed_rules import Pulse, after_failure, after_success
 from policies.records import Batch, Record
+from policies.text import storable
 
 REDIRECTIONS: Final = 5
 CONNECT_S: Final = 10.0
 AT_ONCE: Final = 4
 _AGENT: Final = "palorad"
+_EXPECTED: Final = (PaloradError, httpx.HTTPError, OSError)
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +129,9 @@ class Feeds:
         try:
             async with self._slots, asyncio.timeout(feed.timeout_s):
                 polled = await self._poll(feed, now)
-        except (FeedFailed, httpx.HTTPError, OSError, LedgerBusy, TimeoutError) as error:
+        except Exception as error:
+            if not isinstance(error, _EXPECTED):
+                log.exception("feed.unexpected", feed=name)
             return self._failed(feed, error, now)
         finally:
             self._under_way.discard(name)
@@ -265,8 +269,8 @@ async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, ful
         await asyncio.to_thread(os.fsync, out.fileno())
     return Answer(
         part=part,
-        etag=response.headers.get("etag", "")[:200],
-        modified=response.headers.get("last-modified", "")[:100],
+        etag=_mark(response, "etag")[:200],
+        modified=_mark(response, "last-modified")[:100],
         place=response.headers.get(feed.cursor_header, "")[:1000],
         digest=digest.hexdigest()[:32],
         full=full,
@@ -278,13 +282,21 @@ def _converted(part: Path, feed: FeedSettings) -> bytes:
     return lines_of_feed(part.read_bytes(), feed.kind, rules, feed.name)
 
 
+def _mark(response: httpx.Response, name: str) -> str:
+    """A header that is sent back at the next poll; none where it could not be."""
+    value = str(response.headers.get(name, ""))
+    return value if value.isascii() else ""
+
+
 def _check_end(last: bytes) -> None:
     """A body without a length may have been cut off: its last line tells."""
     line = last.rsplit(b"\n", 1)[-1].strip()
     if line:
         try:
-            json.loads(line)
-        except (ValueError, RecursionError):
+            # What is only too long a number, or nested too deep, is left to the line's quarantine.
+            with suppress(RecursionError):
+                json.loads(line, parse_int=float)
+        except ValueError:
             raise FeedFailed("is cut off in the middle of its last line") from None
 
 
@@ -333,4 +345,6 @@ def _told(error: Exception, feed: FeedSettings) -> str:
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return f"gave no whole answer within {feed.timeout_s:g} s"
     text = str(error) or type(error).__name__
-    return " ".join(text.split())[:300]
+    if not isinstance(error, _EXPECTED):
+        text = f"unexpected {type(error).__name__}: {error}; see the log"
+    return storable(" ".join(text.split()), 300)

@@ -9,10 +9,12 @@ from typing import Final
 
 import structlog
 
-from policies.errors import DiskFull, LedgerBusy
+from policies.errors import DiskFull, LedgerBusy, PaloradError
+from policies.text import storable
 
 FIRST_WAIT_S: Final = 5.0
 LONGEST_WAIT_S: Final = 300.0
+LONGEST: Final = 300
 
 log = structlog.get_logger(__name__)
 
@@ -57,10 +59,17 @@ class Holding:
         self._held.pop(name, None)
 
 
-def problem_of(name: str, error: OSError | LedgerBusy) -> str:
+def problem_of(name: str, error: Exception) -> str:
     """What went wrong with a drop, in one line."""
-    if isinstance(error, OSError) and not isinstance(error, DiskFull):
+    if isinstance(error, DiskFull | LedgerBusy):
+        return str(error)
+    if isinstance(error, OSError):
         if error.errno == errno.ENOSPC:
             return f"{name}: the disk is full; make room and it goes on by itself"
         return f"{name}: {error.strerror or error}"
-    return str(error)
+    if isinstance(error, PaloradError):
+        return f"{name}: {error}"
+    told = storable(f"{type(error).__name__}: {error}", LONGEST)
+    return (
+        f"{name}: set aside: unexpected {told}; the log has more, and it is tried again by itself"
+    )

@@ -28,7 +28,7 @@ from daemon.intake.receipts import (
     write_receipt,
 )
 from daemon.ledger.ledger import Ledger
-from policies.errors import LedgerBusy, Refused
+from policies.errors import LedgerBusy, PaloradError, Refused
 from policies.facts.supersession import ConflictPolicy
 from policies.records import Batch
 
@@ -98,10 +98,11 @@ class Intake:
     # --- one pass over what there is -----------------------------------------------------------
 
     def _run(self) -> Iterator[Receipt | None]:
-        for arriving in self._ledger.admitting():
+        for arriving in (*self._ledger.admitting(), *self._ledger.admitting(aside=True)):
             path = self._layout.inbox / arriving.batch.name
             drop = Drop(path, size=0, signature=arriving.signature)
-            yield from self._guarded(drop.name, drop.signature, self._go_on(arriving.batch, drop))
+            if not self._waits(drop):
+                yield from self._guarded(drop, self._go_on(arriving.batch, drop))
         try:
             drops = self._inbox.ripe(self._now)
         except OSError as error:
@@ -111,18 +112,38 @@ class Intake:
         self._held.release("inbox")
         for drop in drops:
             if not self._waits(drop):
-                yield from self._guarded(drop.name, drop.signature, self._take(drop))
+                yield from self._guarded(drop, self._take(drop))
 
-    def _guarded(
-        self, name: str, mark: str, work: Iterator[Receipt | None]
-    ) -> Iterator[Receipt | None]:
+    def _guarded(self, drop: Drop, work: Iterator[Receipt | None]) -> Iterator[Receipt | None]:
         """The step boundary: a drop that fails is held, the others go on."""
         try:
             yield from work
-        except (OSError, LedgerBusy) as error:
-            self._held.hold(name, mark, problem_of(name, error), self._now)
+        except LedgerBusy as error:
+            self._hold(drop, error)
+        except OSError as error:
+            self._set_aside(drop, self._hold(drop, error))
+        except Exception as error:
+            log.exception("intake.unexpected", file=drop.name)
+            problem = self._hold(drop, error)
+            self._set_aside(drop, problem)
+            if drop.unchanged():
+                yield from self._tell_error(drop, "set aside", problem)
         else:
-            self._held.release(name)
+            self._held.release(drop.name)
+
+    def _hold(self, drop: Drop, error: Exception) -> str:
+        problem = problem_of(drop.name, error)
+        self._held.hold(drop.name, drop.signature, problem, self._now)
+        return problem
+
+    def _set_aside(self, drop: Drop, problem: str) -> None:
+        """If what has failed is a batch already, nothing else waits until it is whole."""
+        try:
+            for arriving in self._ledger.admitting():
+                if (arriving.batch.name, arriving.signature) == (drop.name, drop.signature):
+                    self._ledger.set_aside(arriving.batch.id, problem, self._now)
+        except (OSError, PaloradError) as error:
+            log.warning("intake.not_set_aside", file=drop.name, reason=str(error))
 
     def _waits(self, drop: Drop) -> bool:
         if self._refused.get(drop.name) == drop.signature:
@@ -213,19 +234,29 @@ class Intake:
     def _refuse(self, drop: Drop, why: str, listed: tuple[BadLine, ...] = ()) -> Iterator[Receipt]:
         """What cannot be read as a whole stays where it is, with one receipt until it changes."""
         self._refused[drop.name] = drop.signature
+        yield from self._tell_error(drop, "refused", f"{drop.name} {why}", listed)
+
+    def _tell_error(
+        self, drop: Drop, state: str, error: str, listed: tuple[BadLine, ...] = ()
+    ) -> Iterator[Receipt]:
+        """One receipt for each error of a drop that stays where it is."""
         before = read_receipt(drop.path)
-        if before is not None and before.error and before.signature == drop.signature:
+        if before is not None and (before.error, before.signature) == (error, drop.signature):
             return
         receipt = Receipt(
             file=drop.name,
             received_at=self._now,
-            state="refused",
-            error=f"{drop.name} {why}",
+            state=state,
+            error=error,
             bad_lines=listed,
             signature=drop.signature,
         )
-        write_receipt(drop.path, receipt)
-        log.warning("intake.refused", file=drop.name, why=why)
+        try:
+            write_receipt(drop.path, receipt)
+        except OSError as failure:
+            self._hold(drop, failure)
+            return
+        log.warning("intake.not_taken", file=drop.name, state=state, why=error)
         yield receipt
 
     # --- from outside --------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from daemon.intake.reader import Records
 from policies.facts.admission import Format, fact_id
 from policies.facts.jsonline import DEFAULT_LIMITS, Limits
 from policies.records import Fact, Quarantined, Record
+from policies.text import storable
 
 _PIECE: Final = 1000
 _BYTES: Final = 1 << 20
+LONGEST_NAME: Final = 4096
 
 
 class Report(Record):
@@ -52,7 +54,7 @@ def validate_file(path: Path, fmt: Format = Format.AUTO, limits: Limits = DEFAUL
             accepted += 1
             seen.add(parsed.id)
     return Report(
-        file=str(path),
+        file=storable(str(path), LONGEST_NAME),
         accepted=accepted,
         duplicates=accepted - len(seen),
         quarantined=len(bad),

@@ -71,15 +71,31 @@ class LedgerAdmission(LedgerParaphrases):
                 return Arriving(batch=batch, signature=signature)
         return self.arriving(batch.id)
 
-    def admitting(self) -> tuple[Arriving, ...]:
-        """The batches that were begun and not finished."""
-        rows = self._rows("SELECT id FROM batches WHERE NOT complete ORDER BY seq")
+    def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
+        """The batches that were begun and not finished, or else those of them set aside."""
+        rows = self._rows(
+            "SELECT id FROM batches WHERE complete = 0 AND (aside <> '') = ? ORDER BY seq",
+            (aside,),
+        )
         return tuple(self.arriving(row[0]) for row in rows)
+
+    def set_aside(self, batch_id: str, because: str, now: datetime) -> None:
+        """A batch cannot be read on for the moment: from here on nothing else waits for it.
+
+        It may be gone on with and finished at any time.
+        """
+        with self._write("set_aside"):
+            if self._do(
+                "UPDATE batches SET aside = ?1 WHERE id = ?2 AND NOT complete AND aside <> ?1",
+                (because, batch_id),
+            ):
+                self._event("batch.set_aside", batch_id, {"because": because}, now)
 
     def rivals(self, facts: Sequence[Fact]) -> list[list[Standing]]:
         """For each fact those admitted earlier with its key or its explicit id, as they came.
 
-        A later version of an explicit id is stored as `id~something` and counts as that id.
+        A later version of an explicit id is stored as `id~something` and counts as that id. Of
+        those that were erased no more than the id is known, so that it is not given again.
         """
         by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
@@ -91,12 +107,16 @@ class LedgerAdmission(LedgerParaphrases):
                 chunk,
             ):
                 by_key[row[0]].append((row[2], _standing(row[3:])))
-        for chunk in chunks(sorted({stem_of(fact.id) for fact in facts})):
+        stems = sorted({stem_of(fact.id) for fact in facts})
+        for chunk in chunks(stems):
             for row in self._rows(
                 f"SELECT {columns} FROM facts WHERE op <> 'retract' AND stem IN ({marks(chunk)})",
                 chunk,
             ):
                 by_id[row[1]].append((row[2], _standing(row[3:])))
+        for stem, seq, former in self._erased(stems):
+            gone = Standing(id=former, answer="", validity=Validity.RETRACTED)
+            by_id[stem].append((seq, gone))
         found = []
         for fact, key in zip(facts, keys, strict=True):
             rivals = dict((*by_key.get(key, ()), *by_id.get(stem_of(fact.id), ())))
@@ -153,7 +173,7 @@ class LedgerAdmission(LedgerParaphrases):
         return int(self._one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
 
     def _complete(self, seq: int, batch_id: str, now: datetime) -> Admitted:
-        self._do("UPDATE batches SET complete = 1 WHERE seq = ?", (seq,))
+        self._do("UPDATE batches SET complete = 1, aside = '' WHERE seq = ?", (seq,))
         admitted = self.admitted(batch_id)
         counts = {
             "accepted": admitted.batch.accepted,
@@ -179,8 +199,9 @@ class LedgerAdmission(LedgerParaphrases):
 
     def arriving(self, batch_id: str) -> Arriving:
         """How far a batch has been read."""
-        complete, line, position, signature = self._rows(
-            "SELECT complete, line, position, signature FROM batches WHERE id = ?", (batch_id,)
+        complete, line, position, signature, aside = self._rows(
+            "SELECT complete, line, position, signature, aside FROM batches WHERE id = ?",
+            (batch_id,),
         )[0]
         return Arriving(
             batch=self.batch(batch_id),
@@ -188,6 +209,7 @@ class LedgerAdmission(LedgerParaphrases):
             line=line,
             position=position,
             signature=signature,
+            aside=aside,
         )
 
     def _append(
@@ -197,52 +219,18 @@ class LedgerAdmission(LedgerParaphrases):
         quarantined: Sequence[Quarantined],
         now: datetime,
     ) -> None:
-        recorded = stamp(now)
-        self._do_all(
-            "INSERT OR IGNORE INTO facts (id, stem, batch, key, answer, body, op, urgent,"
-            " validity, valid_from, valid_until, recorded_at, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                _fact_row(fact, ruling, batch, recorded)
-                for fact, ruling in admitted
-                if ruling.relation not in _NOT_STORED
-            ],
-        )
+        self._store([pair for pair in admitted if pair[1].relation not in _NOT_STORED], batch, now)
         replacing = [
             (fact, old)
             for fact, ruling in admitted
             if ruling.relation in _REPLACING
             for old in ruling.replaced
         ]
-        self._do_all(
-            "UPDATE facts SET validity = ?, replaced_by = ?,"
-            " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
-            [
-                (lost_by(fact).value, fact.id, old)
-                for fact, old in replacing
-                if not to_come(fact, now)
-            ],
-        )
-        # What a fact replaces from a later day on stays valid until then.
-        self._do_all(
-            "UPDATE facts SET valid_until = min(coalesce(valid_until, ?1), ?1), replaced_by = ?2"
-            " WHERE id = ?3",
-            [
-                (_instant(fact.valid_from), fact.id, old)
-                for fact, old in replacing
-                if to_come(fact, now)
-            ],
-        )
-        gone = [
-            old
-            for _, ruling in admitted
-            if ruling.relation is Relation.RETRACTS
-            for old in ruling.replaced
-        ]
+        self._replace(replacing, now)
+        gone = [old for fact, old in replacing if fact.op is Operation.RETRACT]
         self._note_retracted(gone, "a line said so", now)
         self._do_all(
-            "INSERT OR REPLACE INTO quarantine (batch, line, kind, reason, text)"
-            " VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO quarantine (batch, line, kind, reason, text) VALUES (?, ?, ?, ?, ?)",
             [(batch, q.line, q.kind, q.reason, q.text) for q in quarantined],
         )
         conflicts = sum(r.relation is Relation.CONFLICT for _, r in admitted)
@@ -258,6 +246,42 @@ class LedgerAdmission(LedgerParaphrases):
             ),
         )
 
+    def _store(self, found: Sequence[tuple[Fact, Ruling]], batch: int, now: datetime) -> None:
+        first = int(self._one("SELECT coalesce(max(seq), 0) + 1 FROM facts"))
+        recorded = stamp(now)
+        stored = self._do_all(
+            "INSERT INTO facts (id, stem, batch, key, answer, body, op, urgent,"
+            " validity, valid_from, valid_until, recorded_at, state)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                _fact_row(fact, ruling, batch, seq, recorded)
+                for seq, (fact, ruling) in enumerate(found, first)
+            ],
+        )
+        self._expect(stored, len(found), "facts are stored")
+
+    def _replace(self, replacing: Sequence[tuple[Fact, str]], now: datetime) -> None:
+        """Each fact takes the place of an older one, at once or from when it comes to hold."""
+        others = sum(fact.id != old or fact.op is Operation.RETRACT for fact, old in replacing)
+        self._expect(others, len(replacing), "no fact replaces itself")
+        lost = [(fact, old) for fact, old in replacing if not to_come(fact, now)]
+        done = self._do_all(
+            "UPDATE facts SET validity = ?, replaced_by = ?,"
+            " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
+            [(lost_by(fact).value, fact.id, old) for fact, old in lost],
+        )
+        # What a fact replaces from a later day on stays valid until then.
+        done += self._do_all(
+            "UPDATE facts SET valid_until = min(coalesce(valid_until, ?1), ?1), replaced_by = ?2"
+            " WHERE id = ?3",
+            [
+                (_instant(fact.valid_from), fact.id, old)
+                for fact, old in replacing
+                if to_come(fact, now)
+            ],
+        )
+        self._expect(done, len(replacing), "facts are replaced")
+
 
 _REPLACING: Final = frozenset({Relation.SUPERSEDES, Relation.RETRACTS})
 _NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
@@ -271,19 +295,19 @@ def key_of(fact: Fact) -> str:
     return key.strip(" ")
 
 
-def _stored_id(fact: Fact, batch: int) -> str:
-    return f"~retract~{batch}~{fact.id}" if fact.op is Operation.RETRACT else fact.id
+def _stored_id(fact: Fact, seq: int) -> str:
+    return f"~retract~{seq}~{fact.id}" if fact.op is Operation.RETRACT else fact.id
 
 
 def _validity(ruling: Ruling) -> Validity:
     return Validity.SUPERSEDED if ruling.relation is Relation.HISTORY else Validity.VALID
 
 
-def _fact_row(fact: Fact, ruling: Ruling, batch: int, recorded: str) -> tuple[Any, ...]:
+def _fact_row(fact: Fact, ruling: Ruling, batch: int, seq: int, recorded: str) -> tuple[Any, ...]:
     validity = _validity(ruling)
     learnable = fact.op is not Operation.RETRACT and validity is Validity.VALID
     return (
-        _stored_id(fact, batch),
+        _stored_id(fact, seq),
         stem_of(fact.id),
         batch,
         key_of(fact),

@@ -16,7 +16,7 @@ from sqlite_utils import Database
 from daemon.base import faults
 from daemon.ledger.records import Event
 from daemon.ledger.schema import GENESIS, chained, migrations, salted
-from policies.errors import DiskFull, LedgerBusy, LedgerUnusable
+from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerUnusable
 
 Row = tuple[Any, ...]
 BUSY_S: Final = 0.8
@@ -87,8 +87,16 @@ class LedgerDb:
     def _do(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
         return self._db.conn.execute(sql, parameters).rowcount
 
-    def _do_all(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        self._db.conn.executemany(sql, rows)
+    def _do_all(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        return self._db.conn.executemany(sql, rows).rowcount if rows else 0
+
+    def _expect(self, done: int, expected: int, what: str) -> None:
+        """Within a change: undo all of it, by `Inconsistent`, unless this many rows were meant."""
+        if done != expected:
+            raise Inconsistent(
+                f"{self._path}: {what}: {done} rows instead of {expected}; nothing of the change "
+                "was kept"
+            )
 
     @contextmanager
     def _write(self, name: str) -> Iterator[None]:
@@ -199,5 +207,5 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     if isinstance(error, sqlite3.OperationalError):
         return LedgerUnusable(f"{path}: {text}")
     if isinstance(error, sqlite3.IntegrityError):
-        return error
+        return Inconsistent(f"{path}: {text}; nothing of the change was kept")
     return LedgerUnusable(f"{path}: {text}; restore it from a backup or move it away")

@@ -12,10 +12,11 @@ from daemon.ledger.records import FactCounts
 from daemon.ledger.schema import salted
 from daemon.ledger.search import near
 from policies.errors import Ambiguous, NotFound
+from policies.facts.supersession import stem_of, version_id, version_of
 from policies.planning import Waiting
 from policies.records import Batch, Fact, Quarantined
 
-_SEPARATOR: Final = "\x1f"
+_MARK_SALT: Final = "mark_salt"
 _BATCH: Final = "id, name, received_at, source, accepted, quarantined"
 # SQLite before 3.32 takes 999 parameters; one chunk of names stays below that.
 _CHUNK: Final = 900
@@ -179,7 +180,7 @@ class LedgerFacts(LedgerDb):
 
     def waiting(self, now: datetime, limit: int) -> tuple[Waiting, ...]:
         """Facts to be learnt, urgent ones first, then as they came."""
-        first = self._one("SELECT min(first_fact) FROM batches WHERE complete = 0")
+        first = self._one("SELECT min(first_fact) FROM batches WHERE complete = 0 AND aside = ''")
         rows: list[Row] = []
         for urgent in (1, 0):
             if len(rows) < limit:
@@ -187,7 +188,7 @@ class LedgerFacts(LedgerDb):
                     "SELECT f.id, b.id, b.alone, f.tries, f.urgent, f.recorded_at"
                     " FROM facts f JOIN batches b"
                     f" ON b.seq = f.batch WHERE f.state = 'pending' AND f.urgent = :urgent"
-                    f" AND f.seq < :first AND {VALID} ORDER BY f.seq LIMIT :limit",
+                    f" AND f.seq < :first AND b.aside = '' AND {VALID} ORDER BY f.seq LIMIT :limit",
                     {
                         "urgent": urgent,
                         "now": stamp(now),
@@ -235,17 +236,50 @@ class LedgerFacts(LedgerDb):
     # --- retraction ----------------------------------------------------------------------------
 
     def _note_retracted(self, ids: Sequence[str], because: str, now: datetime) -> None:
-        """Begin to follow retracted facts on their way out, each under a handle of its own."""
+        """Begin to follow retracted facts on their way out, each under a handle of its own.
+
+        Those that are followed already stay as they are.
+        """
         for fact_id in ids:
             handle, salt = f"r-{secrets.token_hex(8)}", secrets.token_hex(16)
+            mark, version = salted(self._mark_salt(), stem_of(fact_id)), version_of(fact_id)
             noted = self._do(
-                "INSERT OR IGNORE INTO retractions (fact, handle, salt, digest, because, asked_at)"
-                " SELECT seq, ?, ?, ?, ?, ? FROM facts WHERE id = ? AND validity = 'retracted'",
-                (handle, salt, salted(salt, fact_id), because, stamp(now), fact_id),
+                "INSERT INTO retractions (fact, handle, salt, digest, mark, version, because,"
+                " asked_at) SELECT seq, ?, ?, ?, ?, ?, ?, ? FROM facts WHERE id = ?"
+                " AND validity = 'retracted' ON CONFLICT (fact) DO NOTHING",
+                (
+                    *(handle, salt, salted(salt, fact_id), mark, version),
+                    *(because, stamp(now), fact_id),
+                ),
             )
+            followed = self._one(
+                "SELECT count(*) FROM retractions r JOIN facts f ON f.seq = r.fact WHERE f.id = ?",
+                (fact_id,),
+            )
+            self._expect(followed, 1, "a retraction is followed")
             if noted:
                 said = {"because": because}
                 self._event("fact.retracted", f"retraction:{handle}", said, now)
+
+    def _mark_salt(self) -> str:
+        """By this salt the ids of erased facts are known again; made at the first retraction."""
+        salt = self.meta(_MARK_SALT)
+        if salt is None:
+            salt = secrets.token_hex(16)
+            self._set_meta(_MARK_SALT, salt)
+        return salt
+
+    def _erased(self, stems: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+        """Stem, place and former id of every erased fact that was a version of one of `stems`."""
+        salt = self.meta(_MARK_SALT)
+        by_mark = {} if salt is None else {salted(salt, stem): stem for stem in stems}
+        for chunk in chunks(list(by_mark)):
+            for mark, seq, version in self._rows(
+                "SELECT mark, fact, version FROM retractions WHERE erased_at IS NOT NULL"
+                f" AND mark IN ({marks(chunk)})",
+                chunk,
+            ):
+                yield by_mark[mark], seq, version_id(by_mark[mark], version)
 
     # --- feeds ---------------------------------------------------------------------------------
 

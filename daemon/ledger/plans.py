@@ -101,10 +101,11 @@ class LedgerPlans(LedgerDb):
         )
 
     def _set_facts(self, plan_id: int, role: str, ids: Sequence[str]) -> None:
-        self._do_all(
+        stored = self._do_all(
             "INSERT INTO plan_facts (plan, role, fact) SELECT ?, ?, seq FROM facts WHERE id = ?",
             [(plan_id, role, fact_id) for fact_id in ids],
         )
+        self._expect(stored, len(ids), f"facts of the plan ({role})")
 
     # --- reading -------------------------------------------------------------------------------
 

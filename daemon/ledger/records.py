@@ -41,7 +41,8 @@ class Admitted(Record):
 class Arriving(Record):
     """How far a batch has been read: the next line's number and byte offset.
 
-    `signature` is what the reader wanted to remember of the file it comes from.
+    `signature` is what the reader wanted to remember of the file it comes from; `aside` says why
+    it was set aside, if it was.
     """
 
     batch: Batch
@@ -49,6 +50,7 @@ class Arriving(Record):
     line: int = 0
     position: int = 0
     signature: str = ""
+    aside: str = ""
 
 
 class PlanHead(Record):

@@ -24,12 +24,14 @@ MERGED_PAGES: Final = 500
 VACUUM_WAIT_S: Final = 30.0
 SCANNED: Final = 1000
 _TELLING: Final = (
+    ("batches", "seq", ("aside",)),
     ("quarantine", "id", ("reason", "text")),
     ("plans", "id", ("because", "error")),
     ("retractions", "fact", ("because",)),
     ("events", "seq", ("payload",)),
 )
 _INSTEAD: Final = {
+    "batches": f"aside = '{ERASED}'",
     "quarantine": f"reason = '{ERASED}', text = ''",
     "retractions": f"because = '{ERASED}'",
     "plans": f"because = '{ERASED}', error = NULL",
@@ -228,11 +230,10 @@ class LedgerRetractions(LedgerRevisions):
         self._do("DELETE FROM paraphrases WHERE fact = ?", (seq,))
         self._do("UPDATE facts SET replaced_by = ? WHERE replaced_by = ?", (handle, identity))
         asked = self._rows(
-            "SELECT seq, batch FROM facts WHERE op = 'retract' AND (key = ? OR stem = ?)",
-            (key, stem),
+            "SELECT seq FROM facts WHERE op = 'retract' AND (key = ? OR stem = ?)", (key, stem)
         )
-        for line, batch in asked:
-            self._blank(line, f"~retract~{batch}~{handle}~{line}", handle, Operation.RETRACT)
+        for (line,) in asked:
+            self._blank(line, f"~retract~{line}~{handle}", handle, Operation.RETRACT)
         self._blank(seq, handle, handle, Operation.ASSERT)
         event = f"retraction:{handle}"
         self._event("fact.erased", event, {}, now)
@@ -245,11 +246,12 @@ class LedgerRetractions(LedgerRevisions):
 
     def _blank(self, seq: int, identity: str, handle: str, op: Operation) -> None:
         nothing = Fact(id=handle, prompt="(erased)", answer="(erased)", op=op)
-        self._do(
+        done = self._do(
             "UPDATE facts SET id = ?, stem = ?, key = ?, answer = '', body = ?,"
             " replaced_by = NULL, state = 'idle' WHERE seq = ?",
             (identity, handle, handle, nothing.model_dump_json(exclude_defaults=True), seq),
         )
+        self._expect(done, 1, "a fact is erased")
 
     def certified(self, handle: str, now: datetime) -> None:
         """The certificate lies where people look for it."""

@@ -56,7 +56,8 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                     (name, stamp(now)),
                 )
                 self._do(
-                    "INSERT OR IGNORE INTO desired VALUES (1, 0, ?, 'the base')", (stamp(now),)
+                    "INSERT INTO desired VALUES (1, 0, ?, 'the base') ON CONFLICT (one) DO NOTHING",
+                    (stamp(now),),
                 )
         return self.revision(0)
 

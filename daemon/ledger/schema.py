@@ -22,6 +22,7 @@ CREATE TABLE batches (
   received_at TEXT NOT NULL,
   signature TEXT NOT NULL DEFAULT '',
   complete INTEGER NOT NULL DEFAULT 0,
+  aside TEXT NOT NULL DEFAULT '',
   first_fact INTEGER NOT NULL DEFAULT 0,
   alone INTEGER NOT NULL DEFAULT 0,
   line INTEGER NOT NULL DEFAULT 0,
@@ -32,7 +33,7 @@ CREATE TABLE batches (
   quarantined INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX batches_name ON batches (name);
-CREATE INDEX batches_arriving ON batches (first_fact) WHERE complete = 0;
+CREATE INDEX batches_arriving ON batches (first_fact, aside) WHERE complete = 0;
 
 CREATE TABLE facts (
   seq INTEGER PRIMARY KEY,
@@ -193,6 +194,8 @@ CREATE TABLE retractions (
   handle TEXT NOT NULL UNIQUE,
   salt TEXT NOT NULL,
   digest TEXT NOT NULL,
+  mark TEXT NOT NULL DEFAULT '',
+  version INTEGER NOT NULL DEFAULT 1,
   because TEXT NOT NULL,
   asked_at TEXT NOT NULL,
   unloaded_at TEXT,
@@ -201,6 +204,7 @@ CREATE TABLE retractions (
   certificate TEXT
 );
 CREATE INDEX retractions_open ON retractions (fact) WHERE certified_at IS NULL;
+CREATE INDEX retractions_mark ON retractions (mark);
 
 DROP TRIGGER events_stand;
 ALTER TABLE events ADD COLUMN salt TEXT NOT NULL DEFAULT '';

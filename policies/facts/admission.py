@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -23,15 +23,17 @@ from policies.facts.jsonline import (
 )
 from policies.facts.supersession import moment
 from policies.records import Fact, Operation, Priority, Quarantined, content_id
-from policies.text import BadText, Number, clean, folded, nearest, same_text
+from policies.text import BadText, Number, clean, folded, nearest, same_text, storable
 
 E = TypeVar("E", bound=StrEnum)
 
 EXCERPT: Final = 2000
+REASON: Final = 1000
 FIELDS: Final = tuple(name for name in Fact.model_fields)
 _KNOWN: Final = frozenset(FIELDS)
 _TEXT_FIELDS: Final = ("id", "subject", "relation", "statement", "source")
 _LIST_FIELDS: Final = ("paraphrases", "eval_prompts")
+_WHOLE: Final = timedelta(minutes=1)
 _ID: Final = re.compile(r"[^\s/~\x00-\x1f]{1,128}")
 
 
@@ -63,6 +65,8 @@ def parse_line(
         return fact_from(read_object(raw, number, limits), limits, fmt)
     except Reason as reason:
         return quarantined(raw, number, reason.kind, str(reason))
+    except Exception as error:
+        return unexpected(raw, number, error)
 
 
 def parse_facts(
@@ -79,7 +83,14 @@ def parse_facts(
 def quarantined(raw: bytes, number: int, kind: str, reason: str) -> Quarantined:
     """The record of a bad line with the beginning of its text, made printable."""
     text = raw[: EXCERPT * 4].decode("utf-8", "replace").replace("\0", "\ufffd").strip()
-    return Quarantined(line=number, kind=kind, reason=reason, text=text[:EXCERPT])
+    told = storable(reason, REASON)
+    return Quarantined(line=number, kind=kind, reason=told, text=text[:EXCERPT])
+
+
+def unexpected(raw: bytes, number: int, error: Exception) -> Quarantined:
+    """The record of a line that brought about an error that nobody has thought of."""
+    told = f"cannot be taken in: {type(error).__name__}: {error}"
+    return quarantined(raw, number, "unexpected", told)
 
 
 def fact_from(record: dict[str, Any], limits: Limits, fmt: Format = Format.AUTO) -> Fact:
@@ -270,16 +281,25 @@ def _when(record: dict[str, Any], name: str) -> date | datetime | None:
             return _moment(value)
     except ValueError:
         pass
-    raise Reason("date", f"{name} must be a date like 2026-11-01 or 2026-11-01T12:00:00Z")
+    shape = "like 2026-11-01 or 2026-11-01T12:00:00Z, in the years 1 to 9999 of UTC"
+    raise Reason("date", f"{name} must be a date {shape}")
 
 
 @lru_cache(maxsize=4096)
 def _moment(value: str) -> date | datetime:
+    """Raises `ValueError` also for what has no place in UTC, or is not stored as it was given."""
     if len(value) == 10:
         return date.fromisoformat(value)
     if len(value) < 11:
         raise ValueError(value)
-    return datetime.fromisoformat(value)
+    found = datetime.fromisoformat(value)
+    if (found.utcoffset() or _WHOLE) % _WHOLE:
+        raise ValueError(value)
+    try:
+        moment(found)
+    except OverflowError:
+        raise ValueError(value) from None
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -193,6 +193,16 @@ def stem_of(identity: str) -> str:
     return identity.split("~", 1)[0]
 
 
+def version_of(identity: str) -> int:
+    """Which version of its stem an id names, from 1."""
+    return int(identity.partition("~")[2] or 1)
+
+
+def version_id(stem: str, version: int) -> str:
+    """The id of a version, from 1; the first has no number."""
+    return stem if version == 1 else f"{stem}~{version}"
+
+
 def to_come(fact: Fact, now: datetime) -> bool:
     """Whether it comes to hold only later, so that what it replaces stays valid until then."""
     asserted = fact.op is not Operation.RETRACT
@@ -219,7 +229,8 @@ def _versioned(
     ):
         fact = fact.model_copy(update={"valid_until": ruling.until})
     if versions:
-        fact = fact.model_copy(update={"id": f"{fact.id}~{len(versions) + 1}"})
+        last = max(version_of(s.id) for s in versions)
+        fact = fact.model_copy(update={"id": version_id(fact.id, last + 1)})
     return fact, ruling
 
 
