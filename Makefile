@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm bench-quick bench-learning lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-systemd bench-quick bench-learning lint licences format mini lock clean
 
 all: lint test
 
@@ -76,6 +76,12 @@ test-gpu: setup
 
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
+
+# README's commands for a GPU host and the units, under a systemd that is booted for it. Needs root,
+# systemd-nspawn and debootstrap, a Debian mirror at the first run, and a Python of the environment
+# that is also Debian's (3.11 with bookworm, 3.13 with PALORAD_TEST_SUITE=trixie).
+test-systemd: setup
+	$(BIN)/python -m pytest -m systemd --timeout 900
 
 # Five ways to learn compared once, or all of them for hours (two of the three bases are trained
 # first, wide for hours without a GPU); BENCH_ARGS names any part of it.

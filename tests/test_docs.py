@@ -87,7 +87,9 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_readme_commands_exist() -> None:
-    for command in re.findall(r"^(?:\$ |\.venv/bin/)?palorad ([a-z]+)", SHELL, re.MULTILINE):
+    for command in re.findall(
+        r"^(?:\$ |runuser -u palorad -- \.venv/bin/)?palorad ([a-z]+)", SHELL, re.MULTILINE
+    ):
         assert any(known.split()[0] == command for known in COMMANDS), command
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,18 +24,16 @@ from daemon.config.layout import Layout
 from daemon.intake.admit import FEED
 from daemon.intake.feed_entries import lines_of_feed
 from daemon.intake.inbox import sync_folder
-from daemon.intake.public_http import GuardedTransport, bounded_body
+from daemon.intake.public_http import CONNECT_S, EXPECTED, GuardedTransport, bounded_body, told
 from daemon.ledger.ledger import Ledger
-from policies.errors import FeedFailed, PaloradError
-from policies.facts.feed_rules import Pulse, after_failure, after_success
+from policies.errors import FeedFailed
+from policies.facts.feed_rules import Pulse, after_failure, after_success, wait_asked
 from policies.records import Batch, Record
-from policies.text import storable
 
 REDIRECTIONS: Final = 5
-CONNECT_S: Final = 10.0
 AT_ONCE: Final = 4
 _AGENT: Final = "palorad"
-_EXPECTED: Final = (PaloradError, httpx.HTTPError, OSError)
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 
 log = structlog.get_logger(__name__)
 
@@ -129,9 +128,10 @@ class Feeds:
         try:
             async with self._slots, asyncio.timeout(feed.timeout_s):
                 polled = await self._poll(feed, now)
+        except EXPECTED as error:
+            return self._failed(feed, error, now)
         except Exception as error:
-            if not isinstance(error, _EXPECTED):
-                log.exception("feed.unexpected", feed=name)
+            log.exception("feed.unexpected", feed=name)
             return self._failed(feed, error, now)
         finally:
             self._under_way.discard(name)
@@ -142,7 +142,7 @@ class Feeds:
         return polled
 
     def _failed(self, feed: FeedSettings, error: Exception, now: datetime) -> Polled:
-        problem = _told(error, feed)
+        problem = told(error, feed.timeout_s)
         before = self._pulses.get(feed.name) or Pulse(due=now)
         final = isinstance(error, FeedFailed) and error.final
         pulse = after_failure(
@@ -164,7 +164,7 @@ class Feeds:
     async def _poll(self, feed: FeedSettings, now: datetime) -> Polled:
         stored = self._ledger.feed_cursor(feed.name)
         cursor = Cursor.model_validate_json(stored) if stored else Cursor()
-        part = self._layout.archive / f".{os.getpid()}.{feed.name}.part"
+        part = self._layout.archive / f".{os.getpid()}.feed.{feed.name}.part"
         try:
             answer = await self._fetch(feed, cursor, part, now)
             if answer is None:
@@ -225,7 +225,7 @@ class Feeds:
                     if response.is_redirect:
                         url = _next(feed, url, response.headers.get("location", ""))
                         continue
-                    _check(response)
+                    _check(response, now)
                     return await _keep(response, feed, part, full=not conditional)
                 finally:
                     await response.aclose()
@@ -269,23 +269,23 @@ async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, ful
         await asyncio.to_thread(os.fsync, out.fileno())
     return Answer(
         part=part,
-        etag=_mark(response, "etag")[:200],
-        modified=_mark(response, "last-modified")[:100],
+        etag=_mark(response, "etag", 200),
+        modified=_mark(response, "last-modified", 100),
         place=response.headers.get(feed.cursor_header, "")[:1000],
         digest=digest.hexdigest()[:32],
         full=full,
     )
 
 
+def _mark(response: httpx.Response, header: str, limit: int) -> str:
+    """A mark of change that can be sent back as it is; else none."""
+    value = str(response.headers.get(header, ""))
+    return value if value.isascii() and len(value) <= limit else ""
+
+
 def _converted(part: Path, feed: FeedSettings) -> bytes:
     rules = [rule.rule for rule in feed.rules]
     return lines_of_feed(part.read_bytes(), feed.kind, rules, feed.name)
-
-
-def _mark(response: httpx.Response, name: str) -> str:
-    """A header that is sent back at the next poll; none where it could not be."""
-    value = str(response.headers.get(name, ""))
-    return value if value.isascii() else ""
 
 
 def _check_end(last: bytes) -> None:
@@ -307,7 +307,10 @@ def _headers(feed: FeedSettings, url: str, cursor: Cursor) -> dict[str, str]:
     if cursor.modified:
         headers["if-modified-since"] = cursor.modified
     if feed.key_file is not None and _host(url) == _host(feed.url):
-        headers["authorization"] = f"Bearer {feed.key_file.read_text().strip()}"
+        key = feed.key_file.read_bytes().decode("ascii", errors="replace").strip()
+        if not _TOKEN.fullmatch(key):
+            raise FeedFailed(f"key_file {feed.key_file} does not hold one key; correct it")
+        headers["authorization"] = f"Bearer {key}"
     return headers
 
 
@@ -330,21 +333,12 @@ def _host(url: str) -> tuple[str | None, int | None]:
     return split.hostname, split.port or {"http": 80, "https": 443}.get(split.scheme)
 
 
-def _check(response: httpx.Response) -> None:
+def _check(response: httpx.Response, now: datetime) -> None:
     status = response.status_code
     if status == 200:
         return
-    after = response.headers.get("retry-after", "")
-    wait = float(after) if after.isdigit() and len(after) < 9 else 0.0
     raise FeedFailed(
-        f"answers {status} {response.reason_phrase}".strip(), final=status == 410, wait_s=wait
+        f"answers {status} {response.reason_phrase}".strip(),
+        final=status == 410,
+        wait_s=wait_asked(response.headers.get("retry-after", ""), now),
     )
-
-
-def _told(error: Exception, feed: FeedSettings) -> str:
-    if isinstance(error, TimeoutError | httpx.TimeoutException):
-        return f"gave no whole answer within {feed.timeout_s:g} s"
-    text = str(error) or type(error).__name__
-    if not isinstance(error, _EXPECTED):
-        text = f"unexpected {type(error).__name__}: {error}; see the log"
-    return storable(" ".join(text.split()), 300)

@@ -3,21 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import os
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import httpcore
 import httpx
 
-from policies.errors import FeedFailed
+from policies.errors import FeedFailed, LedgerBusy
+from policies.text import storable
 
+CONNECT_S: Final = 10.0
+EXPECTED: Final = (
+    FeedFailed,
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    OSError,
+    LedgerBusy,
+    UnicodeError,
+    TimeoutError,
+)
 _ACCEPTED: Final = ("", "identity", "gzip", "deflate")
 _PIECE: Final = 1 << 16
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_IETF: Final = (
+    ipaddress.ip_network("192.0.0.0/24"),
+    ipaddress.ip_network("192.88.99.0/24"),
+    ipaddress.ip_network("3fff::/20"),
+)
+_HTTPX: Final[tuple[tuple[type[Exception], type[httpx.TransportError]], ...]] = (
+    (httpcore.ConnectTimeout, httpx.ConnectTimeout),
+    (httpcore.ReadTimeout, httpx.ReadTimeout),
+    (httpcore.WriteTimeout, httpx.WriteTimeout),
+    (httpcore.PoolTimeout, httpx.PoolTimeout),
+    (httpcore.TimeoutException, httpx.ReadTimeout),
+    (httpcore.ConnectError, httpx.ConnectError),
+    (httpcore.ReadError, httpx.ReadError),
+    (httpcore.WriteError, httpx.WriteError),
+    (httpcore.NetworkError, httpx.NetworkError),
+    (httpcore.LocalProtocolError, httpx.LocalProtocolError),
+    (httpcore.RemoteProtocolError, httpx.RemoteProtocolError),
+    (httpcore.ProtocolError, httpx.ProtocolError),
+    (httpcore.UnsupportedProtocol, httpx.UnsupportedProtocol),
+    (httpcore.ProxyError, httpx.ProxyError),
+    (TimeoutError, httpx.ReadTimeout),
+    (OSError, httpx.NetworkError),
+)
 
 Option = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
@@ -69,19 +107,70 @@ async def resolve(host: str, port: int) -> list[str]:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise FeedFailed(f"{host} is not known: {error.strerror or error}") from None
+    except UnicodeError as error:
+        raise FeedFailed(f"{host[:80]} is no name of a host: {error}") from None
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is of the public internet, also when it is wrapped in IPv6."""
+    """Whether an address is of the public internet, also when it is wrapped in IPv6.
+
+    Of IPv6 only 2000::/3 is given out to be reached by everybody (IANA, IPv6 Address Space).
+    """
     parsed = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
     if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo and parsed.teredo[1])
-        if parsed in _NAT64:
-            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-        if inner:
-            return is_public(str(inner))
-    return parsed.is_global and not parsed.is_multicast
+        if wrapped := _wrapped(parsed):
+            return all(is_public(str(inner)) for inner in wrapped)
+        if parsed not in _UNICAST:
+            return False
+    return parsed.is_global and not parsed.is_multicast and not any(parsed in net for net in _IETF)
+
+
+def _wrapped(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...]:
+    """The IPv4 addresses that packets to `address` may reach: mapped, NAT64, 6to4, Teredo."""
+    if address in _NAT64:
+        return (ipaddress.IPv4Address(int(address) & 0xFFFFFFFF),)
+    single = address.ipv4_mapped or address.sixtofour
+    return (single,) if single else address.teredo or ()
+
+
+@contextmanager
+def as_httpx() -> Iterator[None]:
+    """Raise what httpcore and the operating system raise as the error of httpx that it is."""
+    try:
+        yield
+    except tuple(kind for kind, _ in _HTTPX) as error:
+        mapped = next(to for kind, to in _HTTPX if isinstance(error, kind))
+        raise mapped(str(error)) from error
+
+
+def told(error: Exception, timeout_s: float) -> str:
+    """One line for why a poll failed that may take `timeout_s` seconds."""
+    if isinstance(error, httpx.ConnectTimeout):
+        text = f"cannot be reached within {min(CONNECT_S, timeout_s):g} s"
+    elif isinstance(error, TimeoutError | httpx.TimeoutException):
+        text = f"gave no whole answer within {timeout_s:g} s"
+    elif isinstance(error, httpx.TransportError):
+        text = _reason(error)
+    elif isinstance(error, EXPECTED):
+        text = str(error)
+    else:
+        text = f"unexpected {type(error).__name__}: {error}; see the log"
+    return storable(" ".join((text or type(error).__name__).split()), 300)
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """What went wrong below HTTP: the words of TLS or of the operating system, where there are."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"TLS failed: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
+        if isinstance(cause, OSError) and cause.errno and cause.errno in errno.errorcode:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__  # the pool raises "from None"
+    return str(error) or "the connection broke"
 
 
 class GuardedTransport(httpx.AsyncBaseTransport):
@@ -94,21 +183,21 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """One request, its body streamed."""
-        answer = await self._pool.handle_async_request(
-            httpcore.Request(
-                method=request.method,
-                url=httpcore.URL(
-                    scheme=request.url.raw_scheme,
-                    host=request.url.raw_host,
-                    port=request.url.port,
-                    target=request.url.raw_path,
-                ),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
-            )
+        """One request, its body streamed; raises `httpx.TransportError`, `FeedFailed`."""
+        asked = httpcore.Request(
+            method=request.method,
+            url=httpcore.URL(
+                scheme=request.url.raw_scheme,
+                host=request.url.raw_host,
+                port=request.url.port,
+                target=request.url.raw_path,
+            ),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
         )
+        with as_httpx():
+            answer = await self._pool.handle_async_request(asked)
         return httpx.Response(
             answer.status,
             headers=answer.headers,
@@ -118,7 +207,8 @@ class GuardedTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close the pool."""
-        await self._pool.aclose()
+        with as_httpx():
+            await self._pool.aclose()
 
 
 class _Stream(httpx.AsyncByteStream):
@@ -126,11 +216,13 @@ class _Stream(httpx.AsyncByteStream):
         self._inner = inner
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for block in self._inner:
-            yield block
+        with as_httpx():
+            async for block in self._inner:
+                yield block
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        with as_httpx():
+            await self._inner.aclose()
 
 
 async def bounded_body(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
@@ -159,9 +251,11 @@ async def _pieces(response: httpx.Response, coding: str) -> AsyncIterator[bytes]
     try:
         async for block in response.aiter_raw():
             waiting = block
-            while waiting and not unpacker.eof:
+            while waiting:
+                if unpacker.eof:  # gzip may come in several members, RFC 1952 section 2.2
+                    unpacker = zlib.decompressobj(wbits=47)
                 yield unpacker.decompress(waiting, _PIECE)
-                waiting = unpacker.unconsumed_tail
+                waiting = unpacker.unconsumed_tail or unpacker.unused_data
         while rest := unpacker.decompress(unpacker.unconsumed_tail, _PIECE):
             yield rest
     except zlib.error as error:

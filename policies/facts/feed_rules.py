@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from policies.records import Record
@@ -140,6 +141,22 @@ class Pulse(Record):
 
 FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 3600.0
+
+
+def wait_asked(retry_after: str, now: datetime) -> float:
+    """Seconds to wait by an HTTP Retry-After, a number or a date (RFC 9110, 10.2.3).
+
+    From 0 to `LONGEST_PAUSE_S`; 0 where the header is neither.
+    """
+    text = retry_after.strip()
+    if text.isascii() and text.isdecimal():
+        return min(float(text), LONGEST_PAUSE_S)
+    try:
+        until = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return 0.0
+    until = until if until.tzinfo is not None else until.replace(tzinfo=UTC)
+    return min(max((until - now).total_seconds(), 0.0), LONGEST_PAUSE_S)
 
 
 def after_success(now: datetime, every_s: float) -> Pulse:

@@ -18,13 +18,13 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daemon import intake as intake_module
 from daemon.cli.submit import validate_files
 from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
 from daemon.intake import admit
 from daemon.intake import feeds as feeds_module
+from daemon.intake import intake as intake_module
 from daemon.intake.feed_entries import lines_of_feed
 from daemon.intake.feeds import Feeds, Polled
 from daemon.intake.intake import Intake

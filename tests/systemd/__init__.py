@@ -1,0 +1,1 @@
+"""The units under a systemd that is booted for it."""
