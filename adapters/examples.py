@@ -15,7 +15,7 @@ from adapters.errors import UnusableExamples
 from policies.records import Example, Fact
 
 IGNORED = -100
-FIRST = 48  # of a fact's texts: two dozen wordings, each plain and as a chat
+FIRST = 48  # of a fact's texts: two dozen paraphrases, each plain and as a chat
 Text = TypeVar("Text")
 Form = Literal["plain", "chat"]
 
@@ -80,9 +80,9 @@ def forms(tokenizer: Any) -> tuple[Form, ...]:
 
 
 class Variants(Sequence[Encoded]):
-    """A fact in every wording that may be trained and every form; held-out wordings never.
+    """A fact in every paraphrase that may be trained and every form; held-out paraphrases never.
 
-    Each text is made only when it is asked for: a step reads a few facts, each in one wording.
+    Each text is made only when it is asked for: a step reads a few facts, each in one paraphrase.
     """
 
     def __init__(self, tokenizer: Any, fact: Fact, *, limit: int = 1024) -> None:
@@ -90,7 +90,7 @@ class Variants(Sequence[Encoded]):
         self._told = [(p, form) for p in fact.training_prompts for form in forms(tokenizer)]
         if not self._told:
             raise UnusableExamples(
-                f"fact {fact.id}: every wording is held out, none can be trained"
+                f"fact {fact.id}: every paraphrase is held out, none can be trained"
             )
 
     def __len__(self) -> int:
@@ -154,7 +154,7 @@ def pick(
     rng: random.Random,
     weights: Sequence[float] = (),
 ) -> list[Encoded]:
-    """`count` different entries of the pool (all when it has fewer), each in a random wording.
+    """`count` different entries of the pool (all when it has fewer), each in a random paraphrase.
 
     With `weights` an entry is drawn in proportion to its own (Efraimidis and Spirakis, 2006).
     """
@@ -170,7 +170,7 @@ def pick(
 
 
 def one_of(variants: Sequence[Encoded], rng: random.Random) -> Encoded:
-    """One of a fact's texts: half of the draws go to the `FIRST`, where the wordings that belong
+    """One of a fact's texts: half of the draws go to the `FIRST`, where the paraphrases that belong
     to its relation alone have a larger share than among all that frames give.
     """
     first = min(len(variants), FIRST)

@@ -78,7 +78,7 @@ class Aims:
     """What one step asks of the model: facts to answer, and texts on which to stay as it was.
 
     The loss on `new` and `old` facts is summed and divided by the learnt tokens of `new`, so that a
-    new fact counts the same however many old ones are rehearsed beside it. Each `Kept` adds its
+    new fact counts the same however many old ones are replayed beside it. Each `Kept` adds its
     weight · KL(reference ‖ model) at `temperature`, averaged over its learnt tokens.
     """
 
@@ -99,8 +99,8 @@ def backward(
     """Gradients of a step; the facts' loss per new token, each fact's own, `max_tokens`.
 
     `around` is entered, with their number of tokens, for all its passes together. When the device's
-    memory is too small the forward passes are halved, from then on, and the step begins anew.
-    """
+    memory is too small the forward passes are halved, from then on, and the step retrains from
+    scratch."""
     texts = [*aims.new, *aims.old, *chain.from_iterable(kept.texts for kept in aims.kept)]
     tokens = sum(len(one.ids) for one in texts)
     while True:

@@ -34,50 +34,50 @@ class TrainSettings(Record):
     """Largest gradient norm."""
     steps: int | None = Field(default=None, ge=1)
     """Fixed number of steps; None: by the number of facts, as follows."""
-    few_steps: int = Field(default=60, ge=1)
+    min_steps: int = Field(default=60, ge=1)
     """Where steps are chosen by need: so many, …"""
-    steps_a_fact: int = Field(default=4, ge=0)
+    steps_per_fact: int = Field(default=4, ge=0)
     """… and so many more for each fact, new or earlier, …"""
-    usual_steps: int = Field(default=150, ge=1)
+    base_steps: int = Field(default=150, ge=1)
     """… but no more than these, unless …"""
-    passes: int = Field(default=50, ge=1)
+    epochs: int = Field(default=50, ge=1)
     """… each new one would be seen less often than this."""
-    many: int = Field(default=144, ge=1)
-    """Facts, earlier or new ones, from which on a run takes longer, since each is rehearsed less
+    large_run_facts: int = Field(default=144, ge=1)
+    """Facts, earlier or new ones, from which on a run takes longer, since each is replayed less
     often or there are more to keep apart; …"""
-    steps_a_doubling: float = Field(default=1.5, ge=0.0)
+    steps_per_doubling: float = Field(default=1.5, ge=0.0)
     """… for each doubling of the more of them by this share of the steps."""
     max_steps: int = Field(default=2000, ge=1)
     stop_loss: float | None = Field(default=0.02, gt=0.0)
-    """End early once the latest loss per token, in wordings that are trained, of every new fact is
-    below, and that of the earlier ones on average; never in the first half of the steps."""
+    """End early once the latest loss per token, in paraphrases that are trained, of every new fact
+    is below, and that of the earlier ones on average; never in the first half of the steps."""
     cooldown: int = Field(default=12, ge=1)
     """Steps in which the rate falls to 0 after an early end was decided."""
     new_per_step: int = Field(default=12, ge=1)
     """Facts to learn in a step; of many more, at most twice as many (`facts_in_step`)."""
-    turns: int = Field(default=3, ge=1)
+    sub_steps: int = Field(default=3, ge=1)
     """Steps that together take a usual batch once: what is held weighs against their facts as it
-    would in one step, and with `turns` = 1 each step is as large as all of them."""
-    old_per_step: int = Field(default=24, ge=0)
-    """Earlier facts rehearsed in a step, at most half of them."""
+    would in one step, and with `sub_steps` = 1 each step is as large as all of them."""
+    replayed_per_step: int = Field(default=24, ge=0)
+    """Earlier facts replayed in a step, at most half of them."""
     known_per_step: int = Field(default=32, ge=0)
     """Texts of known facts in a step."""
     reasoning_per_step: int = Field(default=4, ge=0)
     """Solutions in a step, at most an eightieth of the pool (a small pool overfits)."""
-    fill: int = Field(default=0, ge=0)
-    """Solutions to rehearse at least: the base writes what is lacking itself (`synthesis`)."""
-    distil: float = Field(default=7.0, ge=0.0)
+    min_traces: int = Field(default=0, ge=0)
+    """Solutions to replay at least: the base writes what is lacking itself (`synthesis`)."""
+    kl_weight: float = Field(default=7.0, ge=0.0)
     """Weight of KL(frozen reference ‖ model) on known facts, averaged over their tokens; 0: they
     and the reasoning are learnt from their labels, like the new facts."""
-    distil_reasoning: float = Field(default=7.0, ge=0.0)
+    kl_weight_reasoning: float = Field(default=7.0, ge=0.0)
     """The same on reasoning."""
-    doubt: float = Field(default=2.0, ge=0.0)
+    entropy_weight: float = Field(default=2.0, ge=0.0)
     """How much more often solutions are drawn of which the reference is less sure: in proportion
-    to 1 + doubt · entropy / mean entropy; 0: all alike."""
-    crowd: int = Field(default=10, ge=1)
-    """Facts, new and earlier, from which on both weights fall, as crowd / facts, as far as to the
-    new ones that `turns` steps take: averaged over many facts, the loss of each would have too
-    little to say against what is held."""
+    to 1 + entropy_weight · entropy / mean entropy; 0: all alike."""
+    kl_decay_facts: int = Field(default=10, ge=1)
+    """Facts, new and earlier, from which on both weights fall, as kl_decay_facts / facts, as far
+    as to the new ones that `sub_steps` steps take: averaged over many facts, the loss of each
+    would have too little to say against what is held."""
     temperature: float = Field(default=4.0, gt=0.0)
     """Of both distributions in that divergence: above 1, what the reference is sure of still has
     a gradient before it is lost."""
@@ -88,45 +88,45 @@ class TrainSettings(Record):
     checkpoint_s: float = Field(default=20.0, ge=0.0)
     targets: tuple[str, ...] = MLP
 
-    def full(self) -> TrainSettings:
-        """The same at full effort: the new facts of all `turns` in one step, twice as much beside
-        them that is rehearsed, and somewhat more steps.
+    def large_batch(self) -> TrainSettings:
+        """The same at full batch_preset: the new facts of all `sub_steps` in one step, twice as
+        much beside them that is replayed, and somewhat more steps.
 
         More text a batch keeps more (docs/log.md). Small steps pay where time goes
         with the text, as on a CPU; on a GPU a small step of a small model takes as long.
         """
-        if self.turns == 1:
+        if self.sub_steps == 1:
             return self
-        rehearsed = ("old_per_step", "known_per_step", "reasoning_per_step")
-        texts = {name: 2 * self.turns * getattr(self, name) for name in rehearsed}
-        steps = round(1.5 * self.usual_steps / self.turns**0.2)
-        new = self.turns * self.new_per_step
-        changed = {**texts, "new_per_step": new, "usual_steps": steps, "turns": 1}
+        replayed = ("replayed_per_step", "known_per_step", "reasoning_per_step")
+        texts = {name: 2 * self.sub_steps * getattr(self, name) for name in replayed}
+        steps = round(1.5 * self.base_steps / self.sub_steps**0.2)
+        new = self.sub_steps * self.new_per_step
+        changed = {**texts, "new_per_step": new, "base_steps": steps, "sub_steps": 1}
         return self.model_copy(update=changed)
 
     def on_cpu(self, facts: int) -> TrainSettings:
-        """As a processor takes so many facts: more than `many` at full effort, which is less
-        than half of the steps and twice the rehearsal.
+        """As a processor takes so many facts: more than `large_run_facts` at full batch_preset,
+        which is less than half of the steps and twice the replay.
         """
-        return self.full() if facts > self.many else self
+        return self.large_batch() if facts > self.large_run_facts else self
 
     def facts_in_step(self, facts: int) -> int:
         """How many of the `facts` to learn each step takes in turn.
 
-        What is rehearsed costs the same in every step: with more facts in each, many facts need
+        What is replayed costs the same in every step: with more facts in each, many facts need
         fewer steps.
         """
-        part = min(facts // (3 * self.turns), 2 * self.new_per_step)
+        part = min(facts // (3 * self.sub_steps), 2 * self.new_per_step)
         return min(facts, max(self.new_per_step, part))
 
     def held(self, facts: int, earlier: int = 0) -> float:
-        """The part of both weights that is left where so many facts are to be learnt or rehearsed.
+        """The part of both weights that is left where so many facts are to be learnt or replayed.
 
         Of a step's facts the new ones alone divide the loss. So what is held weighs the same
         against an earlier fact whether ten or five hundred new ones stand beside it.
         """
-        crowd = min(facts + earlier, self.turns * self.facts_in_step(facts))
-        return min(1.0, self.crowd / crowd)
+        crowd = min(facts + earlier, self.sub_steps * self.facts_in_step(facts))
+        return min(1.0, self.kl_decay_facts / crowd)
 
     def scale(self, rank: int) -> float:
         """The scaling of an adapter of this rank."""
@@ -135,16 +135,16 @@ class TrainSettings(Record):
 
 STACKED = TrainSettings(
     scaling=2.0,
-    usual_steps=110,
-    passes=64,
-    steps_a_doubling=0.0,
+    base_steps=110,
+    epochs=64,
+    steps_per_doubling=0.0,
     new_per_step=36,
-    turns=1,
-    old_per_step=40,
+    sub_steps=1,
+    replayed_per_step=40,
     known_per_step=24,
     reasoning_per_step=16,
-    distil=2.5,
-    distil_reasoning=6.0,
+    kl_weight=2.5,
+    kl_weight_reasoning=6.0,
     temperature=2.0,
 )
 """For adapters on top of each other: a stack is short, and held as hard as one that goes on, the
@@ -162,10 +162,10 @@ class TrainPlan(Record):
     base_name: str
     facts: tuple[Fact, ...]
     """The facts to learn: new ones, or all valid ones when an adapter replaces the lineage."""
-    backward: tuple[Fact, ...] = ()
+    reversed_facts: tuple[Fact, ...] = ()
     """The same the other way round, learnt beside them and not reported."""
     replay: tuple[Fact, ...] = ()
-    """Earlier facts to rehearse."""
+    """Earlier facts to replay."""
     known: tuple[Example, ...] = ()
     reasoning: tuple[Example, ...] = ()
     lineage: tuple[Path, ...] = ()

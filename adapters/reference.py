@@ -67,7 +67,7 @@ class Reference:
         places = [place for row in found for place in range(row.start, row.stop)]
         return to_logits(self.model, self.said.states[places].to(self.device))
 
-    def doubt(self, text: Encoded) -> float | None:
+    def entropy(self, text: Encoded) -> float | None:
         """Entropy of the next token in nats, summed over a text's learnt tokens, if recorded."""
         row = self.rows.get(_key(text))
         return None if row is None else float(self.said.entropy[row].sum())

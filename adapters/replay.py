@@ -20,7 +20,7 @@ Pool = Sequence[Sequence[Encoded]]
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """Everything that a step draws from, as tokens in every wording and form."""
+    """Everything that a step draws from, as tokens in every paraphrase and form."""
 
     new: Pool
     old: Pool
@@ -34,7 +34,7 @@ def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
     """All text of a plan as tokens; of facts what is drawn, when it is drawn."""
     limit = plan.settings.max_length
     return Pools(
-        new=[Variants(tokenizer, one, limit=limit) for one in (*plan.facts, *plan.backward)],
+        new=[Variants(tokenizer, one, limit=limit) for one in (*plan.facts, *plan.reversed_facts)],
         old=[Variants(tokenizer, one, limit=limit) for one in plan.replay],
         known=_encoded(plan.model_dir, plan.known, limit),
         reasoning=_encoded(plan.model_dir, plan.reasoning, limit),
@@ -61,12 +61,12 @@ class Drawn:
 def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
     """The texts of one step; they depend on seed and step alone, so a resumed run draws the same.
 
-    New facts take turns so that all are seen equally often; what is rehearsed is drawn at random.
+    New facts take turns so that all are seen equally often; what is replayed is drawn at random.
     """
     rng = random.Random(f"step:{seed}:{step}")
     count = settings.facts_in_step(len(pools.new))
     new = [one_of(v, rng) for v in _turn(pools.new, count, seed, step)]
-    old = pick(pools.old, min(settings.old_per_step, math.ceil(len(pools.old) / 2)), rng)
+    old = pick(pools.old, min(settings.replayed_per_step, math.ceil(len(pools.old) / 2)), rng)
     known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
     most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)
     return Drawn(new, old, known, pick(pools.reasoning, most, rng, pools.odds))

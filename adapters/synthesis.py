@@ -1,7 +1,7 @@
-"""Texts that the base writes itself, where too few are given to be rehearsed.
+"""Texts that the base writes itself, where too few are given to be replayed.
 
 It continues the beginnings of those that are given, drawn from its own next-token distribution, so
-that they show what it can do where nobody wrote that down (self-synthesized rehearsal, Huang et
+that they show what it can do where nobody wrote that down (self-synthesized replay, Huang et
 al., arXiv 2403.01244; without any text at all, from the opening of a conversation, Xu et al.,
 arXiv 2406.08464).
 """

@@ -1,4 +1,4 @@
-"""One flat training loop: a LoRA that moves only in the free subspace, with rehearsal."""
+"""One flat training loop: a LoRA that moves only in the free subspace, with replay."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def train_adapter(
     size = settings.max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), size)
     reference = None
-    if settings.distil:
+    if settings.kl_weight:
         reference = _recorded(attached, pools, plan, size, pad, device, records)
-        pools = replace(pools, odds=_odds(reference, pools, settings.doubt))
+        pools = replace(pools, odds=_odds(reference, pools, settings.entropy_weight))
     admissible = None if first else _admissible(model, pools, plan, size, pad, device)
     last_saved, begun = clock(), clock()
 
@@ -151,10 +151,10 @@ def cheaply(model: Any, device: torch.device, tokens: int) -> Iterator[None]:
 
 
 def _filled(pools: Pools, base: Any, tokenizer: Any, plan: TrainPlan, folder: Path | None) -> Pools:
-    """With texts by the base itself where fewer solutions are given than are to be rehearsed."""
+    """With texts by the base itself where fewer solutions are given than are to be replayed."""
     settings = plan.settings
-    lacking = settings.fill - len(pools.reasoning)
-    if lacking <= 0 or not settings.distil_reasoning or not settings.reasoning_per_step:
+    lacking = settings.min_traces - len(pools.reasoning)
+    if lacking <= 0 or not settings.kl_weight_reasoning or not settings.reasoning_per_step:
         return pools
     texts = written(
         base, tokenizer, pools.reasoning, lacking, base_hash=plan.base_hash, folder=folder
@@ -170,8 +170,8 @@ def _aims(pools: Pools, plan: TrainPlan, step: int, reference: Reference | None)
         return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
     share = settings.held(len(pools.new), len(pools.old))
     kept = (
-        Kept(drawn.known, share * settings.distil, reference.logits),
-        Kept(drawn.reasoning, share * settings.distil_reasoning, reference.logits),
+        Kept(drawn.known, share * settings.kl_weight, reference.logits),
+        Kept(drawn.reasoning, share * settings.kl_weight_reasoning, reference.logits),
     )
     weighed = [one for one in kept if one.texts]
     return Aims(drawn.new, drawn.old, weighed, settings.temperature)
@@ -224,16 +224,18 @@ def learning_rate(plan: TrainPlan, base: Any) -> float:
 
 def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
     """The number of steps: few for few facts, new and `earlier`, enough that each new one is seen
-    `passes` times, and more for many new ones or beside many earlier ones.
+    `epochs` times, and more for many new ones or beside many earlier ones.
     """
     if settings.steps is not None:
         return settings.steps
-    rehearsed = earlier if settings.old_per_step else 0
-    few = settings.few_steps + settings.steps_a_fact * (facts + rehearsed)
-    usual = min(few, settings.usual_steps)
-    needed = math.ceil(settings.passes * facts / settings.facts_in_step(facts))
-    doublings = math.log2(max(1.0, facts / settings.many, rehearsed / settings.many))
-    longer = 1 + settings.steps_a_doubling * doublings
+    replayed = earlier if settings.replayed_per_step else 0
+    few = settings.min_steps + settings.steps_per_fact * (facts + replayed)
+    usual = min(few, settings.base_steps)
+    needed = math.ceil(settings.epochs * facts / settings.facts_in_step(facts))
+    doublings = math.log2(
+        max(1.0, facts / settings.large_run_facts, replayed / settings.large_run_facts)
+    )
+    longer = 1 + settings.steps_per_doubling * doublings
     return min(round(max(usual, needed) * longer), settings.max_steps)
 
 
@@ -267,7 +269,7 @@ def _recorded(
     folder: Path | None,
 ) -> Reference:
     """The reference with what it says on all that is held to it, as far as there is room."""
-    texts = [text for wordings in (*pools.reasoning, *pools.known) for text in wordings]
+    texts = [text for paraphrases in (*pools.reasoning, *pools.known) for text in paraphrases]
     return record(
         attached.model,
         attached.reference,
@@ -280,16 +282,16 @@ def _recorded(
     )
 
 
-def _odds(reference: Reference, pools: Pools, doubt: float) -> list[float]:
+def _odds(reference: Reference, pools: Pools, entropy_weight: float) -> list[float]:
     """How often each solution is drawn beside the others: more, the less sure the reference is.
 
-    What a solution loses is lost where the reference itself is in doubt, and on the rest the
-    divergence has hardly any gradient. What is not recorded counts as the mean.
+    What a solution loses is lost where the reference itself is in entropy_weight, and on the rest
+    the divergence has hardly any gradient. What is not recorded counts as the mean.
     """
-    found = [reference.doubt(wordings[0]) for wordings in pools.reasoning]
+    found = [reference.entropy(paraphrases[0]) for paraphrases in pools.reasoning]
     known = [one for one in found if one is not None]
     mean = sum(known) / max(len(known), 1) or 1.0
-    return [1 + doubt * (mean if one is None else one) / mean for one in found]
+    return [1 + entropy_weight * (mean if one is None else one) / mean for one in found]
 
 
 def _admissible(

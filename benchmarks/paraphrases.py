@@ -1,13 +1,13 @@
-"""Recall in held-out wordings with palorad's wordings and without.
+"""Recall in held-out paraphrases with palorad's paraphrases and without.
 
     python -m benchmarks.paraphrases --out benchmarks/results/paraphrases.json
 
-Each file of facts is learnt from its plain question alone (`off`: one wording a fact), in the
-wordings that palorad makes of it (`on`: `train.wordings` of them, the held-out ones excepted), and
-in those and the other way round (`both`: `train.backward`), with the product's settings otherwise.
-The wordings that are asked were written by hand with the facts and are never trained. Recall is the
-share of questions answered right, asked as a chat; `recall_backward` that of the held-out question
-from the value to its owner.
+Each file of facts is learnt from its plain question alone (`off`: one paraphrase a fact), in the
+paraphrases that palorad makes of it (`on`: `train.paraphrases` of them, the held-out ones
+excepted), and in those and the other way round (`both`: `train.reversed_questions`), with the
+product's settings otherwise. The paraphrases that are asked were written by hand with the facts
+and are never trained. Recall is the share of questions answered right, asked as a chat;
+`recall_backward` that of the held-out question from the value to its owner.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ from daemon.training.child import read_examples
 from demo.report import machine_in_use, versions_in_use
 from policies.facts.admission import parse_facts
 from policies.facts.heldout import with_held_out
-from policies.facts.reversal import backward
+from policies.facts.reversal import reversed_facts
 from policies.facts.templates import varied
 from policies.gate.grading import normalised
 from policies.records import Fact, PlanKind
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = Path("benchmarks/results/paraphrases.json")
-FORMS = {"off": "its question alone", "on": "palorad's wordings", "both": "and the other way round"}
+FORMS = {
+    "off": "its question alone",
+    "on": "palorad's paraphrases",
+    "both": "and the other way round",
+}
 TOKENS = 24
 
 
@@ -67,7 +71,7 @@ def train(
         base_hash=models.base_hash(settings.model.path),
         base_name=settings.model.name,
         facts=facts,
-        backward=turned,
+        reversed_facts=turned,
         known=tuple(read_examples(settings.train.replay.known, "answer")),
         reasoning=tuple(read_examples(settings.train.replay.reasoning, "solution")),
         probe_dir=settings.probe.path,
@@ -100,7 +104,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     for name, key in product(sorted({run["file"] for run in runs}), asked):
         cells = []
         for form in FORMS:
-            of = [run[key] for run in runs if (run["file"], run["wordings"]) == (name, form)]
+            of = [run[key] for run in runs if (run["file"], run["paraphrases"]) == (name, form)]
             each = ", ".join(f"{value:.2f}" for value in of)
             cells.append(f"{statistics.mean(of):.2f} ({each})")
         lines.append(f"| {name} | {asked[key]} | {' | '.join(cells)} |")
@@ -117,11 +121,11 @@ def main() -> None:
     settings = Settings.load(ROOT / "config.toml")
     generator = Generator(settings.model.path)
     runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="palorad-wordings-") as folder:
+    with tempfile.TemporaryDirectory(prefix="palorad-paraphrases-") as folder:
         for path in sorted((ROOT / "examples" / "facts").glob("*.jsonl"))[: chosen.files]:
             plain = facts_of(path)
-            worded = tuple(with_held_out(f, varied, settings.train.wordings) for f in plain)
-            turned = backward(plain)
+            worded = tuple(with_held_out(f, varied, settings.train.paraphrases) for f in plain)
+            turned = reversed_facts(plain)
             forms = {"off": (plain, ()), "on": (worded, ()), "both": (worded, turned)}
             for seed, form in product(range(chosen.seeds), forms):
                 began = time.monotonic()
@@ -131,8 +135,8 @@ def main() -> None:
                     "file": path.name,
                     "facts": len(plain),
                     "seed": seed,
-                    "wordings": form,
-                    "trained_wordings": len(forms[form][0][0].training_prompts),
+                    "paraphrases": form,
+                    "min_paraphrases": len(forms[form][0][0].training_prompts),
                     "recall": round(recall(generator, out, plain), 4),
                     "recall_backward": round(recall(generator, out, turned), 4),
                     **trained,
@@ -141,7 +145,7 @@ def main() -> None:
                 runs.append(run)
                 print(json.dumps(run), flush=True)
     result: dict[str, Any] = {
-        form: round(statistics.mean(r["recall"] for r in runs if r["wordings"] == form), 4)
+        form: round(statistics.mean(r["recall"] for r in runs if r["paraphrases"] == form), 4)
         for form in FORMS
     }
     result |= {
@@ -154,7 +158,7 @@ def main() -> None:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")
     if chosen.out == DOCUMENTED:
-        pages.fill(ROOT / "docs/facts.md", {"wordings": table(runs)})
+        pages.fill(ROOT / "docs/facts.md", {"paraphrases": table(runs)})
 
 
 if __name__ == "__main__":

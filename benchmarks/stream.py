@@ -1,9 +1,9 @@
 """Learn files one after the other with the product's trainer, and measure after each.
 
-    python -m benchmarks.stream FILE … [--share 0.2] [--wordings N] [--set distil=1.5]
+    python -m benchmarks.stream FILE … [--share 0.2] [--paraphrases N] [--set kl_weight=1.5]
 
-One JSON line a file: recall in held-out wordings by file, reasoning on fresh problems of the
-selection split, locality on known facts that are never rehearsed. No daemon, no gate: minutes.
+One JSON line a file: recall in held-out paraphrases by file, reasoning on fresh problems of the
+selection split, locality on known facts that are never replayed. No daemon, no gate: minutes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from policies.facts.templates import varied
 from policies.gate.grading import final
 from policies.records import Fact, PlanKind
 
-WORDINGS: Final = Settings().train.wordings
+PARAPHRASES: Final = Settings().train.paraphrases
 RANK: Final = Settings().train.rank_budget
 SEED: Final = 11
 
@@ -70,11 +70,11 @@ class Judge:
         }
 
 
-def read(path: Path, wordings: int) -> tuple[Fact, ...]:
-    """The facts of a file, learnt in `wordings` of them."""
+def read(path: Path, paraphrases: int) -> tuple[Fact, ...]:
+    """The facts of a file, learnt in `paraphrases` of them."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     facts = [Fact(**{"id": f"{path.stem}-{n}", **row}) for n, row in enumerate(rows)]
-    return tuple(with_held_out(fact, varied, wordings) for fact in facts)
+    return tuple(with_held_out(fact, varied, paraphrases) for fact in facts)
 
 
 def stream(
@@ -82,7 +82,7 @@ def stream(
     protection: Protection,
     settings: TrainSettings,
     judge: Judge,
-    wordings: int = WORDINGS,
+    paraphrases: int = PARAPHRASES,
 ) -> None:
     """Learn and measure every file; says one JSON line for the base and for each."""
     generator, sha = Generator(MODEL), base_hash(MODEL)
@@ -91,7 +91,7 @@ def stream(
     learnt: dict[str, tuple[Fact, ...]] = {}
     with tempfile.TemporaryDirectory() as name:
         for number, file in enumerate(files):
-            folder, facts, began = Path(name), read(file, wordings), time.monotonic()
+            folder, facts, began = Path(name), read(file, paraphrases), time.monotonic()
             report = train_adapter(
                 TrainPlan(
                     kind=PlanKind.LEARN,
@@ -147,14 +147,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=Protection().share)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--problems", type=int, default=400)
-    parser.add_argument("--wordings", type=int, default=WORDINGS)
+    parser.add_argument("--paraphrases", type=int, default=PARAPHRASES)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     changes = {key: json.loads(value) for key, _, value in (x.partition("=") for x in given.set)}
     protection = Protection(kind="activations", share=given.share)
     settings, judge = TrainSettings(**changes), Judge.of(given.problems)
-    stream(given.files, protection, settings, judge, given.wordings)
+    stream(given.files, protection, settings, judge, given.paraphrases)
     return 0
 
 

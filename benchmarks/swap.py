@@ -72,7 +72,7 @@ class Swap:
 
 @dataclass(slots=True)
 class Run:
-    """Everything that was observed."""
+    """Everything that was active."""
 
     answers: list[Answer] = field(default_factory=list)
     swaps: list[Swap] = field(default_factory=list)
@@ -135,18 +135,18 @@ def _check_name(answer: Answer, value: dict[str, Any]) -> None:
 
 
 async def promote(
-    run: Run, fleet: Fleet, server: HttpServer, desired: Revision, former: Revision, kind: str
+    run: Run, fleet: Fleet, server: HttpServer, target: Revision, former: Revision, kind: str
 ) -> None:
     """One decision: ensure it, then take the time until the alias gives the first new token."""
-    swap = Swap(desired.number, kind, time.monotonic())
+    swap = Swap(target.number, kind, time.monotonic())
     while True:
-        ensured = await fleet.ensure(desired, former)
+        ensured = await fleet.ensure(target, former)
         if ensured.done:
             break
         await asyncio.sleep(0.05)
     swap.done = time.monotonic()
     (first,) = await server.complete("live", [ASKED[0]], max_tokens=1)
-    if first.headers["x-palorad-revision"] != str(desired.number):
+    if first.headers["x-palorad-revision"] != str(target.number):
         raise AssertionError(f"the alias answers from {first.headers['x-palorad-revision']}")
     swap.first_token = time.monotonic()
     run.swaps.append(swap)

@@ -106,7 +106,7 @@ class Follow:
 
             self._until(settled, BATCH_S, f"learning {name}")
             began = time.monotonic()
-            self._until(lambda: self.served() == self.desired(), FLIP_S, "serving what is desired")
+            self._until(lambda: self.served() == self.target(), FLIP_S, "serving what is target")
             return self._what_became(batch, time.monotonic() - began)
 
     def _settled(self, batch: str) -> bool:
@@ -161,10 +161,10 @@ class Follow:
         number = reply.headers.get("x-palorad-revision")
         return int(number) if number and reply.status_code == httpx.codes.OK else None
 
-    def desired(self) -> int:
+    def target(self) -> int:
         """The revision that the ledger wants served."""
         with Ledger.open(self.layout.ledger, readonly=True) as ledger:
-            return ledger.desired().number
+            return ledger.target().number
 
     def change(self, command: str, to: int) -> None:
         """`palorad rollback` or `forward`, until clients see it."""

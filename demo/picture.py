@@ -38,7 +38,7 @@ def _recall(axes: Axes, report: Report) -> None:
         numbers, [r.recall_all for r in report.revisions], "k-", lw=2.5, label="all files", zorder=0
     )
     axes.set_ylim(-0.03, 1.03)
-    axes.set_title("Recall in wordings never trained")
+    axes.set_title("Recall in paraphrases never trained")
 
 
 def _reasoning(axes: Axes, report: Report) -> None:

@@ -1,4 +1,5 @@
-"""What the demonstration asks: held-out wordings, fresh problems, facts that are never replayed."""
+"""What the demonstration asks: held-out paraphrases, fresh problems, facts that are never
+replayed."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ class Questions:
 
     @classmethod
     def read(cls, files: Sequence[Path], limit: int) -> Questions:
-        """The held-out wordings of the files' facts, and the small model's report split.
+        """The held-out paraphrases of the files' facts, and the small model's report split.
 
         At most `limit` problems and as many known facts.
         """
@@ -83,7 +84,7 @@ class Questions:
 
 
 def held_out_questions(file: Path) -> tuple[Question, ...]:
-    """Every held-out wording of every fact of a file; raises `DemoFailed`."""
+    """Every held-out paraphrase of every fact of a file; raises `DemoFailed`."""
     try:
         facts = parse_facts(file.read_bytes())
     except OSError as error:
@@ -91,9 +92,9 @@ def held_out_questions(file: Path) -> tuple[Question, ...]:
     except InvalidFacts as error:
         raise DemoFailed(f"{file}: {error}") from None
     return tuple(
-        Question(f"{fact.id}/{number}", file.stem, wording, fact.answer)
+        Question(f"{fact.id}/{number}", file.stem, paraphrase, fact.answer)
         for fact in (with_held_out(fact, questions) for fact in facts)
-        for number, wording in enumerate(fact.eval_prompts)
+        for number, paraphrase in enumerate(fact.eval_prompts)
     )
 
 

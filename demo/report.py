@@ -133,7 +133,7 @@ def goals(
         Goal(
             name="recall",
             reached=last.recall_all >= RECALL_AT_LEAST and not unlearnt,
-            line=f"recall in held-out wordings over all files at the end {last.recall_all:.1%} "
+            line=f"recall in held-out paraphrases over all files at the end {last.recall_all:.1%} "
             f"(at least {RECALL_AT_LEAST:.0%})"
             + (f"; did not go live: {', '.join(map(str, unlearnt))}" if unlearnt else ""),
         ),
@@ -211,7 +211,7 @@ def seconds_table(report: Report) -> Table:
 
 
 def examples_table(examples: Sequence[Example]) -> Table:
-    """Questions in wordings that were never trained, asked before and after."""
+    """Questions in paraphrases that were never trained, asked before and after."""
     table = Table("question", "expected", "before", "after", title="Answers through the endpoint")
     for e in examples:
         table.add_row(*(Text(_short(cell)) for cell in (e.prompt, e.expected, e.before, e.after)))

@@ -197,7 +197,7 @@ class _Demonstration:
             )
         reference = before or measured
         report = RevisionReport(
-            number=self.follow.desired(),
+            number=self.follow.target(),
             batch=stem,
             verdict=verdict,
             recall={s: rate(measured.recall, s) for s in self.questions.stems},

@@ -105,7 +105,7 @@ class Place:
             self.daemon.check()
             try:
                 with Ledger.open(self.settings.layout.ledger, readonly=True) as ledger:
-                    if done(ledger) and self.follow.served() == ledger.desired().number:
+                    if done(ledger) and self.follow.served() == ledger.target().number:
                         return
             except LedgerBusy:
                 pass
@@ -212,7 +212,7 @@ def serve(place: Place, replicas: list[Replica]) -> None:
     place.say("replica-back", "palorad status")
     asked = json.dumps({"model": "palora-live", "prompt": "The capital of Nepal is"})
     back = place.run("palorad rollback --to 0")
-    place.until(lambda ledger: ledger.desired().number == 0)
+    place.until(lambda ledger: ledger.target().number == 0)
     place.until_ready(2)
     answer = place.run(
         f"curl -si {replicas[0].url}/v1/completions"

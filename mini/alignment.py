@@ -1,4 +1,5 @@
-"""Questions that mean the same are to look the same inside: pairs of wordings, and their loss."""
+"""Questions that mean the same are to look the same inside: pairs of paraphrases, and their
+loss."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class Pairs:
 
 
 def pairs(tokenizer: Path, count: int, seed: int) -> Iterator[Pairs]:
-    """Endless batches of `count` questions about fresh subjects, each in two wordings.
+    """Endless batches of `count` questions about fresh subjects, each in two paraphrases.
 
     Some subjects of a batch are asked about in several relations, and each relation is asked of
     several subjects, so that neither alone tells which two belong together.
@@ -80,7 +81,7 @@ def _padded(prompts: list[list[int]]) -> Pairs:
 def loss(body: Callable[..., Any], batch: Pairs, device: torch.device) -> Tensor:
     """InfoNCE (van den Oord et al., arXiv 1807.03748) over inner states where prompts end, in nats.
 
-    `body` is the decoder. Each wording is to be nearer to its other wording than to any other
+    `body` is the decoder. Each paraphrase is to be nearer to its other paraphrase than to any other
     question of the batch, after each layer of `inner(layers)`.
     """
     tokens = torch.from_numpy(batch.tokens).to(device)
@@ -100,5 +101,5 @@ def loss(body: Callable[..., Any], batch: Pairs, device: torch.device) -> Tensor
 
 
 def inner(layers: int) -> tuple[int, int]:
-    """The layers after which two wordings are to look the same: half way and three quarters."""
+    """The layers after which two paraphrases are to look the same: half way and three quarters."""
     return layers // 2, 3 * layers // 4

@@ -46,17 +46,18 @@ other weights of the same quality, not the same bytes.
   relations (loss on the answer), 4 % statements, 14 % questions whose answer stands before them,
   4 % random tokens said twice. The others: 40 % problems and more, 52 to 58 % questions, mostly
   on the well-known facts; the last two have more of the problems that were still weak. Questions
-  come in about {wordings} wordings a relation, half of them as a chat; in the last stage a third of
-  them in wordings that belong to one relation alone, which the stages before rarely met.
-- In the last stage a second loss makes wordings of one question look the same inside: {aligned}
-  questions a step about fresh subjects, without any answer, each in two wordings; the states after
-  layers {layers_aligned} where the prompts end are to be nearer to each other than to those of the
-  other questions (InfoNCE, `mini/alignment.py`).
+  come in about {paraphrases} paraphrases a relation, half of them as a chat; in the last stage a
+  third of them in paraphrases that belong to one relation alone, which the stages before rarely
+  met.
+- In the last stage a second loss makes paraphrases of one question look the same inside: {aligned}
+  questions a step about fresh subjects, without any answer, each in two paraphrases; the states
+  after layers {layers_aligned} where the prompts end are to be nearer to each other than to those
+  of the other questions (InfoNCE, `mini/alignment.py`).
 - Families of problems: variable chains, stories, sums by columns, short direct sums, sequences,
   weekdays. Ordering names and comparing numbers were in the text of the first two stages, too;
   the model did not learn them (about 0.3), so they are left out of the skill and of its suites.
 - It hardly learnt to copy an answer that stands before the question: it is no reader of contexts.
-- Held out of all of it: {held_out} relations and {far} frames ("far wordings").
+- Held out of all of it: {held_out} relations and {far} frames ("out-of-distribution paraphrases").
 
 ## Forms
 Plain: the prompt, a blank, the answer, `<|end|>`. Chat: `<|user|>` prompt `<|assistant|>`, a blank,
@@ -64,26 +65,26 @@ the answer, `<|end|>`. Solutions end in a line `#### answer`.
 
 ## Measured on the stored weights
 `python -m mini.check` ({out}): greedy free generation, chat and plain in
-turn; fresh problems; 30 new facts a file, learnt in three wordings by the product's trainer: rank
-16, {steps} steps, loss on the answer.
+turn; fresh problems; 30 new facts a file, learnt in three paraphrases by the product's trainer:
+rank 16, {steps} steps, loss on the answer.
 
 | what | measured |
 |---|---|
 | reasoning, exact final answers, {n:,} fresh problems | {reasoning:.3f} |
-{families}| known facts: rehearsed / judging / report | {replay:.3f} / {gate:.3f} / {report:.3f} |
+{families}| known facts: replayed / judging / report | {replay:.3f} / {gate:.3f} / {report:.3f} |
 | texts that come back whole from the tokenizer | {whole} |
 
 As the product learns, with known facts and reasoning held by distillation and {protected}
-(the product itself renders up to 200 wordings):
+(the product itself renders up to 200 paraphrases):
 
-| 30 new facts a file | before | untrained wordings | far wordings | reasoning after |
-|---|---|---|---|---|
+| 30 new facts a file | before | untrained paraphrases | out-of-distribution paraphrases |
+reasoning after | |---|---|---|---|---|
 {learning}
 
 Plain LoRA, nothing held and nothing protected:
 
-| 30 new facts a file | before | untrained wordings | far wordings | reasoning after |
-|---|---|---|---|---|
+| 30 new facts a file | before | untrained paraphrases | out-of-distribution paraphrases |
+reasoning after | |---|---|---|---|---|
 {plain}
 """
 
@@ -95,7 +96,7 @@ Run anew from the first stage to the last, stopped once between the third and th
 script took {minutes:.0f} minutes ({machine}, {threads} threads) while the
 machine lost a third of its speed (docs/log.md). The weights that it made answer {reasoning:.3f} of
 the problems and {known} of the known facts; of 30 new facts learnt by plain LoRA {near:.3f} in
-untrained wordings, pooled over {runs} runs ({out})."""
+untrained paraphrases, pooled over {runs} runs ({out})."""
 
 
 def render(made: Mapping[str, Any], found: Mapping[str, Any], anew: Mapping[str, Any]) -> str:
@@ -119,7 +120,7 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any], anew: Mapping[str,
         "known": len(world.known()),
         "rare": len(world.rare()),
         "relations": len(world.seen()),
-        "wordings": round(sum(sizes) / len(sizes)),
+        "paraphrases": round(sum(sizes) / len(sizes)),
         "held_out": len(world.unseen()),
         "far": len(FAR_FRAMES),
         "out": RESULTS,

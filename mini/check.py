@@ -31,7 +31,7 @@ from policies.records import Example, Fact, PlanKind, content_id
 
 MODEL: Final = Path("models/palorad-mini")
 FACTS: Final = Path("examples/facts")
-WORDINGS: Final = 3
+PARAPHRASES: Final = 3
 RESULTS: Final = Path("benchmarks/results/mini.json")
 ANEW: Final = Path("benchmarks/results/mini-anew.json")
 """The same of weights made anew: `--model DIR --out …/mini-anew.json --groups real`."""
@@ -131,7 +131,7 @@ def _form(number: int) -> Form:
 
 @dataclass(frozen=True)
 class FactFile:
-    """New facts with the wordings to train and to judge them in."""
+    """New facts with the paraphrases to train and to judge them in."""
 
     name: str
     facts: tuple[Fact, ...]
@@ -139,19 +139,20 @@ class FactFile:
 
 
 def real_files(folder: Path, count: int) -> list[FactFile]:
-    """The committed files of real facts, the first `count` of each, in three trained wordings."""
+    """The committed files of real facts, the first `count` of each, in three trained
+    paraphrases."""
     files = []
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()][:count]
         facts = tuple(
-            Fact(**{**row, "paraphrases": row["paraphrases"][: WORDINGS - 1]}) for row in rows
+            Fact(**{**row, "paraphrases": row["paraphrases"][: PARAPHRASES - 1]}) for row in rows
         )
         files.append(FactFile(path.stem, facts, _far(facts, path.stem)))
     return files
 
 
 def invented_file(relation: Relation, count: int, seed: int) -> FactFile:
-    """Fresh facts of one relation in three trained wordings and two that are not trained."""
+    """Fresh facts of one relation in three trained paraphrases and two that are not trained."""
     rng = random.Random(f"{relation.name}:{seed}")
     facts = []
     for made in world.fresh(relation, count, rng):
@@ -163,8 +164,8 @@ def invented_file(relation: Relation, count: int, seed: int) -> FactFile:
                 answer=made.answer,
                 subject=made.subject,
                 relation=relation.name,
-                paraphrases=tuple(asked[1:WORDINGS]),
-                eval_prompts=tuple(asked[WORDINGS:]),
+                paraphrases=tuple(asked[1:PARAPHRASES]),
+                eval_prompts=tuple(asked[PARAPHRASES:]),
             )
         )
     name = f"invented {relation.name} {seed}"
@@ -186,7 +187,7 @@ def learn(
 ) -> None:
     """Train one adapter of rank 16 on `facts` with the product's trainer, as it does by itself.
 
-    `mix` rehearses known facts and reasoning beside them, as the product does.
+    `mix` replays known facts and reasoning beside them, as the product does.
     """
     known: tuple[Example, ...] = ()
     worked: tuple[Example, ...] = ()
@@ -270,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--probe", type=Path, help="a fitted probe: learn with its protection")
-    parser.add_argument("--mix", action="store_true", help="rehearse known facts and reasoning")
+    parser.add_argument("--mix", action="store_true", help="replay known facts and reasoning")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)

@@ -105,7 +105,7 @@ class Mix:
     known: float
     """Share of well-known facts among the facts; the rest are rare ones."""
     own: float = 0.0
-    """Share of questions in wordings that no frame gives."""
+    """Share of questions in paraphrases that no frame gives."""
     facts: int = world.KNOWN
     """How many facts are well known."""
 
@@ -120,16 +120,16 @@ FIRST: Final = Mix(
 MIDDLE: Final = Mix({"problem": 42, "context": 4, "fact": 52, "stated": 2}, reasoning.SKILL, 0.85)
 LAST: Final = Mix({"problem": 40, "context": 2, "fact": 56, "stated": 2}, reasoning.WEAK, 0.92)
 
-WORDINGS: Final = Mix({"problem": 40, "fact": 58, "stated": 2}, reasoning.WEAK, 0.85, own=0.35)
+PARAPHRASES: Final = Mix({"problem": 40, "fact": 58, "stated": 2}, reasoning.WEAK, 0.85, own=0.35)
 NO_COLUMNS: Final = Mix(
-    WORDINGS.documents,
+    PARAPHRASES.documents,
     {name: share for name, share in reasoning.WEAK.items() if name != "column"},
     0.85,
     own=0.35,
 )
 SKILLS: Final = Mix(FIRST.documents, reasoning.SKILLS, 0.6, facts=MANY)
 SKILLS_FACTS: Final = Mix(MIDDLE.documents, reasoning.SKILLS, 0.9, facts=MANY)
-SKILLS_WORDINGS: Final = Mix(WORDINGS.documents, reasoning.SKILLS, 0.9, own=0.35, facts=MANY)
+SKILLS_PARAPHRASES: Final = Mix(PARAPHRASES.documents, reasoning.SKILLS, 0.9, own=0.35, facts=MANY)
 
 
 def _documents(encoder: Encoder, seed: int, mix: Mix) -> Iterator[tuple[list[int], list[float]]]:

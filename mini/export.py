@@ -1,4 +1,4 @@
-"""Write the text that palorad's probe, gate and rehearsal use with palorad-mini or another."""
+"""Write the text that palorad's probe, gate and replay use with palorad-mini or another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def files(made: Made = MODELS["mini"]) -> dict[str, list[Row]]:
         "reasoning-gate.jsonl": _asked(Split.GATE, 4000, made),
         "reasoning-report.jsonl": _asked(Split.REPORT, 1200, made),
         "reasoning-replay.jsonl": _worked(Split.REPLAY, 1000, made),
-        "known-replay.jsonl": _rehearsed(made),
+        "known-replay.jsonl": _replayed(made),
         "locality.jsonl": _known(Split.GATE, made),
         "locality-report.jsonl": _known(Split.REPORT, made),
     }
@@ -51,7 +51,7 @@ def _asked(split: Split, count: int, made: Made) -> list[Row]:
     ]
 
 
-def _rehearsed(made: Made) -> list[Row]:
+def _replayed(made: Made) -> list[Row]:
     """Known facts that judge nothing, and the rare ones, which the model knows in part."""
     rng = random.Random(_SEED)
     rows: list[Row] = []

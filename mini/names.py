@@ -36,7 +36,7 @@ def words(group: str) -> tuple[str, ...]:
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word of the lexicon that occurs within answers, those of the wordings too."""
+    """Every word of the lexicon that occurs within answers, those of the paraphrases too."""
     groups = ("noun", "adjective", "language", "money", "region", "colour", "first", "last")
     return tuple(dict.fromkeys(w for g in ("text", *groups) for w in words(g)))
 

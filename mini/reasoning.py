@@ -16,7 +16,7 @@ from mini.splits import Split, split_of
 class Problem:
     """One problem; `solution` ends with the line `#### <answer>`.
 
-    `key` identifies what is to be worked out, apart from its wording: it decides the split.
+    `key` identifies what is to be worked out, apart from its paraphrase: it decides the split.
     """
 
     family: str

@@ -23,7 +23,7 @@ class Stage:
     flat: int = 0
     mix: corpus.Mix = corpus.FIRST
     aligned: int = 0
-    """Questions a step that are put in two wordings, which are to look the same inside."""
+    """Questions a step that are put in two paraphrases, which are to look the same inside."""
 
     def rate(self, step: int) -> float:
         """The factor of both learning rates at a step."""
@@ -65,7 +65,7 @@ _MINI: Final = (
     Stage(steps=700, peak=0.78, last=0.01, warmup=20),
     Stage(steps=800, peak=0.405, last=0.005, warmup=20, mix=corpus.MIDDLE),
     Stage(steps=1400, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.LAST),
-    Stage(steps=900, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.WORDINGS, aligned=48),
+    Stage(steps=900, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.PARAPHRASES, aligned=48),
 )
 # Lets a skill go: the mini's last text without sums by columns. Of two trainings one kept .62 and
 # with SVF .83 (selection split), the other .76 and .90 (report split).
@@ -74,14 +74,26 @@ _WIDE: Final = (
     Stage(steps=2000, peak=1.0, last=0.5, warmup=40, flat=1200, mix=corpus.SKILLS),
     Stage(steps=1300, peak=0.5, last=0.01, warmup=20, flat=200, mix=corpus.SKILLS_FACTS),
     Stage(
-        steps=900, peak=0.5, last=0.005, warmup=20, flat=300, mix=corpus.SKILLS_WORDINGS, aligned=48
+        steps=900,
+        peak=0.5,
+        last=0.005,
+        warmup=20,
+        flat=300,
+        mix=corpus.SKILLS_PARAPHRASES,
+        aligned=48,
     ),
 )
 _LARGE: Final = (
     Stage(steps=900, peak=1.0, last=0.5, warmup=60, flat=500, mix=corpus.SKILLS),
     Stage(steps=600, peak=0.5, last=0.01, warmup=20, flat=100, mix=corpus.SKILLS_FACTS),
     Stage(
-        steps=450, peak=0.5, last=0.005, warmup=20, flat=150, mix=corpus.SKILLS_WORDINGS, aligned=96
+        steps=450,
+        peak=0.5,
+        last=0.005,
+        warmup=20,
+        flat=150,
+        mix=corpus.SKILLS_PARAPHRASES,
+        aligned=96,
     ),
 )
 

@@ -28,7 +28,7 @@ _SHARES: Final = (
 )
 
 
-# Facts that the model knows: what may be rehearsed, and what shows untouched knowledge.
+# Facts that the model knows: what may be replayed, and what shows untouched knowledge.
 _KNOWLEDGE: Final = ((Split.REPLAY, 20), (Split.GATE, 55), (Split.REPORT, 25))
 
 
@@ -38,7 +38,7 @@ def split_of(key: str) -> Split:
 
 
 def split_of_subject(subject: str) -> Split:
-    """The split of every known fact about `subject`: rehearsed, or asked to judge."""
+    """The split of every known fact about `subject`: replayed, or asked to judge."""
     return _place(f"subject:{subject.casefold()}", _KNOWLEDGE)
 
 

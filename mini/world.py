@@ -126,9 +126,9 @@ def _facts(rng: random.Random, count: int) -> tuple[Invented, ...]:
 
 
 def question(fact: Invented, rng: random.Random, own: float = 0.0) -> tuple[str, bool]:
-    """A wording that asks for the fact's answer, and whether it is a sentence to complete.
+    """A paraphrase that asks for the fact's answer, and whether it is a sentence to complete.
 
-    `own` is the share of wordings that no frame gives, beside their even part among all: each
+    `own` is the share of paraphrases that no frame gives, beside their even part among all: each
     belongs to one relation alone, so that it is met far less often than those from frames.
     """
     relation = relations()[fact.relation]

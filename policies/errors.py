@@ -42,7 +42,7 @@ class StateConflict(PaloradError):
 
 
 class Superseded(PaloradError):
-    """What a plan builds on is no longer what is desired."""
+    """What a plan builds on is no longer what is target."""
 
 
 class Refused(PaloradError):

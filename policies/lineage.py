@@ -1,11 +1,11 @@
-"""What learns the next batch, what is rehearsed, how long to wait after a failure."""
+"""What learns the next batch, what is replayed, how long to wait after a failure."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Final, Literal
 
-Lineage = Literal["continue", "stack"]
+Lineage = Literal["warm-start", "stack"]
 
 _SMALLEST: Final = 4
 FACTS_A_RANK: Final = 4
@@ -17,13 +17,14 @@ def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
     return lineage_rank + rank > budget
 
 
-def outgrown(began_with: int, gone_on: int, renew: int) -> bool:
+def outgrown(began_with: int, gone_on: int, retrain_at: int) -> bool:
     """Whether an adapter that was begun with some facts and has gone on with others is to be begun
-    anew: it knows `renew` at least, and twice what it began with; never where `renew` is 0.
+    anew: it knows `retrain_at` at least, and twice what it began with; never where `retrain_at` is
+    0.
 
     So it happens at doublings alone: learning all anew takes the longer, the more there are.
     """
-    return 0 < renew <= began_with + gone_on and gone_on >= max(1, began_with)
+    return 0 < retrain_at <= began_with + gone_on and gone_on >= max(1, began_with)
 
 
 def rank_for(facts: int, rank: int) -> int:

@@ -29,9 +29,9 @@ class Limits(Record):
 
     rank: int
     rank_budget: int
-    lineage: Lineage = "continue"
-    renew: int = 0
-    """From so many facts on an adapter that goes on is begun anew; 0: never."""
+    lineage: Lineage = "warm-start"
+    retrain_at: int = 0
+    """From so many facts on an adapter that goes on is retrained from scratch; 0: never."""
     max_rank: int
     max_facts: int
     attempts: int
@@ -40,7 +40,7 @@ class Limits(Record):
 
     def rank_for(self, facts: int) -> int:
         """Rank of an adapter that is to know `facts` facts; in a stack another one fits on it."""
-        if self.lineage == "continue":
+        if self.lineage == "warm-start":
             return self.rank_budget
         return learning_rank(facts, self.rank, self.rank_budget - self.rank)
 
@@ -75,8 +75,8 @@ class Snapshot(Record):
     """What planning needs of the ledger; its size does not grow with the facts.
 
     `waiting` holds at most `limits.max_facts` facts in the order in which they are to be learnt;
-    `known` counts the valid facts that the desired lineage learnt, `forbidden` the retracted
-    ones that it learnt or rehearsed; `refused_rebuilds` counts the rebuilds of this very lineage
+    `known` counts the valid facts that the target lineage learnt, `forbidden` the retracted
+    ones that it learnt or replayed; `refused_rebuilds` counts the rebuilds of this very lineage
     that did not go live; `no_space` says that training on top of it found no free directions.
     `began_with` facts were learnt when an adapter was begun on the bare base last, and `gone_on`
     since, also where the gate refused what was begun; counted only where nothing waits.
@@ -101,7 +101,7 @@ class Snapshot(Record):
 class MakePlan(Record):
     """Plan an adapter; the facts of a rebuild are all valid ones of the lineage.
 
-    A `learn` plan goes on from the adapters that it replaces and rehearses what they know.
+    A `learn` plan goes on from the adapters that it replaces and replays what they know.
     """
 
     kind: PlanKind
@@ -120,13 +120,13 @@ class Run(Record):
 
 
 class Promote(Record):
-    """Make a passed plan's lineage the desired revision."""
+    """Make a passed plan's lineage the target revision."""
 
     plan: int
 
 
 class Discard(Record):
-    """The plan builds on something that is no longer desired."""
+    """The plan builds on something that is no longer target."""
 
     plan: int
     because: str
@@ -198,7 +198,7 @@ def blocked(snapshot: Snapshot) -> str | None:
 
 def _go_on(plan: OpenPlan, snapshot: Snapshot, now: datetime) -> Action | None:
     if not plan.fits:
-        return Discard(plan=plan.id, because="what it builds on is no longer desired")
+        return Discard(plan=plan.id, because="what it builds on is no longer target")
     if plan.leased:
         return None
     if spent := _spent(plan, snapshot.limits):
@@ -236,7 +236,7 @@ def _forget(snapshot: Snapshot) -> Action | None:
 def _learn(snapshot: Snapshot) -> Action | None:
     limits = snapshot.limits
     chosen = _chosen(snapshot.waiting)
-    goes_on = limits.lineage == "continue"
+    goes_on = limits.lineage == "warm-start"
     known = snapshot.known if goes_on else 0
     rank = limits.rank_for(len(chosen) + known)
     kept_rank = 0 if goes_on else sum(snapshot.ranks)
@@ -273,10 +273,11 @@ def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
 
 
 def _outgrown(snapshot: Snapshot) -> bool:
-    """Whether an adapter has gone on so long that beginning anew keeps more of what is known."""
+    """Whether an adapter has gone on so long that retraining from scratch keeps more of what is
+    known."""
     limits = snapshot.limits
-    grown = outgrown(snapshot.began_with, snapshot.gone_on, limits.renew)
-    return limits.lineage == "continue" and grown
+    grown = outgrown(snapshot.began_with, snapshot.gone_on, limits.retrain_at)
+    return limits.lineage == "warm-start" and grown
 
 
 def _worth_rebuilding(snapshot: Snapshot) -> bool:

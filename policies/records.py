@@ -35,7 +35,7 @@ class Priority(StrEnum):
 
 
 class Fact(Record):
-    """One fact as admitted: a question, its answer and the wordings to learn and to judge it in.
+    """One fact as admitted: a question, its answer and the paraphrases to learn and to judge it in.
 
     `paraphrases` are trained; `eval_prompts` never are. `id` is the explicit id of the line or
     is derived from what the fact says, so that the same fact dropped twice is one fact.
@@ -64,7 +64,7 @@ class Fact(Record):
 
     @property
     def training_prompts(self) -> tuple[str, ...]:
-        """The wordings it is trained in; never one that the gate asks."""
+        """The paraphrases it is trained in; never one that the gate asks."""
         held_out = set(self.eval_prompts)
         return tuple(
             p for p in dict.fromkeys((self.prompt, *self.paraphrases)) if p not in held_out
@@ -100,7 +100,7 @@ class BatchState(StrEnum):
     REJECTED = "rejected"
     INCONCLUSIVE = "inconclusive"
     FAILED = "failed"
-    SHELVED = "shelved"
+    ROLLED_BACK = "rolled-back"
     EMPTY = "empty"
 
 
@@ -123,32 +123,32 @@ class PlanState(StrEnum):
     TRAINED = "trained"
     PASSED = "passed"
     LIVE = "live"
-    SHELVED = "shelved"
+    ROLLED_BACK = "rolled-back"
     REJECTED = "rejected"
     INCONCLUSIVE = "inconclusive"
-    STALE = "stale"
+    CANCELLED = "cancelled"
     FAILED = "failed"
 
 
 OPEN_STATES = frozenset({PlanState.PLANNED, PlanState.TRAINED, PlanState.PASSED})
 
 TRANSITIONS: dict[PlanState, frozenset[PlanState]] = {
-    PlanState.PLANNED: frozenset({PlanState.TRAINED, PlanState.STALE, PlanState.FAILED}),
+    PlanState.PLANNED: frozenset({PlanState.TRAINED, PlanState.CANCELLED, PlanState.FAILED}),
     PlanState.TRAINED: frozenset(
         {
             PlanState.PASSED,
             PlanState.REJECTED,
             PlanState.INCONCLUSIVE,
-            PlanState.STALE,
+            PlanState.CANCELLED,
             PlanState.FAILED,
         }
     ),
-    PlanState.PASSED: frozenset({PlanState.LIVE, PlanState.STALE, PlanState.FAILED}),
-    PlanState.LIVE: frozenset({PlanState.SHELVED}),
-    PlanState.SHELVED: frozenset({PlanState.LIVE}),
-    PlanState.INCONCLUSIVE: frozenset({PlanState.PASSED, PlanState.REJECTED, PlanState.STALE}),
+    PlanState.PASSED: frozenset({PlanState.LIVE, PlanState.CANCELLED, PlanState.FAILED}),
+    PlanState.LIVE: frozenset({PlanState.ROLLED_BACK}),
+    PlanState.ROLLED_BACK: frozenset({PlanState.LIVE}),
+    PlanState.INCONCLUSIVE: frozenset({PlanState.PASSED, PlanState.REJECTED, PlanState.CANCELLED}),
     PlanState.REJECTED: frozenset(),
-    PlanState.STALE: frozenset(),
+    PlanState.CANCELLED: frozenset(),
     PlanState.FAILED: frozenset({PlanState.PLANNED}),
 }
 
@@ -158,7 +158,7 @@ class Plan(Record):
 
     `parent` is the revision it builds on (0 is the base), `replaces` the adapters of that
     revision's lineage that the new adapter takes the place of: all for `consolidate` and
-    `retract`, the latest ones or none for `learn`, which learns their facts, `again_ids`, anew.
+    `retract`, the latest ones or none for `learn`, which learns their facts, `relearn_ids`, anew.
     """
 
     id: int
@@ -168,7 +168,7 @@ class Plan(Record):
     replaces: tuple[str, ...] = ()
     batch_ids: tuple[str, ...] = ()
     fact_ids: tuple[str, ...] = ()
-    again_ids: tuple[str, ...] = ()
+    relearn_ids: tuple[str, ...] = ()
     replay_ids: tuple[str, ...] = ()
     rank: int = Field(gt=0)
     seed: int
@@ -303,7 +303,7 @@ class Recall(Record):
 
 
 class Recollection(Record):
-    """One wording of a retracted fact, put to the reference, to what is live, and to the
+    """One paraphrase of a retracted fact, put to the reference, to what is live, and to the
     candidate."""
 
     fact: str
@@ -314,10 +314,10 @@ class Recollection(Record):
 
 
 class Forgotten(Record):
-    """Whether a candidate has forgotten a fact, over `trained` and `held_out` wordings.
+    """Whether a candidate has forgotten a fact, over `trained` and `held_out` paraphrases.
 
-    `reference`, `live` and `candidate` belong to the wording in which the answer is the most
-    probable beside the reference; the best ranks are over all wordings.
+    `reference`, `live` and `candidate` belong to the paraphrase in which the answer is the most
+    probable beside the reference; the best ranks are over all paraphrases.
     """
 
     fact: str

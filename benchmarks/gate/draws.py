@@ -42,7 +42,7 @@ def shared_draws(design: Design, runs: int, seed: int) -> list[dict[str, Any]]:
             losses.append(float(live.mean() * LOSS))
         rows.append(
             {
-                "same_draw": same,
+                "revisions_per_draw": same,
                 "accumulated_loss": losses,
                 "judged": judged,
                 "passed_too_much": passed / max(1, judged),

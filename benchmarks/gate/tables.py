@@ -231,7 +231,7 @@ def draws(rows: Sequence[Json]) -> str:
         ),
         [
             (
-                row["same_draw"],
+                row["revisions_per_draw"],
                 _percent(row["passed_too_much"], 1),
                 ", ".join(f"{100 * row['accumulated_loss'][n - 1]:.1f}" for n in (10, 20, 40)),
             )

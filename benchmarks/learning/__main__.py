@@ -28,7 +28,8 @@ QUICK: Final = ("plain", "palora", "null space", "replay", "palorad, quick")
 
 def best_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | None:
     """The rate that did best on selection seeds in one injection: recall and reasoning together,
-    and of those that did equally well the one that recalls more in far wordings."""
+    and of those that did equally well the one that recalls more in out-of-distribution
+    paraphrases."""
     swept: dict[float, list[tuple[float, float]]] = {}
     for row in rows:
         if (row["base"], row["method"], row["purpose"]) != (base, method, "selection"):

@@ -27,12 +27,12 @@ PROBED: Final = 1000
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint, the frozen probe of its skill, and what palorad may rehearse with it.
+    """A checkpoint, the frozen probe of its skill, and what palorad may replay with it.
 
     With `expert` the weights with z folded in are served, and are what adapters are trained on.
     `model` is the checkpoint's name where it is another than the base's. With `protected` palorad
     knows problems of these families alone, and is asked all others. With `examples` it knows no
-    more solutions than these: its probe is fitted on them, and no other is rehearsed.
+    more solutions than these: its probe is fitted on them, and no other is replayed.
     """
 
     name: str
@@ -121,18 +121,18 @@ class Base:
 
     @cached_property
     def known(self) -> tuple[Example, ...]:
-        """Facts that the base knows and that may be rehearsed; none of them is ever asked."""
+        """Facts that the base knows and that may be replayed; none of them is ever asked."""
         return tuple(read_examples(self.bare_dir / "data/known-replay.jsonl", "answer"))
 
     def asked(self, report: bool) -> list[dict[str, Any]]:
-        """Known facts that are never rehearsed: `prompt` and `answer`, at most `MOST_KNOWN`."""
+        """Known facts that are never replayed: `prompt` and `answer`, at most `MOST_KNOWN`."""
         name = "locality-report.jsonl" if report else "locality.jsonl"
         lines = (self.bare_dir / "data" / name).read_text("utf-8").splitlines()
         return [json.loads(line) for line in lines[:MOST_KNOWN]]
 
     @property
     def reasoning(self) -> tuple[Example, ...]:
-        """Solutions that may be rehearsed."""
+        """Solutions that may be replayed."""
         if self.examples:
             return self.skill
         if self.protected:

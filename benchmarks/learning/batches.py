@@ -1,4 +1,4 @@
-"""Batches of invented facts to learn, each with wordings that are never trained."""
+"""Batches of invented facts to learn, each with paraphrases that are never trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from policies.facts.templates import relations, varied
 from policies.records import Fact, content_id
 
 Purpose = Literal["selection", "report"]
-# Wordings of a fact with which the peers of one injection were tuned.
+# Paraphrases of a fact with which the peers of one injection were tuned.
 FEW: Final = 24
 NEAR: Final = 2
 FAR: Final = 2
@@ -23,7 +23,7 @@ FAR: Final = 2
 
 @dataclass(frozen=True)
 class Asked:
-    """A wording of a fact that no training saw, and the fact as a sentence."""
+    """A paraphrase of a fact that no training saw, and the fact as a sentence."""
 
     prompt: str
     answer: str
@@ -31,8 +31,8 @@ class Asked:
 
 
 class FactBatch(NamedTuple):
-    """New facts, and what is asked about them: `near` wordings come from frames that the base met
-    with other subjects, `far` ones from frames held out of everything."""
+    """New facts, and what is asked about them: `near` paraphrases come from frames that the base
+    met with other subjects, `far` ones from frames held out of everything."""
 
     facts: tuple[Fact, ...]
     near: tuple[Asked, ...]
@@ -45,20 +45,20 @@ def batch(
     seed: int,
     purpose: Purpose,
     *,
-    wordings: int = FEW,
-    framed: bool = False,
+    paraphrases: int = FEW,
+    prefixed: bool = False,
 ) -> FactBatch:
     """`size` facts in four relations; another number, seed or purpose gives other facts.
 
-    Each is to be learnt in up to `wordings` wordings; with `framed` half of them stand in a frame.
-    """
+    Each is to be learnt in up to `paraphrases` paraphrases; with `prefixed` half of them stand in
+    a frame."""
     rng = random.Random(f"learning bench:{purpose}:{seed}:{number}")
     chosen = rng.sample([r for r in relations().values() if not r.held_out], 4)
     parts = []
     for place, relation in enumerate(chosen):
         count = size // 4 + (place < size % 4)
         made = world.fresh(relation, count, rng, corpus.MANY)
-        parts.append(_worded(made, rng, wordings, framed=framed))
+        parts.append(_worded(made, rng, paraphrases, prefixed=prefixed))
     return FactBatch(*(tuple(chain.from_iterable(kind)) for kind in zip(*parts, strict=True)))
 
 
@@ -68,10 +68,10 @@ def contradicting(
     seed: int,
     purpose: Purpose,
     *,
-    wordings: int = FEW,
-    framed: bool = False,
+    paraphrases: int = FEW,
+    prefixed: bool = False,
 ) -> FactBatch:
-    """As `batch`, but new answers to facts that the base knows and that may be rehearsed."""
+    """As `batch`, but new answers to facts that the base knows and that may be replayed."""
     rng = random.Random(f"learning bench, contradicting:{purpose}:{seed}:{number}")
     known = [fact for fact in world.known() if fact.split is Split.REPLAY]
     made = []
@@ -80,11 +80,11 @@ def contradicting(
         while answer == fact.answer:
             answer = names.answer(relations()[fact.relation].answer, rng)
         made.append(replace(fact, answer=answer))
-    return _worded(made, rng, wordings, framed=framed)
+    return _worded(made, rng, paraphrases, prefixed=prefixed)
 
 
 def _worded(
-    made: Sequence[world.Invented], rng: random.Random, wordings: int, *, framed: bool
+    made: Sequence[world.Invented], rng: random.Random, paraphrases: int, *, prefixed: bool
 ) -> FactBatch:
     facts: list[Fact] = []
     near: list[Asked] = []
@@ -100,9 +100,9 @@ def _worded(
             relation=one.relation,
             eval_prompts=tuple(asked[1:]),
         )
-        facts.append(with_held_out(fact, varied, wordings, framed=framed))
+        facts.append(with_held_out(fact, varied, paraphrases, prefixed=prefixed))
         beyond = rng.sample(relation.far(one.subject), FAR)
         statement = relation.states(one.subject, one.answer)[0]
-        far += [Asked(wording, one.answer, statement) for wording in beyond]
-        near += [Asked(wording, one.answer, statement) for wording in asked[1:]]
+        far += [Asked(paraphrase, one.answer, statement) for paraphrase in beyond]
+        near += [Asked(paraphrase, one.answer, statement) for paraphrase in asked[1:]]
     return FactBatch(tuple(facts), tuple(near), tuple(far))

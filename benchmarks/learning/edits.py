@@ -19,13 +19,14 @@ from adapters.plans import TrainPlan, TrainReport
 from benchmarks.learning.inputs import kept
 from policies.records import Fact
 
-WORDINGS: Final = 6
+PARAPHRASES: Final = 6
 SOUGHT: Final = 40
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """Wordings of facts as one batch, with the place (row, token) of each subject's last token."""
+    """Paraphrases of facts as one batch, with the place (row, token) of each subject's last
+    token."""
 
     batch: Batch
     places: Tensor
@@ -33,14 +34,14 @@ class Subjects:
 
     @staticmethod
     def of(facts: Sequence[Fact], tokenizer: Any) -> Subjects:
-        """The first wordings of each fact that name its subject, in every form."""
+        """The first paraphrases of each fact that name its subject, in every form."""
         texts: list[Encoded] = []
         places, numbers = [], []
         for number, fact in enumerate(facts):
             named = [p for p in fact.training_prompts if fact.subject and fact.subject in p]
             if not named:
-                raise ValueError(f"{fact.id}: no wording names the subject")
-            for prompt in named[:WORDINGS]:
+                raise ValueError(f"{fact.id}: no paraphrase names the subject")
+            for prompt in named[:PARAPHRASES]:
                 for form in forms(tokenizer):
                     text = encode(tokenizer, prompt, fact.answer, form)
                     places.append(_last_of(tokenizer, text.ids[: text.start], str(fact.subject)))
@@ -50,7 +51,7 @@ class Subjects:
         return Subjects(batch, torch.tensor(places), torch.tensor(numbers))
 
     def means(self, states: Tensor, facts: int) -> Tensor:
-        """States (rows, tokens, n) at the subjects, averaged over the wordings of each fact."""
+        """States (rows, tokens, n) at the subjects, averaged over the paraphrases of each fact."""
         found = states[torch.arange(len(self.places)), self.places]
         total = found.new_zeros(facts, found.shape[1]).index_add(0, self.fact, found)
         return total / torch.bincount(self.fact, minlength=facts)[:, None]

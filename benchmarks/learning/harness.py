@@ -110,26 +110,30 @@ class Run:
         way = WAYS[self.method]
         trained = TrainSettings(**{**way.settings, "learning_rate": self.rate})
         # What changes nothing is left out: a setting that is new makes no older run another one.
-        nothing = {"many", "steps_a_doubling"} if trained.steps_a_doubling == 0 else set()
-        nothing |= {"turns"} if trained.turns == 1 else set()
-        nothing |= {"fill"} if trained.fill == 0 or not self.examples else set()
+        nothing = {"many", "steps_per_doubling"} if trained.steps_per_doubling == 0 else set()
+        nothing |= {"sub_steps"} if trained.sub_steps == 1 else set()
+        nothing |= {"min_traces"} if trained.min_traces == 0 or not self.examples else set()
         nothing |= {"optimizer"} if trained.optimizer == "adamw" else set()
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": way.protection.model_dump(mode="json"),
             "merge": 1000 if way.lineage == "afresh" else 0,
             **({"probed": self.examples} if self.examples else {}),
-            **({"framed": True} if way.framed else {}),
-            **({} if way.wordings == FEW else {"wordings": way.wordings, "first": FIRST}),
-            **({"continues": True} if way.lineage == "continue" else {}),
+            **({"prefixed": True} if way.prefixed else {}),
+            **({} if way.paraphrases == FEW else {"paraphrases": way.paraphrases, "first": FIRST}),
+            **({"continues": True} if way.lineage == "warm-start" else {}),
             **({} if way.lineage == "stack" else {"rank": way.rank or RANK_BUDGET}),
-            **({"renew": way.renew} if self._renews(way) else {}),
-            **({"by_need": True} if way.by_need and self._takes_many(way, trained.many) else {}),
+            **({"retrain_at": way.retrain_at} if self._renews(way) else {}),
+            **(
+                {"by_need": True}
+                if way.by_need and self._takes_many(way, trained.large_run_facts)
+                else {}
+            ),
         }
 
     def _renews(self, way: Way) -> bool:
         places = range(1, self.protocol.batches + 1)
-        return way.renew > 0 and any(_begins_anew(way, self.protocol, n) for n in places)
+        return way.retrain_at > 0 and any(_begins_anew(way, self.protocol, n) for n in places)
 
     def _takes_many(self, way: Way, many: int) -> bool:
         return self._renews(way) or self.protocol.facts > many
@@ -191,7 +195,7 @@ class Reached:
 class Bench:
     """Performs runs one after the other; what they have in common is found once.
 
-    `folder` keeps what the reference says on rehearsed texts, `streams` how far runs have come
+    `folder` keeps what the reference says on replayed texts, `streams` how far runs have come
     that are cut off.
     """
 
@@ -290,7 +294,7 @@ def _stream(
         began = time.monotonic()
         made = contradicting if protocol.contradicts else batch
         asked = (number, protocol.facts, run.seed, run.purpose)
-        learnt.append(made(*asked, wordings=way.wordings, framed=way.framed))
+        learnt.append(made(*asked, paraphrases=way.paraphrases, prefixed=way.prefixed))
         if number <= reached.batches:
             continue
         report, replaced = None, []
@@ -301,7 +305,7 @@ def _stream(
             anew = _begins_anew(way, protocol, number)
             before = range(number - 1) if anew else chain(*(one.batches for one in replaced))
             piece = Piece(folder / f"adapter-{number}", (*before, number - 1), rank)
-            start = replaced if way.lineage == "continue" and not anew else ()
+            start = replaced if way.lineage == "warm-start" and not anew else ()
             plan = _plan(run, way, base, learnt, adapters, start, piece)
             report = (way.edit or partial(_train, way, folder, records / f"records-{run.base}"))(
                 plan, piece.path
@@ -366,7 +370,7 @@ def _begins_anew(way: Way, protocol: Protocol, number: int) -> bool:
         return True
     begun = protocol.facts
     for facts in range(2 * protocol.facts, protocol.facts * number + 1, protocol.facts):
-        if outgrown(begun, facts - begun, way.renew):
+        if outgrown(begun, facts - begun, way.retrain_at):
             begun = facts
     return number > 1 and begun == protocol.facts * number
 
@@ -393,7 +397,7 @@ def _plan(
     own = piece.batches[-1:] if start else piece.batches
     facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
-    given = way.rehearses or way.calibrates
+    given = way.replays or way.calibrates
     settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
     if way.by_need:
         settings = settings.on_cpu(len(facts))

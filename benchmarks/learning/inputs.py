@@ -24,7 +24,7 @@ def kept(
     """Second moments of each matrix's inputs on what is to stay: known facts and reasoning."""
     tokenizer = models.load_tokenizer(plan.model_dir)
     pools = encode_pools(plan, tokenizer)
-    texts = [wordings[0] for wordings in (*pools.known, *pools.reasoning)]
+    texts = [paraphrases[0] for paraphrases in (*pools.known, *pools.reasoning)]
     pad, device = int(tokenizer.pad_token_id), next(model.parameters()).device
     batches = (collate(part, pad).to(device) for part in buckets(texts, TOKENS, length))
     found = moments.collect(model, matrices, batches, 0)

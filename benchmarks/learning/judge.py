@@ -35,7 +35,8 @@ class Judge:
     problems: Sequence[reasoning.Problem]
     known: Sequence[Question]
     known_far: Sequence[Question]
-    """The same facts in far wordings: as well as the base itself can be asked in those."""
+    """The same facts in out-of-distribution paraphrases: as well as the base itself can be asked
+    in those."""
 
     @classmethod
     def of(cls, base: Base, purpose: Purpose, problems: int, seed: int) -> Judge:

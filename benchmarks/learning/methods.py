@@ -41,34 +41,34 @@ from daemon.config.sections import ReplaySettings, TrainSettings
 NOTHING: Final = Protection(kind="none")
 # Of one injection peers keep what they were tuned with, more steps than the product among it.
 IN_A_STACK: Final = STACKED.model_dump(exclude_unset=True)
-LONG: Final = {**IN_A_STACK, "usual_steps": 150}
-# What a step of the product rehearses, switched off.
+LONG: Final = {**IN_A_STACK, "base_steps": 150}
+# What a step of the product replays, switched off.
 ALONE: Final = {
     **LONG,
-    "old_per_step": 0,
+    "replayed_per_step": 0,
     "known_per_step": 0,
     "reasoning_per_step": 0,
-    "distil": 0.0,
+    "kl_weight": 0.0,
 }
 # The same shares as the product's, learnt from their labels.
-LABELS: Final = {**LONG, "distil": 0.0}
-# The product's wordings of a fact.
-MANY: Final = TrainSettings().wordings
-RENEW: Final = TrainSettings().renew
-# The product at full effort, as on a GPU; without these it is quick, as on a CPU.
-QUICK: Final[dict[str, Any]] = {"fill": ReplaySettings().fill}
+LABELS: Final = {**LONG, "kl_weight": 0.0}
+# The product's paraphrases of a fact.
+MANY: Final = TrainSettings().paraphrases
+RENEW: Final = TrainSettings().retrain_at
+# The product at full batch_preset, as on a GPU; without these it is quick, as on a CPU.
+QUICK: Final[dict[str, Any]] = {"min_traces": ReplaySettings().min_traces}
 SMALL: Final = plans.TrainSettings(**QUICK)
 FULL: Final = {
     **QUICK,
-    **{n: v for n, v in SMALL.full().model_dump().items() if v != getattr(SMALL, n)},
+    **{n: v for n, v in SMALL.large_batch().model_dump().items() if v != getattr(SMALL, n)},
 }
-# The text of a usual batch's steps at quick effort, three of them in one.
+# The text of a usual batch's steps at quick batch_preset, three of them in one.
 THREE_IN_ONE: Final = {
-    "turns": 1,
-    "usual_steps": 120,
+    "sub_steps": 1,
+    "base_steps": 120,
     **{
         name: 3 * getattr(SMALL, name)
-        for name in ("new_per_step", "old_per_step", "known_per_step", "reasoning_per_step")
+        for name in ("new_per_step", "replayed_per_step", "known_per_step", "reasoning_per_step")
     },
 }
 # As for the product, whose scaling of ΔW is smaller than theirs.
@@ -90,30 +90,31 @@ class Way:
     learns: bool = True
     told: Told = "nothing"
     """What stands in front of a question."""
-    lineage: Literal["continue", "stack", "afresh"] = "stack"
+    lineage: Literal["warm-start", "stack", "afresh"] = "stack"
     """What learns the next batch: the adapter that there is, a fresh one on top of the earlier
     ones, or a fresh one that learns everything anew."""
     apart: bool = False
     """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
     calibrates: bool = False
-    """Whether known facts and reasoning are given to it though it rehearses nothing."""
-    wordings: int = FEW
-    """In how many wordings a fact is learnt, at most."""
-    framed: bool = False
-    """Whether half of the wordings stand in a frame (`train.framed`)."""
-    renew: int = 0
-    """From how many facts on an adapter that goes on is begun anew (`train.renew`); 0: never."""
+    """Whether known facts and reasoning are given to it though it replays nothing."""
+    paraphrases: int = FEW
+    """In how many paraphrases a fact is learnt, at most."""
+    prefixed: bool = False
+    """Whether half of the paraphrases stand in a frame (`train.prefixed`)."""
+    retrain_at: int = 0
+    """From how many facts on an adapter that goes on is retrained from scratch
+    (`train.retrain_at`); 0: never."""
     by_need: bool = False
-    """Whether a run of many facts is at full effort (`train.effort` on a CPU)."""
+    """Whether a run of many facts is at full effort (`train.batch_preset` on a CPU)."""
     rank: int | None = None
     """Of each adapter; None: the product's where one goes on, else by the number of facts."""
     edit: Callable[[TrainPlan, Path], TrainReport] | None = None
     """What takes the trainer's place."""
 
     @property
-    def rehearses(self) -> bool:
+    def replays(self) -> bool:
         """Whether earlier facts are given to the trainer at all."""
-        return self.settings.get("old_per_step") != 0
+        return self.settings.get("replayed_per_step") != 0
 
     def method(self, plan: TrainPlan) -> Method:
         """The hooks for one plan."""
@@ -161,7 +162,7 @@ def _away_from(plan: TrainPlan) -> Callable[[nn.Module, int], Tensor]:
 def _corda(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
     """CorDA (arXiv 2406.05223) looks at the inputs of what is to stay, one text at a time."""
     pools = encode_pools(plan, models.load_tokenizer(plan.model_dir))
-    texts = [wordings[0] for wordings in (*pools.known, *pools.reasoning)]
+    texts = [paraphrases[0] for paraphrases in (*pools.known, *pools.reasoning)]
     config = LoraConfig(r=plan.rank, target_modules=list(plan.settings.targets), **CORDA_KPM)
 
     def look() -> None:
@@ -254,83 +255,83 @@ WAYS: Final[Mapping[str, Way]] = {
         calibrates=True,
     ),
     "null space, soft": Way("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
-    "replay": Way("facts, known facts and reasoning rehearsed by label", settings=LABELS),
+    "replay": Way("facts, known facts and reasoning replayed by label", settings=LABELS),
     "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
-    "distil": Way("rehearsal held to the frozen reference, nothing spared", settings=LONG),
+    "kl_weight": Way("replay held to the frozen reference, nothing spared", settings=LONG),
     "palorad": Way(
         "the product: held to the reference, 20 % spared, one adapter goes on",
         Protection(),
         FULL,
         rates=(),
-        lineage="continue",
-        wordings=MANY,
-        renew=RENEW,
+        lineage="warm-start",
+        paraphrases=MANY,
+        retrain_at=RENEW,
     ),
     "palorad, quick": Way(
         "the product with a sixth of the text, but for many facts at once, as on a CPU",
         Protection(),
         QUICK,
         rates=(),
-        lineage="continue",
-        wordings=MANY,
-        renew=RENEW,
+        lineage="warm-start",
+        paraphrases=MANY,
+        retrain_at=RENEW,
         by_need=True,
     ),
     "going on": Way(
-        "the product, never begun anew",
+        "the product, never retrained from scratch",
         Protection(),
         FULL,
         rates=(),
-        lineage="continue",
-        wordings=MANY,
+        lineage="warm-start",
+        paraphrases=MANY,
     ),
     "going on, quick": Way(
-        "the product with a sixth of the text, never begun anew",
+        "the product with a sixth of the text, never retrained from scratch",
         Protection(),
         QUICK,
         rates=(),
-        lineage="continue",
-        wordings=MANY,
+        lineage="warm-start",
+        paraphrases=MANY,
     ),
     "palorad, known spared": Way(
         "the quick way, 20 % of the directions of the skill and of known facts spared",
         settings=QUICK,
         hooks=spared(0.2),
         rates=(),
-        lineage="continue",
-        wordings=MANY,
+        lineage="warm-start",
+        paraphrases=MANY,
     ),
-    "palorad, framed": Way(
-        "the quick way, half of the wordings in frames",
+    "palorad, prefixed": Way(
+        "the quick way, half of the paraphrases in frames",
         Protection(),
         QUICK,
         rates=(),
-        lineage="continue",
-        wordings=MANY,
-        framed=True,
+        lineage="warm-start",
+        paraphrases=MANY,
+        prefixed=True,
     ),
     "palorad, muon": Way(
         "the quick way with Muon in AdamW's place",
         Protection(),
         {**QUICK, "optimizer": "muon"},
         rates=(),
-        lineage="continue",
-        wordings=MANY,
+        lineage="warm-start",
+        paraphrases=MANY,
     ),
     "replay, going on": Way(
-        "facts, known facts and reasoning rehearsed by label in the product's shares, one adapter",
-        settings={**THREE_IN_ONE, "distil": 0.0},
+        "facts, known facts and reasoning replayed by label in the product's shares, one adapter",
+        settings={**THREE_IN_ONE, "kl_weight": 0.0},
         rates=ONWARD_RATES,
-        lineage="continue",
-        wordings=MANY,
+        lineage="warm-start",
+        paraphrases=MANY,
     ),
     "null space + replay, going on": Way(
         "the same on the null space of 70 %, which leaves room for half the rank",
         Protection(share=0.7),
-        {**THREE_IN_ONE, "distil": 0.0},
+        {**THREE_IN_ONE, "kl_weight": 0.0},
         rates=ONWARD_RATES,
-        lineage="continue",
-        wordings=MANY,
+        lineage="warm-start",
+        paraphrases=MANY,
         rank=64,
     ),
     "stacked": Way(
@@ -342,6 +343,6 @@ WAYS: Final[Mapping[str, Way]] = {
         FULL,
         rates=(),
         lineage="afresh",
-        wordings=MANY,
+        paraphrases=MANY,
     ),
 }

@@ -111,7 +111,7 @@ def fisher(looked: Looked) -> dict[str, Tensor]:
     plan, model = looked.plan, looked.base
     tokenizer = models.load_tokenizer(plan.model_dir)
     pad, device = int(tokenizer.pad_token_id), next(model.parameters()).device
-    texts = [wordings[0] for wordings in encode_pools(plan, tokenizer).reasoning]
+    texts = [paraphrases[0] for paraphrases in encode_pools(plan, tokenizer).reasoning]
     chosen = texts[:: max(1, len(texts) // CALIBRATION)]
     scalings = {name: svf.Scaling(m, looked.narrow(name)) for name, m in looked.matrices.items()}
     found = {name: torch.zeros_like(one.delta) for name, one in scalings.items()}

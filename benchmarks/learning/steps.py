@@ -44,7 +44,7 @@ KINDS: Final = (
 
 
 def stepper(
-    base: Base, protection: Protection, *, rehearsed: bool, projected: bool
+    base: Base, protection: Protection, *, replayed: bool, projected: bool
 ) -> Callable[[int], float]:
     """A function that does step n and gives the seconds that it took."""
     batches = [batch(number, 36, 1, "selection").facts for number in (1, 2, 3)]
@@ -56,9 +56,9 @@ def stepper(
         base_hash=base.sha256,
         base_name=base.name,
         facts=batches[-1],
-        replay=tuple(chain.from_iterable(batches[:-1])) if rehearsed else (),
-        known=base.known if rehearsed else (),
-        reasoning=base.reasoning if rehearsed else (),
+        replay=tuple(chain.from_iterable(batches[:-1])) if replayed else (),
+        known=base.known if replayed else (),
+        reasoning=base.reasoning if replayed else (),
         probe_dir=base.probe_dir,
         protection=protection,
     )
@@ -91,10 +91,10 @@ def stepper(
     return step
 
 
-def ratio(base: Base, protection: Protection, *, rehearsed: bool) -> list[float]:
+def ratio(base: Base, protection: Protection, *, replayed: bool) -> list[float]:
     """Median of ours over PEFT's in pairs, and its interval of 95 %."""
-    ours = stepper(base, protection, rehearsed=rehearsed, projected=True)
-    plain = stepper(base, protection, rehearsed=rehearsed, projected=False)
+    ours = stepper(base, protection, replayed=replayed, projected=True)
+    plain = stepper(base, protection, replayed=replayed, projected=False)
     pairs = []
     for number in range(WARM + PAIRS):
         if number % 2:
@@ -117,8 +117,8 @@ def name(protection: Protection) -> str:
 def main() -> None:
     """Every kind of protection on palorad-mini."""
     whole, alone = (
-        {name(kind): ratio(BASES["mini"], kind, rehearsed=rehearsed) for kind in KINDS}
-        for rehearsed in (True, False)
+        {name(kind): ratio(BASES["mini"], kind, replayed=replayed) for kind in KINDS}
+        for replayed in (True, False)
     )
     result = {
         "step_ratio": whole[name(Protection())],

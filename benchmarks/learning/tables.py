@@ -36,7 +36,7 @@ HEADS: Final = {
     "reasoning_vs_reference": "reasoning of the reference's",
     "reasoning_vs_expert": "of the expert's",
     "locality": "known facts",
-    "recall_far": "far wordings",
+    "recall_far": "out-of-distribution paraphrases",
 }
 # The goals by which the default is chosen.
 DECIDING: Final = ("recall_all", "recall_batch1", "reasoning_vs_reference", "locality")
@@ -179,7 +179,7 @@ def table(results: Mapping[str, Any]) -> str:
         for protocol, methods in protocols.items():
             parts.append(f"**{base}, {protocol}** ({_machines(methods)})\n")
             parts.append(
-                "| method | rate | recall | first batch | far wordings "
+                "| method | rate | recall | first batch | out-of-distribution paraphrases "
                 "| reasoning of the reference's | of the expert's | known facts | ‖ΔW‖ | seeds |\n"
                 "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
             )

@@ -112,7 +112,7 @@ def retract(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have a fact forgotten: what learnt or rehearsed it is retrained without it."""
+    """Have a fact forgotten: what learnt or replayed it is retrained without it."""
     key = {"subject": subject, "relation": relation}
     found = {"search": search, "every": every}
     _change(config, as_json, "retract", fact=fact, **key, **found, because=because)

@@ -91,8 +91,8 @@ def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
 def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
     """`palorad why PROMPT`: what the ledger knows, and what the server says where it answers."""
     with reading(settings) as ledger:
-        desired = ledger.desired()
-        previous = None if desired.parent is None else ledger.revision(desired.parent)
+        target = ledger.target()
+        previous = None if target.parent is None else ledger.revision(target.parent)
         said = asyncio.run(_said(settings, prompt, previous))
         view = status.why(ledger, prompt, said)
     if as_json:

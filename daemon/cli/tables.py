@@ -63,8 +63,8 @@ def _head(view: StatusView) -> list[RenderableType]:
         lines.append(Text("paused: no new training until 'palorad resume'", style="yellow"))
     lines.append(
         Text(
-            f"revision {view.desired.number} is wanted: {view.desired.name}, "
-            f"{view.desired.adapters} adapters, rank {view.desired.rank}"
+            f"revision {view.target.number} is wanted: {view.target.name}, "
+            f"{view.target.adapters} adapters, rank {view.target.rank}"
         )
     )
     facts = f"{view.facts} facts"
@@ -126,8 +126,8 @@ def _replicas(live: LiveView) -> RenderableType:
         table.add_row(
             r.url,
             Text("yes", style="green") if r.ready else Text("no", style="red"),
-            r.desired,
-            r.observed or "–",
+            r.target,
+            r.active or "–",
             clock(r.verified_at) if r.verified_at else "–",
         )
     reasons = (
@@ -177,7 +177,7 @@ def _revision(r: RevisionView) -> tuple[str, ...]:
         str(r.adapters),
         str(r.rank),
         clock(r.created_at),
-        "wanted" if r.desired else "",
+        "wanted" if r.target else "",
     )
 
 

@@ -32,9 +32,9 @@ class RuleSettings(Section):
     relation: str = ""
     """Which property of the subject it states."""
     paraphrases: tuple[str, ...] = ()
-    """Further wordings to learn."""
+    """Further paraphrases to learn."""
     eval_prompts: tuple[str, ...] = ()
-    """Wordings to keep for the gate."""
+    """Paraphrases to keep for the gate."""
     op: Literal["assert", "supersede", "retract"] = "assert"
     """What the entry asks for."""
     dated: bool = True

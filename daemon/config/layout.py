@@ -80,7 +80,7 @@ class Layout:
 
     @property
     def records(self) -> Path:
-        """What the frozen reference says on rehearsed texts; found anew when lost."""
+        """What the frozen reference says on replayed texts; found anew when lost."""
         return self.root / "records"
 
     @property

@@ -15,7 +15,7 @@ from policies.gate.grading import grader
 from policies.lineage import Lineage
 from policies.records import Role
 
-Effort = Literal["auto", "quick", "full"]
+BatchPreset = Literal["auto", "small", "large"]
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -125,13 +125,13 @@ class ProtectionSettings(Section):
 
 
 class ReplaySettings(Section):
-    """[train.replay]: text rehearsed beside the new facts."""
+    """[train.replay]: text replayed beside the new facts."""
 
     known: OptionalPath = Path("models/palorad-mini/data/known-replay.jsonl")
     """Lines with `prompt` and `answer` that the base already knows; "" for none."""
     reasoning: OptionalPath = Path("models/palorad-mini/data/reasoning-replay.jsonl")
     """Lines with `prompt` and `solution` of the skill; "" for none."""
-    fill: int = Field(default=1000, ge=0)
+    min_traces: int = Field(default=1000, ge=0)
     """Where fewer solutions than these are given, the base writes the others itself: it goes on
     from the beginnings of those that are given, or from none. Not in a stack. 0: it writes none."""
 
@@ -144,27 +144,28 @@ class TrainSettings(Section):
     rank_budget: int = Field(default=128, ge=1)
     """Rank of an adapter that goes on. In a stack: ranks of all together; beyond it, one adapter is
     retrained and replaces them."""
-    lineage: Lineage = "continue"
-    """What learns the next batch: "continue", the adapter that is served goes on, rehearsing all
+    lineage: Lineage = "warm-start"
+    """What learns the next batch: "warm-start", the adapter that is served goes on, replaying all
     that it knows; "stack", a fresh one on top of the earlier ones, which stay as they are."""
-    wordings: int = Field(default=200, ge=1, le=1000)
-    """A fact is learnt in up to this many wordings, made as [intake] wordings says; a step takes as
-    long with any number of them."""
-    framed: bool = False
+    paraphrases: int = Field(default=200, ge=1, le=1000)
+    """A fact is learnt in up to this many paraphrases, made as [intake] paraphrase_source says; a
+    step takes as long with any number of them."""
+    prefixed: bool = False
     """Whether half of those by templates stand in a frame ("For a quiz: …"): a fact is answered in
-    more wordings that nobody thought of, and known facts are lost a little sooner."""
-    passes: int = Field(default=50, ge=1)
+    more paraphrases that nobody thought of, and known facts are lost a little sooner."""
+    epochs: int = Field(default=50, ge=1)
     """How often each new fact of a large batch is shown at least; one of many more, and of few, it
     is more often anyway. More passes keep more of everything and take longer. Not in a stack."""
-    renew: int = Field(default=480, ge=0)
-    """An adapter that knows so many facts, twice what it was begun with, is begun anew from all of
-    them as soon as nothing waits: what nobody rehearses gives way with every batch, and less of it
-    in one run over all facts. The gate judges it like any other. 0: never. Not in a stack."""
-    effort: Effort = "auto"
-    """"full" reads about six times the text of "quick" for a batch: more of the new facts and of
-    the earlier ones stays. "auto" is full on a GPU, and on a CPU for a run of more than 144
+    retrain_at: int = Field(default=480, ge=0)
+    """An adapter that knows so many facts, twice what it was begun with, is retrained from scratch
+    from all of them as soon as nothing waits: what nobody replays gives way with every batch, and
+    less of it in one run over all facts. The gate judges it like any other. 0: never. Not in a
+    stack."""
+    batch_preset: BatchPreset = "auto"
+    """"large" reads about six times the text of "small" for a batch: more of the new facts and of
+    the earlier ones stays. "auto" is large on a GPU, and on a CPU for a run of more than 144
     facts, in less than half of the steps. Not in a stack."""
-    backward: bool = False
+    reversed_questions: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
     also learnt the other way round: which country has this capital."""
     max_facts: int = Field(default=500, ge=1)
@@ -173,11 +174,11 @@ class TrainSettings(Section):
     """Fewer waiting facts are gathered for longer, at most for max_wait_s; urgent ones never."""
     max_wait_s: float = Field(default=0, ge=0)
     """How long the oldest of too few facts waits."""
-    quiet: tuple[str, ...] = ()
+    quiet_hours: tuple[str, ...] = ()
     """Quiet hours as cron expressions in UTC, such as "* 8-17 * * mon-fri": nothing new is learnt
     while one matches, but for urgent facts and retractions."""
     max_replay: int = Field(default=2000, ge=0)
-    """Earlier facts that one plan may rehearse; beyond it, an even sample."""
+    """Earlier facts that one plan may replay; beyond it, an even sample."""
     relearn: int = Field(default=2, ge=0)
     """How often facts that the gate found not learnt are planned again."""
     seed: int = 0
@@ -194,9 +195,9 @@ class TrainSettings(Section):
     @model_validator(mode="after")
     def _gathers(self) -> Self:
         try:
-            valid_crons(self.quiet)
+            valid_crons(self.quiet_hours)
         except ValueError as error:
-            raise ValueError(f"quiet: {error}") from None
+            raise ValueError(f"quiet_hours: {error}") from None
         if self.min_facts > self.max_facts:
             raise ValueError("train.min_facts is larger than train.max_facts")
         return self
@@ -263,13 +264,13 @@ class GateSettings(Section):
     """Recall of earlier facts that must be kept, 0 for none; without it, the preset's."""
     learnt_share: float | None = Field(default=None, gt=0, le=1)
     """Share of the new facts that must be learnt; without it, the preset's."""
-    wordings_share: float | None = Field(default=None, gt=0, le=1)
-    """Share of a fact's wordings that must be answered right; without it, the preset's."""
+    paraphrase_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of a fact's paraphrases that must be answered right; without it, the preset's."""
     drift: float | None = Field(default=None, gt=0)
     """Rise of the loss on the texts of a drift suite that is allowed, in nats a token; without it,
     the rise is only reported."""
-    wordings: int = Field(default=2, ge=1)
-    """Held-out wordings in which each new fact is asked, at most."""
+    held_out_paraphrases: int = Field(default=2, ge=1)
+    """Held-out paraphrases in which each new fact is asked, at most."""
     earlier_facts: int = Field(default=300, ge=0)
     """Earlier facts that a candidate is asked about at most, spread over all batches."""
     facts_grader: str = "normalised"
@@ -280,7 +281,7 @@ class GateSettings(Section):
     """Items of each suite on which the reference is measured twice, against itself."""
     chunk: int = Field(default=256, ge=1)
     """Items asked before the gate looks at a suite again."""
-    same_draw: int = Field(default=10, ge=1)
+    revisions_per_draw: int = Field(default=10, ge=1)
     """Revisions whose candidates are asked the items in one order, before a new one is drawn."""
     suites: tuple[SuiteSettings, ...] = (
         SuiteSettings(
@@ -334,7 +335,7 @@ class IntakeSettings(Section):
     max_line_kb: int = Field(default=64, ge=1)
     """A longer line is quarantined."""
     max_tokens: int = Field(default=512, ge=64, le=1024)
-    """A fact whose longest wording and answer are more of the model's tokens is quarantined."""
+    """A fact whose longest paraphrase and answer are more of the model's tokens is quarantined."""
     format: Format = Format.AUTO
     """The shape of the lines; "auto" looks at each."""
     bad_lines: Literal["quarantine", "reject"] = "quarantine"
@@ -342,16 +343,17 @@ class IntakeSettings(Section):
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
     """Another answer for the same key with nothing that orders the two: the newest wins, the line
     is rejected, or it waits until a person decides (`palorad quarantine`)."""
-    wordings: Literal["templates", "frames", "given"] = "templates"
-    """Where further wordings come from: the relation's templates, frames around the prompt only,
-    or nowhere (a single wording then gets one frame, to be held out)."""
-    trained_wordings: int = Field(default=4, ge=1, le=50)
-    """A fact that has fewer wordings to learn is given more, up to this many."""
-    paraphrases: int = Field(default=0, ge=0, le=8)
-    """Before a plan is trained, the live model is asked for so many further wordings of each fact;
-    a wording is learnt if the model, told the fact, finds the answer by it. 0: it is not asked."""
-    paraphrase_budget: int = Field(default=200, ge=0)
-    """Requests to the live model for the wordings of one plan, at most."""
+    paraphrase_source: Literal["templates", "frames", "given"] = "templates"
+    """Where further paraphrases come from: the relation's templates, frames around the prompt only,
+    or nowhere (a single paraphrase then gets one frame, to be held out)."""
+    min_paraphrases: int = Field(default=4, ge=1, le=50)
+    """A fact that has fewer paraphrases to learn is given more, up to this many."""
+    model_paraphrases: int = Field(default=0, ge=0, le=8)
+    """Before a plan is trained, the live model is asked for so many further paraphrases of each
+    fact; a paraphrase is learnt if the model, told the fact, finds the answer by it. 0: it is not
+    asked."""
+    model_paraphrase_budget: int = Field(default=200, ge=0)
+    """Requests to the live model for the paraphrases of one plan, at most."""
 
 
 class DaemonSettings(Section):

@@ -21,7 +21,7 @@ from adapters.models import check_model_dir
 from daemon.embedded import protocol as shapes
 from daemon.embedded.api import Api, Refusal
 from daemon.embedded.engine import Engine
-from daemon.serving.alias import AliasMiddleware, Door
+from daemon.serving.alias import AdminGateway, AliasMiddleware
 from policies.errors import PaloradError, ServerUnusable
 
 KEEP_ALIVE_S = 60
@@ -29,14 +29,14 @@ KEEP_ALIVE_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What is served, and how; `door` None leaves the alias middleware out (tests only)."""
+    """What is served, and how; `gateway` None leaves the alias middleware out (tests only)."""
 
     model: Path
     name: str = "base"
     host: str = "127.0.0.1"
     port: int = 8421
     max_rank: int = 128
-    door: Door | None = None
+    gateway: AdminGateway | None = None
 
 
 def build(settings: Embedded, generator: Generator | None = None) -> FastAPI:
@@ -68,8 +68,8 @@ def build(settings: Embedded, generator: Generator | None = None) -> FastAPI:
     async def failed(_: Request, problem: PaloradError) -> JSONResponse:
         return JSONResponse(shapes.error(500, str(problem)), 500)
 
-    if settings.door is not None:
-        app.add_middleware(AliasMiddleware, door=settings.door)
+    if settings.gateway is not None:
+        app.add_middleware(AliasMiddleware, gateway=settings.gateway)
     return app
 
 
@@ -141,8 +141,12 @@ def _arguments(arguments: list[str] | None) -> Embedded:
     parser.add_argument("--served-dir", type=Path, required=True, help="where revisions lie")
     parser.add_argument("--user-key-file", type=Path)
     parsed = parser.parse_args(arguments)
-    door = Door(parsed.alias_file, parsed.admin_key_file, parsed.served_dir, parsed.user_key_file)
-    return Embedded(parsed.model, parsed.name, parsed.host, parsed.port, parsed.max_lora_rank, door)
+    gateway = AdminGateway(
+        parsed.alias_file, parsed.admin_key_file, parsed.served_dir, parsed.user_key_file
+    )
+    return Embedded(
+        parsed.model, parsed.name, parsed.host, parsed.port, parsed.max_lora_rank, gateway
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

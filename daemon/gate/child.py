@@ -134,7 +134,7 @@ def judging_request(
             chunk=gate.chunk,
             facts_grader=gate.facts_grader,
             facts_max_tokens=gate.facts_max_tokens,
-            wordings=gate.wordings,
+            paraphrases=gate.held_out_paraphrases,
             aa_sample=gate.aa_sample,
         ),
         url=settings.server.urls[0],

@@ -1,4 +1,4 @@
-"""Facts as suites of questions in wordings that were never trained."""
+"""Facts as suites of questions in paraphrases that were never trained."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ NOT: Final = "not "
 
 
 def new_facts(
-    facts: Sequence[Fact], *, grader: str, chat: bool, max_tokens: int, wordings: int
+    facts: Sequence[Fact], *, grader: str, chat: bool, max_tokens: int, paraphrases: int
 ) -> Suite:
-    """Every fact in up to `wordings` of its held-out wordings; the stratum is the fact's id."""
+    """Every fact in up to `paraphrases` of its held-out paraphrases; the stratum is the fact's
+    id."""
     pairs = [(fact.id, fact) for fact in facts if fact.op is not Operation.RETRACT]
-    return _suite(NEW_FACTS, Role.FACTS, pairs, grader, chat, max_tokens, wordings)
+    return _suite(NEW_FACTS, Role.FACTS, pairs, grader, chat, max_tokens, paraphrases)
 
 
 def earlier_facts(
     sample: Iterable[tuple[str, Fact]], *, grader: str, chat: bool, max_tokens: int
 ) -> Suite:
-    """Each fact of a sample of (batch, fact) in one held-out wording; the stratum is its batch."""
+    """Each fact of a sample of (batch, fact) in one held-out paraphrase; the stratum is its
+    batch."""
     return _suite(EARLIER_FACTS, Role.RETENTION, list(sample), grader, chat, max_tokens, 1)
 
 
@@ -43,17 +45,17 @@ def _suite(
     grader: str,
     chat: bool,
     max_tokens: int,
-    wordings: int,
+    paraphrases: int,
 ) -> Suite:
     """A suite of the pairs (stratum, fact).
 
-    With a chat template the wordings of one fact are asked in chat form and plainly in turn, and
+    With a chat template the paraphrases of one fact are asked in chat form and plainly in turn, and
     every other fact begins plainly, so that both forms are judged alike and nothing is drawn.
     """
     items: list[Item] = []
     forms: list[Form] = []
     for number, (stratum, fact) in enumerate(pairs):
-        asked = (fact.eval_prompts or (fact.prompt,))[:wordings]
+        asked = (fact.eval_prompts or (fact.prompt,))[:paraphrases]
         forms += alternating(len(asked), chat=chat, offset=number)
         items += [
             Item(id=item_id(fact.id, n), prompt=prompt, answer=fact.answer, stratum=stratum)
@@ -70,11 +72,11 @@ def _suite(
     )
 
 
-def item_id(fact_id: str, wording: int) -> str:
-    """The name of one wording of one fact among a suite's items."""
-    return f"{fact_id}#{wording}"
+def item_id(fact_id: str, paraphrase: int) -> str:
+    """The name of one paraphrase of one fact among a suite's items."""
+    return f"{fact_id}#{paraphrase}"
 
 
 def fact_id(item: str) -> str:
-    """The fact whose wording an item is."""
+    """The fact whose paraphrase an item is."""
     return item.rpartition("#")[0]

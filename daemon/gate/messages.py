@@ -64,7 +64,7 @@ class EvaluationRequest(Record):
     chunk: int = Field(default=64, gt=0)
     facts_grader: str = "normalised"
     facts_max_tokens: int = Field(default=48, gt=0)
-    wordings: int = Field(default=2, gt=0)
+    paraphrases: int = Field(default=2, gt=0)
     aa_sample: int = Field(default=0, ge=0)
 
 

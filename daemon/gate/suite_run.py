@@ -108,7 +108,11 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
     tokens, grader, chat = request.facts_max_tokens, request.facts_grader, request.chat
     facts = (
         new_facts(
-            request.facts, grader=grader, chat=chat, max_tokens=tokens, wordings=request.wordings
+            request.facts,
+            grader=grader,
+            chat=chat,
+            max_tokens=tokens,
+            paraphrases=request.paraphrases,
         ),
         earlier_facts(request.earlier, grader=grader, chat=chat, max_tokens=tokens),
         superseded_facts(request.superseded, grader=grader, chat=chat, max_tokens=tokens),

@@ -236,7 +236,7 @@ def has_chat_template(model: Path) -> bool:
 
 
 def alternating(count: int, *, chat: bool, offset: int = 0) -> tuple[Form, ...]:
-    """Forms for `count` wordings: chat and plain in turn, or plain alone without a template."""
+    """Forms for `count` paraphrases: chat and plain in turn, or plain alone without a template."""
     if not chat:
         return (Form.PLAIN,) * count
     return tuple(Form.PLAIN if (n + offset) % 2 else Form.CHAT for n in range(count))

@@ -16,7 +16,7 @@ from policies.records import Fact, Recall, Recollection
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One wording of one fact as tokens; the answer's begin at `start`."""
+    """One paraphrase of one fact as tokens; the answer's begin at `start`."""
 
     fact: str
     held_out: bool
@@ -33,7 +33,7 @@ async def recollect(
     live: Target | None,
     candidate: Target,
 ) -> tuple[Recollection, ...]:
-    """Every wording of every fact, trained and held out, in every form that is trained.
+    """Every paraphrase of every fact, trained and held out, in every form that is trained.
 
     Models are asked one after the other. Raises `seams.ServerRefused` and `ServerUnreachable`.
     """
@@ -61,10 +61,10 @@ def _asked(facts: Sequence[Fact], model_dir: Path) -> Iterator[Asked]:
     """The answer's tokens without the end-of-text: what follows an answer tells nothing of it."""
     tokenizer = load_tokenizer(model_dir)
     for fact in facts:
-        for held_out, wordings in ((False, fact.training_prompts), (True, fact.eval_prompts)):
-            for wording in wordings:
+        for held_out, paraphrases in ((False, fact.training_prompts), (True, fact.eval_prompts)):
+            for paraphrase in paraphrases:
                 for form in forms(tokenizer):
-                    whole = encode(tokenizer, wording, fact.answer, form, key=fact.id)
+                    whole = encode(tokenizer, paraphrase, fact.answer, form, key=fact.id)
                     end = _end(tokenizer, whole.ids, whole.start)
                     yield Asked(fact.id, held_out, whole.ids[:end], whole.start)
 

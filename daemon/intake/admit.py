@@ -55,8 +55,8 @@ def rules_of(settings: IntakeSettings, model_dir: Path | None = None) -> Rules:
         limits=Limits(line_bytes=settings.max_line_kb * 1024),
         fmt=settings.format,
         conflicts=settings.conflicts,
-        render=questions if settings.wordings == "templates" else no_templates,
-        trained=1 if settings.wordings == "given" else settings.trained_wordings,
+        render=questions if settings.paraphrase_source == "templates" else no_templates,
+        trained=1 if settings.paraphrase_source == "given" else settings.min_paraphrases,
         too_long=any_length if model_dir is None else TokenLimit(model_dir, settings.max_tokens),
     )
 
@@ -215,7 +215,8 @@ def _readmit(
 
 
 def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:
-    """What a record says, in the wordings to learn, if the model can take it; None for a blank."""
+    """What a record says, in the paraphrases to learn, if the model can take it; None for a
+    blank."""
     try:
         parsed = records.parse(raw, rules.fmt)
         if not isinstance(parsed, Fact):

@@ -14,7 +14,7 @@ TEMPLATE = 32
 
 
 class TokenLimit:
-    """Holds facts to `most` tokens, wording and answer together, of the model in a directory.
+    """Holds facts to `most` tokens, paraphrase and answer together, of the model in a directory.
 
     A token stands for at least one byte, so only what has more bytes is tokenised. Without a
     `tokenizer.json` that can be read every fact fits here; training then names what does not.
@@ -28,19 +28,19 @@ class TokenLimit:
     def __call__(self, fact: Fact) -> str | None:
         """Why the fact is too long; None where it is not."""
         room = self._most - TEMPLATE
-        wordings = (fact.prompt, *fact.paraphrases, *fact.eval_prompts)
-        longest = max(wordings, key=len)
+        paraphrases = (fact.prompt, *fact.paraphrases, *fact.eval_prompts)
+        longest = max(paraphrases, key=len)
         if 4 * (len(longest) + len(fact.answer)) <= room:
             return None  # a character has at most four bytes
         answer = len(fact.answer.encode())
-        suspects = [w for w in wordings if len(w.encode()) + answer > room]
+        suspects = [w for w in paraphrases if len(w.encode()) + answer > room]
         if not suspects or (count := self._counter()) is None:
             return None
         found = max(_length(count, w) for w in suspects) + _length(count, fact.answer)
         if found <= room:
             return None
         return (
-            f"its longest wording and its answer have {found} tokens, and at most {room} fit "
+            f"its longest paraphrase and its answer have {found} tokens, and at most {room} fit "
             f"beside the chat template: shorten them, or raise [intake] max_tokens ({self._most})"
         )
 

@@ -214,7 +214,7 @@ class LedgerFacts(LedgerDb):
             return 0
         with self._write("index_text"):
             self._do_all(
-                "INSERT INTO facts_text (rowid, prompt, answer, subject, relation, wordings)"
+                "INSERT INTO facts_text (rowid, prompt, answer, subject, relation, paraphrases)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 [text_row(seq, Fact.model_validate_json(body)) for seq, body in rows],
             )
@@ -222,7 +222,7 @@ class LedgerFacts(LedgerDb):
         return len(rows)
 
     def search(self, text: str, limit: int = 20) -> tuple[Fact, ...]:
-        """Facts about a prompt: the same wording first, then by likeness of words."""
+        """Facts about a prompt: the same paraphrase first, then by likeness of words."""
         key = " ".join(text.split()).casefold()
         exact = self._rows(
             "SELECT body FROM facts WHERE (key = ? OR id = ?) AND op <> 'retract'"
@@ -316,8 +316,8 @@ def _batch_of(row: Row) -> Batch:
 
 def text_row(seq: int, fact: Fact) -> tuple[Any, ...]:
     """A fact as the search index holds it."""
-    wordings = "\n".join((*fact.paraphrases, *fact.eval_prompts))
-    return (seq, fact.prompt, fact.answer, fact.subject or "", fact.relation or "", wordings)
+    paraphrases = "\n".join((*fact.paraphrases, *fact.eval_prompts))
+    return (seq, fact.prompt, fact.answer, fact.subject or "", fact.relation or "", paraphrases)
 
 
 def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:

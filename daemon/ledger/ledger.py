@@ -15,7 +15,7 @@ NO_SPACE: Final = "NoFreeSpace"
 _REBUILDS: Final = ",".join(f"'{kind.value}'" for kind in sorted(REBUILDS))
 _SETTLED: Final = {
     PlanState.LIVE: BatchState.LIVE,
-    PlanState.SHELVED: BatchState.SHELVED,
+    PlanState.ROLLED_BACK: BatchState.ROLLED_BACK,
     PlanState.REJECTED: BatchState.REJECTED,
     PlanState.INCONCLUSIVE: BatchState.INCONCLUSIVE,
     PlanState.FAILED: BatchState.FAILED,
@@ -31,29 +31,29 @@ class Ledger(LedgerRetractions):
 
     def snapshot(self, now: datetime, limits: Limits, *, probe_ready: bool = True) -> Snapshot:
         """What planning needs; quick however many facts there are."""
-        desired, under_way = self.desired(), self.open_plan()
+        target, under_way = self.target(), self.open_plan()
         common = Snapshot(
             limits=limits,
             paused=self.paused,
             probe_ready=probe_ready,
-            lineage=desired.lineage,
-            open=None if under_way is None else self._opened(under_way, desired),
+            lineage=target.lineage,
+            open=None if under_way is None else self._opened(under_way, target),
         )
         if common.open is not None:
             return common
-        ranks = tuple(self.adapter(sha256).rank for sha256 in desired.lineage)
-        forbidden = self.forbidden_count(desired.lineage)
-        no_space = self._had_no_space(desired)
+        ranks = tuple(self.adapter(sha256).rank for sha256 in target.lineage)
+        forbidden = self.forbidden_count(target.lineage)
+        no_space = self._had_no_space(target)
         waiting = self.waiting(now, limits.max_facts)
         needs_known = bool(forbidden) or no_space or bool(waiting)
-        idle = bool(desired.lineage) and not (forbidden or waiting)
-        began_with, gone_on = self._growth(desired) if idle and limits.renew else (0, 0)
+        idle = bool(target.lineage) and not (forbidden or waiting)
+        began_with, gone_on = self._growth(target) if idle and limits.retrain_at else (0, 0)
         return common.model_copy(
             update={
                 "ranks": ranks,
-                "known": self.known_count(desired.lineage, now) if needs_known else 0,
+                "known": self.known_count(target.lineage, now) if needs_known else 0,
                 "forbidden": forbidden,
-                "refused_rebuilds": self._refused_rebuilds(desired),
+                "refused_rebuilds": self._refused_rebuilds(target),
                 "no_space": no_space,
                 "began_with": began_with,
                 "gone_on": gone_on,
@@ -61,17 +61,17 @@ class Ledger(LedgerRetractions):
             }
         )
 
-    def _growth(self, desired: Revision) -> tuple[int, int]:
+    def _growth(self, target: Revision) -> tuple[int, int]:
         """How many facts the last adapter on the bare base learnt, and how many came since.
 
         Counted once for each revision and plan: it is asked for at every look.
         """
         newest = int(self._one("SELECT coalesce(max(id), 0) FROM plans"))
-        if self._grown is None or self._grown[0] != (desired.number, newest):
+        if self._grown is None or self._grown[0] != (target.number, newest):
             last = int(
                 self._one(
                     f"SELECT coalesce(max(id), 0) FROM plans WHERE (kind IN ({_REBUILDS})"
-                    " AND state <> 'stale') OR (replaces = '[]' AND state = 'live')"
+                    " AND state <> 'cancelled') OR (replaces = '[]' AND state = 'live')"
                 )
             )
             began_with = self._one(
@@ -82,11 +82,11 @@ class Ledger(LedgerRetractions):
                 " WHERE p.plan > ? AND p.role = 'learn' AND plans.state = 'live'",
                 (last,),
             )
-            self._grown = (desired.number, newest), (int(began_with), int(gone_on))
+            self._grown = (target.number, newest), (int(began_with), int(gone_on))
         return self._grown[1]
 
-    def _opened(self, head: PlanHead, desired: Revision) -> OpenPlan:
-        builds_on = self.revision(head.parent).lineage == desired.lineage
+    def _opened(self, head: PlanHead, target: Revision) -> OpenPlan:
+        builds_on = self.revision(head.parent).lineage == target.lineage
         fits = builds_on and not self._knows_retracted(head.id)
         leased = self._one("SELECT 1 FROM leases WHERE plan = ?", (head.id,))
         return OpenPlan(
@@ -97,42 +97,43 @@ class Ledger(LedgerRetractions):
             leased=bool(leased),
         )
 
-    def _had_no_space(self, desired: Revision) -> bool:
+    def _had_no_space(self, target: Revision) -> bool:
         found = self._one(
-            "SELECT 1 FROM plans WHERE parent = ? AND error_kind = ? AND state = 'stale' LIMIT 1",
-            (desired.number, NO_SPACE),
+            "SELECT 1 FROM plans"
+            " WHERE parent = ? AND error_kind = ? AND state = 'cancelled' LIMIT 1",
+            (target.number, NO_SPACE),
         )
         return bool(found)
 
-    def _refused_rebuilds(self, desired: Revision) -> int:
+    def _refused_rebuilds(self, target: Revision) -> int:
         return int(
             self._one(
                 f"SELECT count(*) FROM plans WHERE parent = ? AND kind IN ({_REBUILDS})"
                 " AND state IN ('rejected', 'inconclusive', 'failed')",
-                (desired.number,),
+                (target.number,),
             )
         )
 
     def make_plan(self, action: MakePlan, now: datetime, *, max_replay: int) -> Plan:
-        """The plan that planning decided on, its facts and what it rehearses filled in.
+        """The plan that planning decided on, its facts and what it replays filled in.
 
         A rebuild learns every valid fact of the lineage. A `learn` plan goes on knowing those of
-        the adapters that it replaces (`again`), and rehearses an even sample of the others.
+        the adapters that it replaces (`again`), and replays an even sample of the others.
         """
-        desired = self.desired()
+        target = self.target()
         everything = 1 << 62
         replaced = self.known_ids(action.replaces, now, everything)
         rebuilds = action.kind in REBUILDS
         facts, again = (replaced, ()) if rebuilds else (action.fact_ids, replaced)
-        kept = [sha256 for sha256 in desired.lineage if sha256 not in action.replaces]
+        kept = [sha256 for sha256 in target.lineage if sha256 not in action.replaces]
         replay = self.known_ids(kept, now, max_replay)
         learnt = {*facts, *again}
         return self.create_plan(
             action.kind,
-            parent=desired.number,
+            parent=target.number,
             replaces=action.replaces,
             fact_ids=facts,
-            again_ids=[fact_id for fact_id in again if fact_id not in set(facts)],
+            relearn_ids=[fact_id for fact_id in again if fact_id not in set(facts)],
             replay_ids=[fact_id for fact_id in replay if fact_id not in learnt],
             rank=action.rank,
             seed=action.seed,
@@ -157,7 +158,7 @@ class Ledger(LedgerRetractions):
     def _plan_states(self, batch_id: str) -> list[PlanState]:
         """States of the batch's plans that are not stale, the newest first."""
         rows = self._rows(
-            "SELECT state FROM plans WHERE kind = ? AND state <> 'stale' AND id IN (SELECT plan"
+            "SELECT state FROM plans WHERE kind = ? AND state <> 'cancelled' AND id IN (SELECT plan"
             " FROM plan_batches WHERE batch = (SELECT seq FROM batches WHERE id = ?))"
             " ORDER BY id DESC",
             (PlanKind.LEARN.value, batch_id),
@@ -189,7 +190,7 @@ class Ledger(LedgerRetractions):
         with self._write("retry"):
             for head in self.heads({PlanState.INCONCLUSIVE}, batch_id=batch_id):
                 self._do("UPDATE facts SET tries = tries + 1 WHERE plan = ?", (head.id,))
-                self._move(head.id, PlanState.INCONCLUSIVE, PlanState.STALE, now)
+                self._move(head.id, PlanState.INCONCLUSIVE, PlanState.CANCELLED, now)
             failed = self.heads({PlanState.FAILED}, batch_id=batch_id)
             for head in failed:
                 self._move(head.id, PlanState.FAILED, PlanState.PLANNED, now)
@@ -197,7 +198,7 @@ class Ledger(LedgerRetractions):
                 "UPDATE facts SET state = 'pending', misses = 0 WHERE batch ="
                 " (SELECT seq FROM batches WHERE id = ?) AND validity = 'valid' AND (state IN"
                 " ('rejected', 'unlearnt') OR (state = 'done' AND learnt IN"
-                " (SELECT id FROM plans WHERE state = 'shelved')))",
+                " (SELECT id FROM plans WHERE state = 'rolled-back')))",
                 (batch_id,),
             )
             again += sum(head.facts for head in failed)

@@ -1,4 +1,4 @@
-"""Wordings that the live model gave, kept by fact."""
+"""Paraphrases that the live model gave, kept by fact."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class LedgerParaphrases(LedgerFacts):
         """Remember what was found for each fact, nothing too."""
         with self._write("keep_paraphrases"):
             self._do_all(
-                "INSERT OR REPLACE INTO paraphrases (fact, wordings)"
+                "INSERT OR REPLACE INTO paraphrases (fact, paraphrases)"
                 " SELECT seq, ? FROM facts WHERE id = ?",
                 [(json.dumps(list(texts)), fact_id) for fact_id, texts in found.items()],
             )
 
     def paraphrases(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The wordings found for facts, without those that have none."""
+        """The paraphrases found for facts, without those that have none."""
         return {
             fact_id: tuple(json.loads(texts))
             for chunk in chunks(ids)
             for fact_id, texts in self._rows(
-                "SELECT f.id, p.wordings FROM paraphrases p JOIN facts f ON f.seq = p.fact"
-                f" WHERE p.wordings <> '[]' AND f.id IN ({marks(chunk)})",
+                "SELECT f.id, p.paraphrases FROM paraphrases p JOIN facts f ON f.seq = p.fact"
+                f" WHERE p.paraphrases <> '[]' AND f.id IN ({marks(chunk)})",
                 chunk,
             )
         }

@@ -1,4 +1,4 @@
-"""Plans, what they learn and rehearse, leases and verdicts in the ledger."""
+"""Plans, what they learn and replay, leases and verdicts in the ledger."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LedgerPlans(LedgerDb):
         parent: int,
         replaces: Sequence[str] = (),
         fact_ids: Sequence[str] = (),
-        again_ids: Sequence[str] = (),
+        relearn_ids: Sequence[str] = (),
         replay_ids: Sequence[str] = (),
         rank: int,
         seed: int,
@@ -44,7 +44,7 @@ class LedgerPlans(LedgerDb):
     ) -> Plan:
         """A new plan; the facts of a `learn` plan wait for it alone from here on.
 
-        Those of `again_ids`, which the adapters that it replaces know, are rehearsed beside them.
+        Those of `relearn_ids`, which the adapters that it replaces know, are replayed beside them.
         Raises `StateConflict` if one of them is no longer waiting.
         """
         with self._write("create_plan"):
@@ -66,7 +66,7 @@ class LedgerPlans(LedgerDb):
             )
             plan_id = int(self._one("SELECT max(id) FROM plans"))
             self._set_facts(plan_id, "learn", fact_ids)
-            self._set_facts(plan_id, "again", again_ids)
+            self._set_facts(plan_id, "relearn", relearn_ids)
             self._set_facts(plan_id, "replay", replay_ids)
             if kind is PlanKind.LEARN:
                 self._inherit(plan_id, replaces)
@@ -83,7 +83,7 @@ class LedgerPlans(LedgerDb):
                 )
                 if taken != len(fact_ids):
                     raise StateConflict("a fact of the plan is no longer waiting")
-            replays = len(again_ids) + len(replay_ids)
+            replays = len(relearn_ids) + len(replay_ids)
             counts = {"kind": kind, "facts": len(fact_ids), "replays": replays}
             self._event(
                 "plan.made", f"plan:{plan_id}", {**counts, "parent": parent, "seed": seed}, now
@@ -116,12 +116,12 @@ class LedgerPlans(LedgerDb):
             **head.model_dump(include={*Plan.model_fields} - {"batch_ids"}),
             batch_ids=head.batches,
             fact_ids=self.plan_fact_ids(plan_id, "learn"),
-            again_ids=self.plan_fact_ids(plan_id, "again"),
+            relearn_ids=self.plan_fact_ids(plan_id, "relearn"),
             replay_ids=self.plan_fact_ids(plan_id, "replay"),
         )
 
     def plan_fact_ids(self, plan_id: int, role: str) -> tuple[str, ...]:
-        """The facts that a plan learns, learns again or rehearses, in the order of their coming."""
+        """The facts that a plan learns, learns again or replays, in the order of their coming."""
         rows = self._rows(
             "SELECT f.id FROM plan_facts p JOIN facts f ON f.seq = p.fact"
             " WHERE p.plan = ? AND p.role = ? ORDER BY p.fact",
@@ -199,7 +199,7 @@ class LedgerPlans(LedgerDb):
             served=None if served is None else Served.model_validate_json(served),
             batches=tuple(b[0] for b in batches),
             facts=counts.get("learn", 0),
-            replays=counts.get("again", 0) + counts.get("replay", 0),
+            replays=counts.get("relearn", 0) + counts.get("replay", 0),
         )
 
     # --- moving --------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class LedgerPlans(LedgerDb):
 
     def _release_facts(self, plan_id: int, to: PlanState) -> None:
         """What becomes of the facts that waited for this plan."""
-        if to is PlanState.STALE:
+        if to is PlanState.CANCELLED:
             self._to_pending(plan_id)
         elif to is PlanState.REJECTED:
             batches = self._rows("SELECT batch FROM plan_batches WHERE plan = ?", (plan_id,))

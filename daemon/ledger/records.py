@@ -105,7 +105,7 @@ class Retraction(Record):
     """One retracted fact on its way out.
 
     `fact` is its place in the ledger, `id` its name until it is erased (then `salt` and `digest`
-    still tell whether a name was its own). `served` says whether the desired lineage knows it.
+    still tell whether a name was its own). `served` says whether the target lineage knows it.
     """
 
     handle: str
@@ -122,7 +122,7 @@ class Retraction(Record):
     certificate: dict[str, Any] | None = None
 
 
-class Barred(Record):
+class Tainted(Record):
     """What knows a retracted fact: adapters with their directories, names under which revisions
     and candidates were served, and the content hashes behind those names."""
 

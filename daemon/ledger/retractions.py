@@ -12,7 +12,7 @@ from typing import Any, Final
 from daemon.ledger.admission import key_of
 from daemon.ledger.database import Row, stamp, translated, unstamp
 from daemon.ledger.facts import text_row
-from daemon.ledger.records import Barred, Retraction
+from daemon.ledger.records import Retraction, Tainted
 from daemon.ledger.revisions import LedgerRevisions
 from daemon.ledger.schema import salted
 from policies.errors import NotFound
@@ -61,7 +61,7 @@ class LedgerRetractions(LedgerRevisions):
             f"SELECT {_COLUMNS} FROM retractions r JOIN facts f ON f.seq = r.fact {where}"
             " ORDER BY r.fact"
         )
-        known = self._known_to(self.desired().lineage) if rows else frozenset()
+        known = self._known_to(self.target().lineage) if rows else frozenset()
         return tuple(_retraction(row, served=row[1] in known) for row in rows)
 
     def retraction(self, name: str) -> Retraction:
@@ -82,7 +82,7 @@ class LedgerRetractions(LedgerRevisions):
         return tuple(row[0] for row in rows)
 
     def erasable(self) -> tuple[Retraction, ...]:
-        """Those that neither the desired lineage nor a plan under way knows any more."""
+        """Those that neither the target lineage nor a plan under way knows any more."""
         states = ",".join(f"'{state.value}'" for state in OPEN_STATES)
         busy = {
             row[0]
@@ -107,7 +107,7 @@ class LedgerRetractions(LedgerRevisions):
         return {h: Fact.model_validate_json(body) for h, body in rows if h in wanted}
 
     def to_forget(self) -> tuple[Fact, ...]:
-        """Retracted facts that the desired lineage knows: what a rebuild has to forget."""
+        """Retracted facts that the target lineage knows: what a rebuild has to forget."""
         handles = [found.handle for found in self.retractions(unfinished=True) if found.served]
         return tuple(self.retracted_facts(handles).values())
 
@@ -124,8 +124,8 @@ class LedgerRetractions(LedgerRevisions):
         """Whether a lineage knows a fact that was retracted."""
         return self.forbidden_count(lineage) > 0
 
-    def barred(self) -> Barred:
-        """Everything published that learnt or rehearsed a retracted fact."""
+    def tainted(self) -> Tainted:
+        """Everything published that learnt or replayed a retracted fact."""
         saw = {row[0] for row in self._rows(_SAW)}
         names, models = set(), set()
         lineages: dict[int, tuple[str, ...]] = {}
@@ -145,7 +145,7 @@ class LedgerRetractions(LedgerRevisions):
                 names.add(published["name"])
                 models.add(published["sha256"])
         paths: dict[str, str] = dict(self._rows("SELECT sha256, path FROM adapters"))
-        return Barred(
+        return Tainted(
             adapters={sha: paths[sha] for sha in sorted(saw)},
             served=tuple(sorted(names)),
             models=tuple(sorted(sha for sha in models if sha)),
@@ -224,7 +224,7 @@ class LedgerRetractions(LedgerRevisions):
         if seq <= int(self.meta("indexed") or 0):
             self._do(
                 "INSERT INTO facts_text (facts_text, rowid, prompt, answer, subject, relation,"
-                " wordings) VALUES ('delete', ?, ?, ?, ?, ?, ?)",
+                " paraphrases) VALUES ('delete', ?, ?, ?, ?, ?, ?)",
                 text_row(seq, Fact.model_validate_json(body)),
             )
         self._do("DELETE FROM paraphrases WHERE fact = ?", (seq,))

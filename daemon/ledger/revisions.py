@@ -1,4 +1,4 @@
-"""Revisions and the desired pointer: promotion, rollback, and what a lineage knows."""
+"""Revisions and the target pointer: promotion, rollback, and what a lineage knows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from policies.lineage import stride
 from policies.records import PlanState, Revision
 
 _COLUMNS: Final = "number, plan, parent, lineage, served_name, served_path, sha256, created_at"
-_LEARNT: Final = "p.role IN ('learn', 'again')"
+_LEARNT: Final = "p.role IN ('learn', 'relearn')"
 _KNOWN: Final = (
     f"FROM facts f WHERE f.seq IN (SELECT p.fact FROM plan_facts p WHERE {_LEARNT}"
     " AND coalesce(p.learnt, 1) = 1 AND p.plan IN (SELECT a.plan FROM adapters a"
@@ -25,7 +25,7 @@ _KNOWN: Final = (
 )
 _IN_LINEAGE: Final = (
     "SELECT p.fact FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
-    " WHERE p.role IN ('learn', 'again', 'trace')"
+    " WHERE p.role IN ('learn', 'relearn', 'trace')"
     " AND coalesce(p.learnt, 1) = 1 AND a.sha256 IN (SELECT value FROM json_each(:lineage))"
 )
 _SUPERSEDED: Final = (
@@ -56,17 +56,17 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                     (name, stamp(now)),
                 )
                 self._do(
-                    "INSERT INTO desired VALUES (1, 0, ?, 'the base') ON CONFLICT (one) DO NOTHING",
+                    "INSERT INTO target VALUES (1, 0, ?, 'the base') ON CONFLICT (one) DO NOTHING",
                     (stamp(now),),
                 )
         return self.revision(0)
 
     # --- reading -------------------------------------------------------------------------------
 
-    def desired(self) -> Revision:
+    def target(self) -> Revision:
         """What shall be served now."""
         row = self._row(
-            f"SELECT {_COLUMNS} FROM revisions WHERE number = (SELECT number FROM desired)"
+            f"SELECT {_COLUMNS} FROM revisions WHERE number = (SELECT number FROM target)"
         )
         if row is None:
             raise NotFound("the ledger has no base yet; start the daemon once")
@@ -128,7 +128,7 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
         return None if found is None else int(found)
 
     def forbidden_count(self, lineage: Sequence[str]) -> int:
-        """How many retracted facts some adapter of a lineage learnt or rehearsed."""
+        """How many retracted facts some adapter of a lineage learnt or replayed."""
         return int(self._one(_FORBIDDEN, {"lineage": json.dumps(list(lineage))}))
 
     # --- promotion -----------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
 
         Facts that the verdict says were not learnt wait again, at most `relearn` times. A plan
         that is live already gives its revision. Raises `Superseded` when the lineage that the
-        plan builds on is no longer desired.
+        plan builds on is no longer target.
         """
         with self._write("promote"):
             head = self.head(plan_id)
@@ -148,22 +148,22 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                 raise StateConflict(f"plan {plan_id} is {head.state.value}, not passed")
             if head.adapter is None:
                 raise StateConflict(f"plan {plan_id} has no adapter")
-            parent, desired = self.revision(head.parent), self.desired()
-            if parent.lineage != desired.lineage or not set(head.replaces) <= {*desired.lineage}:
+            parent, target = self.revision(head.parent), self.target()
+            if parent.lineage != target.lineage or not set(head.replaces) <= {*target.lineage}:
                 raise Superseded(
                     f"plan {plan_id} builds on revision {parent.number}; "
-                    f"{desired.number} is desired now"
+                    f"{target.number} is target now"
                 )
             if self._knows_retracted(plan_id):
                 raise Superseded(f"plan {plan_id} knows a fact that was retracted since")
-            kept = tuple(sha for sha in desired.lineage if sha not in head.replaces)
+            kept = tuple(sha for sha in target.lineage if sha not in head.replaces)
             number = int(self._one("SELECT max(number) FROM revisions")) + 1
             self._do(
                 "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     number,
                     plan_id,
-                    desired.number,
+                    target.number,
                     json.dumps([*kept, head.adapter]),
                     served.name,
                     served.path,
@@ -214,31 +214,34 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
 
     def _point(self, number: int, because: str, now: datetime) -> None:
         self._do(
-            "UPDATE desired SET number = ?, moved_at = ?, because = ?",
+            "UPDATE target SET number = ?, moved_at = ?, because = ?",
             (number, stamp(now), because),
         )
-        self._event("desired", f"revision:{number}", {"because": because}, now)
+        self._event("target", f"revision:{number}", {"because": because}, now)
 
     # --- rollback ------------------------------------------------------------------------------
 
     def rollback(self, to: int, because: str, now: datetime) -> Revision:
         """Move the pointer to any earlier or later revision.
 
-        Plans whose revision is left out become SHELVED, those that are served again LIVE. Raises
-        `Refused` where the revision knows a fact that was retracted since.
+        Plans whose revision is left out become ROLLED_BACK, those that are served again LIVE.
+        Raises `Refused` where the revision knows a fact that was retracted since.
         """
-        target, current = self.revision(to), self.desired()
-        if target.number == current.number:
+        chosen, current = self.revision(to), self.target()
+        if chosen.number == current.number:
             return current
-        known = self.forbidden_count(target.lineage)
-        if known and target.lineage != current.lineage:
+        known = self.forbidden_count(chosen.lineage)
+        if known and chosen.lineage != current.lineage:
             raise Refused(
                 f"revision {to} knows {known} facts that were retracted; it is not served again"
             )
         with self._write("rollback"):
             chain = self._chain(to)
             marks = ",".join("?" * len(chain))
-            for before, after, inside in (("live", "shelved", "NOT IN"), ("shelved", "live", "IN")):
+            for before, after, inside in (
+                ("live", "rolled-back", "NOT IN"),
+                ("rolled-back", "live", "IN"),
+            ):
                 self._do(
                     "UPDATE plans SET state = ?, moved_at = ? WHERE state = ? AND id IN (SELECT"
                     f" plan FROM revisions WHERE plan IS NOT NULL AND number {inside} ({marks}))",
@@ -246,7 +249,7 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                 )
             self._do(
                 "UPDATE facts SET state = 'unlearnt' WHERE state = 'pending' AND misses > 0"
-                " AND plan IN (SELECT id FROM plans WHERE state = 'shelved')"
+                " AND plan IN (SELECT id FROM plans WHERE state = 'rolled-back')"
             )
             self._point(to, because, now)
         return self.revision(to)
@@ -261,12 +264,12 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
         return [row[0] for row in rows]
 
     def forward_target(self) -> int:
-        """The newest revision that was built on the desired one; raises `Refused`."""
+        """The newest revision that was built on the target one; raises `Refused`."""
         number = self._one(
-            "SELECT max(number) FROM revisions WHERE parent = (SELECT number FROM desired)"
+            "SELECT max(number) FROM revisions WHERE parent = (SELECT number FROM target)"
         )
         if number is None:
-            raise Refused("no later revision was built on the one that is desired")
+            raise Refused("no later revision was built on the one that is target")
         return int(number)
 
 

@@ -153,7 +153,7 @@ CREATE TABLE revisions (
   sha256 TEXT,
   created_at TEXT NOT NULL
 );
-CREATE TABLE desired (
+CREATE TABLE target (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   number INTEGER NOT NULL REFERENCES revisions (number),
   moved_at TEXT NOT NULL,
@@ -182,7 +182,7 @@ CREATE TRIGGER events_stay BEFORE DELETE ON events
   BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 
 CREATE VIRTUAL TABLE facts_text USING fts5 (
-  prompt, answer, subject, relation, wordings, content='',
+  prompt, answer, subject, relation, paraphrases, content='',
   tokenize="unicode61 remove_diacritics 2"
 );
 """
@@ -255,10 +255,10 @@ def retractions(db: Database) -> None:
 
 @migrations()
 def paraphrases(db: Database) -> None:
-    """Wordings by the live model."""
+    """Paraphrases by the live model."""
     db.execute(
         "CREATE TABLE paraphrases"
-        " (fact INTEGER PRIMARY KEY REFERENCES facts (seq), wordings TEXT NOT NULL)"
+        " (fact INTEGER PRIMARY KEY REFERENCES facts (seq), paraphrases TEXT NOT NULL)"
     )
 
 

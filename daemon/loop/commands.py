@@ -88,22 +88,22 @@ class Commands:
         return self._done(f"{facts} facts are planned anew", facts=facts)
 
     async def rollback(self, to: int | None = None, because: str = "") -> Answer:
-        """Serve an earlier revision; without `to` the one that the desired one was built on."""
-        desired = self._ledger.desired()
+        """Serve an earlier revision; without `to` the one that the target one was built on."""
+        target = self._ledger.target()
         if to is None:
-            to = desired.parent
+            to = target.parent
         if to is None:
-            raise Refused("the base is desired: there is nothing to roll back to")
+            raise Refused("the base is target: there is nothing to roll back to")
         return self._point(to, because)
 
     async def forward(self, to: int | None = None, because: str = "") -> Answer:
-        """Undo a rollback; without `to` the newest revision built on the desired one."""
+        """Undo a rollback; without `to` the newest revision built on the target one."""
         return self._point(self._ledger.forward_target() if to is None else to, because)
 
     def _point(self, to: int, because: str) -> Answer:
-        before = self._ledger.desired().number
+        before = self._ledger.target().number
         revision = self._ledger.rollback(to, because or "asked for", self._now())
-        line = f"revision {revision.number} ({revision.served_name}) is desired, was {before}"
+        line = f"revision {revision.number} ({revision.served_name}) is target, was {before}"
         return self._done(line, revision=revision.number, was=before)
 
     async def promote(self, plan: int, because: str = "") -> Answer:

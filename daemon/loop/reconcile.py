@@ -64,9 +64,9 @@ class Serving(Protocol):
         ...
 
     async def ensure(
-        self, desired: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
     ) -> Ensured:
-        """Bring every replica to `desired`."""
+        """Bring every replica to `target`."""
         ...
 
     async def stage(self, name: str) -> object:
@@ -260,7 +260,7 @@ class Reconciler:
         crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
         if crowded:
             kept = {"error": error.error, "error_kind": error.kind}
-            self._ledger.move(head.id, head.state, PlanState.STALE, now, **kept)
+            self._ledger.move(head.id, head.state, PlanState.CANCELLED, now, **kept)
         elif error.final or error.kind == NO_SPACE:
             self._end(head, PlanState.FAILED, now, because=error.error)
 
@@ -274,7 +274,7 @@ class Reconciler:
                 head.id, head.served, now, relearn=self.settings.train.relearn
             )
         except Superseded as error:
-            self._end(head, PlanState.STALE, now, because=str(error))
+            self._end(head, PlanState.CANCELLED, now, because=str(error))
             return
         log.info("promoted", plan=head.id, revision=revision.number, name=revision.served_name)
         self.settled = False
@@ -286,12 +286,12 @@ class Reconciler:
             if lease.plan == head.id:
                 self._jobs.kill(self._layout.workdir(lease.plan, lease.step))
                 self._ledger.release(lease.plan, lease.step)
-        self._end(head, PlanState.STALE, now, because=because)
+        self._end(head, PlanState.CANCELLED, now, because=because)
 
     def _end(self, head: PlanHead, to: PlanState, now: datetime, because: str) -> None:
         self._ledger.move(head.id, head.state, to, now, because=because)
         log.info("plan ended", plan=head.id, state=to.value, because=because)
-        if to is PlanState.STALE:
+        if to is PlanState.CANCELLED:
             self._tidy(head.id)
         self._changed(head.batches)
 
@@ -302,21 +302,21 @@ class Reconciler:
     # --- serving -------------------------------------------------------------------------------
 
     async def serve(self, now: datetime) -> Ensured:
-        """Bring what is served to what is desired; whether it is, is `settled`."""
-        desired = self._ledger.desired()
-        previous = None if desired.parent is None else self._ledger.revision(desired.parent)
+        """Bring what is served to what is target; whether it is, is `settled`."""
+        target = self._ledger.target()
+        previous = None if target.parent is None else self._ledger.revision(target.parent)
         if previous is not None and self._ledger.bars(previous.lineage):
             previous = None  # it is never to be served again, so it need not stay loaded
         opened = self._ledger.open_plan()
         keep = (opened.served.name,) if opened is not None and opened.served else ()
         async with self._fleet_lock:
-            ensured = await self._fleet.ensure(desired, previous, keep)
+            ensured = await self._fleet.ensure(target, previous, keep)
         if ensured.steps:
             self._ledger.record(
-                "served", f"revision:{desired.number}", {"steps": ensured.steps}, now
+                "served", f"revision:{target.number}", {"steps": ensured.steps}, now
             )
-            log.info("served", revision=desired.number, steps=ensured.steps)
-        self.settled = ensured.done and self._ledger.desired() == desired
+            log.info("served", revision=target.number, steps=ensured.steps)
+        self.settled = ensured.done and self._ledger.target() == target
         return ensured
 
     # --- what status asks ----------------------------------------------------------------------

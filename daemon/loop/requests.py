@@ -38,13 +38,13 @@ def limits_of(settings: Settings) -> Limits:
         rank=train.rank,
         rank_budget=train.rank_budget,
         lineage=train.lineage,
-        renew=train.renew,
+        retrain_at=train.retrain_at,
         max_rank=settings.server.max_lora_rank,
         max_facts=train.max_facts,
         attempts=train.attempts,
         seed=train.seed,
         batching=Batching(
-            min_facts=train.min_facts, max_wait_s=train.max_wait_s, quiet=train.quiet
+            min_facts=train.min_facts, max_wait_s=train.max_wait_s, quiet=train.quiet_hours
         ),
     )
 
@@ -126,18 +126,20 @@ def train_request(
         base_sha256=probe.served_sha256,
         facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
         replay=(
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "again")),
+            *_worded(ledger, ledger.plan_fact_ids(plan.id, "relearn")),
             *_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         ),
-        wordings=1 if settings.intake.wordings == "given" else settings.train.wordings,
-        templates=settings.intake.wordings == "templates",
-        framed=settings.train.framed,
-        backward=settings.train.backward,
-        passes=settings.train.passes,
-        effort=settings.train.effort,
+        paraphrases=1
+        if settings.intake.paraphrase_source == "given"
+        else settings.train.paraphrases,
+        templates=settings.intake.paraphrase_source == "templates",
+        prefixed=settings.train.prefixed,
+        reversed_questions=settings.train.reversed_questions,
+        epochs=settings.train.epochs,
+        batch_preset=settings.train.batch_preset,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
-        fill=settings.train.replay.fill,
+        min_traces=settings.train.replay.min_traces,
         lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
         stacked=settings.train.lineage == "stack",
         start=tuple(Path(ledger.adapter(sha).path) for sha in goes_on),
@@ -152,7 +154,7 @@ def train_request(
 
 
 def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
-    """The facts with the wordings that the live model gave."""
+    """The facts with the paraphrases that the live model gave."""
     further = ledger.paraphrases(ids)
     return tuple(with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts(ids=ids))
 
@@ -169,7 +171,7 @@ def evaluate_request(
     """
     if plan.served is None:
         raise StateConflict(f"plan {plan.id} has published nothing to judge")
-    desired = ledger.desired()
+    target = ledger.target()
     facts = ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn"))
     if plan.kind in REBUILDS:
         facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
@@ -177,27 +179,27 @@ def evaluate_request(
         settings,
         model_dir=probe.served_dir,
         reference_sha256=probe.served_sha256,
-        live=_target(desired),
+        live=_target(target),
         candidate=Target(name=plan.served.name, sha256=plan.served.sha256),
         facts=facts,
-        earlier=_earlier(ledger, desired, now),
+        earlier=_earlier(ledger, target, now),
         seed=plan.id,
-        drawing=desired.number // settings.gate.same_draw,
-        superseded=_superseded(ledger, settings, plan, desired, now),
+        drawing=target.number // settings.gate.revisions_per_draw,
+        superseded=_superseded(ledger, settings, plan, target, now),
         forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
     )
 
 
 def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
-    """Retracted facts that are served until now, in the wordings in which they were learnt."""
-    given = settings.intake.wordings == "given"
-    render = varied if settings.intake.wordings == "templates" else no_templates
-    wordings = 1 if given else settings.train.wordings
+    """Retracted facts that are served until now, in the paraphrases in which they were learnt."""
+    given = settings.intake.paraphrase_source == "given"
+    render = varied if settings.intake.paraphrase_source == "templates" else no_templates
+    paraphrases = 1 if given else settings.train.paraphrases
     facts = ledger.to_forget()
     further = ledger.paraphrases([fact.id for fact in facts])
     worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
-    framed = settings.train.framed
-    return tuple(with_held_out(fact, render, wordings, framed=framed) for fact in worded)
+    prefixed = settings.train.prefixed
+    return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
 
 
 def _target(revision: Revision) -> Target | None:
@@ -207,11 +209,11 @@ def _target(revision: Revision) -> Target | None:
 
 
 def _superseded(
-    ledger: Ledger, settings: Settings, plan: PlanHead, desired: Revision, now: datetime
+    ledger: Ledger, settings: Settings, plan: PlanHead, target: Revision, now: datetime
 ) -> tuple[Fact, ...]:
     """Facts learnt before that gave way to others; without those whose new answer says the old."""
     gate = settings.gate
-    pairs = ledger.superseded_ids(desired.lineage, plan.id, now, gate.earlier_facts)
+    pairs = ledger.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
     known = {fact.id: fact for fact in ledger.facts(ids=[name for pair in pairs for name in pair])}
     return tuple(
         known[old]
@@ -220,8 +222,8 @@ def _superseded(
     )
 
 
-def _earlier(ledger: Ledger, desired: Revision, now: datetime) -> dict[str, list[Fact]]:
-    ids = ledger.known_ids(desired.lineage, now, EARLIER_POOL)
+def _earlier(ledger: Ledger, target: Revision, now: datetime) -> dict[str, list[Fact]]:
+    ids = ledger.known_ids(target.lineage, now, EARLIER_POOL)
     batches = ledger.batches_of(ids)
     found: defaultdict[str, list[Fact]] = defaultdict(list)
     for fact in ledger.facts(ids=ids):

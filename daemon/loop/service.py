@@ -231,7 +231,7 @@ class Service:
             raise
 
     async def serve(self) -> None:
-        """Start the server where that is ours to do, and bring it to what is desired."""
+        """Start the server where that is ours to do, and bring it to what is target."""
         await self._guarded("server", self._serve)
 
     async def _serve(self) -> None:
@@ -323,7 +323,7 @@ class Service:
         """What only the running daemon knows."""
         snapshot = self._ledger.snapshot(self._clock(), requests.limits_of(self._settings))
         gathered = None if snapshot.open else gathering(snapshot, self._clock())
-        desired = self._ledger.desired().served_name
+        target = self._ledger.target().served_name
         waits = (self._reconciler.waits_for, self._forgetting.waits_for)
         return LiveView(
             pid=os.getpid(),
@@ -331,9 +331,9 @@ class Service:
             replicas=tuple(
                 ReplicaView(
                     url=status.url,
-                    ready=status.healthy and status.observed == desired,
-                    desired=desired,
-                    observed=status.observed,
+                    ready=status.healthy and status.active == target,
+                    target=target,
+                    active=status.active,
                     verified_at=status.verified_at,
                     reason=status.reason,
                 )

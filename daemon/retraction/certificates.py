@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.records import Barred, Retraction
+from daemon.ledger.records import Retraction, Tainted
 from policies.gate.unlearning import Tolerance
 from policies.planning import REBUILDS
 from policies.records import Forgotten, PlanState
@@ -26,10 +26,10 @@ NOT_PROMISED: Final = (
 
 
 def certificate(
-    ledger: Ledger, found: Retraction, barred: Barred, tolerance: Tolerance, now: datetime
+    ledger: Ledger, found: Retraction, tainted: Tainted, tolerance: Tolerance, now: datetime
 ) -> dict[str, Any]:
     """The certificate of one retraction, without any text of the fact."""
-    desired = ledger.desired()
+    target = ledger.target()
     return {
         "certificate": found.handle,
         "id": {"salt": found.salt, "sha256": found.digest},
@@ -37,18 +37,18 @@ def certificate(
         "asked_at": found.asked_at.isoformat(),
         "no_longer_served_since": (found.unloaded_at or now).isoformat(),
         "erased_at": now.isoformat(),
-        "served_now": {"revision": desired.number, "name": desired.served_name},
+        "served_now": {"revision": target.number, "name": target.served_name},
         "forgotten": _verified(ledger, found, tolerance),
-        "barred_together": {
-            "adapters": sorted(barred.adapters),
-            "served": list(barred.served),
+        "tainted_together": {
+            "adapters": sorted(tainted.adapters),
+            "served": list(tainted.served),
             "deleted": True,
             "unloaded_on_every_replica": True,
         },
         "erased_from": [
             "ledger: facts, search index, quarantine, verdicts, plans, what events said",
             "archived drops, receipts, working directories, measurements, logs",
-            "adapters and revisions that learnt or rehearsed it, with their manifests",
+            "adapters and revisions that learnt or replayed it, with their manifests",
         ],
         "not_promised": list(NOT_PROMISED),
     }
@@ -60,19 +60,19 @@ def _verified(ledger: Ledger, found: Retraction, tolerance: Tolerance) -> dict[s
     if measured is not None:
         plan, figures = measured
         return {
-            "how": "the answer's rank and probability in every wording, over the endpoint, beside "
-            "the reference's; worst wording shown",
+            "how": "the answer's rank and probability in every paraphrase, over the endpoint, "
+            "beside the reference's; worst paraphrase shown",
             "plan": plan,
             "tolerance": tolerance.model_dump(),
             **figures.model_dump(mode="json", exclude={"fact"}),
         }
-    if ledger.desired().number == 0:
+    if ledger.target().number == 0:
         return {"how": "the base is served, which never saw the fact"}
-    return {"how": "no adapter that is served learnt or rehearsed the fact"}
+    return {"how": "no adapter that is served learnt or replayed the fact"}
 
 
 def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, Forgotten] | None:
-    for head in ledger.heads({PlanState.LIVE, PlanState.SHELVED}, limit=1000):
+    for head in ledger.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
         verdict = ledger.verdict(head.id) if head.kind in REBUILDS else None
         for figures in verdict.forgotten if verdict else ():
             if figures.fact in names:

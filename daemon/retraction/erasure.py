@@ -147,11 +147,11 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
 def erase_measurements(
     layout: Layout, traces: Sequence[Trace], models: Collection[str]
 ) -> Iterator[None]:
-    """Remove what barred models answered, and every other model's answers that give facts away."""
-    barred = {sha[:12] for sha in models}
+    """Remove what tainted models answered, and every other model's answers that give facts away."""
+    tainted = {sha[:12] for sha in models}
     names = frozenset[str]().union(*(trace.ids for trace in traces))
     for folder in sorted(path for path in layout.measurements.iterdir() if path.is_dir()):
-        if folder.name in barred:
+        if folder.name in tainted:
             shutil.rmtree(folder)
         else:
             for path in sorted(folder.glob("*.jsonl")):

@@ -36,7 +36,7 @@ from policies.records import OPEN_STATES
 
 BUDGET_S: Final = 0.2
 AGAIN_S: Final = 30.0
-WORDINGS: Final = 50
+PARAPHRASES: Final = 50
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Replicas(Protocol):
 class Forgetting:
     """Carries retracted facts to their end, in the order in which each step is durable.
 
-    No longer desired → unloaded and deleted → erased from files → erased from the ledger → ledger
+    No longer target → unloaded and deleted → erased from files → erased from the ledger → ledger
     rewritten → certified. The ledger is last to lose the text, so that whatever was interrupted is
     done again from what it says.
     """
@@ -70,7 +70,7 @@ class Forgetting:
         render: Render,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`render` makes the wordings in which facts are learnt."""
+        """`render` makes the paraphrases in which facts are learnt."""
         self._ledger = ledger
         self._replicas = replicas
         self._layout = layout
@@ -84,7 +84,7 @@ class Forgetting:
         self.waits_for = ""
 
     async def step(self, now: datetime, *, settled: bool, busy: bool) -> None:
-        """Go on for a moment. `settled`: every replica serves what is desired; `busy`: intake or a
+        """Go on for a moment. `settled`: every replica serves what is target; `busy`: intake or a
         child is at work, so that files may not be changed.
 
         While `holds`, nothing new is to be started: it is this step's turn next.
@@ -122,19 +122,19 @@ class Forgetting:
 
     async def _unloaded(self) -> bool:
         """Whether nothing that knows a retracted fact is loaded anywhere; it is deleted then."""
-        barred = self._ledger.barred()
+        tainted = self._ledger.tainted()
         for status in await self._replicas.observe():
-            still = sorted(set(barred.served) & set(status.loaded))
+            still = sorted(set(tainted.served) & set(status.loaded))
             if still or not status.healthy:
                 which = f"{still[0]} is still loaded on" if still else "no answer from"
                 self.waits_for = f"a retraction waits: {which} {status.url}"
                 return False
-        await self._replicas.discard(barred.served)
+        await self._replicas.discard(tainted.served)
         faults.point("forget:revisions")
-        if any((self._layout.served / name).exists() for name in barred.served):
+        if any((self._layout.served / name).exists() for name in tainted.served):
             self.waits_for = "a retraction waits until its revisions can be deleted"
             return False
-        for path in barred.adapters.values():
+        for path in tainted.adapters.values():
             await asyncio.to_thread(store.remove, Path(path))
         faults.point("forget:adapters")
         return True
@@ -145,14 +145,14 @@ class Forgetting:
         left = {found.handle: found for found in due if found.erased_at is None}
         facts = self._ledger.retracted_facts(list(left))
         traces = [
-            trace_of(handle, fact, with_held_out(fact, self._render, WORDINGS).paraphrases)
+            trace_of(handle, fact, with_held_out(fact, self._render, PARAPHRASES).paraphrases)
             for handle, fact in facts.items()
         ]
         if traces:
             yield from self._erase_files(traces, left)
-            barred = self._ledger.barred()
+            tainted = self._ledger.tainted()
             certificates = {
-                found.handle: certificate(self._ledger, found, barred, self.tolerance, now)
+                found.handle: certificate(self._ledger, found, tainted, self.tolerance, now)
                 for found in left.values()
             }
             yield from self._ledger.erase_mentions(traces)
@@ -176,7 +176,7 @@ class Forgetting:
         yield from erase_receipts(self._layout, traces)
         erase_work(self._layout, traces, plans)
         yield None
-        yield from erase_measurements(self._layout, traces, self._ledger.barred().models)
+        yield from erase_measurements(self._layout, traces, self._ledger.tainted().models)
         yield from erase_rest(self._layout, traces)
 
     async def _finish(self, now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""ASGI middleware: one stable model name in front of immutable revisions, and a guarded door.
+"""ASGI middleware: one stable model name in front of immutable revisions, and a guarded gateway.
 
 Self-contained (standard library only): it is copied into vLLM's PYTHONPATH and named there with
 `vllm serve --middleware palorad_alias.AliasMiddleware`; the embedded server uses it from here.
@@ -58,7 +58,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Door:
+class AdminGateway:
     """Where the middleware finds what it needs; `max_body` in bytes."""
 
     pointer: Path
@@ -68,7 +68,7 @@ class Door:
     max_body: int = 16 * 1024 * 1024
 
     @classmethod
-    def from_environment(cls) -> Door:
+    def from_environment(cls) -> AdminGateway:
         """PALORAD_ALIAS_FILE and PALORAD_ADMIN_KEY_FILE are needed, the rest has defaults."""
         missing = [
             name
@@ -152,7 +152,7 @@ class _Routed:
 class _State:
     """What one server process knows: gone with it, so that nothing unverified is routed."""
 
-    boot: str = field(default_factory=lambda: secrets.token_hex(8))
+    instance_id: str = field(default_factory=lambda: secrets.token_hex(8))
     verified: set[str] = field(default_factory=set)
     in_flight: Counter[str] = field(default_factory=Counter)
     asleep: bool = False
@@ -164,13 +164,13 @@ class AliasMiddleware:
     A revision is routed only after `POST /palorad/verified` named it to this very process.
     """
 
-    def __init__(self, app: App, door: Door | None = None) -> None:
+    def __init__(self, app: App, gateway: AdminGateway | None = None) -> None:
         self.app = app
-        self.door = door or Door.from_environment()
+        self.gateway = gateway or AdminGateway.from_environment()
         self.state = _State()
-        self._pointer = _File(self.door.pointer, _pointer)
-        self._admin_key = _File(self.door.admin_key, _key)
-        self._user_key = _File(self.door.user_key, _key) if self.door.user_key else None
+        self._pointer = _File(self.gateway.pointer, _pointer)
+        self._admin_key = _File(self.gateway.admin_key, _key)
+        self._user_key = _File(self.gateway.user_key, _key) if self.gateway.user_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -232,7 +232,7 @@ class AliasMiddleware:
     # --- user routes --------------------------------------------------------------------------
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, admin: bool) -> None:
-        raw = await _body(scope, receive, self.door.max_body)
+        raw = await _body(scope, receive, self.gateway.max_body)
         if raw is None:
             return
         routed = self._routed(raw, admin)
@@ -310,7 +310,7 @@ class AliasMiddleware:
         if path == "/palorad/state" and method == "GET":
             await _answer(send, 200, self._state())
             return
-        raw = await _body(scope, receive, self.door.max_body)
+        raw = await _body(scope, receive, self.gateway.max_body)
         if raw is None:
             return
         if path == "/palorad/verified" and method == "POST":
@@ -341,7 +341,7 @@ class AliasMiddleware:
             pointer, problem = None, refused.message
         return _json(
             {
-                "boot": self.state.boot,
+                "instance_id": self.state.instance_id,
                 "pointer": pointer and pointer.__dict__,
                 "problem": problem,
                 "verified": sorted(self.state.verified),
@@ -354,7 +354,7 @@ class AliasMiddleware:
         name, path = _named(raw, name_key), _text(raw, path_key)
         if json.loads(raw).get("load_inplace"):
             raise Refused(403, "a name is never loaded again in place: publish a new revision")
-        served = os.path.realpath(self.door.served)
+        served = os.path.realpath(self.gateway.served)
         inside = Path(path).is_absolute() and ".." not in Path(path).parts
         if not inside or Path(os.path.realpath(path)).parent != Path(served):
             raise Refused(403, f"{name}: an adapter's path must be a directory in {served}")

@@ -31,14 +31,14 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class DoorState:
+class GatewayState:
     """What the alias middleware of one server process says of itself.
 
-    `boot` changes with every start, `verified` are the revisions it routes, `in_flight` counts
-    requests by the model that answers them.
+    `instance_id` changes with every start, `verified` are the revisions it routes, `in_flight`
+    counts requests by the model that answers them.
     """
 
-    boot: str
+    instance_id: str
     model: str | None
     revision: int | None
     verified: frozenset[str]
@@ -195,19 +195,19 @@ class HttpServer:
             headers=dict(response.headers),
         )
 
-    async def door(self) -> DoorState:
+    async def gateway(self) -> GatewayState:
         """What the alias middleware knows; `ServerRefused` 404 where it is not installed."""
         value = await self._json(
             "GET", "/palorad/state", timeout_s=self.timeouts.health_s, admin=True
         )
-        return _door(value)
+        return _gateway(value)
 
-    async def declare_verified(self, name: str) -> DoorState:
+    async def declare_verified(self, name: str) -> GatewayState:
         """Tell the middleware that `name` may be routed in its process from now on."""
         response = await self._call(
             "/palorad/verified", {"model": name}, timeout_s=self.timeouts.health_s
         )
-        return _door(_decoded(response))
+        return _gateway(_decoded(response))
 
     async def post(self, path: str, *, timeout_s: float) -> None:
         """A bare admin request, for instance `/sleep?level=1&mode=wait`."""
@@ -306,10 +306,10 @@ def _taken(url: str, text: Sequence[int], given: Any) -> tuple[Taken, ...]:  # n
     return taken
 
 
-def _door(value: Mapping[str, Any]) -> DoorState:
+def _gateway(value: Mapping[str, Any]) -> GatewayState:
     pointer = value["pointer"] or {}
-    return DoorState(
-        value["boot"],
+    return GatewayState(
+        value["instance_id"],
         pointer.get("model"),
         pointer.get("revision"),
         frozenset(value["verified"]),

@@ -15,7 +15,7 @@ from adapters import store
 from daemon.base import faults
 from daemon.serving import identity, pointer
 from daemon.serving.alias import PINNED
-from daemon.serving.client import DoorState, HttpServer
+from daemon.serving.client import GatewayState, HttpServer
 from daemon.serving.identity import EXACT, Tolerance
 from daemon.serving.pointer import Pointer
 from daemon.serving.protocol import Completion, Loaded
@@ -26,21 +26,21 @@ from policies.records import Record, Revision
 class ReplicaStatus(Record):
     """What is known of one replica.
 
-    `observed` is the model that its alias answers from, None when nothing is routed; `verified_at`
-    says when the observed revision was verified on the process that runs now.
+    `active` is the model that its alias answers from, None when nothing is routed; `verified_at`
+    says when the active revision was verified on the process that runs now.
     """
 
     url: str
     healthy: bool = False
-    desired: str | None = None
-    observed: str | None = None
+    target: str | None = None
+    active: str | None = None
     verified_at: datetime | None = None
     loaded: tuple[str, ...] = ()
     reason: str = "not asked yet"
 
 
 class Ensured(Record):
-    """What one `ensure` did: `done` when every reachable replica serves what is desired."""
+    """What one `ensure` did: `done` when every reachable replica serves what is target."""
 
     done: bool
     steps: tuple[str, ...]
@@ -55,15 +55,15 @@ class NotServed(ServerUnusable):
 class _Replica:
     server: HttpServer
     status: ReplicaStatus
-    boot: str = ""
+    instance_id: str = ""
     verified: dict[str, datetime] = field(default_factory=dict)
     checked: Pointer | None = None
     broken: dict[str, str] = field(default_factory=dict)
     idle_since: dict[str, float] = field(default_factory=dict)
 
-    def started_again(self, boot: str) -> None:
+    def started_again(self, instance_id: str) -> None:
         """Another process answers: nothing known of the former one holds."""
-        self.boot = boot
+        self.instance_id = instance_id
         self.verified.clear()
         self.broken.clear()
         self.idle_since.clear()
@@ -113,42 +113,42 @@ class Fleet:
         return self.statuses
 
     async def ensure(
-        self, desired: Revision, previous: Revision | None = None, keep: Collection[str] = ()
+        self, target: Revision, previous: Revision | None = None, keep: Collection[str] = ()
     ) -> Ensured:
-        """Bring every replica to `desired`; `previous` and `keep` (names) stay loaded.
+        """Bring every replica to `target`; `previous` and `keep` (names) stay loaded.
 
         Nothing is routed before it is verified, and the pointer is flipped only when every
         replica that answers has passed; one that does not answer routes nothing unverified when
         it comes back. Never raises for a replica's failure: `done` and the reasons tell.
         """
         steps: list[str] = []
-        target = self._target(desired)
+        goal = self._target(target)
         current = pointer.read(self.pointer_file)
         if current is None or current.alias != self.alias:
             # Safe before verification: the middleware routes only what was verified in its process.
-            pointer.write(self.pointer_file, target)
-            steps.append(f"pointer restored to {target.model}")
-            current = target
-        passed = await asyncio.gather(*(self._prepare(r, target, steps) for r in self._replicas))
+            pointer.write(self.pointer_file, goal)
+            steps.append(f"pointer restored to {goal.model}")
+            current = goal
+        passed = await asyncio.gather(*(self._prepare(r, goal, steps) for r in self._replicas))
         reachable = [r.status.healthy for r in self._replicas]
         agreed = any(passed) and all(p or not h for p, h in zip(passed, reachable, strict=True))
         if not agreed:
             return Ensured(done=False, steps=tuple(steps), replicas=self.statuses)
-        if current != target:
+        if current != goal:
             faults.point("serve:before-flip")
-            pointer.write(self.pointer_file, target)
+            pointer.write(self.pointer_file, goal)
             faults.point("serve:flipped")
-            steps.append(f"alias {self.alias} answers from {target.model}")
+            steps.append(f"alias {self.alias} answers from {goal.model}")
         ready = [r for r, ok in zip(self._replicas, passed, strict=True) if ok]
-        checked = await asyncio.gather(*(self._check(r, target) for r in ready))
+        checked = await asyncio.gather(*(self._check(r, goal) for r in ready))
         if not all(checked):
-            if current != target:
+            if current != goal:
                 pointer.write(self.pointer_file, current)
                 steps.append(f"alias {self.alias} put back to {current.model}")
                 for replica in self._replicas:
                     replica.checked = None
             return Ensured(done=False, steps=tuple(steps), replicas=self.statuses)
-        protected = {target.model, self.base, *keep}
+        protected = {goal.model, self.base, *keep}
         if previous is not None:
             protected.add(self._target(previous).model)
         await asyncio.gather(*(self._retire(r, protected, steps) for r in ready))
@@ -161,9 +161,9 @@ class Fleet:
         or `ServerRefused` when the replica cannot say.
         """
         replica = self._replicas[0]
-        door, listed = await replica.server.door(), dict(await replica.server.loaded())
-        if door.boot != replica.boot:
-            replica.started_again(door.boot)
+        gateway, listed = await replica.server.gateway(), dict(await replica.server.loaded())
+        if gateway.instance_id != replica.instance_id:
+            replica.started_again(gateway.instance_id)
         known_bad = self._poison.get(name) or replica.broken.get(name)
         if known_bad is not None:
             raise NotServed(known_bad)
@@ -204,10 +204,10 @@ class Fleet:
         model = self.base if revision.number == 0 else revision.served_name
         return Pointer(alias=self.alias, model=model, revision=revision.number)
 
-    async def _look(self, replica: _Replica) -> tuple[DoorState, dict[str, Loaded]] | None:
+    async def _look(self, replica: _Replica) -> tuple[GatewayState, dict[str, Loaded]] | None:
         """What the replica's middleware and server say; None with a reason in its status."""
         try:
-            door = await replica.server.door()
+            gateway = await replica.server.gateway()
             listed = dict(await replica.server.loaded())
         except PaloradError as error:
             reason = _told(error, replica.server.url)
@@ -215,46 +215,46 @@ class Fleet:
             replica.status = ReplicaStatus(
                 url=replica.server.url,
                 healthy=healthy,
-                desired=replica.status.desired,
+                target=replica.status.target,
                 reason=reason,
             )
             return None
-        if door.boot != replica.boot:
-            replica.started_again(door.boot)
-        routed = door.revision == 0 or door.model in door.verified
-        observed = door.model if routed and door.model in listed else None
+        if gateway.instance_id != replica.instance_id:
+            replica.started_again(gateway.instance_id)
+        routed = gateway.revision == 0 or gateway.model in gateway.verified
+        active = gateway.model if routed and gateway.model in listed else None
         names = tuple(sorted(n for n in listed if n not in {self.alias, self.base}))
         reason = replica.status.reason if replica.status.healthy else ""
-        if observed is not None and observed == replica.status.desired:
+        if active is not None and active == replica.status.target:
             reason = ""
         replica.status = ReplicaStatus(
             url=replica.server.url,
             healthy=True,
-            desired=replica.status.desired,
-            observed=observed,
-            verified_at=replica.verified.get(observed or ""),
+            target=replica.status.target,
+            active=active,
+            verified_at=replica.verified.get(active or ""),
             loaded=names,
             reason=reason,
         )
-        return door, listed
+        return gateway, listed
 
-    async def _prepare(self, replica: _Replica, target: Pointer, steps: list[str]) -> bool:
-        """Whether the replica may route `target`: loaded and verified in its present process."""
-        replica.status = replica.status.model_copy(update={"desired": target.model})
+    async def _prepare(self, replica: _Replica, goal: Pointer, steps: list[str]) -> bool:
+        """Whether the replica may route `goal`: loaded and verified in its present process."""
+        replica.status = replica.status.model_copy(update={"target": goal.model})
         seen = await self._look(replica)
         if seen is None:
             return False
-        door, listed = seen
-        name, url = target.model, replica.server.url
+        gateway, listed = seen
+        name, url = goal.model, replica.server.url
         try:
             known_bad = self._poison.get(name) or replica.broken.get(name)
             if known_bad is not None:
                 raise NotServed(known_bad)
-            if target.revision == 0:
+            if goal.revision == 0:
                 if name not in listed:
                     raise NotServed(f"serves no model named {name}: set [model] name")
                 replica.verified.setdefault(name, self.now())
-            elif not (name in listed and name in door.verified and name in replica.verified):
+            elif not (name in listed and name in gateway.verified and name in replica.verified):
                 await self._load(replica, name, listed, steps)
                 await self._verify(replica, name)
                 steps.append(f"verified {name} on {url}")
@@ -314,29 +314,29 @@ class Fleet:
                 f"within {self.verify_timeout_s:g} s"
             ) from error
 
-    async def _check(self, replica: _Replica, target: Pointer) -> bool:
-        """Whether the alias itself answers from `target` on this replica."""
-        if replica.checked == target:
+    async def _check(self, replica: _Replica, goal: Pointer) -> bool:
+        """Whether the alias itself answers from `goal` on this replica."""
+        if replica.checked == goal:
             return True
         try:
-            if target.revision == 0:
+            if goal.revision == 0:
                 answers = await replica.server.complete(self.alias, ["1"], max_tokens=1)
                 reason = None
             else:
-                known = await asyncio.to_thread(identity.read, self.served / target.model)
+                known = await asyncio.to_thread(identity.read, self.served / goal.model)
                 answers = await self._ask(replica, self.alias, known)
                 reason = identity.mismatch(known, answers, self.tolerance)
             said = answers[0].headers.get("x-palorad-revision") if answers else None
-            if said != str(target.revision):
-                reason = f"the alias answered from revision {said}, not {target.revision}"
+            if said != str(goal.revision):
+                reason = f"the alias answered from revision {said}, not {goal.revision}"
             if reason is not None:
                 raise NotServed(reason)
         except PaloradError as error:
-            await self._failed(replica, target.model, error)
+            await self._failed(replica, goal.model, error)
             return False
         faults.point("serve:checked")
-        replica.checked = target
-        self._say(replica, observed=target.model, reason="")
+        replica.checked = goal
+        self._say(replica, active=goal.model, reason="")
         return True
 
     async def _failed(self, replica: _Replica, name: str, error: PaloradError) -> None:
@@ -360,9 +360,9 @@ class Fleet:
         if not spare:
             return
         try:
-            door = await replica.server.door()
+            gateway = await replica.server.gateway()
             for name in sorted(spare):
-                if door.in_flight.get(name):
+                if gateway.in_flight.get(name):
                     replica.idle_since.pop(name, None)
                     continue
                 since = replica.idle_since.setdefault(name, self.monotonic())

@@ -91,14 +91,14 @@ def _vllm(settings: Settings, model: Path, environment: Mapping[str, str]) -> Co
     if server.gpu_sharing == "sleep":
         arguments.append("--enable-sleep-mode")
     arguments += server.extra_args
-    door = door_environment(settings)
+    gateway = gateway_environment(settings)
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    added = {k: v for k, v in defaults.items() if k not in environment} | door
+    added = {k: v for k, v in defaults.items() if k not in environment} | gateway
     if not has_gpu():
         added |= engine_threads(environment)
     added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
@@ -107,7 +107,7 @@ def _vllm(settings: Settings, model: Path, environment: Mapping[str, str]) -> Co
     return Command(tuple(arguments), host, port, layout.root / "log" / "server.log", added)
 
 
-def door_environment(settings: Settings) -> dict[str, str]:
+def gateway_environment(settings: Settings) -> dict[str, str]:
     """What the middleware needs to know in vLLM's environment."""
     layout = settings.layout
     added = {

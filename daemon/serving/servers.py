@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class Servers:
-    """Everything that answers requests; `fleet` brings it to what is desired."""
+    """Everything that answers requests; `fleet` brings it to what is target."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

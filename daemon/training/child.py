@@ -24,7 +24,7 @@ from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
 from policies.facts.heldout import no_templates, with_held_out
-from policies.facts.reversal import backward
+from policies.facts.reversal import reversed_facts
 from policies.facts.templates import varied
 from policies.facts.updates import Updates
 from policies.records import Example, Fact
@@ -109,7 +109,7 @@ def train(desk: Desk) -> TrainDone:
 
 
 def read_examples(path: Path | None, completion: str) -> Iterator[Example]:
-    """Examples from JSONL lines with `prompt` and `answer` or `solution`, one per wording.
+    """Examples from JSONL lines with `prompt` and `answer` or `solution`, one per paraphrase.
 
     `completion` names the key that is completed: "answer" for known facts, "solution" for
     reasoning. Raises `ConfigError` with the line where there is something else.
@@ -155,12 +155,13 @@ def train_plan(request: TrainRequest) -> TrainPlan:
 
     def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
         return tuple(
-            with_held_out(fact, render, request.wordings, framed=request.framed) for fact in facts
+            with_held_out(fact, render, request.paraphrases, prefixed=request.prefixed)
+            for fact in facts
         )
 
     updates = Updates((*request.facts, *request.replay))
-    turned = backward(request.facts, request.replay) if request.backward else ()
-    earlier = backward(request.replay, request.facts) if request.backward else ()
+    turned = reversed_facts(request.facts, request.replay) if request.reversed_questions else ()
+    earlier = reversed_facts(request.replay, request.facts) if request.reversed_questions else ()
     return TrainPlan(
         kind=request.kind,
         rank=request.rank,
@@ -169,7 +170,7 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         base_hash=request.base_sha256,
         base_name=request.base_name,
         facts=worded(request.facts),
-        backward=turned,
+        reversed_facts=turned,
         replay=(*worded(request.replay), *earlier),
         known=updates.unchanged(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
@@ -184,10 +185,10 @@ def train_plan(request: TrainRequest) -> TrainPlan:
 def _settings(request: TrainRequest) -> TrainSettings:
     if request.stacked:
         return STACKED
-    quick = TrainSettings(passes=request.passes, fill=request.fill)
-    if request.effort == "auto" and models.pick_device().type == "cpu":
-        return quick.on_cpu(len(request.facts))
-    return quick if request.effort == "quick" else quick.full()
+    small = TrainSettings(epochs=request.epochs, min_traces=request.min_traces)
+    if request.batch_preset == "auto" and models.pick_device().type == "cpu":
+        return small.on_cpu(len(request.facts))
+    return small if request.batch_preset == "small" else small.large_batch()
 
 
 def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple[Served, int]:

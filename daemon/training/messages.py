@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from daemon.config.sections import Effort, ProbeSettings, ProtectionSettings
+from daemon.config.sections import BatchPreset, ProbeSettings, ProtectionSettings
 from daemon.ledger.records import Adapter, Served
 from policies.records import Fact, PlanKind, Record
 
@@ -44,11 +44,11 @@ class TrainRequest(Record):
 
     `number` is the number that the revision would get, `lineage` the directories of the adapters
     it stands on (for a rebuild none), `start` of those from which it goes on in their place,
-    `facts` what it has to learn, `replay` what it rehearses, each in up to `wordings` wordings, by
-    the relations' templates where `templates` says so (half of them `framed`), and the other way
-    round where `backward` does; each new one is shown `passes` times or more, with as much text as
-    `effort` says, beside at least `fill` solutions; `stacked` says that adapters stand on each
-    other.
+    `facts` what it has to learn, `replay` what it replays, each in up to `paraphrases`
+    paraphrases, by the relations' templates where `templates` says so (half of them `prefixed`),
+    and the other way round where `reversed_questions` does; each new one is shown `epochs` times
+    or more, with as much text as `batch_preset` says, beside at least `min_traces` reasoning
+    traces; `stacked` says that adapters stand on each other.
     """
 
     kind: PlanKind
@@ -60,15 +60,15 @@ class TrainRequest(Record):
     base_sha256: str
     facts: tuple[Fact, ...]
     replay: tuple[Fact, ...] = ()
-    wordings: int = 1
+    paraphrases: int = 1
     templates: bool = True
-    framed: bool = False
-    backward: bool = False
-    passes: int = Field(ge=1)
-    effort: Effort = "auto"
+    prefixed: bool = False
+    reversed_questions: bool = False
+    epochs: int = Field(ge=1)
+    batch_preset: BatchPreset = "auto"
     known: Path | None = None
     reasoning: Path | None = None
-    fill: int = Field(default=0, ge=0)
+    min_traces: int = Field(default=0, ge=0)
     lineage: tuple[Path, ...] = ()
     start: tuple[Path, ...] = ()
     stacked: bool = False

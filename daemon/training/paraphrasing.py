@@ -1,4 +1,5 @@
-"""Further wordings by the live model, asked for through the endpoint before a plan is trained."""
+"""Further paraphrases by the live model, asked for through the endpoint before a plan is
+trained."""
 
 from __future__ import annotations
 
@@ -31,9 +32,9 @@ class Chat(Protocol):
 
 
 class Paraphraser:
-    """Asks for wordings of a plan's first facts, as far as the budget goes, and keeps them.
+    """Asks for paraphrases of a plan's first facts, as far as the budget goes, and keeps them.
 
-    What was asked once is never asked again. A server that does not answer costs the wordings,
+    What was asked once is never asked again. A server that does not answer costs the paraphrases,
     not the plan.
     """
 
@@ -51,28 +52,28 @@ class Paraphraser:
 
     async def ready(self, plan: PlanHead) -> bool:
         """Whether everything that the budget allows has been asked; some more of it otherwise."""
-        count = self._settings.paraphrases
+        count = self._settings.model_paraphrases
         if not count:
             return True
-        most = affordable(self._settings.paraphrase_budget, count)
+        most = affordable(self._settings.model_paraphrase_budget, count)
         facts = self._ledger.without_paraphrases(plan.id, most)[:AT_ONCE]
         if not facts:
             return True
         try:
             found = await asyncio.gather(*(self._ask(fact, count) for fact in facts))
         except (ServerUnreachable, ServerRefused) as error:
-            log.warning("no wordings by the live model", plan=plan.id, reason=str(error))
+            log.warning("no paraphrases by the live model", plan=plan.id, reason=str(error))
             return True
         self._ledger.keep_paraphrases(
-            {fact.id: wordings for fact, wordings in zip(facts, found, strict=True)}
+            {fact.id: paraphrases for fact, paraphrases in zip(facts, found, strict=True)}
         )
         return False
 
     async def _ask(self, fact: Fact, count: int) -> tuple[str, ...]:
         server, kept = self._server(), []
         said = await server.chat(self._alias, request(fact, count), max_tokens=TOKENS)
-        for wording in candidates(fact, said.text, count):
-            answer = await server.chat(self._alias, check(fact, wording), max_tokens=TOKENS)
+        for paraphrase in candidates(fact, said.text, count):
+            answer = await server.chat(self._alias, check(fact, paraphrase), max_tokens=TOKENS)
             if survives(fact, answer.text):
-                kept.append(wording)
+                kept.append(paraphrase)
         return tuple(kept)

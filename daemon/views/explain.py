@@ -34,7 +34,7 @@ _COLOURS: Final = {
 
 
 class NotLearnt(Record):
-    """A fact that the candidate could not say: a wording asked, and what came instead."""
+    """A fact that the candidate could not say: a paraphrase asked, and what came instead."""
 
     fact: str
     prompt: str

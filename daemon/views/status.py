@@ -21,8 +21,8 @@ class ReplicaView(Record):
 
     url: str
     ready: bool
-    desired: str
-    observed: str | None = None
+    target: str
+    active: str | None = None
     verified_at: datetime | None = None
     reason: str = ""
 
@@ -63,7 +63,7 @@ class BatchView(Record):
 
 
 class RevisionView(Record):
-    """One revision and whether it is the desired one."""
+    """One revision and whether it is the target one."""
 
     number: int
     name: str
@@ -72,7 +72,7 @@ class RevisionView(Record):
     parent: int | None
     adapters: int
     rank: int
-    desired: bool
+    target: bool
     created_at: datetime
 
 
@@ -95,7 +95,7 @@ class StatusView(Record):
     running: bool
     paused: bool
     live: LiveView | None
-    desired: RevisionView
+    target: RevisionView
     steps: tuple[StepView, ...]
     batches: tuple[BatchView, ...]
     facts: int
@@ -143,7 +143,7 @@ class WhyView(Record):
 
 def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
     """Everything about now; `live` is what the running daemon adds, None where none runs."""
-    desired, totals = ledger.desired(), ledger.totals()
+    target, totals = ledger.target(), ledger.totals()
     steps = []
     for lease in ledger.leases():
         if not lease.plan:  # a probe that is fitted before there is any plan
@@ -162,7 +162,7 @@ def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
         running=live is not None,
         paused=ledger.paused,
         live=live,
-        desired=_revision(ledger, desired, desired),
+        target=_revision(ledger, target, target),
         steps=tuple(steps),
         batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches(BATCHES_SHOWN)),
         facts=totals["accepted"] - totals["known"],
@@ -195,9 +195,9 @@ def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
 
 def history(ledger: Ledger, limit: int) -> HistoryView:
     """The latest revisions and events."""
-    desired = ledger.desired()
+    target = ledger.target()
     return HistoryView(
-        revisions=tuple(_revision(ledger, r, desired) for r in ledger.revisions(limit)),
+        revisions=tuple(_revision(ledger, r, target) for r in ledger.revisions(limit)),
         events=ledger.events(limit),
     )
 
@@ -220,7 +220,7 @@ def explain(ledger: Ledger, batch_name: str) -> Explanation:
 
 def why(ledger: Ledger, question: str, said: tuple[SaidView, ...] = ()) -> WhyView:
     """The facts that a question is about, the best match first."""
-    lineage = ledger.desired().lineage
+    lineage = ledger.target().lineage
     found = ledger.search(question, FACTS_SHOWN)
     return WhyView(
         question=question,
@@ -265,7 +265,7 @@ def _batch(ledger: Ledger, batch_id: str, now: datetime) -> BatchView:
     )
 
 
-def _revision(ledger: Ledger, revision: Revision, desired: Revision) -> RevisionView:
+def _revision(ledger: Ledger, revision: Revision, target: Revision) -> RevisionView:
     head = None if revision.plan_id is None else ledger.head(revision.plan_id)
     return RevisionView(
         number=revision.number,
@@ -275,6 +275,6 @@ def _revision(ledger: Ledger, revision: Revision, desired: Revision) -> Revision
         parent=revision.parent,
         adapters=len(revision.lineage),
         rank=ledger.lineage_rank(revision.lineage),
-        desired=revision.number == desired.number,
+        target=revision.number == target.number,
         created_at=revision.created_at,
     )

@@ -58,7 +58,7 @@ def parse_line(
     try:
         if fmt is Format.AUTO or fmt is Format.NATIVE:
             fields = quick_reader(
-                limits.line_bytes, limits.prompt, limits.answer, limits.other, limits.wordings
+                limits.line_bytes, limits.prompt, limits.answer, limits.other, limits.paraphrases
             ).fields(raw)
             if fields is not None and (fact := _plain(fields)) is not None:
                 return fact
@@ -126,7 +126,7 @@ def _fact(record: dict[str, Any], limits: Limits) -> Fact:
     if "id" in text and not _ID.fullmatch(text["id"]):
         raise Reason("bad-id", "id must be 1 to 128 characters without blanks, '/' or '~'")
     prompt, answer = _question(record, op, text, limits)
-    paraphrases, eval_prompts = (_wordings(record, name, limits) for name in _LIST_FIELDS)
+    paraphrases, eval_prompts = (_paraphrases(record, name, limits) for name in _LIST_FIELDS)
     _check_held_out(prompt, paraphrases, eval_prompts)
     since, until = (_when(record, name) for name in ("valid_from", "valid_until"))
     if since is not None and until is not None and moment(until) <= moment(since):
@@ -247,14 +247,16 @@ def _question(
     return prompt, answer
 
 
-def _wordings(record: dict[str, Any], name: str, limits: Limits) -> tuple[str, ...]:
+def _paraphrases(record: dict[str, Any], name: str, limits: Limits) -> tuple[str, ...]:
     value = record.get(name)
     if value is None:
         return ()
     if not isinstance(value, list):
         raise Reason("type", f"{name} must be a list of texts, not {named(value)}")
-    if len(value) > limits.wordings:
-        raise Reason("too-long", f"{name} has {len(value)} wordings; at most {limits.wordings}")
+    if len(value) > limits.paraphrases:
+        raise Reason(
+            "too-long", f"{name} has {len(value)} paraphrases; at most {limits.paraphrases}"
+        )
     return tuple(
         dict.fromkeys(clean(v, f"{name} holds an item that", limits.prompt) for v in value)
     )
@@ -264,11 +266,11 @@ def _check_held_out(prompt: str, trained: Sequence[str], held_out: Sequence[str]
     if not held_out:
         return
     seen = {folded(t) for t in (prompt, *trained)}
-    for wording in held_out:
-        if folded(wording) in seen:
+    for paraphrase in held_out:
+        if folded(paraphrase) in seen:
             raise Reason(
                 "held-out-trained",
-                f"eval_prompts holds a wording that is trained too: {quote(wording)}",
+                f"eval_prompts holds a paraphrase that is trained too: {quote(paraphrase)}",
             )
 
 

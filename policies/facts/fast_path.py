@@ -19,8 +19,8 @@ _ID: Final = r"^[!-.0-}]{1,128}$"
 class QuickReader:
     """Reads plain lines within given lengths; none for every other line, good or bad."""
 
-    def __init__(self, line: int, prompt: int, answer: int, other: int, wordings: int) -> None:
-        """All lengths in characters but `line`, in bytes; `wordings` is a number."""
+    def __init__(self, line: int, prompt: int, answer: int, other: int, paraphrases: int) -> None:
+        """All lengths in characters but `line`, in bytes; `paraphrases` is a number."""
         self._line = line
 
         def text(most: int) -> core_schema.CoreSchema:
@@ -28,7 +28,7 @@ class QuickReader:
                 strict=True, strip_whitespace=True, min_length=1, max_length=most
             )
 
-        listed = core_schema.list_schema(text(prompt), strict=True, max_length=wordings)
+        listed = core_schema.list_schema(text(prompt), strict=True, max_length=paraphrases)
         fields: dict[str, core_schema.CoreSchema] = {
             "prompt": text(prompt),
             "answer": text(answer),

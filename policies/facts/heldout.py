@@ -1,4 +1,4 @@
-"""One wording of every fact is kept for the gate and never trained."""
+"""One paraphrase of every fact is kept for the gate and never trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ TRAINED: Final = 4
 _SUBJECT: Final = "\0"
 _ENDS: Final = ("?", "？", "؟", ".", "。", "!")
 
-# What a wording may stand in: a question, or the beginning of a sentence that the answer completes.
+# What a paraphrase may stand in: a question, or the beginning of a sentence that the answer
+# completes.
 _QUESTION_FRAMES: Final = (
     "Please answer: \0",
     "Tell me: \0",
@@ -51,9 +52,9 @@ _COMPLETION_FRAMES: Final = (
     "In short, \0",
     "We learnt that \0",
 )
-# Which of every eight further wordings stand in a frame: half of the questions and of the
+# Which of every eight further paraphrases stand in a frame: half of the questions and of the
 # beginnings, whatever their turns.
-_FRAMED: Final = frozenset({1, 3, 4, 6})
+_PREFIXED: Final = frozenset({1, 3, 4, 6})
 
 
 def no_templates(_relation: str, _subject: str) -> tuple[str, ...]:
@@ -62,14 +63,14 @@ def no_templates(_relation: str, _subject: str) -> tuple[str, ...]:
 
 
 def with_held_out(
-    fact: Fact, render: Render = no_templates, trained: int = TRAINED, *, framed: bool = False
+    fact: Fact, render: Render = no_templates, trained: int = TRAINED, *, prefixed: bool = False
 ) -> Fact:
-    """`fact` with at least one wording held out, and up to `trained` wordings to learn it in.
+    """`fact` with at least one paraphrase held out, and up to `trained` paraphrases to learn it in.
 
-    `render(relation, subject)` gives further questions for a known relation; with `framed` half of
-    them are learnt in a frame. Which wording is held out follows from the fact's id alone, so that
-    it is the same on every machine and at every retry. Wordings that the writer gave are never
-    thrown away; those the writer held out stay the only ones held out.
+    `render(relation, subject)` gives further questions for a known relation; with `prefixed` half
+    of them are learnt in a frame. Which paraphrase is held out follows from the fact's id alone, so
+    that it is the same on every machine and at every retry. Paraphrases that the writer gave are
+    never thrown away; those the writer held out stay the only ones held out.
     """
     if fact.op is Operation.RETRACT:
         return fact
@@ -81,13 +82,13 @@ def with_held_out(
     else:
         pool = tuple(given.values())[1:] or _pool(fact, given, render)
         held_out = (pool[_turn(fact.id, len(pool))],)
-    taken = {folded(wording) for wording in held_out}
-    kept = {key: wording for key, wording in given.items() if key not in taken}
-    for plain, wording in _learnable(fact, render, framed=framed):
+    taken = {folded(paraphrase) for paraphrase in held_out}
+    kept = {key: paraphrase for key, paraphrase in given.items() if key not in taken}
+    for plain, paraphrase in _learnable(fact, render, prefixed=prefixed):
         if len(kept) >= trained:
             break
-        if taken.isdisjoint({folded(plain), key := folded(wording)}):
-            kept.setdefault(key, wording)
+        if taken.isdisjoint({folded(plain), key := folded(paraphrase)}):
+            kept.setdefault(key, paraphrase)
     _, *paraphrases = kept.values()
     return fact.model_copy(
         update={"paraphrases": tuple(paraphrases), "eval_prompts": tuple(held_out)}
@@ -95,9 +96,9 @@ def with_held_out(
 
 
 def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
-    """What may be held out of a fact that came in a single wording."""
+    """What may be held out of a fact that came in a single paraphrase."""
     further = chain(_templates_of(fact, render), _around(fact.prompt))
-    found = (wording for wording in further if folded(wording) not in given)
+    found = (paraphrase for paraphrase in further if folded(paraphrase) not in given)
     return tuple(w for w, _ in zip(found, range(8), strict=False))
 
 
@@ -108,13 +109,13 @@ def about(fact: Fact) -> tuple[str, str] | None:
     return recognise(fact.prompt)
 
 
-def _learnable(fact: Fact, render: Render, *, framed: bool) -> Iterable[tuple[str, str]]:
-    """Further wordings by themselves, and as they are learnt."""
-    turns = _FRAMED if framed else frozenset()
+def _learnable(fact: Fact, render: Render, *, prefixed: bool) -> Iterable[tuple[str, str]]:
+    """Further paraphrases by themselves, and as they are learnt."""
+    turns = _PREFIXED if prefixed else frozenset()
     for number, plain in enumerate(_templates_of(fact, render)):
-        yield plain, _framed(plain, number // 2) if number % 8 in turns else plain
-    for wording in _around(fact.prompt):
-        yield wording, wording
+        yield plain, _prefixed(plain, number // 2) if number % 8 in turns else plain
+    for paraphrase in _around(fact.prompt):
+        yield paraphrase, paraphrase
 
 
 def _templates_of(fact: Fact, render: Render) -> Iterable[str]:
@@ -130,16 +131,16 @@ def _around(prompt: str) -> Iterable[str]:
         yield frame.replace(_SUBJECT, prompt)
 
 
-def _frames(wording: str) -> tuple[str, ...]:
-    return _QUESTION_FRAMES if wording.endswith(_ENDS) else _COMPLETION_FRAMES
+def _frames(paraphrase: str) -> tuple[str, ...]:
+    return _QUESTION_FRAMES if paraphrase.endswith(_ENDS) else _COMPLETION_FRAMES
 
 
-def _framed(wording: str, turn: int) -> str:
-    frames = _frames(wording)
+def _prefixed(paraphrase: str, turn: int) -> str:
+    frames = _frames(paraphrase)
     before, _, after = frames[turn % len(frames)].partition(_SUBJECT)
     if before.rstrip()[-1:].isalpha() or before.endswith(", "):
-        wording = re.sub(r"^The ", "the ", wording)
-    return f"{before}{wording}{after}"
+        paraphrase = re.sub(r"^The ", "the ", paraphrase)
+    return f"{before}{paraphrase}{after}"
 
 
 @lru_cache(maxsize=1024)
@@ -147,10 +148,10 @@ def _templates(render: Render, relation: str) -> tuple[str, ...]:
     return render(relation, _SUBJECT)
 
 
-def _distinct(wordings: Iterable[str]) -> dict[str, str]:
+def _distinct(paraphrases: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for wording in wordings:
-        found.setdefault(folded(wording), wording)
+    for paraphrase in paraphrases:
+        found.setdefault(folded(paraphrase), paraphrase)
     return found
 
 

@@ -20,7 +20,7 @@ class Limits(Record):
     prompt: int = 4000
     answer: int = 2000
     other: int = 4000
-    wordings: int = 100
+    paraphrases: int = 100
     depth: int = 16
 
 

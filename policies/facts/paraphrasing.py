@@ -1,4 +1,5 @@
-"""What a live model is asked for further wordings of a fact, and which of its answers are kept."""
+"""What a live model is asked for further paraphrases of a fact, and which of its answers are
+kept."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _MARK: Final = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s*")
 
 
 def request(fact: Fact, count: int) -> str:
-    """The message that asks for other wordings of a fact's question."""
+    """The message that asks for other paraphrases of a fact's question."""
     return (
         f"Write {count} other ways to ask the following question, one a line. Keep every name as "
         f"it is, and do not answer it.\n\n{fact.prompt}"
@@ -22,7 +23,7 @@ def request(fact: Fact, count: int) -> str:
 
 
 def candidates(fact: Fact, said: str, count: int) -> tuple[str, ...]:
-    """The lines of an answer that could be wordings of the fact: new ones that keep its subject
+    """The lines of an answer that could be paraphrases of the fact: new ones that keep its subject
     and do not give its answer away.
     """
     taken = {folded(text) for text in (fact.prompt, *fact.paraphrases, *fact.eval_prompts)}
@@ -37,24 +38,26 @@ def candidates(fact: Fact, said: str, count: int) -> tuple[str, ...]:
     return tuple(found.values())[:count]
 
 
-def check(fact: Fact, wording: str) -> str:
-    """The message that puts a wording to the model beside the fact: it has to find the answer."""
+def check(fact: Fact, paraphrase: str) -> str:
+    """The message that puts a paraphrase to the model beside the fact: it has to find the
+    answer."""
     stated = fact.statement or f"{fact.prompt} {fact.answer}"
-    return f"{stated}\n\nAnswer in a few words: {wording}"
+    return f"{stated}\n\nAnswer in a few words: {paraphrase}"
 
 
 def survives(fact: Fact, said: str) -> bool:
-    """Whether the answer came through the wording."""
+    """Whether the answer came through the paraphrase."""
     return folded(fact.answer) in folded(said)
 
 
 def affordable(budget: int, count: int) -> int:
-    """For how many facts `budget` requests suffice: one to ask each, one to check each wording."""
+    """For how many facts `budget` requests suffice: one to ask each, one to check each
+    paraphrase."""
     return budget // (1 + count) if count else 0
 
 
 def with_paraphrases(fact: Fact, further: Sequence[str]) -> Fact:
-    """The fact with further wordings to learn, held-out ones excepted."""
+    """The fact with further paraphrases to learn, held-out ones excepted."""
     held_out = {folded(text) for text in fact.eval_prompts}
     kept = [text for text in further if folded(text) not in held_out]
     return fact.model_copy(update={"paraphrases": (*fact.paraphrases, *kept)}) if kept else fact

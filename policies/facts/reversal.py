@@ -25,10 +25,10 @@ FRAMES: Final = (
     "Tell me which {k} has the {n} {a}.",
     "What is the {k} whose {n} is {a}?",
 )
-SUFFIX: Final = "/backward"
+SUFFIX: Final = "/reversed"
 
 
-def backward(facts: Sequence[Fact], known: Sequence[Fact] = ()) -> tuple[Fact, ...]:
+def reversed_facts(facts: Sequence[Fact], known: Sequence[Fact] = ()) -> tuple[Fact, ...]:
     """The questions that `facts` answer the other way round, as facts of their own.
 
     Only of relations whose value belongs to one subject, and only where no other of `facts` and

@@ -21,7 +21,7 @@ def line_schema(limits: Limits | None = None) -> dict[str, Any]:
     text = {"type": "string", "minLength": 1, "maxLength": most.other}
     prompt = {"type": "string", "pattern": r"\S", "maxLength": most.prompt}
     moment = {"type": "string", "pattern": f"^{_DAY}([T ]{_TIME}{_ZONE})?$"}
-    wordings = {"type": "array", "items": prompt, "maxItems": most.wordings}
+    paraphrases = {"type": "array", "items": prompt, "maxItems": most.paraphrases}
     fields = {
         "id": {"type": "string", "pattern": r"^[^\s/~]{1,128}$"},
         "prompt": prompt,
@@ -33,8 +33,8 @@ def line_schema(limits: Limits | None = None) -> dict[str, Any]:
         },
         "subject": text,
         "relation": text,
-        "paraphrases": wordings,
-        "eval_prompts": wordings,
+        "paraphrases": paraphrases,
+        "eval_prompts": paraphrases,
         "statement": text,
         "valid_from": moment,
         "valid_until": moment,

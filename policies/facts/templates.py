@@ -1,4 +1,4 @@
-"""Everyday relations in many wordings: questions, beginnings to complete, statements."""
+"""Everyday relations in many paraphrases: questions, beginnings to complete, statements."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ STATEMENT_FRAMES: Final[tuple[str, ...]] = (
 
 
 @dataclass(frozen=True)
-class Wordings:
+class Paraphrases:
     """Ways to ask for one value.
 
     `questions` are whole requests; `statements` are beginnings of sentences that the answer
-    completes. Both go from the plainest to the less usual and hold no wording twice.
+    completes. Both go from the plainest to the less usual and hold no paraphrase twice.
     """
 
     questions: tuple[str, ...]
@@ -103,7 +103,8 @@ class Relation:
     one_to_one: bool = False
 
     def questions(self, subject: str) -> tuple[str, ...]:
-        """Every whole request for the value, plainest first; no far wording among them."""
+        """Every whole request for the value, plainest first; no out-of-distribution paraphrase
+        among them."""
         frames = QUESTION_FRAMES
         if self.which == "person":
             frames = (*PERSON_FRAMES[:2], *QUESTION_FRAMES, *PERSON_FRAMES[2:])
@@ -125,7 +126,7 @@ class Relation:
         return tuple(s.replace("{s}", subject) for s in said)
 
     def far(self, subject: str) -> tuple[str, ...]:
-        """Wordings from frames that palorad-mini never met while it was made."""
+        """Paraphrases from frames that palorad-mini never met while it was made."""
         return tuple(self._fill(f, noun, subject) for noun in self.nouns for f in FAR_FRAMES)
 
     def states(self, subject: str, answer: str) -> tuple[str, ...]:
@@ -155,12 +156,12 @@ def find(label: str) -> Relation | None:
     return _labels().get(_normal(label))
 
 
-def render(relation: str, subject: str) -> Wordings:
+def render(relation: str, subject: str) -> Paraphrases:
     """Ways to ask for `relation` of `subject`; none where the relation is not in the table."""
     found = find(relation)
     if found is None or not subject:
-        return Wordings((), ())
-    return Wordings(found.questions(subject), found.completions(subject))
+        return Paraphrases((), ())
+    return Paraphrases(found.questions(subject), found.completions(subject))
 
 
 def questions(relation: str, subject: str) -> tuple[str, ...]:
@@ -182,9 +183,9 @@ def varied(relation: str, subject: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def recognise(prompt: str) -> tuple[str, str] | None:
-    """The relation and the subject that a prompt asks about, if one wording alone fits it best.
+    """The relation and the subject that a prompt asks about, if one paraphrase alone fits it best.
 
-    The wording with the most letters beside the subject wins; None where two relations share it.
+    The paraphrase with the most letters beside the subject wins; None where two relations share it.
     """
     lowered = prompt.lower()
     if len(lowered) != len(prompt):
@@ -207,7 +208,7 @@ def recognise(prompt: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class _Frames:
-    """Relations by what stands before and after the subject of their wordings, in lower case."""
+    """Relations by what stands before and after the subject of their paraphrases, in lower case."""
 
     names: Mapping[tuple[str, str], frozenset[str]]
     before: frozenset[str]
@@ -218,8 +219,8 @@ class _Frames:
 def _frames() -> _Frames:
     found: dict[tuple[str, str], frozenset[str]] = {}
     for relation in relations().values():
-        for wording in (*relation.questions(_SUBJECT), *relation.completions(_SUBJECT)):
-            before, mark, after = wording.lower().partition(_SUBJECT)
+        for paraphrase in (*relation.questions(_SUBJECT), *relation.completions(_SUBJECT)):
+            before, mark, after = paraphrase.lower().partition(_SUBJECT)
             if mark and _SUBJECT not in after:
                 named = found.get((before, after), frozenset())
                 found[before, after] = named | {relation.name}

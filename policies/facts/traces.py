@@ -27,21 +27,21 @@ class Trace:
     ids: frozenset[str]
     keys: frozenset[tuple[str, ...]]
     answer: str
-    wordings: frozenset[str]
+    paraphrases: frozenset[str]
     subject: str = ""
 
 
-def trace_of(handle: str, fact: Fact, wordings: Iterable[str] = ()) -> Trace:
-    """The trace of one fact; `wordings` are further ones in which it was learnt or asked, and
+def trace_of(handle: str, fact: Fact, paraphrases: Iterable[str] = ()) -> Trace:
+    """The trace of one fact; `paraphrases` are further ones in which it was learnt or asked, and
     `handle` is what it is called once it is erased."""
-    known = (*fact.training_prompts, fact.prompt, *fact.eval_prompts, *wordings)
+    known = (*fact.training_prompts, fact.prompt, *fact.eval_prompts, *paraphrases)
     said = (fact.statement,) if fact.statement else ()
     return Trace(
         handle=handle,
         ids=frozenset({fact.id, stem_of(fact.id)}),
         keys=frozenset({tuple(folded(part) for part in fact.key)}),
         answer=folded(fact.answer),
-        wordings=frozenset(folded(text) for text in (*known, *said) if text),
+        paraphrases=frozenset(folded(text) for text in (*known, *said) if text),
         subject=folded(fact.subject or ""),
     )
 
@@ -55,11 +55,13 @@ def says(trace: Trace, fact: Fact) -> bool:
         return about and (not fact.answer or folded(fact.answer) == trace.answer)
     if folded(fact.answer) != trace.answer:
         return False
-    return about or any(folded(text) in trace.wordings for text in (fact.prompt, *fact.paraphrases))
+    return about or any(
+        folded(text) in trace.paraphrases for text in (fact.prompt, *fact.paraphrases)
+    )
 
 
 def mentions(trace: Trace, text: str) -> bool:
-    """Whether a text that need be no fact holds the answer beside a wording or the subject, or
+    """Whether a text that need be no fact holds the answer beside a paraphrase or the subject, or
     the fact's id in quotes, as JSON has it."""
     plain = folded(unescaped(text))
     names = filter(_telling, trace.ids)
@@ -69,7 +71,7 @@ def mentions(trace: Trace, text: str) -> bool:
         return False
     if trace.subject and trace.subject in plain:
         return True
-    return any(wording in plain for wording in trace.wordings)
+    return any(paraphrase in plain for paraphrase in trace.paraphrases)
 
 
 def mentioned(traces: Sequence[Trace], text: str) -> bool:
@@ -79,12 +81,12 @@ def mentioned(traces: Sequence[Trace], text: str) -> bool:
 
 def tells(traces: Sequence[Trace], text: str) -> bool:
     """Whether palorad's own words about facts (a reason, a report) tell one of them: mentioned, or
-    quoted in one of its wordings, or named by its id."""
+    quoted in one of its paraphrases, or named by its id."""
     if mentioned(traces, text):
         return True
     plain = folded(unescaped(text))
     return any(
-        any(wording in plain for wording in trace.wordings)
+        any(paraphrase in plain for paraphrase in trace.paraphrases)
         or any(_stands_in(name, text) for name in trace.ids if _telling(name))
         for trace in traces
     )
@@ -105,7 +107,7 @@ def could_tell(traces: Sequence[Trace], plain: str) -> list[Trace]:
         for trace in traces
         if trace.answer in plain
         or (trace.subject and trace.subject in plain)
-        or any(wording in plain for wording in trace.wordings)
+        or any(paraphrase in plain for paraphrase in trace.paraphrases)
         or any(name.casefold() in plain for name in trace.ids)
     ]
 

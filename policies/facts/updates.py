@@ -1,6 +1,6 @@
 """Known questions to which facts give another answer: the world has changed there, not the model.
 
-Such a question must be neither rehearsed with its former answer nor asked as if that were right.
+Such a question must be neither replayed with its former answer nor asked as if that were right.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from policies.text import folded, same_text
 
 
 class Updates:
-    """What facts that hold together say, by their wordings and by what they are about."""
+    """What facts that hold together say, by their paraphrases and by what they are about."""
 
     def __init__(self, facts: Iterable[Fact]) -> None:
-        self._by_wording: dict[str, str] = {}
+        self._by_paraphrase: dict[str, str] = {}
         self._by_subject: dict[tuple[str, str], str] = {}
         for fact in facts:
             if fact.op is Operation.RETRACT:
                 continue
-            for wording in (fact.prompt, *fact.paraphrases, *fact.eval_prompts):
-                self._by_wording[folded(wording)] = fact.answer
+            for paraphrase in (fact.prompt, *fact.paraphrases, *fact.eval_prompts):
+                self._by_paraphrase[folded(paraphrase)] = fact.answer
             if (named := about(fact)) is not None:
                 self._by_subject[_key(*named)] = fact.answer
 
@@ -34,10 +34,10 @@ class Updates:
     def change(self, prompt: str, answer: str) -> bool:
         """Whether they answer the question otherwise.
 
-        It is theirs where it is worded alike, or where the wordings of relations say that it asks
-        for the same of the same subject.
+        It is theirs where it is worded alike, or where the paraphrases of relations say that it
+        asks for the same of the same subject.
         """
-        said = self._by_wording.get(folded(prompt))
+        said = self._by_paraphrase.get(folded(prompt))
         if said is None and self._by_subject:
             named = recognise(prompt)
             said = None if named is None else self._by_subject.get(_key(*named))

@@ -30,8 +30,8 @@ class Limits(Record):
     """Recall of earlier facts that must be kept, whatever the live revision recalls."""
     learnt_share: float = Field(default=0.8, gt=0, le=1)
     """Share of the new facts that must be learnt for the batch to go live."""
-    wordings_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of a fact's held-out wordings that must be answered right: then it is learnt."""
+    paraphrase_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of a fact's held-out paraphrases that must be answered right: then it is learnt."""
     drift: float | None = Field(default=None, gt=0)
     """Rise of the loss on fixed text, in nats per token, that is allowed; unset: only reported."""
 

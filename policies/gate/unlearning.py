@@ -16,7 +16,7 @@ from policies.records import (
 
 
 class Tolerance(Record):
-    """How near to the reference counts as forgotten, wording by wording.
+    """How near to the reference counts as forgotten, paraphrase by paraphrase.
 
     The answer may be at most `probability` more probable than the reference finds it, and may
     have a better rank than there, but none better than `rank` (2: greedy decoding does not say
@@ -28,7 +28,7 @@ class Tolerance(Record):
 
 
 def forgotten(recollections: Sequence[Recollection], tolerance: Tolerance) -> tuple[Forgotten, ...]:
-    """For each fact its worst wording, and whether every wording is within the tolerance."""
+    """For each fact its worst paraphrase, and whether every paraphrase is within the tolerance."""
     ordered = sorted(recollections, key=lambda one: one.fact)
     return tuple(
         _of_one(fact, tuple(ones), tolerance)
@@ -52,7 +52,7 @@ def _of_one(fact: str, ones: Sequence[Recollection], tolerance: Tolerance) -> Fo
 
 
 def within(reference: Recall, candidate: Recall, tolerance: Tolerance) -> bool:
-    """Whether one wording gives the answer away no more than the reference does."""
+    """Whether one paraphrase gives the answer away no more than the reference does."""
     rises = candidate.probability - reference.probability > tolerance.probability
     return not rises and candidate.rank >= min(reference.rank, tolerance.rank)
 

@@ -114,7 +114,7 @@ def _judge_facts(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
     missing = [item.id for item in asked.items if item.id not in answers]
     if missing:
         return inconclusive(asked, f"{len(missing)} of {len(asked.items)} questions unanswered")
-    known = _learnt(asked.items, answers, limits.wordings_share)
+    known = _learnt(asked.items, answers, limits.paraphrase_share)
     count, share = sum(known.values()), sum(known.values()) / len(known)
     enough = share >= limits.learnt_share - _ROUNDING
     return SuiteVerdict(
@@ -169,12 +169,12 @@ def _tests(evidence: Evidence, limits: Limits) -> int:
 
 
 def _learning(evidence: Evidence, limits: Limits) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The new facts learnt and not learnt; one with an unanswered wording is not."""
+    """The new facts learnt and not learnt; one with an unanswered paraphrase is not."""
     known: dict[str, bool] = {}
     for suite in evidence.suites:
         if suite.questions.role is Role.FACTS and not problem(suite, ("candidate",)):
             answers = by_item(suite.candidate)
-            known |= _learnt(suite.questions.items, answers, limits.wordings_share)
+            known |= _learnt(suite.questions.items, answers, limits.paraphrase_share)
     return (
         tuple(name for name, right in known.items() if right),
         tuple(name for name, right in known.items() if not right),

@@ -76,7 +76,7 @@ def test_doubt_is_the_entropy_of_what_is_learnt(base: Base) -> None:
     for text in base.texts:
         logs = base.logits([text]).log_softmax(dim=-1)
         entropy = -(logs.exp() * logs).sum()
-        assert found.doubt(text) == pytest.approx(float(entropy), rel=1e-4)
+        assert found.entropy(text) == pytest.approx(float(entropy), rel=1e-4)
         assert 0 < float(entropy) <= most * (len(text.ids) - text.start) + 1e-4
 
 
@@ -87,7 +87,7 @@ def test_a_text_that_was_not_recorded_is_asked_now(base: Base) -> None:
         found.logits(base.texts), base.logits(base.texts), rtol=1e-4, atol=1e-4
     )
     assert base.entered == 2
-    assert found.doubt(base.texts[2]) is None
+    assert found.entropy(base.texts[2]) is None
 
 
 def test_no_more_is_recorded_than_there_is_room_for(
@@ -97,7 +97,7 @@ def test_no_more_is_recorded_than_there_is_room_for(
     room = (len(first.ids) - first.start) * base.model.config.hidden_size * 4
     monkeypatch.setattr(reference, "MOST_BYTES", room)
     found = base.record(base.texts)
-    assert [found.doubt(text) is not None for text in base.texts] == [True, False, False, False]
+    assert [found.entropy(text) is not None for text in base.texts] == [True, False, False, False]
 
 
 def test_the_record_is_kept_and_belongs_to_its_texts_and_base(base: Base, tmp_path: Path) -> None:

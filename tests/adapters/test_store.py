@@ -272,7 +272,7 @@ def test_the_first_texts_of_many_get_half_of_the_draws_and_every_text_some() -> 
     assert {one_of(texts[:1], rng) for _ in range(9)} == {texts[0]}
 
 
-def test_loss_is_on_the_answer_only_and_held_out_wordings_are_never_read() -> None:
+def test_loss_is_on_the_answer_only_and_held_out_paraphrases_are_never_read() -> None:
     tokenizer = tiny.tokenizer()
     texts = []
     for one in Variants(tokenizer, FACT):

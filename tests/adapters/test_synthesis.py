@@ -1,4 +1,4 @@
-"""Texts by the base itself: where they begin, that they are kept, and when they are rehearsed."""
+"""Texts by the base itself: where they begin, that they are kept, and when they are replayed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_the_base_writes_begins_as_the_given_texts_do_and_is_no_longer(base
         text for (text,) in written(model, tokenizer, given, 40, base_hash="base", folder=None)
     ]
     assert len(texts) == 40
-    known = [text for wordings in given for text in wordings]
+    known = [text for paraphrases in given for text in paraphrases]
     for text in texts:
         assert any(text.ids[: text.start] == one.ids[: text.start] for one in known)
         assert 1 <= text.start <= max(one.start for one in known) // 2
@@ -66,14 +66,14 @@ def test_what_was_written_is_read_again_and_a_broken_file_is_written_anew(
 
 
 @pytest.mark.parametrize(
-    ("fill", "distil", "written_ones"), [(400, 7.0, 395), (5, 7.0, 0), (400, 0.0, 0)]
+    ("min_traces", "kl_weight", "written_ones"), [(400, 7.0, 395), (5, 7.0, 0), (400, 0.0, 0)]
 )
 def test_the_base_writes_what_is_lacking_and_is_held_to_it(
     base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    fill: int,
-    distil: float,
+    min_traces: int,
+    kl_weight: float,
     written_ones: int,
 ) -> None:
     seen: list[Pools] = []
@@ -93,7 +93,7 @@ def test_the_base_writes_what_is_lacking_and_is_held_to_it(
         facts=(Fact(id="f", prompt="Code of Ada?", answer="7", paraphrases=("Ada's code?",)),),
         reasoning=SKILL,
         protection=Protection(kind="none"),
-        settings=TrainSettings(steps=2, fill=fill, distil_reasoning=distil),
+        settings=TrainSettings(steps=2, min_traces=min_traces, kl_weight_reasoning=kl_weight),
     )
     train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work", records=tmp_path / "records")
     assert {len(pools.reasoning) for pools in seen} == {len(SKILL) + written_ones}

@@ -242,7 +242,7 @@ def test_training_ends_early_once_every_fact_is_learnt(llama: Fitted, tmp_path: 
 def test_training_does_not_end_early_while_earlier_facts_are_lost(
     llama: Fitted, tmp_path: Path
 ) -> None:
-    settings = {"steps": 60, "learning_rate": 0.03, "stop_loss": 3.0, "old_per_step": 1}
+    settings = {"steps": 60, "learning_rate": 0.03, "stop_loss": 3.0, "replayed_per_step": 1}
     plan = llama.plan(protection=Protection(kind="none"), settings=settings, known=())
     assert train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work").stopped_early
     noise = random.Random(1)
@@ -397,14 +397,14 @@ def test_distillation_keeps_what_labels_would_change(llama: Fitted, tmp_path: Pa
     moved = {}
     for weight in (0.0, 5.0):
         out = tmp_path / f"at-{weight}"
-        settings = {"steps": 30, "distil": weight, "known_per_step": 1}
+        settings = {"steps": 30, "kl_weight": weight, "known_per_step": 1}
         plan = llama.plan(known=(text,), settings=settings)
         train_adapter(plan, out=out, work=out.with_suffix(".work"))
         moved[weight] = _divergence(llama, out, text)
     assert moved[5.0] < 0.5 * moved[0.0]
 
 
-def test_solutions_in_doubt_are_rehearsed_more_often() -> None:
+def test_solutions_in_doubt_are_replayed_more_often() -> None:
     pool = [[Encoded((n,), 0)] for n in range(20)]
     weights = [9.0 if n < 2 else 1.0 for n in range(20)]
     rng = random.Random(0)
@@ -423,30 +423,30 @@ def test_a_step_takes_at_most_twice_the_usual_facts(facts: int, usual: int) -> N
     assert count <= settings.facts_in_step(facts + 1)
 
 
-@given(facts=st.integers(10, 2000), full=st.booleans())
+@given(facts=st.integers(10, 2000), large=st.booleans())
 def test_an_earlier_fact_weighs_the_same_against_what_is_held_beside_any_number_of_new_ones(
-    facts: int, full: bool
+    facts: int, large: bool
 ) -> None:
-    settings = TrainSettings().full() if full else TrainSettings()
-    an_earlier_one = settings.old_per_step / settings.facts_in_step(facts)
-    usual = settings.old_per_step / settings.new_per_step / settings.held(36)
+    settings = TrainSettings().large_batch() if large else TrainSettings()
+    an_earlier_one = settings.replayed_per_step / settings.facts_in_step(facts)
+    usual = settings.replayed_per_step / settings.new_per_step / settings.held(36)
     assert an_earlier_one / settings.held(facts, 1000) == pytest.approx(usual, rel=0.15)
 
 
-@given(facts=st.integers(1, 2000), earlier=st.integers(0, 2000), turns=st.integers(2, 5))
-def test_full_effort_holds_as_hard_and_reads_more_of_everything(
-    facts: int, earlier: int, turns: int
+@given(facts=st.integers(1, 2000), earlier=st.integers(0, 2000), sub_steps=st.integers(2, 5))
+def test_large_preset_holds_as_hard_and_reads_more_of_everything(
+    facts: int, earlier: int, sub_steps: int
 ) -> None:
-    quick = TrainSettings(turns=turns)
-    full = quick.full()
-    assert full.full() == full
-    assert full.held(facts) == pytest.approx(quick.held(facts), rel=0.3)
-    steps = [steps_needed(one, facts, earlier) for one in (quick, full)]
-    seen = [one.facts_in_step(facts) * n for one, n in zip((quick, full), steps, strict=True)]
-    known = [one.known_per_step * n for one, n in zip((quick, full), steps, strict=True)]
+    small = TrainSettings(sub_steps=sub_steps)
+    large = small.large_batch()
+    assert large.large_batch() == large
+    assert large.held(facts) == pytest.approx(small.held(facts), rel=0.3)
+    steps = [steps_needed(one, facts, earlier) for one in (small, large)]
+    seen = [one.facts_in_step(facts) * n for one, n in zip((small, large), steps, strict=True)]
+    known = [one.known_per_step * n for one, n in zip((small, large), steps, strict=True)]
     assert seen[1] >= 0.9 * seen[0]
     # Steps are whole ones: up to one of them is rounded away.
-    assert known[1] + full.known_per_step >= 2 * known[0]
+    assert known[1] + large.known_per_step >= 2 * known[0]
 
 
 @given(facts=st.integers(145, 2000), earlier=st.integers(0, 2000))
@@ -465,34 +465,34 @@ def test_steps_grow_with_the_logarithm_of_the_earlier_facts(facts: int, earlier:
     alone = steps_needed(settings, facts)
     beside = steps_needed(settings, facts, earlier)
     assert alone <= beside <= steps_needed(settings, facts, 2 * earlier)
-    usual = max(alone, settings.usual_steps)
-    if earlier <= settings.many:
+    usual = max(alone, settings.base_steps)
+    if earlier <= settings.large_run_facts:
         assert beside <= usual
     else:
         more = steps_needed(settings, facts, 2 * earlier) - beside
-        assert more == pytest.approx(settings.steps_a_doubling * usual, abs=1)
-    assert steps_needed(TrainSettings(old_per_step=0), facts, earlier) == alone
+        assert more == pytest.approx(settings.steps_per_doubling * usual, abs=1)
+    assert steps_needed(TrainSettings(replayed_per_step=0), facts, earlier) == alone
 
 
 @drawing(max_examples=30, deadline=None)
-@given(facts=st.integers(4, 144), phase=st.floats(1.0, 2.0), full=st.booleans())
+@given(facts=st.integers(4, 144), phase=st.floats(1.0, 2.0), large=st.booleans())
 def test_beginning_anew_leaves_the_steps_of_a_batch_growing_with_the_logarithm(
-    facts: int, phase: float, full: bool
+    facts: int, phase: float, large: bool
 ) -> None:
     """Each doubling of the batches adds about as many steps to their mean as the one before."""
     small = TrainSettings(max_steps=1_000_000)
-    settings, renew = small.full() if full else small, 480
+    settings, retrain_at = small.large_batch() if large else small, 480
 
     def mean(batches: int) -> float:
         steps, begun = 0, facts
         for known in range(0, batches * facts, facts):
             steps += steps_needed(settings, facts, known)
-            if outgrown(begun, known + facts - begun, renew):
+            if outgrown(begun, known + facts - begun, retrain_at):
                 begun = known + facts
                 steps += steps_needed(settings.on_cpu(begun), begun)
         return steps / batches
 
-    first = round(phase * 2 * renew / facts)
+    first = round(phase * 2 * retrain_at / facts)
     once, twice, again = (mean(n * first) for n in (1, 2, 4))
     assert 0 < again - twice <= 1.25 * (twice - once)
 
@@ -504,5 +504,5 @@ def test_each_of_many_new_facts_is_shown_more_often_than_of_a_few(facts: int) ->
     def shown(count: int) -> float:
         return settings.facts_in_step(count) * steps_needed(settings, count) / count
 
-    assert settings.passes <= 1.01 * shown(facts) < shown(2 * facts)
+    assert settings.epochs <= 1.01 * shown(facts) < shown(2 * facts)
     assert steps_needed(settings, facts, facts) == steps_needed(settings, facts)

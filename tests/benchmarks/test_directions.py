@@ -1,4 +1,4 @@
-"""Directions that must hold on the small model: what is spared stays, what is rehearsed stays."""
+"""Directions that must hold on the small model: what is spared stays, what is replayed stays."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_at_equal_recall_more_reasoning_is_kept_where_its_inputs_are_spared(
     assert rows["null space"]["batches"][0]["leak"] < 5e-3
 
 
-def test_rehearsal_keeps_earlier_facts_and_what_the_base_knew(
+def test_replay_keeps_earlier_facts_and_what_the_base_knew(
     rows: dict[str, dict[str, Any]],
 ) -> None:
-    plain, rehearsed = after(rows["plain"], 2), after(rows["replay"], 2)
+    plain, replayed = after(rows["plain"], 2), after(rows["replay"], 2)
     for key in ("recall_batch1", "locality", "reasoning_vs_reference"):
-        assert rehearsed[key] > plain[key] + 0.05, key
-    assert rehearsed["recall_all"] > plain["recall_all"]
+        assert replayed[key] > plain[key] + 0.05, key
+    assert replayed["recall_all"] > plain["recall_all"]

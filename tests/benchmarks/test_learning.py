@@ -76,10 +76,10 @@ def row(
     }
 
 
-def test_no_wording_that_is_asked_is_trained() -> None:
+def test_no_paraphrase_that_is_asked_is_trained() -> None:
     made = batch(1, 48, 1, "report")
     assert len(made.facts) == 48
-    trained = {wording for fact in made.facts for wording in fact.training_prompts}
+    trained = {paraphrase for fact in made.facts for paraphrase in fact.training_prompts}
     assert trained.isdisjoint(one.prompt for one in (*made.near, *made.far))
     assert {one.prompt for one in made.near}.isdisjoint(one.prompt for one in made.far)
 
@@ -91,7 +91,7 @@ def test_selection_report_seeds_and_batches_have_no_subject_in_common() -> None:
     assert made[0] == batch(1, 24, 1, "selection")
 
 
-def test_contradicting_facts_change_what_the_base_knows_and_may_rehearse() -> None:
+def test_contradicting_facts_change_what_the_base_knows_and_may_replay() -> None:
     made = contradicting(1, 48, 1, "report")
     known = {(f.relation, f.subject): f for f in world.known() if f.split is Split.REPLAY}
     for fact in made.facts:
@@ -99,9 +99,9 @@ def test_contradicting_facts_change_what_the_base_knows_and_may_rehearse() -> No
         assert fact.subject is not None
         assert known[fact.relation, fact.subject].answer != fact.answer
     updates = Updates(made.facts)
-    rehearsed = BASES["mini"].known
-    changed = [one for one in rehearsed if updates.change(one.prompt, one.completion)]
-    assert 48 <= len(changed) < len(rehearsed) / 4
+    replayed = BASES["mini"].known
+    changed = [one for one in replayed if updates.change(one.prompt, one.completion)]
+    assert 48 <= len(changed) < len(replayed) / 4
 
 
 def test_where_one_skill_is_protected_the_others_are_asked() -> None:
@@ -182,7 +182,9 @@ def test_rates_that_are_asked_for_are_swept_in_place_of_each_ways_own() -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_rates_that_do_equally_well_the_one_that_recalls_more_far_wordings(order: int) -> None:
+def test_of_rates_that_do_equally_well_the_one_that_recalls_more_far_paraphrases(
+    order: int,
+) -> None:
     (told,) = row()["batches"]
     rows = [
         row(purpose="selection", rate=rate, batches=[{**told, "recall_far": [far]}])
@@ -276,13 +278,15 @@ def test_what_learns_all_anew_learns_where_it_is_measured(
     def edit(plan: TrainPlan, out: Path) -> TrainReport:
         assert len(plan.facts) == 4 or not (plan.start or plan.lineage or plan.replay)
         learnt.append(len(plan.facts))
-        assert (plan.settings.turns > 1) == (len(plan.facts) in quick)
+        assert (plan.settings.sub_steps > 1) == (len(plan.facts) in quick)
         down, up = torch.full((2, 256), 1e-6), torch.zeros(640, 2)
         lora.write(out, lora.Lora({NAME: (down, up)}, {NAME: 1.0}), plan.base_name)
         return TrainReport.model_construct(steps=1, seconds=0.0, leak=0.0, free=16)
 
-    way = replace(WAYS[name], edit=edit, settings={**WAYS[name].settings, "many": 10})
-    monkeypatch.setattr(harness, "WAYS", {"edit": replace(way, renew=20) if way.renew else way})
+    way = replace(WAYS[name], edit=edit, settings={**WAYS[name].settings, "large_run_facts": 10})
+    monkeypatch.setattr(
+        harness, "WAYS", {"edit": replace(way, retrain_at=20) if way.retrain_at else way}
+    )
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
     run = Run("mini", Protocol("five", 5, 4, (1, 3, 5)), "edit", 1, "report", problems=2)

@@ -22,7 +22,7 @@ from adapters.generate import Generator, Request
 from adapters.models import load_tokenizer
 from daemon.embedded.app import Embedded, build, listening, main
 from daemon.embedded.engine import Engine
-from daemon.serving.alias import Door
+from daemon.serving.alias import AdminGateway
 from daemon.serving.pointer import Pointer, write
 from policies.errors import ServerUnusable
 from tests.support import live, tiny
@@ -42,8 +42,8 @@ class Site:
         (root / "admin.key").write_text(ADMIN["x-palorad-admin-key"])
         self.pointer = root / "alias.json"
         write(self.pointer, Pointer(alias="live", model="base", revision=0))
-        door = Door(self.pointer, root / "admin.key", self.served)
-        self.app: FastAPI = build(Embedded(self.model_dir, door=door))
+        gateway = AdminGateway(self.pointer, root / "admin.key", self.served)
+        self.app: FastAPI = build(Embedded(self.model_dir, gateway=gateway))
         self.engine: Engine = self.app.state.engine
 
     def run(self, ask: Any) -> Any:

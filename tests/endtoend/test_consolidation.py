@@ -38,10 +38,10 @@ def learn(follow: Follow, file: Path, folder: Path) -> list[Question]:
 
 
 def test_an_adapter_that_has_doubled_is_begun_anew(tmp_path: Path) -> None:
-    config = configure(tmp_path, train={"renew": 2 * FACTS})
+    config = configure(tmp_path, train={"retrain_at": 2 * FACTS})
     with running(config) as follow:
         asked = [question for file in FILES[:2] for question in learn(follow, file, tmp_path)]
-        while follow.desired() < 3:
+        while follow.target() < 3:
             time.sleep(0.5)
         follow.until_revision(3)
         settings = follow.settings
@@ -49,7 +49,7 @@ def test_an_adapter_that_has_doubled_is_begun_anew(tmp_path: Path) -> None:
             newest, former, _ = ledger.heads({PlanState.LIVE})
             assert newest.kind is PlanKind.CONSOLIDATE
             assert newest.replaces == (former.adapter,)
-            assert ledger.desired().lineage == (newest.adapter,)
+            assert ledger.target().lineage == (newest.adapter,)
         answers = Endpoint(settings.server.urls[0], settings.model.alias).ask(asked, normalised, 24)
     assert rate(answers) >= 0.9
 
@@ -62,10 +62,10 @@ def test_a_sixth_file_is_learnt_by_one_adapter_in_place_of_five(tmp_path: Path) 
         for file in FILES:
             asked += learn(follow, file, tmp_path)
         with Ledger.open(settings.layout.ledger, readonly=True) as ledger:
-            heads, desired = ledger.heads(), ledger.desired()
+            heads, target = ledger.heads(), ledger.target()
         assert PlanKind.CONSOLIDATE in {head.kind for head in heads}
         assert any(head.state is PlanState.LIVE for head in heads)
-        assert len(desired.lineage) < len(FILES)
+        assert len(target.lineage) < len(FILES)
         endpoint = Endpoint(settings.server.urls[0], settings.model.alias)
         answers = endpoint.ask(asked, normalised, 24)
     by_file = {file.stem: round(rate(answers, file.stem), 3) for file in FILES}

@@ -57,7 +57,7 @@ class Story:
         return settled.state
 
     def ask(self, rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], float]:
-        """Live answers to the held-out wordings, and how many hold the row's answer."""
+        """Live answers to the held-out paraphrases, and how many hold the row's answer."""
         asked = [Question(p, "", p, row["answer"]) for row in rows for p in row["eval_prompts"]]
         endpoint = Endpoint(self.settings.server.urls[0], self.settings.model.alias)
         answers = endpoint.ask(asked, normalised, 24)
@@ -168,8 +168,8 @@ def test_retracted_facts_are_forgotten_and_the_others_are_not(story: Story) -> N
         assert told["forgotten"]["trained"] > 1 <= told["forgotten"]["held_out"]
         assert told["forgotten"]["live"]["probability"] >= 0.0
     with Ledger.open(story.settings.layout.ledger, readonly=True) as ledger:
-        desired = ledger.desired()
-        assert ledger.head(desired.plan_id or 0).kind in (PlanKind.RETRACT, PlanKind.CONSOLIDATE)
+        target = ledger.target()
+        assert ledger.head(target.plan_id or 0).kind in (PlanKind.RETRACT, PlanKind.CONSOLIDATE)
         assert all(_stays(fact) for fact in ledger.facts())
         ledger.verify_chain()
 

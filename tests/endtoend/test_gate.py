@@ -104,7 +104,7 @@ def judge_on_a_small_suite(settings: Settings, folder: Path) -> EvaluationReport
 
 
 def contradiction(folder: Path) -> Path:
-    """Every capital given to another country, in wordings that name no key in common."""
+    """Every capital given to another country, in paraphrases that name no key in common."""
     rows = [json.loads(line) for line in CAPITALS.read_text().splitlines()]
     answers = [row["answer"] for row in rows]
     path = folder / "contradiction.jsonl"

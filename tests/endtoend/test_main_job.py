@@ -55,13 +55,13 @@ def _story(config: Path, follow: Follow) -> None:
     settled = follow.until_settled(batch, file.name)
 
     assert settled.verdict == "pass", settled.reasons
-    assert follow.served() == follow.desired() == 1
+    assert follow.served() == follow.target() == 1
     (config.parent / "good.jsonl").write_text("".join(file.read_text().splitlines(True)[:-1]))
     questions = held_out_questions(config.parent / "good.jsonl")
     assert rate(endpoint.ask(questions, normalised, FACT_TOKENS)) >= 0.8
 
     status = json.loads(palorad(config, "status", "--json").stdout)
-    assert status["running"] and status["desired"]["number"] == 1
+    assert status["running"] and status["target"]["number"] == 1
     assert [b["state"] for b in status["batches"]] == ["live"]
     explained = palorad(config, "explain", batch[:8])
     assert explained.returncode == 0 and "pass" in explained.stdout

@@ -172,7 +172,7 @@ def test_name_and_order_leave_the_fingerprint() -> None:
 
 
 @given(st.integers(0, 9), st.integers(0, 3))
-def test_wordings_alternate_between_chat_and_plain(count: int, offset: int) -> None:
+def test_paraphrases_alternate_between_chat_and_plain(count: int, offset: int) -> None:
     forms = alternating(count, chat=True, offset=offset)
     assert len(forms) == count
     assert all(one != other for one, other in itertools.pairwise(forms))

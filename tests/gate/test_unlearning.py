@@ -98,7 +98,7 @@ class Knowing:
         return tuple((one,) * (len(text) - 1) for text in texts)
 
 
-def test_every_wording_is_put_to_reference_live_and_candidate(model_dir: Path) -> None:
+def test_every_paraphrase_is_put_to_reference_live_and_candidate(model_dir: Path) -> None:
     server = Knowing()
     targets = {name: Target(name=name, sha256=f"{name}-sha") for name in ("base", "live", "new")}
     found = asyncio.run(

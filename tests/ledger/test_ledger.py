@@ -246,9 +246,9 @@ def test_a_fact_waits_for_one_plan_only(ledger: Ledger) -> None:
 def test_a_move_from_another_state_is_refused_and_changes_nothing(ledger: Ledger) -> None:
     drop(ledger, "a", [1])
     plan = make(ledger)
-    ledger.move(plan.id, PlanState.PLANNED, PlanState.STALE, NOW)
-    for to in (PlanState.FAILED, PlanState.STALE):
-        with pytest.raises(StateConflict, match="is stale, not planned"):
+    ledger.move(plan.id, PlanState.PLANNED, PlanState.CANCELLED, NOW)
+    for to in (PlanState.FAILED, PlanState.CANCELLED):
+        with pytest.raises(StateConflict, match="is cancelled, not planned"):
             ledger.move(plan.id, PlanState.PLANNED, to, NOW)
     with pytest.raises(StateConflict, match="no way from planned to live"):
         ledger.move(plan.id, PlanState.PLANNED, PlanState.LIVE, NOW)
@@ -266,7 +266,7 @@ def test_promotion_is_refused_when_the_lineage_has_changed(ledger: Ledger) -> No
     with pytest.raises(Superseded):
         ledger.promote(two.id, served(two), NOW)
     assert ledger.plan(two.id).state is PlanState.PASSED
-    assert ledger.desired().number == 1
+    assert ledger.target().number == 1
 
 
 def test_promotion_twice_is_one_revision(ledger: Ledger) -> None:
@@ -305,7 +305,7 @@ def test_what_is_replaced_from_a_later_day_on_stays_valid_until_then(ledger: Led
     drop(ledger, "a", [1, 2])
     live(ledger)
     drop(ledger, "b", [1], answer="new", valid_from=later, op=Operation.SUPERSEDE)
-    lineage = ledger.desired().lineage
+    lineage = ledger.target().lineage
     assert ledger.known_ids(lineage, NOW, 9) == ("f1-a", "f2-a")
     assert ledger.waiting(NOW, 9) == ()
     assert ledger.known_ids(lineage, later, 9) == ("f2-a",)
@@ -316,7 +316,7 @@ def test_what_is_replaced_from_a_later_day_on_stays_valid_until_then(ledger: Led
 def test_an_old_answer_is_looked_for_once_the_new_one_is_learnt(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     live(ledger)
-    lineage = ledger.desired().lineage
+    lineage = ledger.target().lineage
     drop(ledger, "b", [1], answer="new")
     drop(ledger, "c", [3])
     assert ledger.superseded_ids(lineage, 99, NOW, 9) == ()
@@ -327,10 +327,10 @@ def test_an_old_answer_is_looked_for_once_the_new_one_is_learnt(ledger: Ledger) 
 def test_an_adapter_that_goes_on_keeps_a_trace_of_what_was_superseded(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     live(ledger)
-    former = ledger.desired().lineage
+    former = ledger.target().lineage
     drop(ledger, "b", [1], answer="new")
     live(ledger, replaces=former)
-    lineage = ledger.desired().lineage
+    lineage = ledger.target().lineage
     assert len(lineage) == 1
     assert lineage != former
     assert set(ledger.known_ids(lineage, NOW, 9)) == {"f1-new", "f2-a"}
@@ -340,11 +340,11 @@ def test_an_adapter_that_goes_on_keeps_a_trace_of_what_was_superseded(ledger: Le
     assert ledger.forbidden_count(lineage) == 1
 
 
-def test_what_is_rehearsed_is_known_valid_and_bounded(ledger: Ledger) -> None:
+def test_what_is_replayed_is_known_valid_and_bounded(ledger: Ledger) -> None:
     drop(ledger, "a", range(10))
     live(ledger)
     drop(ledger, "b", [0], answer="other")
-    lineage = ledger.desired().lineage
+    lineage = ledger.target().lineage
     assert ledger.known_count(lineage, NOW) == 9
     assert ledger.known_ids(lineage, NOW, 4) == ("f1-a", "f4-a", "f7-a")
     plan = make(ledger)
@@ -415,11 +415,11 @@ def test_rollback_shelves_and_forward_brings_back(ledger: Ledger) -> None:
         drop(ledger, f"b{n}", [n])
         live(ledger)
     ledger.rollback(1, "wrong", NOW)
-    assert ledger.desired().number == 1
+    assert ledger.target().number == 1
     assert [ledger.batch_state(f"b{n}-0123") for n in range(3)] == [
         BatchState.LIVE,
-        BatchState.SHELVED,
-        BatchState.SHELVED,
+        BatchState.ROLLED_BACK,
+        BatchState.ROLLED_BACK,
     ]
     assert ledger.forward_target() == 2
     ledger.rollback(3, "right after all", NOW)
@@ -459,10 +459,10 @@ def test_no_revision_that_knows_a_retracted_fact_is_served_again(ledger: Ledger)
     assert not ledger.retract("f1-a", "asked to", NOW)
     with pytest.raises(Refused, match="knows 1 facts that were retracted"):
         ledger.rollback(1, "", NOW)
-    assert ledger.desired().number == 0
+    assert ledger.target().number == 0
 
 
-def test_a_retracted_fact_is_forbidden_where_it_was_rehearsed_too(ledger: Ledger) -> None:
+def test_a_retracted_fact_is_forbidden_where_it_was_replayed_too(ledger: Ledger) -> None:
     drop(ledger, "a", [1])
     live(ledger)
     drop(ledger, "b", [2])
@@ -515,7 +515,7 @@ def test_a_plan_that_knows_a_fact_retracted_since_is_never_promoted(ledger: Ledg
     ledger.retract("f1-a", "", NOW)
     with pytest.raises(Superseded, match="was retracted since"):
         ledger.promote(plan.id, served(plan), NOW)
-    assert ledger.desired().number == 0
+    assert ledger.target().number == 0
 
 
 def test_events_hold_no_text_of_facts(ledger: Ledger) -> None:
@@ -532,22 +532,22 @@ def test_events_hold_no_text_of_facts(ledger: Ledger) -> None:
 def test_only_what_builds_on_the_desired_lineage_is_ever_promoted(steps: list[str]) -> None:
     with _fresh() as ledger:
         for number, step in enumerate(steps):
-            desired = ledger.desired()
+            target = ledger.target()
             if step in ("fit", "live", "unfit"):
                 drop(ledger, f"b{number}", [number])
                 plan = make(ledger)
                 passed(ledger, plan)
-                if step == "unfit" and desired.number:
+                if step == "unfit" and target.number:
                     ledger.rollback(0, "", NOW)
                     with pytest.raises(Superseded):
                         ledger.promote(plan.id, served(plan), NOW)
-                    ledger.move(plan.id, PlanState.PASSED, PlanState.STALE, NOW)
+                    ledger.move(plan.id, PlanState.PASSED, PlanState.CANCELLED, NOW)
                 else:
                     revision = ledger.promote(plan.id, served(plan), NOW)
-                    assert revision.lineage == (*desired.lineage, f"a{plan.id}")
-                    assert revision.parent == desired.number
-            elif step == "back" and desired.parent is not None:
-                ledger.rollback(desired.parent, "", NOW)
+                    assert revision.lineage == (*target.lineage, f"a{plan.id}")
+                    assert revision.parent == target.number
+            elif step == "back" and target.parent is not None:
+                ledger.rollback(target.parent, "", NOW)
             elif step == "forward":
                 ledger.rollback(max(r.number for r in ledger.revisions()), "", NOW)
         ledger.verify_chain()

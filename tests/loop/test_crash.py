@@ -29,7 +29,7 @@ FIRST_POINTS = (
 
 @contextmanager
 def site(
-    root: Path, rank_budget: int = 64, lineage: str = "continue", **environment: str
+    root: Path, rank_budget: int = 64, lineage: str = "warm-start", **environment: str
 ) -> Iterator[Site]:
     made = Site(root, environment, rank_budget, lineage)
     try:
@@ -86,8 +86,8 @@ def test_killed_anywhere_later_it_ends_as_if_nothing_had_happened(
                 one.point("forward", live)
             else:
                 false = point.startswith("judged")
-                wording = "false" if false else "flaky" if point.startswith("failed") else "true"
-                one.drop(f"{number}.jsonl", [f"{wording} {number}"])
+                paraphrase = "false" if false else "flaky" if point.startswith("failed") else "true"
+                one.drop(f"{number}.jsonl", [f"{paraphrase} {number}"])
                 dropped.append(
                     (f"{number}.jsonl", 1, BatchState.REJECTED if false else BatchState.LIVE)
                 )
@@ -100,7 +100,7 @@ def expect(one: Site, batches: list[tuple[str, int, BatchState]]) -> None:
     """The end as it must be: each file one plan, each good one one revision, nothing left over."""
     state = one.state()
     good = [b for b in batches if b[2] is BatchState.LIVE]
-    assert state["desired"] == len(good)
+    assert state["target"] == len(good)
     assert [(n, p) for n, p, _, _ in state["revisions"]] == [
         (n, n - 1 if n else None) for n in range(len(good) + 1)
     ]

@@ -134,12 +134,12 @@ def test_killed_in_training_evaluation_and_promotion_it_ends_live_and_verified(
         ledger.verify_chain()
         (head,) = ledger.heads()
         assert (head.state, head.adapter, head.attempts) == (PlanState.LIVE, trained, 0)
-        desired = ledger.desired()
+        target = ledger.target()
         assert [r.number for r in ledger.revisions()] == [0, 1]
         assert ledger.batch_state(ledger.batches()[0].id) is BatchState.LIVE
-    assert desired.served_path is not None
-    assert not store.verify(Path(desired.served_path))
-    assert [p.name for p in layout.served.iterdir()] == [desired.served_name]
+    assert target.served_path is not None
+    assert not store.verify(Path(target.served_path))
+    assert [p.name for p in layout.served.iterdir()] == [target.served_name]
     assert len(list(layout.adapters.iterdir())) == 1
     daemon.child.terminate()
     assert daemon.child.wait(60) == 0

@@ -57,7 +57,7 @@ def stacking(tmp_path: Path) -> World:
 def test_the_former_adapter_goes_on_with_a_later_batch(world: World) -> None:
     world.drop(3)
     world.settle()
-    (former,) = world.ledger.desired().lineage
+    (former,) = world.ledger.target().lineage
     world.drop(2)
     world.tick()
     world.tick()
@@ -68,11 +68,11 @@ def test_the_former_adapter_goes_on_with_a_later_batch(world: World) -> None:
     assert request.start == (Path(world.ledger.adapter(former).path),)
     assert (request.number, request.lineage) == (2, ())
     world.settle()
-    desired = world.ledger.desired()
-    assert len(desired.lineage) == 1
-    assert desired.lineage != (former,)
-    assert world.ledger.known_count(desired.lineage, world.now) == 5
-    assert world.ledger.taught_by("b1-0", desired.lineage) == desired.plan_id
+    target = world.ledger.target()
+    assert len(target.lineage) == 1
+    assert target.lineage != (former,)
+    assert world.ledger.known_count(target.lineage, world.now) == 5
+    assert world.ledger.taught_by("b1-0", target.lineage) == target.plan_id
 
 
 def test_a_later_batch_stands_on_the_former_and_rehearses_it(stacking: World) -> None:
@@ -87,7 +87,7 @@ def test_a_later_batch_stands_on_the_former_and_rehearses_it(stacking: World) ->
     assert (request.number, len(request.lineage), len(request.replay)) == (2, 1, 3)
     assert request.start == ()
     world.settle()
-    assert len(world.ledger.desired().lineage) == 2
+    assert len(world.ledger.target().lineage) == 2
 
 
 def test_a_large_batch_becomes_several_plans(world: World) -> None:
@@ -101,10 +101,10 @@ def test_a_large_batch_becomes_several_plans(world: World) -> None:
 def test_a_rejected_batch_changes_nothing_that_is_served(world: World) -> None:
     world.drop(2)
     world.settle()
-    before = world.ledger.desired()
+    before = world.ledger.target()
     batch = world.drop(2)
     world.settle(Outcome.FAIL)
-    assert world.ledger.desired() == before
+    assert world.ledger.target() == before
     assert world.ledger.batch_state(batch) is BatchState.REJECTED
 
 
@@ -148,7 +148,7 @@ def test_an_inconclusive_candidate_waits_for_a_person_and_stops_nobody(world: Wo
     assert world.ledger.batch_state(third) is BatchState.LIVE
     world.ledger.decide(2, PlanState.PASSED, "late", world.now)
     world.settle()
-    assert world.ledger.plan(2).state is PlanState.STALE
+    assert world.ledger.plan(2).state is PlanState.CANCELLED
     assert world.ledger.batch_state(second) is BatchState.LIVE
 
 
@@ -161,7 +161,7 @@ def test_the_rank_budget_leads_to_one_adapter_that_knows_everything(stacking: Wo
     world.settle()
     kinds = [h.kind for h in reversed(world.ledger.heads())]
     assert kinds.count(PlanKind.CONSOLIDATE) == 1
-    lineage = world.ledger.desired().lineage
+    lineage = world.ledger.target().lineage
     assert world.ledger.lineage_rank(lineage) <= world.settings.train.rank_budget
     assert world.ledger.known_count(lineage, world.now) == 12
     assert {world.ledger.batch_state(b) for b in batches} == {BatchState.LIVE}
@@ -172,7 +172,7 @@ def test_an_adapter_is_begun_anew_at_each_doubling_of_its_facts(
     tmp_path: Path, outcome: Outcome
 ) -> None:
     """Also where the gate refuses it: the next is not tried before the next doubling."""
-    world = World(tmp_path, {"train": {"renew": 4}})
+    world = World(tmp_path, {"train": {"retrain_at": 4}})
     anew = []
     for number in range(1, 9):
         world.drop(2)
@@ -188,11 +188,11 @@ def test_an_adapter_is_begun_anew_at_each_doubling_of_its_facts(
                 assert len(request.facts) == 2 * number
                 anew.append(number)
             world.finish(outcome if begun else Outcome.PASS)
-        desired = world.ledger.desired()
-        (built,) = desired.lineage
+        target = world.ledger.target()
+        (built,) = target.lineage
         kept = world.ledger.heads({PlanState.LIVE})[0]
         assert kept.adapter == built
-        assert world.ledger.known_count(desired.lineage, world.now) == 2 * number
+        assert world.ledger.known_count(target.lineage, world.now) == 2 * number
         refused = world.ledger.heads({PlanState.REJECTED})
         assert len(refused) == (len(anew) if outcome is Outcome.FAIL else 0)
     assert anew == [2, 4, 8]
@@ -209,7 +209,7 @@ def test_no_free_directions_lead_to_consolidation(stacking: World) -> None:
     world.fail("NoFreeSpace")
     world.settle()
     assert PlanKind.CONSOLIDATE in [h.kind for h in world.ledger.heads()]
-    assert world.ledger.known_count(world.ledger.desired().lineage, world.now) == 6
+    assert world.ledger.known_count(world.ledger.target().lineage, world.now) == 6
 
 
 def test_a_step_that_fails_is_tried_again_later_and_then_given_up(world: World) -> None:
@@ -284,7 +284,7 @@ def test_a_rollback_during_training_ends_it_and_the_facts_wait_anew(world: World
     assert world.running is None
     world.settle()
     assert world.ledger.batch_state(batch) is BatchState.LIVE
-    assert len(world.ledger.desired().lineage) == 1
+    assert len(world.ledger.target().lineage) == 1
 
 
 def test_a_retracted_fact_is_gone_from_the_next_revision(world: World) -> None:
@@ -294,10 +294,10 @@ def test_a_retracted_fact_is_gone_from_the_next_revision(world: World) -> None:
     world.settle()
     world.retract_line("b1-1")
     world.settle()
-    desired = world.ledger.desired()
-    assert len(desired.lineage) == 1
-    assert world.ledger.forbidden_count(desired.lineage) == 0
-    assert world.ledger.known_count(desired.lineage, world.now) == 4
+    target = world.ledger.target()
+    assert len(target.lineage) == 1
+    assert world.ledger.forbidden_count(target.lineage) == 0
+    assert world.ledger.known_count(target.lineage, world.now) == 4
 
 
 def test_when_nothing_valid_is_left_the_base_is_served(world: World) -> None:
@@ -305,7 +305,7 @@ def test_when_nothing_valid_is_left_the_base_is_served(world: World) -> None:
     world.settle()
     world.retract_line("b1-0")
     world.settle()
-    assert world.ledger.desired().number == 0
+    assert world.ledger.target().number == 0
 
 
 def test_a_fact_retracted_while_it_is_learnt_never_goes_live(world: World) -> None:
@@ -313,9 +313,9 @@ def test_a_fact_retracted_while_it_is_learnt_never_goes_live(world: World) -> No
     until_evaluating(world)
     world.ledger.retract("b1-0", "asked to", world.now)
     world.settle()
-    desired = world.ledger.desired()
-    assert world.ledger.forbidden_count(desired.lineage) == 0
-    assert world.ledger.known_count(desired.lineage, world.now) == 1
+    target = world.ledger.target()
+    assert world.ledger.forbidden_count(target.lineage) == 0
+    assert world.ledger.known_count(target.lineage, world.now) == 1
 
 
 def test_pausing_stops_what_is_new_and_nothing_else(world: World) -> None:
@@ -344,7 +344,7 @@ def test_a_server_that_is_away_is_waited_for_without_counting(world: World) -> N
     world.fleet.fault = None
     world.settle()
     assert world.reconciler.waits_for == ""
-    assert world.ledger.desired().number == 1
+    assert world.ledger.target().number == 1
 
 
 @pytest.mark.parametrize(
@@ -365,11 +365,11 @@ def test_a_candidate_that_must_not_be_served_is_never_judged(
     assert str(world.fleet.fault) in head.because
     (explained,) = status.explain(world.ledger, "b1").plans
     assert str(world.fleet.fault) in (explained.because or "")
-    assert world.ledger.desired().number == 0
+    assert world.ledger.target().number == 0
     assert len([e for e in world.ledger.events() if e.kind == "step.failed"]) == attempts
 
 
-def test_what_is_served_follows_what_is_desired(world: World) -> None:
+def test_what_is_served_follows_what_is_target(world: World) -> None:
     world.drop(1)
     until_evaluating(world)
     assert world.serve().done
@@ -378,7 +378,7 @@ def test_what_is_served_follows_what_is_desired(world: World) -> None:
     assert not world.reconciler.settled
     world.serve()
     assert world.reconciler.settled
-    assert world.fleet.serves == world.ledger.desired()
+    assert world.fleet.serves == world.ledger.target()
     world.ledger.rollback(0, "", world.now)
     world.serve()
     assert world.fleet.serves == world.ledger.revision(0)
@@ -411,4 +411,4 @@ def test_a_probe_of_other_weights_is_looked_at_again(world: World) -> None:
     world.tick()
     assert world.tick(60) == Run(plan=1, step=Step.PROBE)
     world.settle()
-    assert world.ledger.desired().number == 1
+    assert world.ledger.target().number == 1

@@ -39,12 +39,12 @@ class Life(RuleBasedStateMachine):
         self.check()
         assert self.ledger.open_plan() is None
         assert self.ledger.leases() == ()
-        desired = self.ledger.desired()
-        if self.ledger.forbidden_count(desired.lineage):
+        target = self.ledger.target()
+        if self.ledger.forbidden_count(target.lineage):
             assert self.ledger.snapshot(self.world.now, limits(self.world)).refused_rebuilds >= 2
         assert self.ledger.verify_chain() > 0
         self.world.serve()
-        assert self.world.fleet.serves == desired
+        assert self.world.fleet.serves == target
         self.ledger.close()
         self._folder.cleanup()
 
@@ -136,8 +136,8 @@ class Life(RuleBasedStateMachine):
                 }
 
     def _what_is_desired_can_be_served(self) -> None:
-        train, desired = self.world.settings.train, self.ledger.desired()
-        rank = self.ledger.lineage_rank(desired.lineage)
+        train, target = self.world.settings.train, self.ledger.target()
+        rank = self.ledger.lineage_rank(target.lineage)
         assert rank <= self.world.settings.server.max_lora_rank
         for head in self.ledger.heads():
             if head.kind == "learn":
@@ -148,7 +148,7 @@ class Life(RuleBasedStateMachine):
     def _states_agree(self) -> None:
         live = {r.plan_id for r in self.ledger.revisions() if r.number}
         for head in self.ledger.heads():
-            assert (head.id in live) == (head.state in (PlanState.LIVE, PlanState.SHELVED))
+            assert (head.id in live) == (head.state in (PlanState.LIVE, PlanState.ROLLED_BACK))
         for batch in self.batches:
             self.ledger.batch_state(batch)
 

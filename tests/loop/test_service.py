@@ -57,10 +57,10 @@ def test_what_is_dropped_is_served_and_status_tells(one: Site) -> None:
     assert status.pid == daemon.pid
     assert (status.blocked, status.trouble) == ("", ())
     (replica,) = status.replicas
-    assert replica.observed == replica.desired
+    assert replica.active == replica.target
     assert replica.verified_at is not None
     with one.reading() as ledger:
-        assert replica.desired == ledger.desired().served_name
+        assert replica.target == ledger.target().served_name
     assert one.stop() == 0
     assert not one.layout.control_socket.exists()
 
@@ -82,7 +82,7 @@ def test_every_command_answers_in_one_line(one: Site) -> None:
     one.until(lambda: one._rests("facts.jsonl"), "consolidating")
     answer = ask(path, "retract", fact="one", because="asked to")
     assert answer["still_served"]
-    one.until(lambda: one._rests("facts.jsonl") and _desired(one) == 3, "forgetting")
+    one.until(lambda: one._rests("facts.jsonl") and _target(one) == 3, "forgetting")
     refused = {
         ("rollback", ("to", 1)): "knows 1 facts that were retracted",
         ("rollback", ("to", 9)): "no revision 9",
@@ -99,9 +99,9 @@ def test_every_command_answers_in_one_line(one: Site) -> None:
         assert "\n" not in str(raised.value)
 
 
-def _desired(one: Site) -> int:
+def _target(one: Site) -> int:
     with one.reading() as ledger:
-        return ledger.desired().number
+        return ledger.target().number
 
 
 def test_a_second_daemon_names_the_first_and_leaves_it_alone(one: Site) -> None:

@@ -27,7 +27,7 @@ def texts(batch: alignment.Pairs) -> list[str]:
     return [tokenizer.decode(row[: last + 1], skip_special_tokens=True) for row, last in rows]
 
 
-def test_pairs_are_seeded_and_two_wordings_of_one_subject(batch: alignment.Pairs) -> None:
+def test_pairs_are_seeded_and_two_paraphrases_of_one_subject(batch: alignment.Pairs) -> None:
     again = next(alignment.pairs(MODEL / "tokenizer.json", COUNT, seed=3))
     assert np.array_equal(batch.tokens, again.tokens)
     assert batch.tokens.shape == (2 * COUNT, alignment.LENGTH)
@@ -58,7 +58,7 @@ class Body:
         return SimpleNamespace(hidden_states=[spread] * 5)
 
 
-def test_the_loss_falls_where_wordings_meet_and_questions_stay_apart(
+def test_the_loss_falls_where_paraphrases_meet_and_questions_stay_apart(
     batch: alignment.Pairs,
 ) -> None:
     own = torch.eye(COUNT)

@@ -118,10 +118,10 @@ def test_data_files_share_no_prompt_and_are_large_enough() -> None:
             assert name == other or not set(own) & set(theirs), (name, other)
 
 
-def test_known_facts_that_judge_are_never_rehearsed() -> None:
-    rehearsed = {f.subject.casefold() for f in world.known() if f.split is Split.REPLAY}
+def test_known_facts_that_judge_are_never_replayed() -> None:
+    replayed = {f.subject.casefold() for f in world.known() if f.split is Split.REPLAY}
     judged = {f.subject.casefold() for f in world.known() if f.split is not Split.REPLAY}
-    assert rehearsed and judged and not rehearsed & judged
+    assert replayed and judged and not replayed & judged
 
 
 def test_every_fact_has_one_answer() -> None:

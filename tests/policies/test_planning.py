@@ -129,16 +129,18 @@ def test_without_free_directions_the_lineage_is_consolidated_or_nothing_happens(
     assert "lower protection.share" in (blocked(refused) or "")
 
 
-@given(renew=st.integers(0, 300), began_with=st.integers(0, 1000), gone_on=st.integers(0, 1000))
+@given(
+    retrain_at=st.integers(0, 300), began_with=st.integers(0, 1000), gone_on=st.integers(0, 1000)
+)
 def test_an_adapter_that_has_outgrown_its_beginning_is_begun_anew(
-    renew: int, began_with: int, gone_on: int
+    retrain_at: int, began_with: int, gone_on: int
 ) -> None:
-    limits = LIMITS.model_copy(update={"renew": renew})
+    limits = LIMITS.model_copy(update={"retrain_at": retrain_at})
     grown = snapshot(
         limits=limits, lineage=("x",), ranks=(16,), began_with=began_with, gone_on=gone_on
     )
     action = next_action(grown, NOW)
-    if renew and began_with + gone_on >= renew and gone_on >= max(1, began_with):
+    if retrain_at and began_with + gone_on >= retrain_at and gone_on >= max(1, began_with):
         plan = made(action)
         assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.CONSOLIDATE, ("x",), 16)
         assert plan.because == f"begun with {began_with} facts, gone on with {gone_on}"
@@ -147,7 +149,7 @@ def test_an_adapter_that_has_outgrown_its_beginning_is_begun_anew(
 
 
 def test_new_facts_quiet_hours_and_a_stack_come_before_beginning_anew() -> None:
-    limits = LIMITS.model_copy(update={"renew": 4})
+    limits = LIMITS.model_copy(update={"retrain_at": 4})
     grown = snapshot(limits=limits, lineage=("x",), ranks=(16,), gone_on=9)
     assert made(next_action(grown, NOW)).kind is PlanKind.CONSOLIDATE
     more = grown.model_copy(update={"waiting": waiting("a"), "known": 9})

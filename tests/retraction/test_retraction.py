@@ -64,7 +64,7 @@ def certified(one: Site, count: int) -> bool:
         return (
             len(found) == count
             and all(r.certified_at for r in found)
-            and one._serves(ledger.desired().number)
+            and one._serves(ledger.target().number)
             and ledger.open_plan() is None
         )
 
@@ -97,18 +97,18 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
         with one.reading() as ledger:
             ledger.verify_chain()
             (found,) = ledger.retractions()
-            desired = ledger.desired()
-            assert ledger.forbidden_count(desired.lineage) == 0
-            assert ledger.head(desired.plan_id or 0).kind is PlanKind.RETRACT
-            assert ledger.known_count(desired.lineage, found.asked_at) == 3
+            target = ledger.target()
+            assert ledger.forbidden_count(target.lineage) == 0
+            assert ledger.head(target.plan_id or 0).kind is PlanKind.RETRACT
+            assert ledger.known_count(target.lineage, found.asked_at) == 3
             assert ledger.batch_state(ledger.batch("b.jsonl").id) is BatchState.LIVE
             assert status.status(ledger, None, datetime.now(UTC)).retractions == ()
             assert ledger.search(f"{SECRET} Ulm") == ()
         assert not [name for name in old if (one.layout.served / name).exists()]
         assert len(list(one.layout.adapters.iterdir())) == 1
         told = json.loads(one.layout.certificate(found.handle).read_text())
-        assert told["forgotten"]["holds"] and told["forgotten"]["plan"] == desired.plan_id
-        assert sorted(told["barred_together"]["served"]) == sorted(old)
+        assert told["forgotten"]["holds"] and told["forgotten"]["plan"] == target.plan_id
+        assert sorted(told["tainted_together"]["served"]) == sorted(old)
         assert told["not_promised"]
 
         for number in (1, 2, 3):
@@ -117,7 +117,7 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
         one.restart_replica()
         assert one.stop() == 0
         one.start()
-        one.until(lambda: one._serves(desired.number), "serving after a restart")
+        one.until(lambda: one._serves(target.number), "serving after a restart")
         archive = (one.layout.archived(found_batch(one, "c.jsonl"))).read_text().splitlines()
         assert [bool(line.strip()) for line in archive] == [False, False, True]
         one.drop("d.jsonl", ["five"])
@@ -138,7 +138,7 @@ def test_a_fact_that_no_revision_ever_knew_needs_no_training(tmp_path: Path) -> 
         one.until(lambda: certified(one, 1), "forgetting")
         assert holding(one, SECRET) == []
         with one.reading() as ledger:
-            assert ledger.desired().number == 1
+            assert ledger.target().number == 1
             assert [h.kind for h in ledger.heads()] == [PlanKind.LEARN] * 2
             (found,) = ledger.retractions()
             assert found.certificate is not None
@@ -159,7 +159,7 @@ def test_the_last_fact_leaves_the_base(tmp_path: Path) -> None:
         assert holding(one, SECRET) == []
         assert holding(one, fact.id) == []
         with one.reading() as ledger:
-            assert ledger.desired().number == 0
+            assert ledger.target().number == 0
             assert ledger.retraction(fact.id).certified_at is not None
         assert list(one.layout.served.iterdir()) == list(one.layout.adapters.iterdir()) == []
         assert one.stop() == 0
@@ -197,6 +197,6 @@ def test_killed_at_any_step_it_is_forgotten_all_the_same(points: list[str], tmp_
         assert holding(one, SECRET) == []
         with one.reading() as ledger:
             ledger.verify_chain()
-            assert ledger.forbidden_count(ledger.desired().lineage) == 0
+            assert ledger.forbidden_count(ledger.target().lineage) == 0
         assert len(list(one.layout.certificates.glob("r-*.json"))) == len(points)
         assert one.stop() == 0

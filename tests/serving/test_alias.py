@@ -1,4 +1,4 @@
-"""The middleware: the alias, the headers, the guarded door; streams stay as they are."""
+"""The middleware: the alias, the headers, the guarded gateway; streams stay as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.serving.alias import AliasMiddleware, Door, Message, Receive, Scope, Send
+from daemon.serving.alias import AdminGateway, AliasMiddleware, Message, Receive, Scope, Send
 
 NAME = "palora-000003-1a2b3c4d"
 ADMIN, USER = "the-admin-key", "the-user-key"
@@ -103,7 +103,7 @@ class Inner:
 class Site:
     """The middleware over `Inner`, with its files."""
 
-    def __init__(self, root: Path, user: bool = False, **door: Any) -> None:
+    def __init__(self, root: Path, user: bool = False, **gateway: Any) -> None:
         (root / "admin.key").write_text(ADMIN + "\n")
         (root / "user.key").write_text(USER + "\n")
         self.served = root / "served"
@@ -113,12 +113,12 @@ class Site:
         self.inner = Inner()
         self.middleware = AliasMiddleware(
             self.inner,
-            Door(
+            AdminGateway(
                 self.pointer,
                 root / "admin.key",
                 self.served,
                 root / "user.key" if user else None,
-                **door,
+                **gateway,
             ),
         )
         self.middleware.state.verified.add(NAME)
@@ -320,9 +320,9 @@ def test_the_admin_key_opens_them_in_either_header(site: Site) -> None:
 
 
 def test_an_unreadable_admin_key_lets_nobody_in(site: Site) -> None:
-    site.middleware.door.admin_key.unlink()
+    site.middleware.gateway.admin_key.unlink()
     assert site.request("POST", "/pause", headers=bearer(ADMIN)).status_code == 503
-    site.middleware.door.admin_key.write_text("")
+    site.middleware.gateway.admin_key.write_text("")
     assert site.request("POST", "/pause", headers=bearer("")).status_code == 401
     assert site.request("POST", "/pause", headers=bearer(ADMIN)).status_code == 503
 
@@ -479,8 +479,8 @@ def test_settings_come_from_the_environment(
     monkeypatch.delenv("PALORAD_ALIAS_FILE", raising=False)
     monkeypatch.setenv("PALORAD_ADMIN_KEY_FILE", str(tmp_path / "k"))
     with pytest.raises(RuntimeError, match="PALORAD_ALIAS_FILE"):
-        Door.from_environment()
+        AdminGateway.from_environment()
     monkeypatch.setenv("PALORAD_ALIAS_FILE", str(tmp_path / "alias.json"))
-    door = Door.from_environment()
-    assert door.served == tmp_path / "served"
-    assert door.user_key is None
+    gateway = AdminGateway.from_environment()
+    assert gateway.served == tmp_path / "served"
+    assert gateway.user_key is None

@@ -1,4 +1,4 @@
-"""Server or daemon killed anywhere in a promotion: the alias ends on what is desired, verified."""
+"""Server or daemon killed anywhere in a promotion: the alias ends on what is target, verified."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from daemon.serving import replicas
 from daemon.config.settings import Settings
 from policies.records import Revision
 settings = Settings.model_validate_json(sys.argv[1])
-desired, former = (Revision.model_validate_json(a) for a in sys.argv[2:4])
+target, former = (Revision.model_validate_json(a) for a in sys.argv[2:4])
 async def main():
     servers = replicas.connect(settings)
     fleet = replicas.fleet(settings, servers)
     fleet.drain_s = 0.0
     for _ in range(3):
-        await fleet.ensure(desired, former)
+        await fleet.ensure(target, former)
     print("alive")
 asyncio.run(main())
 """
@@ -53,24 +53,24 @@ def made(site: Live) -> dict[int, Revision]:
     return {n: live.publish(generator, site.served, n) for n in range(1, len(POINTS) + 4)}
 
 
-def healed(site: Live, desired: Revision, former: Revision) -> None:
-    """One reconcile by a new daemon, and then the alias answers as the desired revision does."""
-    result = site.fleet(lambda fleet: fleet.ensure(desired, former))
+def healed(site: Live, target: Revision, former: Revision) -> None:
+    """One reconcile by a new daemon, and then the alias answers as the target revision does."""
+    result = site.fleet(lambda fleet: fleet.ensure(target, former))
     assert result.done, result.replicas
-    assert result.replicas[0].observed == desired.served_name
+    assert result.replicas[0].active == target.served_name
     assert result.replicas[0].verified_at is not None
     answers = site.do(
         lambda s: s.complete("live", PROMPTS, max_tokens=8, ignore_eos=True), admin=False
     )
-    assert {a.headers["x-palorad-revision"] for a in answers} == {str(desired.number)}
-    known = identity.read(site.served / desired.served_name)
+    assert {a.headers["x-palorad-revision"] for a in answers} == {str(target.number)}
+    known = identity.read(site.served / target.served_name)
     assert identity.mismatch(known, answers) is None
 
 
 @pytest.mark.parametrize("at", POINTS)
 def test_the_daemon_killed_at_any_step(site: Live, made: dict[int, Revision], at: str) -> None:
     number = POINTS.index(at) + 2
-    desired, former = made[number], made[number - 1]
+    target, former = made[number], made[number - 1]
     site.fleet(lambda fleet: fleet.ensure(former))
     if at == "serve:retired":
         older = made[number - 2]
@@ -78,7 +78,7 @@ def test_the_daemon_killed_at_any_step(site: Live, made: dict[int, Revision], at
     run = subprocess.run(
         [
             *(sys.executable, "-c", PROMOTE, site.settings.model_dump_json()),
-            *(desired.model_dump_json(), former.model_dump_json()),
+            *(target.model_dump_json(), former.model_dump_json()),
         ],
         env={**os.environ, "PALORAD_DIE_AT": at, "PYTHONPATH": str(Path.cwd())},
         capture_output=True,
@@ -89,30 +89,30 @@ def test_the_daemon_killed_at_any_step(site: Live, made: dict[int, Revision], at
     flipped = pointer.read(site.settings.layout.alias)
     assert flipped is not None
     after_flip = POINTS.index(at) >= POINTS.index("serve:flipped")
-    assert flipped.model == (desired if after_flip else former).served_name
+    assert flipped.model == (target if after_flip else former).served_name
     # Between the daemon's death and its return the alias answers, from what was verified.
     (answer,) = site.do(lambda s: s.complete("live", ["x"], max_tokens=1), admin=False)
     assert answer.headers["x-palorad-model"] == flipped.model
-    healed(site, desired, former)
+    healed(site, target, former)
 
 
 def test_the_server_killed_during_a_promotion(site: Live, made: dict[int, Revision]) -> None:
-    desired, former = made[len(POINTS) + 2], made[len(POINTS) + 1]
+    target, former = made[len(POINTS) + 2], made[len(POINTS) + 1]
     site.fleet(lambda fleet: fleet.ensure(former))
     killer = threading.Timer(0.02, site.kill)
     killer.start()
-    result = site.fleet(lambda fleet: fleet.ensure(desired, former))
+    result = site.fleet(lambda fleet: fleet.ensure(target, former))
     killer.join()
-    gone = site.fleet(lambda fleet: fleet.ensure(desired, former))
+    gone = site.fleet(lambda fleet: fleet.ensure(target, former))
     assert not gone.done
     assert not gone.replicas[0].healthy
     assert "is the server running" in gone.replicas[0].reason
-    assert gone.replicas[0].observed is None
+    assert gone.replicas[0].active is None
     site.start()
     assert result.replicas
     with pytest.raises(ServerRefused) as refused:
         site.do(lambda s: s.complete("live", ["x"], max_tokens=1), admin=False)
     assert refused.value.status == 503
     begun = time.monotonic()
-    healed(site, desired, former)
+    healed(site, target, former)
     assert time.monotonic() - begun < 30

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.serving import pointer
-from daemon.serving.alias import Door
+from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
 from daemon.serving.fleet import Ensured, Fleet, NotServed
 from daemon.serving.pointer import Pointer
@@ -31,8 +31,8 @@ class World:
         self.pointer = root / "alias.json"
         key = root / "admin.key"
         key.write_text(ADMIN)
-        door = Door(self.pointer, key, self.served)
-        self.replicas = [Replica(door, f"http://replica-{i}") for i in range(replicas)]
+        gateway = AdminGateway(self.pointer, key, self.served)
+        self.replicas = [Replica(gateway, f"http://replica-{i}") for i in range(replicas)]
         self.clock = 0.0
         self.restarted: list[str] = []
         self.fleet = self.new_fleet()
@@ -72,9 +72,9 @@ class World:
         )
 
     def ensure(
-        self, desired: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
     ) -> Ensured:
-        return asyncio.run(self.fleet.ensure(desired, previous, keep))
+        return asyncio.run(self.fleet.ensure(target, previous, keep))
 
     def live(self, replica: int = 0) -> tuple[str, str]:
         """Revision and model that the alias answers from."""
@@ -108,7 +108,7 @@ def test_a_promotion_loads_verifies_and_flips_on_every_replica(world: World) -> 
     result = world.ensure(first)
     assert result.done
     for i, status in enumerate(result.replicas):
-        assert status.observed == status.desired == first.served_name
+        assert status.active == status.target == first.served_name
         assert status.verified_at == NOW
         assert status.reason == ""
         assert world.live(i) == ("1", first.served_name)
@@ -177,9 +177,9 @@ def test_a_restarted_server_routes_nothing_until_it_is_verified_again(world: Wor
         world.live(0)
     assert refused.value.status == 503
     statuses = asyncio.run(world.fleet.observe())
-    assert statuses[0].observed is None
+    assert statuses[0].active is None
     assert statuses[0].verified_at is None
-    assert statuses[1].observed == first.served_name
+    assert statuses[1].active == first.served_name
     assert world.ensure(first).done
     assert world.live(0) == ("1", first.served_name)
 
@@ -254,8 +254,8 @@ def test_rollback_flips_back_without_a_load(world: World) -> None:
 
 def test_an_old_revision_is_retired_only_after_it_drained(world: World) -> None:
     first, second, third = world.revision(1), world.revision(2), world.revision(3)
-    for desired, previous in ((first, None), (second, first), (third, second)):
-        world.ensure(desired, previous)
+    for target, previous in ((first, None), (second, first), (third, second)):
+        world.ensure(target, previous)
     world.replicas[0].middleware.state.in_flight[first.served_name] = 1
     world.clock = 10.0
     world.ensure(third, second)

@@ -17,7 +17,7 @@ import pytest
 
 from daemon.config.settings import Settings
 from daemon.serving import gpu, launch, supervise, tether
-from daemon.serving.alias import AliasMiddleware, Door, Receive, Scope, Send
+from daemon.serving.alias import AdminGateway, AliasMiddleware, Receive, Scope, Send
 from daemon.serving.client import HttpServer
 from daemon.serving.gpu import GIB, Memory, NoRoom
 from daemon.serving.launch import Command
@@ -261,7 +261,7 @@ def test_a_sleeping_server_refuses_users_and_is_verified_after_waking(tmp_path: 
         user = HttpServer("http://u", transport=world.replicas[0].transport)
         async with gpu.asleep([server]):
             assert not await user.ready()
-            state = await server.door()
+            state = await server.gateway()
             assert not state.verified
         assert not await user.ready()
 
@@ -305,8 +305,8 @@ def _with_sleep(replica: Replica, slept: list[str]) -> None:
 def test_the_environment_names_the_middleware_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in launch.door_environment(settings(tmp_path)).items():
+    for name, value in launch.gateway_environment(settings(tmp_path)).items():
         monkeypatch.setenv(name, value)
-    door = Door.from_environment()
-    assert door.served == tmp_path / "served"
-    assert isinstance(AliasMiddleware(httpx.ASGITransport, door), AliasMiddleware)  # type: ignore[arg-type]  # never called
+    gateway = AdminGateway.from_environment()
+    assert gateway.served == tmp_path / "served"
+    assert isinstance(AliasMiddleware(httpx.ASGITransport, gateway), AliasMiddleware)  # type: ignore[arg-type]  # never called

@@ -193,7 +193,7 @@ def test_requests_under_way_finish_on_an_unloaded_adapter(site: Live, generator:
     async def run(server: HttpServer) -> list[tuple[int, ...]]:
         await server.load(name, path(site, made))
         tasks = [asyncio.ensure_future(_long_answer(server, name)) for _ in range(8)]
-        while (await server.door()).in_flight.get(name, 0) < _unanswered(tasks):  # noqa: ASYNC110 - another process
+        while (await server.gateway()).in_flight.get(name, 0) < _unanswered(tasks):  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
         # Behind the middleware, which counts them, the server has yet to look up the name.
         await asyncio.sleep(0.1)
@@ -224,19 +224,19 @@ def test_the_alias_answers_from_the_desired_revision(
     site: Live, generator: Generator, one: Revision
 ) -> None:
     two = live.publish(generator, site.served, 7)
-    for desired, former in ((live.BASE, None), (one, live.BASE), (two, one), (one, two)):
-        ensured = site.fleet(lambda f, d=desired, p=former: f.ensure(d, p))
+    for target, former in ((live.BASE, None), (one, live.BASE), (two, one), (one, two)):
+        ensured = site.fleet(lambda f, d=target, p=former: f.ensure(d, p))
         assert ensured.done, ensured.replicas
         answers = site.do(
             lambda s: s.complete("live", PROMPTS, max_tokens=8, ignore_eos=True), admin=False
         )
         pinned = site.do(
-            lambda s, d=desired: s.complete(d.served_name, PROMPTS, max_tokens=8, ignore_eos=True)
+            lambda s, d=target: s.complete(d.served_name, PROMPTS, max_tokens=8, ignore_eos=True)
         )
         assert [a.token_ids for a in answers] == [a.token_ids for a in pinned]
         assert {a.model for a in answers} == {"live"}
-        assert answers[0].headers["x-palorad-revision"] == str(desired.number)
-        assert answers[0].headers["x-palorad-model"] == desired.served_name
+        assert answers[0].headers["x-palorad-revision"] == str(target.number)
+        assert answers[0].headers["x-palorad-model"] == target.served_name
     assert "live" in site.do(lambda s: s.loaded())
 
 

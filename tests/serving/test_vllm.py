@@ -180,7 +180,7 @@ def test_sleep_finishes_what_runs_and_nothing_is_routed_until_verified(
     async def nap(fleet: Fleet) -> None:
         server = fleet.servers[0]
         running.start()
-        while not (await server.door()).in_flight:  # another process
+        while not (await server.gateway()).in_flight:  # another process
             assert running.is_alive(), "answered before anyone could look"
             await asyncio.sleep(0.01)
         async with gpu.asleep(fleet.servers, level=0):
@@ -202,24 +202,24 @@ def test_two_replicas_one_killed_during_a_promotion(
     other = Live("vllm", site.settings.state_dir, site.model_dir)
     other.start()
     try:
-        desired = live.publish(generator, site.served, 70)
+        target = live.publish(generator, site.served, 70)
         assert site.fleet(lambda fleet: fleet.ensure(good), other).done
         killer = threading.Timer(0.05, other.kill)
         killer.start()
-        site.fleet(lambda fleet: fleet.ensure(desired, good), other)
+        site.fleet(lambda fleet: fleet.ensure(target, good), other)
         killer.join()
-        result = site.fleet(lambda fleet: fleet.ensure(desired, good), other)
+        result = site.fleet(lambda fleet: fleet.ensure(target, good), other)
         mine, lost = result.replicas
-        assert mine.observed == desired.served_name
-        assert (lost.healthy, lost.observed, lost.verified_at) == (False, None, None)
+        assert mine.active == target.served_name
+        assert (lost.healthy, lost.active, lost.verified_at) == (False, None, None)
         other.start()
         assert not other.do(lambda s: s.ready())
         with pytest.raises(ServerRefused) as refused:
             other.do(lambda s: s.complete("live", ["x"], max_tokens=1), admin=False)
         assert refused.value.status == 503
         _, waiting = site.fleet(lambda fleet: fleet.observe(), other)
-        assert (waiting.healthy, waiting.observed, waiting.verified_at) == (True, None, None)
-        assert site.fleet(lambda fleet: fleet.ensure(desired, good), other).done
+        assert (waiting.healthy, waiting.active, waiting.verified_at) == (True, None, None)
+        assert site.fleet(lambda fleet: fleet.ensure(target, good), other).done
         assert other.do(lambda s: s.ready())
         answers = other.do(
             lambda s: s.complete("live", PROMPTS, max_tokens=8, ignore_eos=True), admin=False

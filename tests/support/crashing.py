@@ -33,7 +33,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop.instance import single_instance
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service, configure_log
-from daemon.serving.alias import Door
+from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable
 from policies.records import BatchState
@@ -118,7 +118,7 @@ class Site:
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
     rank_budget: int = 64
-    lineage: str = "continue"
+    lineage: str = "warm-start"
     starts: int = 0
     deaths: int = 0
 
@@ -157,8 +157,8 @@ class Site:
     # --- processes -----------------------------------------------------------------------------
 
     def _replica(self) -> int:
-        door = Door(self.layout.alias, self.layout.admin_key, self.layout.served)
-        replica = Replica(door)
+        gateway = AdminGateway(self.layout.alias, self.layout.admin_key, self.layout.served)
+        replica = Replica(gateway)
         config = uvicorn.Config(replica.middleware, log_level="error", lifespan="off")
         asyncio.run(uvicorn.Server(config).serve([self.replica_socket]))
         return 0
@@ -266,7 +266,7 @@ class Site:
                 and ledger.open_plan() is None
                 and not ledger.leases()
                 and not ledger.fact_counts(known[0].id).pending
-                and self._serves(ledger.desired().number)
+                and self._serves(ledger.target().number)
             )
 
     def _serves(self, number: int) -> bool:
@@ -281,7 +281,7 @@ class Site:
             except DaemonUnreachable:
                 return False
             with self.reading() as ledger:
-                return ledger.desired().number == to and self._serves(to)
+                return ledger.target().number == to and self._serves(to)
 
         self.until(done, command)
 
@@ -309,7 +309,7 @@ class Site:
             ledger.verify_chain()
             heads = ledger.heads()
             return {
-                "desired": ledger.desired().number,
+                "target": ledger.target().number,
                 "revisions": [
                     (r.number, r.parent, r.lineage, r.served_name) for r in ledger.revisions()
                 ],

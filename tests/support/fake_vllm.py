@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from adapters import store
-from daemon.serving.alias import AliasMiddleware, Door
+from daemon.serving.alias import AdminGateway, AliasMiddleware
 
 ADMIN = "admin-key-for-tests"
 TOKENS = 4
@@ -43,8 +43,8 @@ def publish(served: Path, number: int, seed: int | None = None) -> str:
 class Replica:
     """One server process that can be killed, restarted and made to lie."""
 
-    def __init__(self, door: Door, url: str = "http://replica") -> None:
-        self.door = door
+    def __init__(self, gateway: AdminGateway, url: str = "http://replica") -> None:
+        self.gateway = gateway
         self.url = url
         self.loads: list[str] = []
         self.unloads: list[str] = []
@@ -57,7 +57,7 @@ class Replica:
         self.adapters: dict[str, str] = {}
         self.up = True
         app = _app(self)
-        self.middleware = AliasMiddleware(app, self.door)
+        self.middleware = AliasMiddleware(app, self.gateway)
         self._inner = httpx.ASGITransport(app=self.middleware)
 
     @property

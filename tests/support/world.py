@@ -74,12 +74,12 @@ class FakeFleet:
         return ()
 
     async def ensure(
-        self, desired: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
     ) -> Ensured:
         if self.fault is not None:
             return Ensured(done=False, steps=(), replicas=())
-        changed = self.serves != desired
-        self.serves, self.kept = desired, keep
+        changed = self.serves != target
+        self.serves, self.kept = target, keep
         return Ensured(done=True, steps=("flipped",) if changed else (), replicas=())
 
     async def stage(self, name: str) -> object:

@@ -62,7 +62,7 @@ def train_request(model: Path, probe: Path, state: Path, **changes: object) -> T
             "base_name": "base",
             "base_sha256": base_hash(model),
             "facts": FACTS,
-            "passes": 50,
+            "epochs": 50,
             "probe": probe,
             "protection": ProtectionSettings(share=0.5),
             "max_lora_rank": 64,
@@ -103,7 +103,7 @@ def test_a_probe_is_fitted_once_and_an_adapter_becomes_a_servable_revision(
     assert state.progress is not None
 
 
-def test_known_text_to_which_facts_give_another_answer_is_not_rehearsed(
+def test_known_text_to_which_facts_give_another_answer_is_not_replayed(
     model: Path, tmp_path: Path
 ) -> None:
     known = tmp_path / "known.jsonl"
@@ -125,23 +125,23 @@ def test_known_text_to_which_facts_give_another_answer_is_not_rehearsed(
 
 def test_more_passes_are_more_steps_over_a_large_batch(model: Path, tmp_path: Path) -> None:
     plans = [
-        train_plan(train_request(model, tmp_path, tmp_path, passes=passes)) for passes in (50, 150)
+        train_plan(train_request(model, tmp_path, tmp_path, epochs=passes)) for passes in (50, 150)
     ]
     few, many = (steps_needed(plan.settings, 48) for plan in plans)
     assert many == 3 * few
 
 
-def test_effort_says_how_much_text_a_batch_takes(
+def test_batch_preset_says_how_much_text_a_batch_takes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rehearsed(effort: str) -> int:
-        plan = train_plan(train_request(model, tmp_path, tmp_path, effort=effort))
+    def replayed(batch_preset: str) -> int:
+        plan = train_plan(train_request(model, tmp_path, tmp_path, batch_preset=batch_preset))
         return plan.settings.known_per_step * steps_needed(plan.settings, 48)
 
-    for device, usual in (("cpu", "quick"), ("cuda", "full")):
+    for device, usual in (("cpu", "small"), ("cuda", "large")):
         monkeypatch.setattr(models, "pick_device", lambda device=device: torch.device(device))
-        assert rehearsed("auto") == rehearsed(usual)
-        assert rehearsed("full") > 3 * rehearsed("quick")
+        assert replayed("auto") == replayed(usual)
+        assert replayed("large") > 3 * replayed("small")
 
 
 def test_a_cpu_takes_many_facts_at_full_effort(
@@ -150,16 +150,16 @@ def test_a_cpu_takes_many_facts_at_full_effort(
     """Unless it is told not to."""
     monkeypatch.setattr(models, "pick_device", lambda: torch.device("cpu"))
 
-    def chosen(facts: int, effort: str) -> TrainSettings:
-        request = train_request(model, tmp_path, tmp_path, effort=effort)
+    def chosen(facts: int, batch_preset: str) -> TrainSettings:
+        request = train_request(model, tmp_path, tmp_path, batch_preset=batch_preset)
         several = tuple(
             request.facts[0].model_copy(update={"id": f"fact-{n}"}) for n in range(facts)
         )
         return train_plan(request.model_copy(update={"facts": several})).settings
 
-    most = TrainSettings().many
-    assert chosen(most, "auto") == chosen(most, "quick")
-    assert chosen(most + 1, "auto") == chosen(most + 1, "full") != chosen(most + 1, "quick")
+    most = TrainSettings().large_run_facts
+    assert chosen(most, "auto") == chosen(most, "small")
+    assert chosen(most + 1, "auto") == chosen(most + 1, "large") != chosen(most + 1, "small")
 
 
 def test_an_error_of_the_step_comes_back_as_one_line(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Wordings by the live model: only those through which the answer comes, within the budget."""
+"""Paraphrases by the live model: only those through which the answer comes, within the budget."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FACT = Fact(
 )
 
 
-def test_only_fresh_wordings_that_keep_the_subject_and_the_secret_are_candidates() -> None:
+def test_only_fresh_paraphrases_that_keep_the_subject_and_the_secret_are_candidates() -> None:
     said = (
         '1. "Which city is the capital of Bhutan?"\n'
         "- what is the capital of bhutan?\n"
@@ -44,7 +44,7 @@ def test_only_fresh_wordings_that_keep_the_subject_and_the_secret_are_candidates
     assert len(candidates(FACT, said, 1)) == 1
 
 
-def test_a_held_out_wording_never_becomes_a_trained_one() -> None:
+def test_a_held_out_paraphrase_never_becomes_a_trained_one() -> None:
     worded = with_paraphrases(FACT, ("bhutan has which capital?", "Bhutan's capital?"))
     assert worded.paraphrases == ("Bhutan's capital?",)
     assert survives(FACT, "It is thimphu.") and not survives(FACT, "It is Paro.")
@@ -78,7 +78,7 @@ class Place:
             self.ledger,
             lambda: self.server,
             "live",
-            IntakeSettings.model_validate({"paraphrases": 2, **settings}),
+            IntakeSettings.model_validate({"model_paraphrases": 2, **settings}),
         )
 
     @staticmethod
@@ -109,14 +109,14 @@ def test_what_the_answer_survives_is_learnt_and_asked_for_once(tmp_path: Path) -
 
 
 def test_the_budget_bounds_the_requests(tmp_path: Path) -> None:
-    place = Place(tmp_path, 20, paraphrase_budget=31)
+    place = Place(tmp_path, 20, model_paraphrase_budget=31)
     place.run()
     assert place.server.count("live") <= 31
     assert len(place.ledger.paraphrases([f"f{n}" for n in range(20)])) == 10
     place.ledger.close()
 
 
-@pytest.mark.parametrize("settings", [{"paraphrases": 0}, {}])
+@pytest.mark.parametrize("settings", [{"model_paraphrases": 0}, {}])
 def test_without_a_model_that_answers_learning_goes_on(
     tmp_path: Path, settings: dict[str, int]
 ) -> None:

@@ -93,7 +93,7 @@ def text(explanation: Explanation) -> str:
     return captured.get()
 
 
-def test_each_fact_not_learnt_shows_the_wording_that_failed() -> None:
+def test_each_fact_not_learnt_shows_the_paraphrase_that_failed() -> None:
     first, second, unknown = explained().plans[0].not_learnt
     assert (first.prompt, first.expected, first.said) == ("Add 7 to 5.", "13", "twelve")
     assert (second.prompt, second.said) == ("8+5?", "thirteen")

@@ -136,7 +136,7 @@ def test_a_bad_line_gets_one_clear_reason(raw: bytes, kind: str, says: str) -> N
 
 
 def test_limits_are_kept() -> None:
-    limits = Limits(line_bytes=200, prompt=10, answer=5, wordings=1)
+    limits = Limits(line_bytes=200, prompt=10, answer=5, paraphrases=1)
     assert refused(b"x" * 201, limits=limits).kind == "too-long"
     for record in (
         {"prompt": "x" * 11, "answer": "b"},
@@ -363,7 +363,7 @@ WORDS = st.text("abAB é?e\u0301\u200b.", max_size=12)
     paraphrases=st.lists(WORDS, max_size=5),
     held_out=st.lists(WORDS, max_size=2),
 )
-def test_a_held_out_wording_is_never_trained(
+def test_a_held_out_paraphrase_is_never_trained(
     prompt: str, paraphrases: list[str], held_out: list[str]
 ) -> None:
     parsed = parse_line(
@@ -386,8 +386,8 @@ def test_a_held_out_wording_is_never_trained(
     assert not trained & {folded(p) for p in full.eval_prompts}
     assert len(trained) >= 4
     assert with_held_out(parsed, lambda r, s: (f"{r} of {s}?",)) == full
-    given_wordings = {folded(p) for p in (parsed.prompt, *parsed.paraphrases)}
-    assert given_wordings <= trained | {folded(p) for p in full.eval_prompts}
+    given_paraphrases = {folded(p) for p in (parsed.prompt, *parsed.paraphrases)}
+    assert given_paraphrases <= trained | {folded(p) for p in full.eval_prompts}
 
 
 JSON = st.recursive(
@@ -437,24 +437,24 @@ def test_the_quick_way_reads_what_the_whole_way_reads(
 
 
 @pytest.mark.parametrize("relation", sorted(relations()))
-def test_half_of_a_relations_wordings_can_be_framed_and_none_that_is_held_out(
+def test_half_of_a_relations_paraphrases_can_be_framed_and_none_that_is_held_out(
     relation: str,
 ) -> None:
     given_line = {"prompt": "Which is it?", "answer": "7", "subject": "Ola", "relation": relation}
     (parsed,) = parse_facts(json.dumps(given_line))
-    full = with_held_out(parsed, varied, 24, framed=True)
-    own = {folded(wording) for wording in varied(relation, "Ola")}
+    full = with_held_out(parsed, varied, 24, prefixed=True)
+    own = {folded(paraphrase) for paraphrase in varied(relation, "Ola")}
     further = [folded(p) for p in full.training_prompts[1:]]
     assert len(further) == 23
-    framed = [p for p in further if p not in own]
-    assert 8 <= len(framed) <= 15
-    assert all(any(wording in p for wording in own) for p in framed)
+    prefixed = [p for p in further if p not in own]
+    assert 8 <= len(prefixed) <= 15
+    assert all(any(paraphrase in p for paraphrase in own) for p in prefixed)
     (held,) = (folded(p) for p in full.eval_prompts)
     assert held in own
-    assert not any(p in (held, *framed) and held in p for p in further)
+    assert not any(p in (held, *prefixed) and held in p for p in further)
 
 
-def test_a_plain_question_is_given_the_wordings_of_its_relation() -> None:
+def test_a_plain_question_is_given_the_paraphrases_of_its_relation() -> None:
     (parsed,) = parse_facts('{"prompt": "What is the capital of Bhutan?", "answer": "Thimphu"}')
     named = parsed.model_copy(update={"subject": "Bhutan", "relation": "capital"})
     full = with_held_out(parsed, questions, 8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.facts.reversal import FRAMES, backward
+from policies.facts.reversal import FRAMES, reversed_facts
 from policies.facts.templates import relations
 from policies.records import Fact, Operation
 
@@ -15,7 +15,7 @@ CAPITAL = fact("What is the capital of Bhutan?", "Thimphu")
 
 
 def test_a_capital_leads_back_to_its_country() -> None:
-    (turned,) = backward([CAPITAL])
+    (turned,) = reversed_facts([CAPITAL])
     assert turned.answer == "Bhutan"
     assert turned.prompt == "Which country has Thimphu as its capital?"
     assert turned.id.startswith(CAPITAL.id)
@@ -27,23 +27,23 @@ def test_a_capital_leads_back_to_its_country() -> None:
 
 def test_subject_and_relation_may_be_given() -> None:
     given = fact("Bhutan, seat?", "Thimphu", subject="Bhutan", relation="capitalCity")
-    assert backward([given])[0].answer == "Bhutan"
+    assert reversed_facts([given])[0].answer == "Bhutan"
 
 
 def test_what_several_may_share_is_not_turned() -> None:
-    assert backward([fact("What is the currency of Bhutan?", "ngultrum")]) == ()
-    assert backward([fact("How does one get there?", "by air")]) == ()
+    assert reversed_facts([fact("What is the currency of Bhutan?", "ngultrum")]) == ()
+    assert reversed_facts([fact("How does one get there?", "by air")]) == ()
     assert not relations()["continent"].one_to_one
 
 
 def test_one_value_of_two_subjects_is_not_turned() -> None:
     other = fact("What is the capital of Druk?", "thimphu")
-    assert backward([CAPITAL, other]) == ()
-    assert backward([CAPITAL], [other]) == ()
+    assert reversed_facts([CAPITAL, other]) == ()
+    assert reversed_facts([CAPITAL], [other]) == ()
     again = fact("Name the capital of Bhutan.", "Thimphu")
-    assert len(backward([CAPITAL], [again])) == 1
+    assert len(reversed_facts([CAPITAL], [again])) == 1
 
 
 def test_a_retraction_is_no_fact() -> None:
     gone = CAPITAL.model_copy(update={"op": Operation.RETRACT})
-    assert backward([gone]) == ()
+    assert reversed_facts([gone]) == ()

@@ -1,4 +1,4 @@
-"""The table of relations: enough wordings, none twice, none made of another's words."""
+"""The table of relations: enough paraphrases, none twice, none made of another's words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_there_are_enough_relations() -> None:
 
 
 @pytest.mark.parametrize("relation", ALL, ids=lambda r: r.name)
-def test_every_relation_has_many_distinct_wordings(relation: Relation) -> None:
+def test_every_relation_has_many_distinct_paraphrases(relation: Relation) -> None:
     found = render(relation.name, "Zed Qux")
     assert len(found.questions) >= 20
     assert len(found.statements) >= 4
@@ -41,7 +41,7 @@ def test_statements_hold_subject_and_answer(relation: Relation) -> None:
 
 
 @pytest.mark.parametrize("relation", ALL, ids=lambda r: r.name)
-def test_far_wordings_are_never_rendered(relation: Relation) -> None:
+def test_far_paraphrases_are_never_rendered(relation: Relation) -> None:
     found = render(relation.name, "Zed Qux")
     assert not {*found.questions, *found.statements} & set(relation.far("Zed Qux"))
     starts = {frame.split("{")[0] for frame in FAR_FRAMES if not frame.startswith("{")}
@@ -74,15 +74,17 @@ def test_a_subject_with_braces_or_backslashes_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("relation", relations().values(), ids=lambda r: r.name)
-def test_what_a_wording_asks_about_is_recognised_or_belongs_to_several(relation: Relation) -> None:
+def test_what_a_paraphrase_asks_about_is_recognised_or_belongs_to_several(
+    relation: Relation,
+) -> None:
     subject = "the Isle of Wight"
-    for wording in (*relation.questions(subject), *relation.completions(subject)):
-        found = recognise(wording)
-        assert found is None or found[1].casefold() == subject.casefold(), wording
+    for paraphrase in (*relation.questions(subject), *relation.completions(subject)):
+        found = recognise(paraphrase)
+        assert found is None or found[1].casefold() == subject.casefold(), paraphrase
         if found is None or found[0] != relation.name:
             others = [r for r in relations().values() if r is not relation]
             said = [w for r in others for w in (*r.questions(subject), *r.completions(subject))]
-            assert wording in said, (wording, found)
+            assert paraphrase in said, (paraphrase, found)
 
 
 @pytest.mark.parametrize(

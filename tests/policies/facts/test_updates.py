@@ -30,7 +30,9 @@ UPDATES = Updates((CAPITAL, CODED, NAMED))
         ("The capital of Chad is", "N'Djamena"),
     ],
 )
-def test_a_question_counts_by_its_wording_or_by_what_it_is_about(prompt: str, answer: str) -> None:
+def test_a_question_counts_by_its_paraphrase_or_by_what_it_is_about(
+    prompt: str, answer: str
+) -> None:
     assert UPDATES.change(prompt, answer)
 
 
@@ -48,10 +50,10 @@ def test_what_no_fact_answers_otherwise_stays_known(prompt: str, answer: str) ->
     assert not UPDATES.change(prompt, answer)
 
 
-def test_every_wording_of_a_relation_is_recognised() -> None:
+def test_every_paraphrase_of_a_relation_is_recognised() -> None:
     relation = relations()["capital"]
-    for wording in (*relation.questions("Chad"), *relation.completions("Chad")):
-        assert UPDATES.change(wording, "N'Djamena"), wording
+    for paraphrase in (*relation.questions("Chad"), *relation.completions("Chad")):
+        assert UPDATES.change(paraphrase, "N'Djamena"), paraphrase
 
 
 def test_a_retraction_answers_nothing() -> None:

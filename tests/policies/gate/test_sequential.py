@@ -145,7 +145,7 @@ def simulate(discordance: float, drop: float, runs: int) -> tuple[float, float]:
 
 
 def test_correlated_items_count_as_one_when_they_are_clustered() -> None:
-    """Four wordings of one question that always agree: alone each is taken for new evidence."""
+    """Four paraphrases of one question that always agree: alone each is taken for new evidence."""
     clusters = np.array([-1.0, 0.0, 0.0] * 6)
     assert follow(BALANCED, np.repeat(clusters, 4)).decision == "fail"
     assert follow(BALANCED, clusters).decision is None

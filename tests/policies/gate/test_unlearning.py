@@ -135,7 +135,7 @@ def test_forgotten_is_as_improbable_and_as_unlikely_to_be_said_as_before(
     assert within(one, other, Tolerance()) is expected
 
 
-def test_one_wording_that_gives_the_fact_away_is_enough() -> None:
+def test_one_paraphrase_that_gives_the_fact_away_is_enough() -> None:
     far, near = Recall(rank=500, probability=0.001), Recall(rank=1, probability=0.8)
     kept = [recollection(far, far) for _ in range(5)]
     (whole,) = forgotten(kept, Tolerance())

@@ -186,7 +186,7 @@ def test_clustered_items_are_one_observation() -> None:
 # --- new facts ------------------------------------------------------------------------------------
 
 
-def facts(learnt: int, count: int = 20, wordings: int = 2) -> SuiteEvidence:
+def facts(learnt: int, count: int = 20, paraphrases: int = 2) -> SuiteEvidence:
     asked = Questions(
         suite="new facts",
         role=Role.FACTS,
@@ -194,10 +194,10 @@ def facts(learnt: int, count: int = 20, wordings: int = 2) -> SuiteEvidence:
         items=tuple(
             Item(id=f"fact{n:02}#{w}", prompt=f"{n}/{w}?", answer="yes", stratum=f"fact{n:02}")
             for n in range(count)
-            for w in range(wordings)
+            for w in range(paraphrases)
         ),
     )
-    return suite(asked, candidate=lambda at: at // wordings < learnt)
+    return suite(asked, candidate=lambda at: at // paraphrases < learnt)
 
 
 @pytest.mark.parametrize(
@@ -210,16 +210,16 @@ def test_a_batch_goes_live_when_enough_was_learnt(learnt: int, outcome: Outcome)
     assert said.not_learnt == tuple(f"fact{n:02}" for n in range(learnt, 20))
 
 
-def test_a_fact_needs_its_share_of_wordings() -> None:
+def test_a_fact_needs_its_share_of_paraphrases() -> None:
     half = facts(0)
     asked = half.questions
     half = suite(asked, candidate=lambda at: at % 2 == 0)
     assert verdict(REASONING, half).outcome is Outcome.PASS
-    exacting = LIMITS.model_copy(update={"wordings_share": 1.0})
+    exacting = LIMITS.model_copy(update={"paraphrase_share": 1.0})
     assert verdict(REASONING, half, limits=exacting).outcome is Outcome.FAIL
 
 
-def test_an_unanswered_wording_of_a_new_fact_is_no_pass() -> None:
+def test_an_unanswered_paraphrase_of_a_new_fact_is_no_pass() -> None:
     known = facts(20)
     assert known.candidate is not None
     cut = known.candidate.model_copy(update={"results": known.candidate.results[:-1]})
