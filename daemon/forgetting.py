@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -78,7 +78,7 @@ class Forgetting:
         self._render = render
         self._clock = clock
         self._work: Iterator[None] | None = None
-        self._not_before: datetime | None = None
+        self._not_before: float | None = None
         self.tolerance = Tolerance()
         self.holds = False
         self.waits_for = ""
@@ -89,7 +89,7 @@ class Forgetting:
 
         While `holds`, nothing new is to be started: it is this step's turn next.
         """
-        if self._not_before is not None and now < self._not_before:
+        if self._not_before is not None and self._clock() < self._not_before:
             return
         due = self._ledger.erasable()
         if not due and not self._ledger.unclean:
@@ -113,10 +113,10 @@ class Forgetting:
                 await self._finish(now)
                 return
 
-    def failed(self, now: datetime) -> None:
+    def failed(self) -> None:
         """Begin anew a little later."""
         self._work, self.holds = None, False
-        self._not_before = now + timedelta(seconds=AGAIN_S)
+        self._not_before = self._clock() + AGAIN_S
 
     # --- no longer loaded ----------------------------------------------------------------------
 

@@ -103,10 +103,10 @@ class Intake:
             drop = Drop(path, size=0, signature=arriving.signature)
             yield from self._guarded(drop.name, drop.signature, self._go_on(arriving.batch, drop))
         try:
-            drops = self._inbox.ripe(self._now)
+            drops = self._inbox.ripe(self._clock())
         except OSError as error:
             told = f"{self._layout.inbox}: cannot be read: {error.strerror}"
-            self._held.hold("inbox", "", told, self._now)
+            self._held.hold("inbox", "", told, self._clock())
             return
         self._held.release("inbox")
         for drop in drops:
@@ -120,14 +120,14 @@ class Intake:
         try:
             yield from work
         except (OSError, LedgerBusy) as error:
-            self._held.hold(name, mark, problem_of(name, error), self._now)
+            self._held.hold(name, mark, problem_of(name, error), self._clock())
         else:
             self._held.release(name)
 
     def _waits(self, drop: Drop) -> bool:
         if self._refused.get(drop.name) == drop.signature:
             return True
-        return self._held.waits(drop.name, drop.signature, self._now)
+        return self._held.waits(drop.name, drop.signature, self._clock())
 
     # --- one drop ------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class Intake:
 
     # --- from outside --------------------------------------------------------------------------
 
-    def submit(self, path: Path, now: datetime) -> tuple[str, bool]:
+    def submit(self, path: Path) -> tuple[str, bool]:
         """Put a copy of a file into the inbox, ripe at once; its batch id, and whether it is known.
 
         Raises `Refused` with one clear line, or `OSError`. Bytes that are known are not copied.
@@ -245,7 +245,7 @@ class Intake:
             known = self._ledger.known_batch(batch_id)
             if not known:
                 part.replace(target)
-                self._inbox.rested(target, now)
+                self._inbox.rested(target, self._clock())
             return batch_id, known
         except PermissionError:
             raise Refused(f"{path} may not be read by palorad's user") from None

@@ -241,7 +241,7 @@ class LedgerFacts(LedgerDb):
             noted = self._do(
                 "INSERT OR IGNORE INTO retractions (fact, handle, salt, digest, because, asked_at)"
                 " SELECT seq, ?, ?, ?, ?, ? FROM facts WHERE id = ? AND validity = 'retracted'",
-                (handle, salt, salted(salt, fact_id), because, stamp(now), fact_id),
+                (handle, salt, salted(salt, fact_id), because, self._at(now), fact_id),
             )
             if noted:
                 said = {"because": because}
@@ -265,7 +265,7 @@ class LedgerFacts(LedgerDb):
             self._set_cursor(name, cursor, now)
 
     def _set_cursor(self, name: str, cursor: str, now: datetime) -> None:
-        self._do("INSERT OR REPLACE INTO feeds VALUES (?, ?, ?)", (name, cursor, stamp(now)))
+        self._do("INSERT OR REPLACE INTO feeds VALUES (?, ?, ?)", (name, cursor, self._at(now)))
 
 
 def _batch_of(row: Row) -> Batch:

@@ -86,6 +86,11 @@ class Lease(Record):
     deadline: datetime
     started_at: datetime
 
+    @property
+    def allowed_s(self) -> float:
+        """How many seconds it may take; both moments are of one clock, right or wrong."""
+        return (self.deadline - self.started_at).total_seconds()
+
 
 class Event(Record):
     """One line of history; `hash` covers it and the one before."""

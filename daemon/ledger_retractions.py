@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from daemon.ledger_admission import key_of
-from daemon.ledger_db import Row, stamp, translated, unstamp
+from daemon.ledger_db import Row, translated, unstamp
 from daemon.ledger_facts import text_row
 from daemon.ledger_records import Barred, Retraction
 from daemon.ledger_revisions import LedgerRevisions
@@ -158,7 +158,7 @@ class LedgerRetractions(LedgerRevisions):
                 if self._do(
                     "UPDATE retractions SET unloaded_at = ? WHERE handle = ?"
                     " AND unloaded_at IS NULL",
-                    (stamp(now), handle),
+                    (self._at(now), handle),
                 ):
                     self._event("fact.unloaded", f"retraction:{handle}", {}, now)
 
@@ -240,7 +240,7 @@ class LedgerRetractions(LedgerRevisions):
         whole = {**certificate, "event": {"seq": last[0], "hash": last[1]}}
         self._do(
             "UPDATE retractions SET erased_at = ?, certificate = ? WHERE handle = ?",
-            (stamp(now), json.dumps(whole, ensure_ascii=False), handle),
+            (self._at(now), json.dumps(whole, ensure_ascii=False), handle),
         )
 
     def _blank(self, seq: int, identity: str, handle: str, op: Operation) -> None:
@@ -256,7 +256,7 @@ class LedgerRetractions(LedgerRevisions):
         with self._write("certified"):
             if self._do(
                 "UPDATE retractions SET certified_at = ? WHERE handle = ? AND certified_at IS NULL",
-                (stamp(now), handle),
+                (self._at(now), handle),
             ):
                 self._event("fact.certified", f"retraction:{handle}", {}, now)
 

@@ -35,6 +35,7 @@ from daemon.settings import Settings
 from daemon.start import prepare_state
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable
 from policies.records import BatchState
+from tests import clocks
 from tests.fake_vllm import Replica
 
 PATIENCE_S = 30.0
@@ -163,6 +164,7 @@ class Site:
 
     def _daemon(self) -> int:
         os.environ["PALORAD_STEPS"] = "tests.fake_steps"
+        clocks.obey()
         settings = self.settings
         prepare_state(settings)
         configure_log("info")
