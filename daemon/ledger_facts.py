@@ -57,10 +57,10 @@ class LedgerFacts(LedgerDb):
             raise Ambiguous(f"more than one batch begins with {name}; write more of its id")
         return _batch_of(rows[0])
 
-    def received_at(self, batch_id: str) -> datetime | None:
-        """When a batch came; None where there is none of that id."""
-        found = self._one("SELECT received_at FROM batches WHERE id = ?", (batch_id,))
-        return None if found is None else unstamp(found)
+    def place_of(self, batch_id: str) -> int | None:
+        """A batch's place in the order of arrival, from 1; None where there is none of that id."""
+        found = self._one("SELECT seq FROM batches WHERE id = ?", (batch_id,))
+        return None if found is None else int(found)
 
     def batches(self, limit: int = 100) -> tuple[Batch, ...]:
         """The latest batches, the newest first."""
@@ -239,8 +239,10 @@ class LedgerFacts(LedgerDb):
         for fact_id in ids:
             handle, salt = f"r-{secrets.token_hex(8)}", secrets.token_hex(16)
             noted = self._do(
-                "INSERT OR IGNORE INTO retractions (fact, handle, salt, digest, because, asked_at)"
-                " SELECT seq, ?, ?, ?, ?, ? FROM facts WHERE id = ? AND validity = 'retracted'",
+                "INSERT OR IGNORE INTO retractions (fact, handle, salt, digest, because, asked_at,"
+                " last_batch) SELECT seq, ?, ?, ?, ?, ?,"
+                " (SELECT coalesce(max(seq), 0) FROM batches)"
+                " FROM facts WHERE id = ? AND validity = 'retracted'",
                 (handle, salt, salted(salt, fact_id), because, self._at(now), fact_id),
             )
             if noted:

@@ -108,7 +108,8 @@ class Retraction(Record):
     """One retracted fact on its way out.
 
     `fact` is its place in the ledger, `id` its name until it is erased (then `salt` and `digest`
-    still tell whether a name was its own). `served` says whether the desired lineage knows it.
+    still tell whether a name was its own). `last_batch` is the place of the last batch that had
+    come when it was asked for. `served` says whether the desired lineage knows it.
     """
 
     handle: str
@@ -118,6 +119,7 @@ class Retraction(Record):
     digest: str
     because: str
     asked_at: datetime
+    last_batch: int = 0
     unloaded_at: datetime | None = None
     erased_at: datetime | None = None
     certified_at: datetime | None = None

@@ -38,12 +38,13 @@ _INSTEAD: Final = {
 # Both kinds of verdict by one text, since a plan has several scorecards.
 _KEY: Final = {"verdicts": "plan", "scorecards": "plan || ' ' || model"}
 _COLUMNS: Final = (
-    "r.handle, r.fact, f.id, r.salt, r.digest, r.because, r.asked_at, r.unloaded_at, r.erased_at,"
-    " r.certified_at, r.certificate"
+    "r.handle, r.fact, f.id, r.salt, r.digest, r.because, r.asked_at, r.last_batch,"
+    " r.unloaded_at, r.erased_at, r.certified_at, r.certificate"
 )
 _SAW: Final = (
     "SELECT a.sha256 FROM adapters a WHERE EXISTS (SELECT 1 FROM plan_facts p"
-    " JOIN retractions r ON r.fact = p.fact WHERE p.plan = a.plan)"
+    " JOIN retractions r ON r.fact = p.fact WHERE p.plan = a.plan"
+    " AND r.handle IN (SELECT value FROM json_each(?)))"
 )
 
 
@@ -122,9 +123,9 @@ class LedgerRetractions(LedgerRevisions):
         """Whether a lineage knows a fact that was retracted."""
         return self.forbidden_count(lineage) > 0
 
-    def barred(self) -> Barred:
-        """Everything published that learnt or rehearsed a retracted fact."""
-        saw = {row[0] for row in self._rows(_SAW)}
+    def barred(self, handles: Sequence[str]) -> Barred:
+        """Everything published that learnt or rehearsed one of these retracted facts."""
+        saw = {row[0] for row in self._rows(_SAW, (json.dumps(list(handles)),))}
         names, models = set(), set()
         lineages: dict[int, tuple[str, ...]] = {}
         for number, lineage, name, sha in self._rows(
@@ -303,7 +304,8 @@ class LedgerRetractions(LedgerRevisions):
 
 
 def _retraction(row: Row, *, served: bool) -> Retraction:
-    handle, fact, identity, salt, digest, because, asked, unloaded, erased, certified, text = row
+    handle, fact, identity, salt, digest, because, asked, last_batch, *reached, text = row
+    unloaded, erased, certified = reached
     return Retraction(
         handle=handle,
         fact=fact,
@@ -312,6 +314,7 @@ def _retraction(row: Row, *, served: bool) -> Retraction:
         digest=digest,
         because=because,
         asked_at=unstamp(asked),
+        last_batch=last_batch,
         unloaded_at=None if unloaded is None else unstamp(unloaded),
         erased_at=None if erased is None else unstamp(erased),
         certified_at=None if certified is None else unstamp(certified),

@@ -96,7 +96,7 @@ def with_held_out(
 
 def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
     """What may be held out of a fact that came in a single wording."""
-    further = chain(_templates_of(fact, render), _around(fact.prompt))
+    further = chain(rendered(fact, render), _around(fact.prompt))
     found = (wording for wording in further if folded(wording) not in given)
     return tuple(w for w, _ in zip(found, range(8), strict=False))
 
@@ -111,13 +111,14 @@ def about(fact: Fact) -> tuple[str, str] | None:
 def _learnable(fact: Fact, render: Render, *, framed: bool) -> Iterable[tuple[str, str]]:
     """Further wordings by themselves, and as they are learnt."""
     turns = _FRAMED if framed else frozenset()
-    for number, plain in enumerate(_templates_of(fact, render)):
+    for number, plain in enumerate(rendered(fact, render)):
         yield plain, _framed(plain, number // 2) if number % 8 in turns else plain
     for wording in _around(fact.prompt):
         yield wording, wording
 
 
-def _templates_of(fact: Fact, render: Render) -> Iterable[str]:
+def rendered(fact: Fact, render: Render) -> Iterable[str]:
+    """All the questions that a renderer makes of what a fact is about; none where it knows none."""
     named = about(fact)
     if named is not None:
         relation, subject = named
