@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "PALORAD_TEST_CLOCK"
-OURS = ("daemon", "policies", "apscheduler")
+LEFT = ("pydantic", "pydantic_core")  # they look for the one class, not for what stands for it
 
 
 def put(file: Path, by: real.timedelta) -> None:
@@ -40,6 +40,6 @@ def obey() -> None:
 
     time.time = lambda: tells() + wrong_by()
     for module in list(sys.modules.values()):
-        ours = module.__name__.split(".")[0] in OURS
-        if ours and vars(module).get("datetime") is real.datetime:
+        left = module.__name__.split(".")[0] in LEFT
+        if not left and vars(module).get("datetime") is real.datetime and module is not real:
             vars(module)["datetime"] = Wrong
