@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -398,4 +397,4 @@ def _delete(directory: Path) -> None:
     """Out of sight first, so that half a directory never stands under a revision's name."""
     grave = directory.with_name(f".tmp-gone-{directory.name}")
     directory.rename(grave)
-    shutil.rmtree(grave)
+    store.remove(grave)
