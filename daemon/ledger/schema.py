@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from typing import Final
 
 from sqlite_utils import Database, Migrations
 
+from daemon.ledger.chain import GENESIS, chained, salted
+
 migrations: Final = Migrations("palorad")
-GENESIS: Final = "0" * 64
 
 _FIRST: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -260,17 +260,6 @@ def paraphrases(db: Database) -> None:
         "CREATE TABLE paraphrases"
         " (fact INTEGER PRIMARY KEY REFERENCES facts (seq), paraphrases TEXT NOT NULL)"
     )
-
-
-def salted(salt: str, body: str) -> str:
-    """What stands for a text in the chain; without its salt it tells nothing of the text."""
-    return hashlib.sha256(f"{salt}\0{body}".encode()).hexdigest()
-
-
-def chained(prev: str, seq: int, at: str, kind: str, subject: str, digest: str) -> str:
-    """Hash of an event and of everything before it."""
-    text = "\0".join((prev, str(seq), at, kind, subject, digest))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _statements(script: str) -> list[str]:

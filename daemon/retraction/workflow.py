@@ -91,8 +91,8 @@ class Forgetting:
         """
         if self._not_before is not None and now < self._not_before:
             return
-        due = self._ledger.erasable()
-        if not due and not self._ledger.unclean:
+        due = self._ledger.retractions.erasable()
+        if not due and not self._ledger.erasure.unclean:
             self.holds, self.waits_for = False, ""
             return
         loaded = [found.handle for found in due if found.unloaded_at is None]
@@ -100,7 +100,7 @@ class Forgetting:
             self.holds = False
             return
         if loaded:
-            self._ledger.unloaded(loaded, now)
+            self._ledger.retractions.unloaded(loaded, now)
         self.holds, self.waits_for = True, ""
         if busy:
             return
@@ -122,7 +122,7 @@ class Forgetting:
 
     async def _unloaded(self) -> bool:
         """Whether nothing that knows a retracted fact is loaded anywhere; it is deleted then."""
-        tainted = self._ledger.tainted()
+        tainted = self._ledger.retractions.tainted()
         for status in await self._replicas.observe():
             still = sorted(set(tainted.served) & set(status.loaded))
             if still or not status.healthy:
@@ -143,27 +143,27 @@ class Forgetting:
 
     def _erase(self, due: Sequence[Retraction], now: datetime) -> Iterator[None]:
         left = {found.handle: found for found in due if found.erased_at is None}
-        facts = self._ledger.retracted_facts(list(left))
+        facts = self._ledger.retractions.facts(list(left))
         traces = [
             trace_of(handle, fact, with_held_out(fact, self._render, PARAPHRASES).paraphrases)
             for handle, fact in facts.items()
         ]
         if traces:
             yield from self._erase_files(traces, left)
-            tainted = self._ledger.tainted()
+            tainted = self._ledger.retractions.tainted()
             certificates = {
                 found.handle: certificate(self._ledger, found, tainted, self.tolerance, now)
                 for found in left.values()
             }
-            yield from self._ledger.erase_mentions(traces)
-            self._ledger.erase(certificates, now)
-        if self._ledger.unclean:
-            yield from self._ledger.purge_index()
+            yield from self._ledger.erasure.erase_mentions(traces)
+            self._ledger.erasure.erase(certificates, now)
+        if self._ledger.erasure.unclean:
+            yield from self._ledger.erasure.purge_index()
 
     def _erase_files(self, traces: Sequence[Trace], left: dict[str, Retraction]) -> Iterator[None]:
         def finder_of(batch: str) -> Finder:
             """Facts that came back after their retraction are other facts."""
-            received = self._ledger.received_at(batch)
+            received = self._ledger.batches.received_at(batch)
             chosen = [
                 trace
                 for trace in traces
@@ -171,26 +171,28 @@ class Forgetting:
             ]
             return Finder(chosen, self._rules)
 
-        plans = {head.id for head in self._ledger.heads(OPEN_STATES)}
+        plans = {head.id for head in self._ledger.plans.heads(OPEN_STATES)}
         yield from erase_archive(self._layout, finder_of)
         yield from erase_receipts(self._layout, traces)
         erase_work(self._layout, traces, plans)
         yield None
-        yield from erase_measurements(self._layout, traces, self._ledger.tainted().models)
+        yield from erase_measurements(
+            self._layout, traces, self._ledger.retractions.tainted().models
+        )
         yield from erase_rest(self._layout, traces)
 
     async def _finish(self, now: datetime) -> None:
-        if self._ledger.unclean:
-            await asyncio.to_thread(self._ledger.compact)
+        if self._ledger.erasure.unclean:
+            await asyncio.to_thread(self._ledger.erasure.compact)
             faults.point("forget:compacted")
-            self._ledger.cleaned()
-        for found in self._ledger.retractions(unfinished=True):
+            self._ledger.erasure.cleaned()
+        for found in self._ledger.retractions.all(unfinished=True):
             if found.erased_at is None or found.certificate is None:
                 continue
             path = self._layout.certificate(found.handle)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
             faults.point("forget:certificate")
-            self._ledger.certified(found.handle, now)
+            self._ledger.retractions.certified(found.handle, now)
             log.info("retraction certified", certificate=str(path))
         self.holds = False
