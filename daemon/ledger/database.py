@@ -15,7 +15,7 @@ import sqlite_utils
 
 from daemon.base import faults
 from daemon.ledger.chain import GENESIS, chained, salted
-from daemon.ledger.schema import migrations
+from daemon.ledger.schema import SCHEMA, foreign, migrations
 from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerUnusable
 
 Row = tuple[Any, ...]
@@ -45,16 +45,20 @@ class Database:
 
     @classmethod
     def open(cls, path: Path, readonly: bool = False) -> Self:
-        """The ledger at `path`, made and migrated when it is written; raises `LedgerUnusable`."""
+        """The ledger at `path`, made if it is to be written; raises `LedgerUnusable`."""
         try:
             db = sqlite_utils.Database(_connect(path, readonly))
-            if readonly:
-                pending = migrations.pending(db)
-                if pending:
-                    raise LedgerUnusable(f"{path}: of another version; start the daemon once")
-            else:
+            if found := foreign(db):
+                db.close()
+                raise LedgerUnusable(
+                    f"{path}: a ledger of {found}, and this palorad reads {SCHEMA}: move the file "
+                    "away to begin a new one, or use the palorad that wrote it"
+                )
+            if not readonly:
                 _configure(db)
                 migrations.apply(db)
+            elif migrations.pending(db):
+                raise LedgerUnusable(f"{path}: an empty ledger; start the daemon once")
         except sqlite3.DatabaseError as error:
             raise translated(error, path) from error
         return cls(db, path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlite_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -578,6 +579,42 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
     broken.write_bytes(b"not a database at all" * 100)
     with pytest.raises(LedgerUnusable, match="not a database"):
         Ledger.open(broken)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (["first", "retractions", "paraphrases"], r"an older schema \(paraphrases\)"),
+        (["schema_1", "schema_2"], r"a newer schema \(schema_2\)"),
+        ([], "another program's tables"),
+    ],
+)
+def test_a_ledger_of_another_schema_is_refused_and_left_as_it_is(
+    tmp_path: Path, made: list[str], said: str, readonly: bool
+) -> None:
+    path = tmp_path / "ledger.db"
+    other = sqlite_utils.Migrations("palorad")
+    for name in made:
+        other(name=name)(lambda db: None)
+    db = sqlite_utils.Database(path)
+    db.execute("CREATE TABLE batches (seq INTEGER PRIMARY KEY)")
+    if made:
+        other.apply(db)
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerUnusable, match=rf"a ledger of {said}.*: move the file away") as told:
+        Ledger.open(path, readonly=readonly)
+    assert "\n" not in str(told.value)
+    assert path.read_bytes() == before
+
+
+def test_a_ledger_is_opened_again_as_it_was(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Ledger.open(tmp_path / "ledger.db") as ledger:
+            ledger.revisions.ensure_base("base", NOW)
+    with Ledger.open(tmp_path / "ledger.db", readonly=True) as reader:
+        assert reader.revisions.target().number == 0
 
 
 def test_a_full_disk_is_its_own_error_and_leaves_nothing_half_done(ledger: Ledger) -> None:
