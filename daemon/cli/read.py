@@ -81,7 +81,7 @@ def show_explain(settings: Settings, batch: str, as_json: bool) -> None:
 def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
     """`palorad certificate NAME`."""
     with reading(settings) as ledger:
-        view = status.retraction(ledger, ledger.retraction(name))
+        view = status.retraction(ledger, ledger.retractions.get(name))
     if as_json:
         print_json(view)
     else:
@@ -91,8 +91,8 @@ def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
 def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
     """`palorad why PROMPT`: what the ledger knows, and what the server says where it answers."""
     with reading(settings) as ledger:
-        target = ledger.target()
-        previous = None if target.parent is None else ledger.revision(target.parent)
+        target = ledger.revisions.target()
+        previous = None if target.parent is None else ledger.revisions.get(target.parent)
         said = asyncio.run(_said(settings, prompt, previous))
         view = status.why(ledger, prompt, said)
     if as_json:
@@ -144,12 +144,12 @@ async def _answer(server: HttpServer, model: str, prompt: str) -> Completion:
 def show_quarantine(settings: Settings, batch: str | None, as_json: bool) -> None:
     """`palorad quarantine [BATCH]`."""
     with reading(settings) as ledger:
-        batches = ledger.batches() if batch is None else (ledger.batch(batch),)
+        batches = ledger.batches.latest() if batch is None else (ledger.batches.get(batch),)
         lines = [
             (found.name, line)
             for found in batches
             if found.quarantined
-            for line in ledger.quarantined(found.id, QUARANTINE_SHOWN)
+            for line in ledger.quarantine.lines(found.id, QUARANTINE_SHOWN)
         ]
     if as_json:
         print_json([{"file": name, **line.model_dump()} for name, line in lines])

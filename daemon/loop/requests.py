@@ -76,7 +76,7 @@ def probe_key(settings: Settings) -> str:
 
 def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
     """The probe in use, if it still is the one of this model and these settings."""
-    text = ledger.meta(PROBE)
+    text = ledger.meta.get(PROBE)
     if not text:
         return None
     try:
@@ -90,20 +90,20 @@ def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
 
 def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> None:
     """Use this probe from now on; raises `StateConflict` where revisions stand on another base."""
-    known = ledger.meta(BASE)
-    if known not in (None, report.served_sha256) and ledger.revisions(2)[-1].number:
+    known = ledger.meta.get(BASE)
+    if known not in (None, report.served_sha256) and ledger.revisions.all(2)[-1].number:
         raise StateConflict(
             f"{report.served_dir} is another model than the one the revisions were trained on: "
             "put the former one back, or start with another state_dir"
         )
-    ledger.remember(BASE, report.served_sha256)
+    ledger.meta.remember(BASE, report.served_sha256)
     kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
-    ledger.remember(PROBE, json.dumps(kept))
+    ledger.meta.remember(PROBE, json.dumps(kept))
 
 
 def forget_probe(ledger: Ledger) -> None:
     """Have the probe looked at again: it turned out to belong to other weights."""
-    ledger.remember(PROBE, "")
+    ledger.meta.remember(PROBE, "")
 
 
 # --- train -----------------------------------------------------------------------------------
@@ -113,21 +113,21 @@ def train_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport
 ) -> TrainRequest:
     """One adapter that goes on from what the plan's parent serves, or on top or in place of it."""
-    kept = [s for s in ledger.revision(plan.parent).lineage if s not in plan.replaces]
+    kept = [s for s in ledger.revisions.get(plan.parent).lineage if s not in plan.replaces]
     goes_on = () if plan.kind in REBUILDS else plan.replaces
     protected = settings.protection.kind != "none"
     return TrainRequest(
         kind=plan.kind,
-        number=ledger.revisions(1)[-1].number + 1,
+        number=ledger.revisions.all(1)[-1].number + 1,
         rank=plan.rank,
         seed=plan.seed,
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        facts=_worded(ledger, ledger.plans.fact_ids(plan.id, "learn")),
         replay=(
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "relearn")),
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
+            *_worded(ledger, ledger.plans.fact_ids(plan.id, "relearn")),
+            *_worded(ledger, ledger.plans.fact_ids(plan.id, "replay")),
         ),
         paraphrases=1
         if settings.intake.paraphrase_source == "given"
@@ -140,9 +140,9 @@ def train_request(
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         min_traces=settings.train.replay.min_traces,
-        lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
+        lineage=tuple(Path(ledger.steps.adapter(sha).path) for sha in kept),
         stacked=settings.train.lineage == "stack",
-        start=tuple(Path(ledger.adapter(sha).path) for sha in goes_on),
+        start=tuple(Path(ledger.steps.adapter(sha).path) for sha in goes_on),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
         protection=settings.protection,
@@ -155,8 +155,10 @@ def train_request(
 
 def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
     """The facts with the paraphrases that the live model gave."""
-    further = ledger.paraphrases(ids)
-    return tuple(with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts(ids=ids))
+    further = ledger.paraphrases.of(ids)
+    return tuple(
+        with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts.find(ids=ids)
+    )
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -171,8 +173,8 @@ def evaluate_request(
     """
     if plan.served is None:
         raise StateConflict(f"plan {plan.id} has published nothing to judge")
-    target = ledger.target()
-    facts = ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn"))
+    target = ledger.revisions.target()
+    facts = ledger.facts.find(ids=ledger.plans.fact_ids(plan.id, "learn"))
     if plan.kind in REBUILDS:
         facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
     return judging_request(
@@ -195,8 +197,8 @@ def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     given = settings.intake.paraphrase_source == "given"
     render = varied if settings.intake.paraphrase_source == "templates" else no_templates
     paraphrases = 1 if given else settings.train.paraphrases
-    facts = ledger.to_forget()
-    further = ledger.paraphrases([fact.id for fact in facts])
+    facts = ledger.retractions.to_forget()
+    further = ledger.paraphrases.of([fact.id for fact in facts])
     worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
     prefixed = settings.train.prefixed
     return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
@@ -213,8 +215,10 @@ def _superseded(
 ) -> tuple[Fact, ...]:
     """Facts learnt before that gave way to others; without those whose new answer says the old."""
     gate = settings.gate
-    pairs = ledger.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
-    known = {fact.id: fact for fact in ledger.facts(ids=[name for pair in pairs for name in pair])}
+    pairs = ledger.knowledge.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
+    known = {
+        fact.id: fact for fact in ledger.facts.find(ids=[name for pair in pairs for name in pair])
+    }
     return tuple(
         known[old]
         for old, new in pairs
@@ -223,9 +227,9 @@ def _superseded(
 
 
 def _earlier(ledger: Ledger, target: Revision, now: datetime) -> dict[str, list[Fact]]:
-    ids = ledger.known_ids(target.lineage, now, EARLIER_POOL)
-    batches = ledger.batches_of(ids)
+    ids = ledger.knowledge.known_ids(target.lineage, now, EARLIER_POOL)
+    batches = ledger.batches.of_facts(ids)
     found: defaultdict[str, list[Fact]] = defaultdict(list)
-    for fact in ledger.facts(ids=ids):
+    for fact in ledger.facts.find(ids=ids):
         found[batches[fact.id]].append(fact)
     return found

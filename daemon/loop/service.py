@@ -117,10 +117,12 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        self._ledger.ensure_base(self._settings.model.name, self._clock())
+        self._ledger.revisions.ensure_base(self._settings.model.name, self._clock())
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
-        self._tell_receipts(tuple(batch.id for batch in self._ledger.batches(RECEIPTS_AT_START)))
+        self._tell_receipts(
+            tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
+        )
         observer = self._observe(loop)
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
@@ -215,11 +217,13 @@ class Service:
     async def _reconcile(self) -> None:
         action = await self._reconciler.tick(self._clock())
         if action is None and not self._intake.busy:
-            self._ledger.index_text(INDEX_AT_ONCE)
+            self._ledger.text.index(INDEX_AT_ONCE)
 
     async def _forget(self) -> None:
         now = self._clock()
-        busy = self._intake.busy or bool(self._ledger.leases() or self._ledger.admitting())
+        busy = self._intake.busy or bool(
+            self._ledger.steps.leases() or self._ledger.admission.admitting()
+        )
         try:
             await self._forgetting.step(now, settled=self._reconciler.settled, busy=busy)
         except Exception:
@@ -286,7 +290,7 @@ class Service:
     def _tell_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
             try:
-                self._intake.tell(batch, self._ledger.missed(batch))
+                self._intake.tell(batch, self._ledger.batches.missed(batch))
             except OSError as error:
                 log.warning("receipt not updated", batch=batch, reason=str(error))
 
@@ -317,10 +321,10 @@ class Service:
     def live(self) -> LiveView:
         """What only the running daemon knows."""
         now = self._clock()
-        stored = self._ledger.snapshot(now, requests.limits_of(self._settings))
+        stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
         snapshot = self._reconciler.waits.counted(stored, now)
         gathered = None if snapshot.open else gathering(snapshot, now)
-        target = self._ledger.target().served_name
+        target = self._ledger.revisions.target().served_name
         waits = (self._reconciler.waits_for, self._forgetting.waits_for)
         return LiveView(
             pid=os.getpid(),

@@ -38,7 +38,7 @@ def certificate(
 
     `deleted` is whether all that is tainted was looked for and is gone.
     """
-    target = ledger.target()
+    target = ledger.revisions.target()
     return {
         "certificate": found.handle,
         "id": {"salt": found.salt, "sha256": found.digest},
@@ -75,14 +75,14 @@ def _verified(ledger: Ledger, found: Retraction, tolerance: Tolerance) -> dict[s
             "tolerance": tolerance.model_dump(),
             **figures.model_dump(mode="json", exclude={"fact"}),
         }
-    if ledger.target().number == 0:
+    if ledger.revisions.target().number == 0:
         return {"how": "the base is served, which never saw the fact"}
     return {"how": "no adapter that is served learnt or replayed the fact"}
 
 
 def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, Forgotten] | None:
-    for head in ledger.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
-        verdict = ledger.verdict(head.id) if head.kind in REBUILDS else None
+    for head in ledger.plans.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
+        verdict = ledger.steps.verdict(head.id) if head.kind in REBUILDS else None
         for figures in verdict.forgotten if verdict else ():
             if figures.fact in names:
                 return head.id, figures

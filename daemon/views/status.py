@@ -143,12 +143,12 @@ class WhyView(Record):
 
 def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
     """Everything about now; `live` is what the running daemon adds, None where none runs."""
-    target, totals = ledger.target(), ledger.totals()
+    target, totals = ledger.revisions.target(), ledger.batches.totals()
     steps = []
-    for lease in ledger.leases():
+    for lease in ledger.steps.leases():
         if not lease.plan:  # a probe that is fitted before there is any plan
             continue
-        head = ledger.head(lease.plan)
+        head = ledger.plans.head(lease.plan)
         steps.append(
             StepView(
                 plan=head.id,
@@ -160,21 +160,21 @@ def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
         )
     return StatusView(
         running=live is not None,
-        paused=ledger.paused,
+        paused=ledger.meta.paused,
         live=live,
         target=_revision(ledger, target, target),
         steps=tuple(steps),
-        batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches(BATCHES_SHOWN)),
+        batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches.latest(BATCHES_SHOWN)),
         facts=totals["accepted"] - totals["known"],
         quarantined=totals["quarantined"],
-        not_learnt=ledger.unlearnt_count(),
-        retractions=tuple(retraction(ledger, r) for r in ledger.retractions(unfinished=True)),
+        not_learnt=ledger.facts.unlearnt_count(),
+        retractions=tuple(retraction(ledger, r) for r in ledger.retractions.all(unfinished=True)),
     )
 
 
 def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
     """Where a retracted fact stands, with its certificate once there is one."""
-    head = ledger.open_plan()
+    head = ledger.plans.open_plan()
     replacing = head is not None and head.kind in REBUILDS
     stage = "being erased"
     if found.certified_at is not None:
@@ -195,33 +195,33 @@ def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
 
 def history(ledger: Ledger, limit: int) -> HistoryView:
     """The latest revisions and events."""
-    target = ledger.target()
+    target = ledger.revisions.target()
     return HistoryView(
-        revisions=tuple(_revision(ledger, r, target) for r in ledger.revisions(limit)),
-        events=ledger.events(limit),
+        revisions=tuple(_revision(ledger, r, target) for r in ledger.revisions.all(limit)),
+        events=ledger.events.latest(limit),
     )
 
 
 def explain(ledger: Ledger, batch_name: str) -> Explanation:
     """Why the batch stands where it stands; raises `NotFound` or `Ambiguous`."""
-    batch = ledger.batch(batch_name)
+    batch = ledger.batches.get(batch_name)
     plans: list[PlanExplained] = []
-    for head in ledger.heads(batch_id=batch.id):
-        verdict = ledger.verdict(head.id)
+    for head in ledger.plans.heads(batch_id=batch.id):
+        verdict = ledger.steps.verdict(head.id)
         facts: dict[str, Fact] = {}
         if verdict is not None and verdict.not_learnt:
-            facts = {fact.id: fact for fact in ledger.facts(ids=verdict.not_learnt)}
-        cards = ledger.scorecards(head.id)
+            facts = {fact.id: fact for fact in ledger.facts.find(ids=verdict.not_learnt)}
+        cards = ledger.steps.scorecards(head.id)
         named = head.served.name if head.served else None
         card = next((c for c in cards if c.model == named), None)
-        plans.append(explain_plan(ledger.plan(head.id), verdict, facts, card))
-    return explain_batch(batch, ledger.batch_state(batch.id), plans)
+        plans.append(explain_plan(ledger.plans.get(head.id), verdict, facts, card))
+    return explain_batch(batch, ledger.batches.state(batch.id), plans)
 
 
 def why(ledger: Ledger, question: str, said: tuple[SaidView, ...] = ()) -> WhyView:
     """The facts that a question is about, the best match first."""
-    lineage = ledger.target().lineage
-    found = ledger.search(question, FACTS_SHOWN)
+    lineage = ledger.revisions.target().lineage
+    found = ledger.text.search(question, FACTS_SHOWN)
     return WhyView(
         question=question,
         facts=tuple(_known(ledger, fact, lineage) for fact in found),
@@ -230,14 +230,14 @@ def why(ledger: Ledger, question: str, said: tuple[SaidView, ...] = ()) -> WhyVi
 
 
 def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
-    standing = ledger.fact_state(fact.id)
-    plan_id = ledger.taught_by(fact.id, lineage) or standing.get("learnt")
+    standing = ledger.facts.state(fact.id)
+    plan_id = ledger.knowledge.taught_by(fact.id, lineage) or standing.get("learnt")
     adapter = revision = None
     if plan_id is not None:
-        head = ledger.head(plan_id)
+        head = ledger.plans.head(plan_id)
         adapter = head.adapter
-        revision = next((r.number for r in ledger.revisions() if r.plan_id == head.id), None)
-    batch = ledger.batch(standing["batch"])
+        revision = next((r.number for r in ledger.revisions.all() if r.plan_id == head.id), None)
+    batch = ledger.batches.get(standing["batch"])
     return KnownView(
         fact=fact,
         batch=batch.id,
@@ -252,21 +252,21 @@ def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
 
 
 def _batch(ledger: Ledger, batch_id: str, now: datetime) -> BatchView:
-    batch = ledger.batch(batch_id)
+    batch = ledger.batches.get(batch_id)
     return BatchView(
         id=batch.id,
         name=batch.name,
         received_at=batch.received_at,
-        state=ledger.batch_state(batch.id),
+        state=ledger.batches.state(batch.id),
         accepted=batch.accepted,
         quarantined=batch.quarantined,
-        facts=ledger.fact_counts(batch.id),
-        not_before=ledger.not_before(batch.id, now),
+        facts=ledger.facts.counts(batch.id),
+        not_before=ledger.facts.not_before(batch.id, now),
     )
 
 
 def _revision(ledger: Ledger, revision: Revision, target: Revision) -> RevisionView:
-    head = None if revision.plan_id is None else ledger.head(revision.plan_id)
+    head = None if revision.plan_id is None else ledger.plans.head(revision.plan_id)
     return RevisionView(
         number=revision.number,
         name=revision.served_name,
@@ -274,7 +274,7 @@ def _revision(ledger: Ledger, revision: Revision, target: Revision) -> RevisionV
         kind=head.kind if head else None,
         parent=revision.parent,
         adapters=len(revision.lineage),
-        rank=ledger.lineage_rank(revision.lineage),
+        rank=ledger.revisions.lineage_rank(revision.lineage),
         target=revision.number == target.number,
         created_at=revision.created_at,
     )

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from sqlite_utils import Database
 
 from daemon.children.jobs import JobError, Jobs, JobState
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport, JudgingRequest
+from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
-from daemon.ledger.schema import migrations
 from daemon.loop.reconcile import Reconciler
 from daemon.serving.fleet import Ensured, ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
@@ -112,10 +111,8 @@ class World:
         for section, values in self.changes.items():
             tree[section] = {**tree.get(section, {}), **values}
         self.settings = Settings(**tree).rooted(self.root)
-        db = Database(memory=True)
-        migrations.apply(db)
-        self.ledger = Ledger(db, self.root / "ledger.db")
-        self.ledger.ensure_base("base", START)
+        self.ledger = Ledger(Database.in_memory(self.root / "ledger.db"))
+        self.ledger.revisions.ensure_base("base", START)
         self.now, self.seconds = START, 0.0
         self.fleet = FakeFleet()
         self.told: list[str] = []
@@ -162,7 +159,7 @@ class World:
             accepted=0,
             quarantined=0,
         )
-        self.ledger.admit(batch, facts, [], self.now)
+        self.ledger.admission.admit(batch, facts, [], self.now)
         return batch.id
 
     def retract_line(self, fact_id: str) -> None:
