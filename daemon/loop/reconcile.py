@@ -17,7 +17,8 @@ from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import NO_SPACE, Ledger
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
-from daemon.serving.fleet import Ensured, NotServed, ReplicaStatus
+from daemon.serving.fleet import Ensured
+from daemon.serving.replica import NotServed, ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone
 from policies.errors import (
     LedgerBusy,
@@ -64,9 +65,13 @@ class Serving(Protocol):
         ...
 
     async def ensure(
-        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+        self,
+        target: Revision,
+        previous: Revision | None = None,
+        keep: tuple[str, ...] = (),
+        is_target: Callable[[], bool] = ...,
     ) -> Ensured:
-        """Bring every replica to `target`."""
+        """Bring every replica to `target`, unless it stops being the target before the flip."""
         ...
 
     async def stage(self, name: str) -> object:
@@ -100,7 +105,7 @@ class Reconciler:
         self._worded = worded
         self._fleet_lock = asyncio.Lock()
         self._not_before: datetime | None = None
-        self.settled = False
+        self._served: Revision | None = None
         self.waits_for: str = ""
 
     # --- planning ------------------------------------------------------------------------------
@@ -277,7 +282,6 @@ class Reconciler:
             self._end(head, PlanState.CANCELLED, now, because=str(error))
             return
         log.info("promoted", plan=head.id, revision=revision.number, name=revision.served_name)
-        self.settled = False
         self._tidy(head.id)
         self._changed(head.batches)
 
@@ -301,23 +305,42 @@ class Reconciler:
 
     # --- serving -------------------------------------------------------------------------------
 
+    @property
+    def settled(self) -> bool:
+        """Whether the fleet's target is the ledger's, and every replica that answers serves it."""
+        return self._served is not None and self._served == self._ledger.target()
+
     async def serve(self, now: datetime) -> Ensured:
-        """Bring what is served to what is target; whether it is, is `settled`."""
-        target = self._ledger.target()
-        previous = None if target.parent is None else self._ledger.revision(target.parent)
-        if previous is not None and self._ledger.bars(previous.lineage):
-            previous = None  # it is never to be served again, so it need not stay loaded
-        opened = self._ledger.open_plan()
-        keep = (opened.served.name,) if opened is not None and opened.served else ()
+        """Bring the replicas to the ledger's target; a target that changes meanwhile wins."""
         async with self._fleet_lock:
-            ensured = await self._fleet.ensure(target, previous, keep)
+            # Read only now: what held the fleet may have taken seconds.
+            target = self._ledger.target()
+            self._served = None
+            ensured = await self._fleet.ensure(
+                target,
+                self._kept_loaded(target),
+                self._under_evaluation(),
+                is_target=lambda: self._ledger.target() == target,
+            )
+            if ensured.answering:
+                self._served = target
         if ensured.steps:
             self._ledger.record(
                 "served", f"revision:{target.number}", {"steps": ensured.steps}, now
             )
             log.info("served", revision=target.number, steps=ensured.steps)
-        self.settled = ensured.done and self._ledger.target() == target
         return ensured
+
+    def _kept_loaded(self, target: Revision) -> Revision | None:
+        """What a rollback would go to; None where that must never be served again."""
+        if target.parent is None:
+            return None
+        previous = self._ledger.revision(target.parent)
+        return None if self._ledger.bars(previous.lineage) else previous
+
+    def _under_evaluation(self) -> tuple[str, ...]:
+        opened = self._ledger.open_plan()
+        return (opened.served.name,) if opened is not None and opened.served else ()
 
     # --- what status asks ----------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from daemon.retraction.erasure import (
     erase_rest,
     erase_work,
 )
-from daemon.serving.fleet import ReplicaStatus
+from daemon.serving.replica import ReplicaStatus
 from policies.facts.heldout import Render, with_held_out
 from policies.facts.traces import Trace, trace_of
 from policies.gate.unlearning import Tolerance

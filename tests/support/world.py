@@ -19,7 +19,8 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
 from daemon.ledger.schema import migrations
 from daemon.loop.reconcile import Reconciler
-from daemon.serving.fleet import Ensured, ReplicaStatus
+from daemon.serving.fleet import Ensured
+from daemon.serving.replica import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
 from policies.planning import Action
 from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
@@ -74,13 +75,19 @@ class FakeFleet:
         return ()
 
     async def ensure(
-        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+        self,
+        target: Revision,
+        previous: Revision | None = None,
+        keep: tuple[str, ...] = (),
+        is_target: Callable[[], bool] = lambda: True,
     ) -> Ensured:
+        assert is_target()
         if self.fault is not None:
-            return Ensured(done=False, steps=(), replicas=())
+            return Ensured(done=False, answering=False, steps=(), replicas=())
         changed = self.serves != target
         self.serves, self.kept = target, keep
-        return Ensured(done=True, steps=("flipped",) if changed else (), replicas=())
+        steps = ("flipped",) if changed else ()
+        return Ensured(done=True, answering=True, steps=steps, replicas=())
 
     async def stage(self, name: str) -> object:
         if self.fault is not None:

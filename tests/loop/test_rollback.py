@@ -1,0 +1,154 @@
+"""A rollback wins over a promotion that is under way, and is answered from at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daemon.children.jobs import JobState
+from daemon.ledger.records import Adapter, Served
+from daemon.serving import pointer, replicas
+from daemon.serving.alias import AdminGateway
+from daemon.serving.client import HttpServer
+from daemon.training.messages import TrainDone, TrainRequest
+from policies.records import Revision
+from tests.support.fake_vllm import ADMIN, Replica, publish
+from tests.support.world import World
+
+
+class Serving(World):
+    """A reconciler over a real ledger, the real fleet and two stand-ins for servers."""
+
+    def crash(self) -> None:
+        super().crash()
+        layout = self.settings.layout
+        layout.served.mkdir(parents=True, exist_ok=True)
+        layout.admin_key.write_text(ADMIN)
+        gateway = AdminGateway(layout.alias, layout.admin_key, layout.served)
+        self.replicas = [Replica(gateway, f"http://replica-{n}") for n in range(2)]
+        self.reconciler._fleet = replicas.fleet(
+            self.settings,
+            [HttpServer(r.url, admin_key=ADMIN, transport=r.transport) for r in self.replicas],
+        )
+
+    def learn(self) -> Revision:
+        """One more batch that passes the gate: its revision is the target, and not served yet."""
+        before = self.ledger.target().number
+        self.drop(1)
+        for _ in range(20):
+            self.tick(60)
+            if self.ledger.target().number > before:
+                return self.ledger.target()
+            if self.running is None:
+                continue
+            request = self.jobs.requests[self.running]
+            if isinstance(request, TrainRequest):
+                self.jobs.outcomes[self.running] = JobState(
+                    "finished", report=self._published(request).model_dump(mode="json")
+                )
+            else:
+                self.finish()
+        raise AssertionError("the batch did not become a revision")
+
+    def _published(self, request: TrainRequest) -> TrainDone:
+        served = self.settings.layout.served
+        name = publish(served, request.number)
+        sha = name.rpartition("-")[2] * 8
+        return TrainDone(
+            adapter=Adapter(sha256=sha, rank=request.rank, path=f"/adapters/{sha}"),
+            served=Served(name=name, path=str(served / name), sha256=sha),
+            rank=request.rank,
+            report={},
+            seconds={},
+        )
+
+    @property
+    def routed(self) -> int:
+        """The revision that the alias stands for."""
+        found = pointer.read(self.settings.layout.alias)
+        assert found is not None
+        return found.revision
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Serving:
+    return Serving(tmp_path)
+
+
+def at(path: str, act: Callable[[], None]) -> Callable[[str], None]:
+    """Act once, when the server is asked for `path`."""
+    left = [act]
+
+    def heard(asked: str) -> None:
+        if asked == path and left:
+            left.pop()()
+
+    return heard
+
+
+@pytest.mark.parametrize("when", ["/v1/load_lora_adapter", "/palorad/verified"])
+def test_a_rollback_during_a_promotion_keeps_the_alias_where_it_is(
+    serving: Serving, when: str
+) -> None:
+    first = serving.learn()
+    assert serving.serve().done
+    second = serving.learn()
+    serving.replicas[1].heard = at(  # the first has loaded the candidate to have it evaluated
+        when, lambda: serving.ledger.rollback(first.number, "wrong", serving.now)
+    )
+    serving.serve()
+    assert serving.ledger.target() == first
+    assert serving.routed == first.number
+    assert second.served_name in serving.replicas[1].adapters
+    serving.serve()
+    assert serving.routed == first.number
+    assert serving.reconciler.settled
+
+
+def test_a_rollback_while_the_fleet_is_busy_is_what_is_served_next(serving: Serving) -> None:
+    """The target is read when the fleet is free, not when it was asked for."""
+    first = serving.learn()
+    serving.serve()
+    second = serving.learn()
+
+    async def run() -> None:
+        async with serving.reconciler._fleet_lock:
+            promoting = asyncio.ensure_future(serving.reconciler.serve(serving.now))
+            await asyncio.sleep(0)
+            serving.ledger.rollback(first.number, "wrong", serving.now)
+        await promoting
+
+    asyncio.run(run())
+    assert second.served_name not in serving.replicas[1].adapters
+    assert serving.routed == first.number
+
+
+def test_settled_is_lost_with_the_command_that_changes_the_target(serving: Serving) -> None:
+    first = serving.learn()
+    assert not serving.reconciler.settled
+    serving.serve()
+    serving.learn()
+    assert not serving.reconciler.settled
+    serving.serve()
+    assert serving.reconciler.settled
+    serving.ledger.rollback(first.number, "wrong", serving.now)
+    assert not serving.reconciler.settled
+    serving.serve()
+    assert serving.reconciler.settled
+    assert serving.routed == first.number
+
+
+def test_a_replica_that_does_not_answer_is_not_waited_for(serving: Serving) -> None:
+    serving.learn()
+    serving.replicas[1].up = False
+    assert not serving.serve().done
+    assert serving.reconciler.settled
+    serving.replicas[0].up = False
+    serving.serve()
+    assert not serving.reconciler.settled
+    serving.replicas[0].up = serving.replicas[1].up = True
+    assert serving.serve().done
+    assert serving.reconciler.settled
