@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -272,5 +273,5 @@ def _publish(work: Path, out: Path, tensors: dict[str, Tensor], card: dict[str, 
         for name in big:
             (work / BASES / f"{name}.safetensors").rename(staging / BASES / f"{name}.safetensors")
     store.publish(staging, out.parent, {"base_hash": card["base_hash"]}, lambda _: out.name)
-    store.remove(work)
+    shutil.rmtree(work, ignore_errors=True)
     return Probe.load(out, card["base_hash"])

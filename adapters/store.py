@@ -169,5 +169,10 @@ def text_hash(text: str) -> str:
 
 
 def remove(directory: Path) -> None:
-    """Delete a directory that is no longer needed; not there is success."""
-    shutil.rmtree(directory, ignore_errors=True)
+    """Delete a directory that is no longer needed, durably; not there is success.
+
+    Raises `OSError` where something of it cannot be deleted.
+    """
+    if directory.exists() or directory.is_symlink():
+        shutil.rmtree(directory)
+        _fsync(directory.parent)

@@ -50,7 +50,8 @@ def held(
     if count >= rules.min_facts or oldest is None:
         return None
     begins = oldest + timedelta(seconds=rules.max_wait_s)
-    if now >= begins:
+    # What came later than now was dated by a clock that was wrong: nobody knows how long it waits.
+    if now >= begins or oldest > now:
         return None
     return f"{count} of at least {rules.min_facts} facts wait, until {begins:%Y-%m-%d %H:%M:%SZ}"
 

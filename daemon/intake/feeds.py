@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -84,12 +85,14 @@ class Feeds:
         layout: Layout,
         jitter: Callable[[], float],
         transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feeds = {feed.name: feed for feed in feeds}
         self._ledger = ledger
         self._layout = layout
         self._jitter = jitter
         self._transport = transport
+        self._clock = clock
         self._pulses: dict[str, Pulse] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._under_way: set[str] = set()
@@ -100,55 +103,56 @@ class Feeds:
         found = []
         for name, pulse in self._pulses.items():
             if pulse.open:
+                minutes = max(0.0, pulse.due - self._clock()) / 60
                 found.append(
                     f"feed {name}: {pulse.failures} failures in a row, the last: {pulse.problem};"
-                    f" asked again at {pulse.due:%Y-%m-%d %H:%M:%SZ}"
+                    f" asked again in {minutes:.0f} min"
                 )
             elif pulse.failures:
                 found.append(f"feed {name}: {pulse.problem}")
         return tuple(found)
 
-    def due(self, now: datetime) -> tuple[str, ...]:
+    def due(self) -> tuple[str, ...]:
         """The feeds to be asked now."""
-        return tuple(name for name in self._feeds if self.is_due(name, now))
+        return tuple(name for name in self._feeds if self.is_due(name))
 
-    def is_due(self, name: str, now: datetime) -> bool:
+    def is_due(self, name: str) -> bool:
         """Whether a feed is to be asked now."""
         pulse = self._pulses.get(name)
-        return name not in self._under_way and (pulse is None or pulse.due <= now)
+        return name not in self._under_way and (pulse is None or pulse.due <= self._clock())
 
     async def poll(self, now: datetime) -> list[Polled]:
         """Ask every feed that is due. Failures are told in the results, never raised."""
-        return list(await asyncio.gather(*(self.poll_one(name, now) for name in self.due(now))))
+        return list(await asyncio.gather(*(self.poll_one(name, now) for name in self.due())))
 
     async def poll_one(self, name: str, now: datetime) -> Polled:
         """Ask one feed, whether it is due or not."""
-        feed = self._feeds[name]
+        feed, begun = self._feeds[name], self._clock()
         self._under_way.add(name)
         try:
             async with self._slots, asyncio.timeout(feed.timeout_s):
                 polled = await self._poll(feed, now)
         except EXPECTED as error:
-            return self._failed(feed, error, now)
+            return self._failed(feed, error, begun, now)
         except Exception as error:
             log.exception("feed.unexpected", feed=name)
-            return self._failed(feed, error, now)
+            return self._failed(feed, error, begun, now)
         finally:
             self._under_way.discard(name)
         before = self._pulses.get(name)
-        self._pulses[name] = after_success(now, feed.every_s)
+        self._pulses[name] = after_success(begun, feed.every_s)
         if before is not None and before.open:
             self._ledger.record("feed.closed", name, {"failures": before.failures}, now)
         return polled
 
-    def _failed(self, feed: FeedSettings, error: Exception, now: datetime) -> Polled:
+    def _failed(self, feed: FeedSettings, error: Exception, begun: float, now: datetime) -> Polled:
         problem = told(error, feed.timeout_s)
-        before = self._pulses.get(feed.name) or Pulse(due=now)
+        before = self._pulses.get(feed.name) or Pulse(due=begun)
         final = isinstance(error, FeedFailed) and error.final
         pulse = after_failure(
             before,
             problem,
-            now,
+            begun,
             open_after=1 if final else feed.open_after,
             jitter=self._jitter(),
             wait_s=error.wait_s if isinstance(error, FeedFailed) else 0.0,
@@ -210,7 +214,7 @@ class Feeds:
     ) -> Answer | None:
         """The body as lines of facts in `part`; none where the server says nothing changed."""
         conditional = cursor.full_at is not None and (
-            (now - cursor.full_at).total_seconds() < feed.full_every_s
+            0 <= (now - cursor.full_at).total_seconds() < feed.full_every_s
         )
         url = feed.url.replace("{cursor}", quote(cursor.place, safe=""))
         async with self._client(feed) as client:

@@ -104,10 +104,10 @@ class Intake:
             if not self._waits(drop):
                 yield from self._guarded(drop, self._go_on(arriving.batch, drop))
         try:
-            drops = self._inbox.ripe(self._now)
+            drops = self._inbox.ripe(self._clock())
         except OSError as error:
             told = f"{self._layout.inbox}: cannot be read: {error.strerror}"
-            self._held.hold("inbox", "", told, self._now)
+            self._held.hold("inbox", "", told, self._clock())
             return
         self._held.release("inbox")
         for drop in drops:
@@ -133,7 +133,7 @@ class Intake:
 
     def _hold(self, drop: Drop, error: Exception) -> str:
         problem = problem_of(drop.name, error)
-        self._held.hold(drop.name, drop.signature, problem, self._now)
+        self._held.hold(drop.name, drop.signature, problem, self._clock())
         return problem
 
     def _set_aside(self, drop: Drop, problem: str) -> None:
@@ -148,7 +148,7 @@ class Intake:
     def _waits(self, drop: Drop) -> bool:
         if self._refused.get(drop.name) == drop.signature:
             return True
-        return self._held.waits(drop.name, drop.signature, self._now)
+        return self._held.waits(drop.name, drop.signature, self._clock())
 
     # --- one drop ------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Intake:
 
     # --- from outside --------------------------------------------------------------------------
 
-    def submit(self, path: Path, now: datetime) -> tuple[str, bool]:
+    def submit(self, path: Path) -> tuple[str, bool]:
         """Put a copy of a file into the inbox, ripe at once; its batch id, and whether it is known.
 
         Raises `Refused` with one clear line, or `OSError`. Bytes that are known are not copied.
@@ -276,7 +276,7 @@ class Intake:
             known = self._ledger.known_batch(batch_id)
             if not known:
                 part.replace(target)
-                self._inbox.rested(target, now)
+                self._inbox.rested(target, self._clock())
             return batch_id, known
         except PermissionError:
             raise Refused(f"{path} may not be read by palorad's user") from None

@@ -68,7 +68,6 @@ class LedgerAdmission(LedgerParaphrases):
             row = self._batch_row(batch.id)
             if row is None:
                 self._insert_batch(batch, signature)
-                return Arriving(batch=batch, signature=signature)
         return self.arriving(batch.id)
 
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
@@ -168,7 +167,7 @@ class LedgerAdmission(LedgerParaphrases):
         self._do(
             "INSERT INTO batches (id, name, source, received_at, signature, first_fact)"
             " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
-            (batch.id, batch.name, batch.source, stamp(batch.received_at), signature),
+            (batch.id, batch.name, batch.source, self._at(batch.received_at), signature),
         )
         return int(self._one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
 

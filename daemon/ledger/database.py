@@ -20,6 +20,12 @@ from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerUnusable
 
 Row = tuple[Any, ...]
 BUSY_S: Final = 0.8
+_LATEST: Final = (
+    "SELECT max(at) FROM (SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1) AS at"
+    " UNION ALL SELECT (SELECT received_at FROM batches ORDER BY seq DESC LIMIT 1)"
+    " UNION ALL SELECT (SELECT recorded_at FROM facts ORDER BY seq DESC LIMIT 1)"
+    " UNION ALL SELECT max(polled_at) FROM feeds UNION ALL SELECT moved_at FROM target)"
+)
 _EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
 
 
@@ -37,6 +43,8 @@ def unstamp(text: str) -> datetime:
 
 class LedgerDb:
     """One connection; every change is one short transaction around a named step."""
+
+    _latest: str | None = None
 
     def __init__(self, db: Database, path: Path) -> None:
         self._db = db
@@ -109,6 +117,16 @@ class LedgerDb:
             raise translated(error, self._path) from error
         faults.point(f"{name}:after")
 
+    def _at(self, now: datetime) -> str:
+        """`now` as history stores it: never before what was stored last, whatever the clock says.
+
+        What is compared with the calendar, or waited for, is stored as it is.
+        """
+        if self._latest is None:
+            self._latest = self._one(_LATEST) or ""
+        self._latest = max(self._latest, stamp(now))
+        return self._latest
+
     # --- meta ----------------------------------------------------------------------------------
 
     def meta(self, key: str) -> str | None:
@@ -130,7 +148,7 @@ class LedgerDb:
         last = self._row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         seq, prev = (last[0] + 1, last[1]) if last else (1, GENESIS)
         body = json.dumps(dict(payload), sort_keys=True, ensure_ascii=False, default=str)
-        at, salt = stamp(now), secrets.token_hex(16)
+        at, salt = self._at(now), secrets.token_hex(16)
         digest = salted(salt, body)
         chain = chained(prev, seq, at, kind, subject, digest)
         self._do(

@@ -58,10 +58,10 @@ class LedgerFacts(LedgerDb):
             raise Ambiguous(f"more than one batch begins with {name}; write more of its id")
         return _batch_of(rows[0])
 
-    def received_at(self, batch_id: str) -> datetime | None:
-        """When a batch came; None where there is none of that id."""
-        found = self._one("SELECT received_at FROM batches WHERE id = ?", (batch_id,))
-        return None if found is None else unstamp(found)
+    def place_of(self, batch_id: str) -> int | None:
+        """A batch's place in the order of arrival, from 1; None where there is none of that id."""
+        found = self._one("SELECT seq FROM batches WHERE id = ?", (batch_id,))
+        return None if found is None else int(found)
 
     def batches(self, limit: int = 100) -> tuple[Batch, ...]:
         """The latest batches, the newest first."""
@@ -245,11 +245,12 @@ class LedgerFacts(LedgerDb):
             mark, version = salted(self._mark_salt(), stem_of(fact_id)), version_of(fact_id)
             noted = self._do(
                 "INSERT INTO retractions (fact, handle, salt, digest, mark, version, because,"
-                " asked_at) SELECT seq, ?, ?, ?, ?, ?, ?, ? FROM facts WHERE id = ?"
+                " asked_at, last_batch) SELECT seq, ?, ?, ?, ?, ?, ?, ?,"
+                " (SELECT coalesce(max(seq), 0) FROM batches) FROM facts WHERE id = ?"
                 " AND validity = 'retracted' ON CONFLICT (fact) DO NOTHING",
                 (
                     *(handle, salt, salted(salt, fact_id), mark, version),
-                    *(because, stamp(now), fact_id),
+                    *(because, self._at(now), fact_id),
                 ),
             )
             followed = self._one(
@@ -299,7 +300,7 @@ class LedgerFacts(LedgerDb):
             self._set_cursor(name, cursor, now)
 
     def _set_cursor(self, name: str, cursor: str, now: datetime) -> None:
-        self._do("INSERT OR REPLACE INTO feeds VALUES (?, ?, ?)", (name, cursor, stamp(now)))
+        self._do("INSERT OR REPLACE INTO feeds VALUES (?, ?, ?)", (name, cursor, self._at(now)))
 
 
 def _batch_of(row: Row) -> Batch:

@@ -48,7 +48,7 @@ class LedgerPlans(LedgerDb):
         Raises `StateConflict` if one of them is no longer waiting.
         """
         with self._write("create_plan"):
-            at = stamp(now)
+            at = self._at(now)
             self._do(
                 "INSERT INTO plans (kind, state, parent, replaces, rank, seed, because,"
                 " created_at, moved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -240,7 +240,7 @@ class LedgerPlans(LedgerDb):
         moved = self._do(
             f"UPDATE plans SET state = :to, moved_at = :at, {columns}"
             " WHERE id = :id AND state = :expect",
-            {**values, "to": to.value, "at": stamp(now), "id": plan_id, "expect": expect.value},
+            {**values, "to": to.value, "at": self._at(now), "id": plan_id, "expect": expect.value},
         )
         if not moved:
             actual = self.head(plan_id).state

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from daemon.ledger.admission import key_of
-from daemon.ledger.database import Row, stamp, translated, unstamp
+from daemon.ledger.database import Row, translated, unstamp
 from daemon.ledger.facts import text_row
 from daemon.ledger.records import Retraction, Tainted
 from daemon.ledger.revisions import LedgerRevisions
@@ -40,12 +40,13 @@ _INSTEAD: Final = {
 # Both kinds of verdict by one text, since a plan has several scorecards.
 _KEY: Final = {"verdicts": "plan", "scorecards": "plan || ' ' || model"}
 _COLUMNS: Final = (
-    "r.handle, r.fact, f.id, r.salt, r.digest, r.because, r.asked_at, r.unloaded_at, r.erased_at,"
-    " r.certified_at, r.certificate"
+    "r.handle, r.fact, f.id, r.salt, r.digest, r.because, r.asked_at, r.last_batch,"
+    " r.unloaded_at, r.erased_at, r.certified_at, r.certificate"
 )
 _SAW: Final = (
     "SELECT a.sha256 FROM adapters a WHERE EXISTS (SELECT 1 FROM plan_facts p"
-    " JOIN retractions r ON r.fact = p.fact WHERE p.plan = a.plan)"
+    " JOIN retractions r ON r.fact = p.fact WHERE p.plan = a.plan"
+    " AND r.handle IN (SELECT value FROM json_each(?)))"
 )
 
 
@@ -124,9 +125,9 @@ class LedgerRetractions(LedgerRevisions):
         """Whether a lineage knows a fact that was retracted."""
         return self.forbidden_count(lineage) > 0
 
-    def tainted(self) -> Tainted:
-        """Everything published that learnt or replayed a retracted fact."""
-        saw = {row[0] for row in self._rows(_SAW)}
+    def tainted(self, handles: Sequence[str]) -> Tainted:
+        """Everything published that learnt or replayed one of these retracted facts."""
+        saw = {row[0] for row in self._rows(_SAW, (json.dumps(list(handles)),))}
         names, models = set(), set()
         lineages: dict[int, tuple[str, ...]] = {}
         for number, lineage, name, sha in self._rows(
@@ -160,7 +161,7 @@ class LedgerRetractions(LedgerRevisions):
                 if self._do(
                     "UPDATE retractions SET unloaded_at = ? WHERE handle = ?"
                     " AND unloaded_at IS NULL",
-                    (stamp(now), handle),
+                    (self._at(now), handle),
                 ):
                     self._event("fact.unloaded", f"retraction:{handle}", {}, now)
 
@@ -241,7 +242,7 @@ class LedgerRetractions(LedgerRevisions):
         whole = {**certificate, "event": {"seq": last[0], "hash": last[1]}}
         self._do(
             "UPDATE retractions SET erased_at = ?, certificate = ? WHERE handle = ?",
-            (stamp(now), json.dumps(whole, ensure_ascii=False), handle),
+            (self._at(now), json.dumps(whole, ensure_ascii=False), handle),
         )
 
     def _blank(self, seq: int, identity: str, handle: str, op: Operation) -> None:
@@ -258,7 +259,7 @@ class LedgerRetractions(LedgerRevisions):
         with self._write("certified"):
             if self._do(
                 "UPDATE retractions SET certified_at = ? WHERE handle = ? AND certified_at IS NULL",
-                (stamp(now), handle),
+                (self._at(now), handle),
             ):
                 self._event("fact.certified", f"retraction:{handle}", {}, now)
 
@@ -305,7 +306,8 @@ class LedgerRetractions(LedgerRevisions):
 
 
 def _retraction(row: Row, *, served: bool) -> Retraction:
-    handle, fact, identity, salt, digest, because, asked, unloaded, erased, certified, text = row
+    handle, fact, identity, salt, digest, because, asked, last_batch, *reached, text = row
+    unloaded, erased, certified = reached
     return Retraction(
         handle=handle,
         fact=fact,
@@ -314,6 +316,7 @@ def _retraction(row: Row, *, served: bool) -> Retraction:
         digest=digest,
         because=because,
         asked_at=unstamp(asked),
+        last_batch=last_batch,
         unloaded_at=None if unloaded is None else unstamp(unloaded),
         erased_at=None if erased is None else unstamp(erased),
         certified_at=None if certified is None else unstamp(certified),

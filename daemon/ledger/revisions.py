@@ -53,11 +53,11 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                 self._do(
                     "INSERT INTO revisions VALUES (0, NULL, NULL, '[]', ?, NULL, NULL, ?)"
                     " ON CONFLICT (number) DO UPDATE SET served_name = excluded.served_name",
-                    (name, stamp(now)),
+                    (name, self._at(now)),
                 )
                 self._do(
                     "INSERT INTO target VALUES (1, 0, ?, 'the base') ON CONFLICT (one) DO NOTHING",
-                    (stamp(now),),
+                    (self._at(now),),
                 )
         return self.revision(0)
 
@@ -168,12 +168,12 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                     served.name,
                     served.path,
                     served.sha256,
-                    stamp(now),
+                    self._at(now),
                 ),
             )
             self._do(
                 "UPDATE plans SET state = ?, moved_at = ? WHERE id = ?",
-                (PlanState.LIVE.value, stamp(now), plan_id),
+                (PlanState.LIVE.value, self._at(now), plan_id),
             )
             self._settle_facts(plan_id, relearn)
             self._point(number, f"plan {plan_id} passed", now)
@@ -215,7 +215,7 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
     def _point(self, number: int, because: str, now: datetime) -> None:
         self._do(
             "UPDATE target SET number = ?, moved_at = ?, because = ?",
-            (number, stamp(now), because),
+            (number, self._at(now), because),
         )
         self._event("target", f"revision:{number}", {"because": because}, now)
 
@@ -245,7 +245,7 @@ class LedgerRevisions(LedgerQuarantine, LedgerSteps):
                 self._do(
                     "UPDATE plans SET state = ?, moved_at = ? WHERE state = ? AND id IN (SELECT"
                     f" plan FROM revisions WHERE plan IS NOT NULL AND number {inside} ({marks}))",
-                    (after, stamp(now), before, *chain),
+                    (after, self._at(now), before, *chain),
                 )
             self._do(
                 "UPDATE facts SET state = 'unlearnt' WHERE state = 'pending' AND misses > 0"

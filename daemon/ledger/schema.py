@@ -198,6 +198,7 @@ CREATE TABLE retractions (
   version INTEGER NOT NULL DEFAULT 1,
   because TEXT NOT NULL,
   asked_at TEXT NOT NULL,
+  last_batch INTEGER NOT NULL DEFAULT 0,
   unloaded_at TEXT,
   erased_at TEXT,
   certified_at TEXT,
@@ -245,8 +246,9 @@ def retractions(db: Database) -> None:
         )
         prev = chain
     db.execute(
-        "INSERT INTO retractions (fact, handle, salt, digest, because, asked_at)"
-        " SELECT seq, 'r-' || lower(hex(randomblob(8))), '', '', '', recorded_at FROM facts"
+        "INSERT INTO retractions (fact, handle, salt, digest, because, asked_at, last_batch)"
+        " SELECT seq, 'r-' || lower(hex(randomblob(8))), '', '', '', recorded_at,"
+        " (SELECT coalesce(max(seq), 0) FROM batches) FROM facts"
         " WHERE validity = 'retracted'"
     )
     for statement in _statements(_STAND):

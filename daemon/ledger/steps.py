@@ -64,7 +64,7 @@ class LedgerSteps(LedgerPlans):
     def _adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
         self._do(
             "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)",
-            (adapter.sha256, plan_id, adapter.rank, adapter.path, stamp(now)),
+            (adapter.sha256, plan_id, adapter.rank, adapter.path, self._at(now)),
         )
         self._do("UPDATE plans SET adapter = ? WHERE id = ?", (adapter.sha256, plan_id))
 
@@ -110,7 +110,7 @@ class LedgerSteps(LedgerPlans):
     ) -> None:
         self._do(
             "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)",
-            (plan_id, verdict.model_dump_json(), stamp(now)),
+            (plan_id, verdict.model_dump_json(), self._at(now)),
         )
         self._do("DELETE FROM scorecards WHERE plan = ?", (plan_id,))
         self._do_all(
@@ -139,11 +139,13 @@ class LedgerSteps(LedgerPlans):
         deadline: datetime,
         now: datetime,
     ) -> None:
-        """A child works on this step from now on."""
+        """A child works on this step from now on, `deadline - now` long at most."""
         with self._write("lease"):
+            at = self._at(now)
+            until = stamp(unstamp(at) + (deadline - now))
             self._do(
                 "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
-                (plan_id, step.value, pid, pid_started, stamp(deadline), stamp(now)),
+                (plan_id, step.value, pid, pid_started, until, at),
             )
             self._event("step.started", f"plan:{plan_id}", {"step": step}, now)
 

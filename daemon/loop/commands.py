@@ -58,7 +58,7 @@ class Commands:
     async def submit(self, path: str, again: bool = False) -> Answer:
         """Take a copy of a file; known bytes are learnt anew only if `again`."""
         try:
-            batch_id, known = self._intake.submit(Path(path), self._now())
+            batch_id, known = self._intake.submit(Path(path))
         except OSError as error:
             raise Refused(f"{path}: {error.strerror}") from None
         self._wake()

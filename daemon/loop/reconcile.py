@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
@@ -17,6 +18,7 @@ from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import NO_SPACE, Ledger
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
+from daemon.loop.waits import Waits
 from daemon.serving.fleet import Ensured
 from daemon.serving.replica import NotServed, ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone
@@ -91,6 +93,7 @@ class Reconciler:
         changed: Callable[[tuple[str, ...]], None] = lambda _: None,
         holds: Callable[[], bool] = lambda: False,
         worded: Callable[[PlanHead], Awaitable[bool]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`changed` is told the batches whose state may have changed; while `holds` says so,
         nothing new is begun; a plan is trained once it is `worded`.
@@ -104,7 +107,9 @@ class Reconciler:
         self._holds = holds
         self._worded = worded
         self._fleet_lock = asyncio.Lock()
-        self._not_before: datetime | None = None
+        self._clock = clock
+        self.waits = Waits(clock)
+        self._not_before = clock()
         self._served: Revision | None = None
         self.waits_for: str = ""
 
@@ -118,16 +123,14 @@ class Reconciler:
             return None
         probe = requests.remembered_probe(self._ledger, self.settings)
         if probe is None and self.settings.probe.serve == "expert":
-            if self._not_before is None or now >= self._not_before:
+            if self._clock() >= self._not_before:
                 self._start(WITHOUT_PLAN, Step.PROBE, requests.probe_request(self.settings), now)
             return None
         snapshot = self._ledger.snapshot(
             now, requests.limits_of(self.settings), probe_ready=probe is not None
         )
-        action = next_action(snapshot, now)
-        if action is None:
-            return None
-        return action if await self._do(action, probe, now) else None
+        action = next_action(self.waits.counted(snapshot, now), now)
+        return action if action and await self._do(action, probe, now) else None
 
     async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> bool:
         """Whether the action could be begun now."""
@@ -180,7 +183,7 @@ class Reconciler:
 
     async def _staged(self, plan: PlanHead, now: datetime) -> bool:
         """Whether the candidate is loaded and verified; a server that is away is waited for."""
-        if self._not_before is not None and now < self._not_before:
+        if self._clock() < self._not_before:
             return False
         name = plan.served.name if plan.served else ""
         try:
@@ -189,10 +192,10 @@ class Reconciler:
         except (ServerUnreachable, ServerRefused) as error:
             if isinstance(error, ServerRefused) and error.status not in NO_RIGHT:
                 raise
-            self._not_before = now + timedelta(seconds=WAIT_FOR_SERVER_S)
+            self._not_before = self._clock() + WAIT_FOR_SERVER_S
             self.waits_for = f"plan {plan.id} waits for the server: {error}"
             return False
-        self._not_before, self.waits_for = None, ""
+        self.waits_for = ""
         return True
 
     def _start(self, plan_id: int, step: Step, request: BaseModel, now: datetime) -> bool:
@@ -202,6 +205,7 @@ class Reconciler:
         pid = self._jobs.start(step.value, workdir, request)
         deadline = now + timedelta(seconds=self.settings.train.deadline_s)
         self._ledger.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
+        self.waits.seen(self._ledger.leases())
         log.info("step started", plan=plan_id, step=step.value, pid=pid)
         return True
 
@@ -211,10 +215,10 @@ class Reconciler:
         workdir = self._layout.workdir(lease.plan, lease.step)
         seen = self._jobs.poll(workdir)
         if seen.outcome == "running":
-            if now >= lease.deadline:
+            if self.waits.overdue(lease):
                 self._jobs.kill(workdir)
-                took = (lease.deadline - lease.started_at).total_seconds()
-                late = f"the {lease.step} step took longer than train.deadline_s ({took:.0f} s)"
+                late = f"the {lease.step} step took longer than train.deadline_s"
+                late += f" ({lease.allowed_s:.0f} s)"
                 self._lease_failed(lease, JobError(kind="Deadline", error=late), now)
         elif seen.outcome == "absent":
             self._ledger.interrupted(lease.plan, lease.step, now)
@@ -251,7 +255,7 @@ class Reconciler:
     def _lease_failed(self, lease: Lease, error: JobError, now: datetime) -> None:
         if lease.plan == WITHOUT_PLAN:
             self._ledger.release(lease.plan, lease.step)
-            self._not_before = now + timedelta(seconds=PROBE_AGAIN_S)
+            self._not_before = self._clock() + PROBE_AGAIN_S
             self.waits_for = f"no server without the probe's expert: {error.error}"
             return
         self._failed(self._ledger.head(lease.plan), lease.step, error, now)

@@ -9,13 +9,14 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from watchdog.events import FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
@@ -34,6 +35,7 @@ from daemon.loop.instance import single_instance
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.systemd import notify, watchdog_interval_s
+from daemon.loop.ticking import every
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
@@ -48,7 +50,6 @@ FEED_TICK_S: Final = 5.0
 RECEIPTS_AT_START: Final = 100
 LOW_DISK_BYTES: Final = 64 * 2**20
 SETTLED_SERVE_S: Final = 2.0
-GRACE_S: Final = 3600
 RELOADED: Final = ("train", "protection", "gate")
 
 log = structlog.get_logger(__name__)
@@ -66,20 +67,23 @@ class Service:
         reload: Callable[[], Settings] | None = None,
         jobs: Jobs | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
+        """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
         self._settings = settings
         self._ledger = ledger
         self._servers = servers
         self._reload = reload
         self._clock = clock
+        self._monotonic = monotonic
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
         self._intake = Intake(
-            ledger, settings.layout, settings.intake, model_dir=settings.model.path
+            ledger, settings.layout, settings.intake, monotonic, model_dir=settings.model.path
         )
-        self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random)
+        self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random, clock=monotonic)
         self._forgetting = Forgetting(
-            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied
+            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied, monotonic
         )
         self._reconciler = Reconciler(
             ledger,
@@ -94,13 +98,14 @@ class Service:
                 settings.model.alias,
                 settings.intake,
             ).ready,
+            clock=monotonic,
         )
         self._commands = Commands(
             ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
         )
         self._stopping = asyncio.Event()
-        self._scan_until = clock()
-        self._served_at: datetime | None = None
+        self._scan_until = monotonic()
+        self._served_at: float | None = None
         self._trouble: dict[str, str] = {}
         self._server_problem = ""
 
@@ -117,8 +122,7 @@ class Service:
         await control.start()
         self._tell_receipts(tuple(batch.id for batch in self._ledger.batches(RECEIPTS_AT_START)))
         observer = self._observe(loop)
-        scheduler = self._schedule()
-        scheduler.start()
+        ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
         log.info("ready", pid_file=str(self._settings.layout.lock))
         try:
@@ -126,7 +130,9 @@ class Service:
         finally:
             notify("STOPPING=1")
             log.info("stopping")
-            scheduler.shutdown(wait=False)
+            for tick in ticks:
+                tick.cancel()
+            await asyncio.gather(*ticks, return_exceptions=True)
             if observer is not None:
                 observer.stop()
             await control.stop()
@@ -140,27 +146,19 @@ class Service:
 
     def wake(self) -> None:
         """Look into the inbox at the next tick, and until what rests there is stable."""
-        rest = timedelta(seconds=self._settings.intake.stable_s + 2)
-        self._scan_until = self._clock() + rest
+        self._scan_until = self._monotonic() + self._settings.intake.stable_s + 2
 
-    def _schedule(self) -> AsyncIOScheduler:
-        scheduler = AsyncIOScheduler(
-            timezone=UTC,
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": GRACE_S},
-        )
+    def _ticks(self) -> Iterator[Coroutine[None, None, None]]:
+        """Everything that comes again and again."""
         tick_s = self._settings.daemon.tick_s
-        for job, seconds in (
-            (self.tick, tick_s),
-            (self.serve, tick_s),
-            (self.rescan, self._settings.intake.rescan_s),
-        ):
-            scheduler.add_job(job, "interval", seconds=seconds, next_run_time=self._clock())
+        yield every(tick_s, self.tick)
+        yield every(tick_s, self.serve)
+        yield every(self._settings.intake.rescan_s, self.rescan)
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
-            scheduler.add_job(self.poll, "interval", [feed.name], seconds=seconds)
+            yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
         if watchdog_s := watchdog_interval_s():
-            scheduler.add_job(self._feed_watchdog, "interval", seconds=watchdog_s)
-        return scheduler
+            yield every(watchdog_s, self._feed_watchdog, first_after_s=watchdog_s)
 
     def _observe(self, loop: asyncio.AbstractEventLoop) -> BaseObserver | None:
         """Events of the inbox as a hint; the scan finds everything without them, only later."""
@@ -192,15 +190,14 @@ class Service:
         """Take in what has been dropped, record what was done, begin what is next."""
         if not self._room():
             return
-        now = self._clock()
-        if self._intake.busy or now < self._scan_until:
+        if self._intake.busy or self._monotonic() < self._scan_until:
             await self._guarded("intake", self._take_in)
         await self._guarded("work", self._reconcile)
         await self._guarded("forgetting", self._forget)
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
-        self._scan_until = max(self._scan_until, self._clock() + timedelta(seconds=1))
+        self._scan_until = max(self._scan_until, self._monotonic() + 1)
 
     async def _take_in(self) -> None:
         if self._intake.step(self._clock(), INTAKE_BUDGET_S):
@@ -208,12 +205,11 @@ class Service:
 
     async def poll(self, feed: str) -> None:
         """Ask a feed if it is due; failures rest with it and show in the status."""
-        now = self._clock()
-        if self._room() and self._feeds.is_due(feed, now):
-            await self._guarded(f"feed {feed}", lambda: self._poll(feed, now))
+        if self._room() and self._feeds.is_due(feed):
+            await self._guarded(f"feed {feed}", lambda: self._poll(feed))
 
-    async def _poll(self, feed: str, now: datetime) -> None:
-        if (await self._feeds.poll_one(feed, now)).status == "new":
+    async def _poll(self, feed: str) -> None:
+        if (await self._feeds.poll_one(feed, self._clock())).status == "new":
             self.wake()
 
     async def _reconcile(self) -> None:
@@ -227,7 +223,7 @@ class Service:
         try:
             await self._forgetting.step(now, settled=self._reconciler.settled, busy=busy)
         except Exception:
-            self._forgetting.failed(now)
+            self._forgetting.failed()
             raise
 
     async def serve(self) -> None:
@@ -235,7 +231,6 @@ class Service:
         await self._guarded("server", self._serve)
 
     async def _serve(self) -> None:
-        now = self._clock()
         model_dir = self._model_dir()
         if model_dir is None:
             return
@@ -244,11 +239,11 @@ class Service:
             self._server_problem = self._servers.problem
             if self._server_problem:
                 log.warning("server", line=self._server_problem)
-        pause = timedelta(seconds=SETTLED_SERVE_S)
-        if self._reconciler.settled and self._served_at and now < self._served_at + pause:
+        begun, served = self._monotonic(), self._served_at
+        if self._reconciler.settled and served is not None and begun < served + SETTLED_SERVE_S:
             return
-        await self._reconciler.serve(now)
-        self._served_at = self._clock()
+        await self._reconciler.serve(self._clock())
+        self._served_at = self._monotonic()
 
     def _model_dir(self) -> Path | None:
         if self._settings.probe.serve == "base":
@@ -321,8 +316,10 @@ class Service:
 
     def live(self) -> LiveView:
         """What only the running daemon knows."""
-        snapshot = self._ledger.snapshot(self._clock(), requests.limits_of(self._settings))
-        gathered = None if snapshot.open else gathering(snapshot, self._clock())
+        now = self._clock()
+        stored = self._ledger.snapshot(now, requests.limits_of(self._settings))
+        snapshot = self._reconciler.waits.counted(stored, now)
+        gathered = None if snapshot.open else gathering(snapshot, now)
         target = self._ledger.target().served_name
         waits = (self._reconciler.waits_for, self._forgetting.waits_for)
         return LiveView(
@@ -373,8 +370,6 @@ def configure_log(level: str) -> None:
     """One line an event on standard error: for people on a terminal, JSON for everything else."""
     chosen = getattr(logging, level.upper())
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    # Its only warning is that a job still runs when it is due again, which is how it is meant.
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[

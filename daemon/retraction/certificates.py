@@ -26,9 +26,18 @@ NOT_PROMISED: Final = (
 
 
 def certificate(
-    ledger: Ledger, found: Retraction, tainted: Tainted, tolerance: Tolerance, now: datetime
+    ledger: Ledger,
+    found: Retraction,
+    tainted: Tainted,
+    tolerance: Tolerance,
+    now: datetime,
+    *,
+    deleted: bool,
 ) -> dict[str, Any]:
-    """The certificate of one retraction, without any text of the fact."""
+    """The certificate of one retraction, without any text of the fact.
+
+    `deleted` is whether all that is tainted was looked for and is gone.
+    """
     target = ledger.target()
     return {
         "certificate": found.handle,
@@ -42,8 +51,8 @@ def certificate(
         "tainted_together": {
             "adapters": sorted(tainted.adapters),
             "served": list(tainted.served),
-            "deleted": True,
-            "unloaded_on_every_replica": True,
+            "deleted": deleted,
+            "unloaded_on_every_replica": found.unloaded_at is not None,
         },
         "erased_from": [
             "ledger: facts, search index, quarantine, verdicts, plans, what events said",

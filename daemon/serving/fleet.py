@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adapters import store
 from daemon.base import faults
 from daemon.serving import pointer
 from daemon.serving.alias import PINNED
@@ -158,4 +158,4 @@ def _delete(directory: Path) -> None:
     """Out of sight first, so that half a directory never stands under a revision's name."""
     grave = directory.with_name(f".tmp-gone-{directory.name}")
     directory.rename(grave)
-    shutil.rmtree(grave)
+    store.remove(grave)

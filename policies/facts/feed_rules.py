@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -131,9 +131,12 @@ def plain(text: str) -> str:
 
 
 class Pulse(Record):
-    """How a feed has fared: failures in a row, when it is due, and whether its circuit is open."""
+    """How a feed has fared: failures in a row, when it is due, and whether its circuit is open.
 
-    due: datetime
+    `due` is in seconds of a clock that nobody sets.
+    """
+
+    due: float
     failures: int = 0
     open: bool = False
     problem: str = ""
@@ -159,15 +162,15 @@ def wait_asked(retry_after: str, now: datetime) -> float:
     return min(max((until - now).total_seconds(), 0.0), LONGEST_PAUSE_S)
 
 
-def after_success(now: datetime, every_s: float) -> Pulse:
+def after_success(now: float, every_s: float) -> Pulse:
     """The feed answered: it is due at its usual time."""
-    return Pulse(due=now + timedelta(seconds=every_s))
+    return Pulse(due=now + every_s)
 
 
 def after_failure(
     pulse: Pulse,
     problem: str,
-    now: datetime,
+    now: float,
     *,
     open_after: int,
     jitter: float,
@@ -183,6 +186,4 @@ def after_failure(
     if opened:
         pause = max(pause, LONGEST_PAUSE_S / 4)
     pause = max(pause * (1.0 + 0.25 * jitter), min(wait_s, LONGEST_PAUSE_S))
-    return Pulse(
-        due=now + timedelta(seconds=pause), failures=failures, open=opened, problem=problem
-    )
+    return Pulse(due=now + pause, failures=failures, open=opened, problem=problem)

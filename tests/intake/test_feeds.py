@@ -69,8 +69,11 @@ class Place:
         for folder in self.layout.directories():
             folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger.open(self.layout.ledger)
-        self.intake = Intake(self.ledger, self.layout, IntakeSettings())
         self.now = START
+        self.intake = Intake(self.ledger, self.layout, IntakeSettings(), self.seconds)
+
+    def seconds(self) -> float:
+        return (self.now - START).total_seconds()
 
     def answers(self) -> list[str]:
         return [fact.answer for fact in self.ledger.facts()]
@@ -86,7 +89,7 @@ class Place:
         feed = FeedSettings.model_validate(
             {"name": "news", "url": url, "allow_private": True, **more}
         )
-        return Feeds([feed], self.ledger, self.layout, lambda: 0.0)
+        return Feeds([feed], self.ledger, self.layout, lambda: 0.0, clock=self.seconds)
 
 
 @pytest.fixture
@@ -286,7 +289,7 @@ def test_the_circuit_opens_says_so_and_closes(place: Place) -> None:
     assert [p.status for p in polled] == ["failed"] * 3  # the fourth poll found it resting
     (problem,) = feeds.problems
     assert problem.startswith("feed news: 3 failures in a row, the last: answers 503")
-    assert "asked again at 2026-11-01" in problem
+    assert "asked again in" in problem
     assert [e.kind for e in place.ledger.events() if e.subject == "news"] == ["feed.opened"]
     assert len(web.asked) == 3
 
@@ -443,12 +446,12 @@ def test_entities_do_not_explode(place: Place) -> None:
 
 
 def test_pauses_double_up_to_an_hour() -> None:
-    pulse = Pulse(due=START)
+    pulse = Pulse(due=0.0)
     pauses = []
     for _ in range(20):
-        pulse = after_failure(pulse, "x", START, open_after=30, jitter=0.0)
-        pauses.append((pulse.due - START).total_seconds())
+        pulse = after_failure(pulse, "x", 0.0, open_after=30, jitter=0.0)
+        pauses.append(pulse.due)
     assert pauses[:4] == [5, 10, 20, 40]
     assert pauses[-1] == 3600
-    asked = after_failure(Pulse(due=START), "x", START, open_after=3, jitter=0.0, wait_s=120)
-    assert (asked.due - START).total_seconds() == 120
+    asked = after_failure(Pulse(due=0.0), "x", 0.0, open_after=3, jitter=0.0, wait_s=120)
+    assert asked.due == 120

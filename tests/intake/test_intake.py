@@ -45,8 +45,11 @@ class Place:
         self.intake = self.restart()
 
     def restart(self) -> Intake:
-        self.intake = Intake(self.ledger, self.layout, self.settings)
+        self.intake = Intake(self.ledger, self.layout, self.settings, self.seconds)
         return self.intake
+
+    def seconds(self) -> float:
+        return (self.now - START).total_seconds()
 
     def drop(self, name: str, data: bytes) -> Path:
         path = self.layout.inbox / name
@@ -203,16 +206,16 @@ def test_the_same_bytes_again_are_known(place: Place) -> None:
 def test_submit_is_taken_without_waiting(place: Place, tmp_path: Path) -> None:
     outside = tmp_path / "mine.jsonl"
     outside.write_bytes(lines(1))
-    batch, known = place.intake.submit(outside, place.now)
+    batch, known = place.intake.submit(outside)
     assert not known
     (receipt,) = place.intake.step(place.now, LONG)
     assert receipt.batch == batch
-    assert place.intake.submit(outside, place.now) == (batch, True)
+    assert place.intake.submit(outside) == (batch, True)
     assert outside.exists()
     with pytest.raises(Refused, match="does not exist"):
-        place.intake.submit(tmp_path / "nothing", place.now)
+        place.intake.submit(tmp_path / "nothing")
     with pytest.raises(Refused, match="is a directory"):
-        place.intake.submit(tmp_path, place.now)
+        place.intake.submit(tmp_path)
 
 
 def test_a_later_answer_supersedes_and_a_retraction_retracts(place: Place) -> None:
@@ -333,7 +336,11 @@ def test_a_step_keeps_to_its_time_and_goes_on(
 def test_what_is_too_long_for_the_model_is_quarantined(tmp_path: Path) -> None:
     place = Place(tmp_path / "state", max_tokens=64)
     place.intake = Intake(
-        place.ledger, place.layout, place.settings, model_dir=tiny.build(tmp_path / "model")
+        place.ledger,
+        place.layout,
+        place.settings,
+        place.seconds,
+        model_dir=tiny.build(tmp_path / "model"),
     )
     long = "word " * 60
     facts = [

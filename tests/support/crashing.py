@@ -37,6 +37,7 @@ from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable
 from policies.records import BatchState
+from tests.support import clocks
 from tests.support.fake_vllm import Replica
 
 PATIENCE_S = 30.0
@@ -165,6 +166,7 @@ class Site:
 
     def _daemon(self) -> int:
         os.environ["PALORAD_STEPS"] = "tests.support.fake_steps"
+        clocks.obey()
         settings = self.settings
         prepare_state(settings)
         configure_log("info")

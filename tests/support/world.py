@@ -98,7 +98,10 @@ class FakeFleet:
 
 @dataclass
 class World:
-    """`tick` steps the clock a second; `finish` lets the running child report."""
+    """`tick` steps both clocks a second; `finish` lets the running child report.
+
+    `now` is what the wall clock says and may be set; `seconds` only ever grow.
+    """
 
     root: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -120,7 +123,7 @@ class World:
         migrations.apply(db)
         self.ledger = Ledger(db, self.root / "ledger.db")
         self.ledger.ensure_base("base", START)
-        self.now = START
+        self.now, self.seconds = START, 0.0
         self.fleet = FakeFleet()
         self.told: list[str] = []
         self.drops = 0
@@ -132,11 +135,17 @@ class World:
         self.jobs = FakeJobs()
         self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
         self.reconciler = Reconciler(
-            self.ledger, self.jobs, self.fleet, self.settings, changed=self.told.extend
+            self.ledger,
+            self.jobs,
+            self.fleet,
+            self.settings,
+            changed=self.told.extend,
+            clock=lambda: self.seconds,
         )
 
     def tick(self, seconds: float = 1.0) -> Action | None:
         self.now += timedelta(seconds=seconds)
+        self.seconds += seconds
         return asyncio.run(self.reconciler.tick(self.now))
 
     def serve(self) -> Ensured:
