@@ -1,4 +1,4 @@
-"""What is durably true moves towards what is wanted, one action a tick."""
+"""Batches become revisions: what children did is recorded, and one action a tick begun."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -18,9 +18,9 @@ from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import NO_SPACE, Ledger
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
+from daemon.loop.rollout import Rollout
 from daemon.loop.waits import Waits
-from daemon.serving.fleet import Ensured
-from daemon.serving.replica import NotServed, ReplicaStatus
+from daemon.serving.replica import NotServed
 from daemon.training.messages import ProbeReport, TrainDone
 from policies.errors import (
     LedgerBusy,
@@ -42,7 +42,7 @@ from policies.planning import (
     Step,
     next_action,
 )
-from policies.records import Outcome, PlanKind, PlanState, Revision
+from policies.records import Outcome, PlanKind, PlanState
 
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0
@@ -58,37 +58,14 @@ STATE_AFTER: Final = {
 log = structlog.get_logger(__name__)
 
 
-class Serving(Protocol):
-    """What is needed of `daemon.serving.fleet.Fleet`."""
-
-    @property
-    def statuses(self) -> tuple[ReplicaStatus, ...]:
-        """What was seen last."""
-        ...
-
-    async def ensure(
-        self,
-        target: Revision,
-        previous: Revision | None = None,
-        keep: tuple[str, ...] = (),
-        is_target: Callable[[], bool] = ...,
-    ) -> Ensured:
-        """Bring every replica to `target`, unless it stops being the target before the flip."""
-        ...
-
-    async def stage(self, name: str) -> object:
-        """Load and verify a candidate on the first replica."""
-        ...
-
-
 class Reconciler:
-    """Collects what children have done, decides the next action, does it; and keeps serving."""
+    """Collects what children have done, decides the next action and does it."""
 
     def __init__(
         self,
         ledger: Ledger,
         jobs: Jobs,
-        fleet: Serving,
+        rollout: Rollout,
         settings: Settings,
         changed: Callable[[tuple[str, ...]], None] = lambda _: None,
         holds: Callable[[], bool] = lambda: False,
@@ -100,17 +77,15 @@ class Reconciler:
         """
         self._ledger = ledger
         self._jobs = jobs
-        self._fleet = fleet
+        self._rollout = rollout
         self.settings = settings
         self._layout = settings.layout
         self._changed = changed
         self._holds = holds
         self._worded = worded
-        self._fleet_lock = asyncio.Lock()
         self._clock = clock
         self.waits = Waits(clock)
         self._not_before = clock()
-        self._served: Revision | None = None
         self.waits_for: str = ""
 
     # --- planning ------------------------------------------------------------------------------
@@ -187,8 +162,7 @@ class Reconciler:
             return False
         name = plan.served.name if plan.served else ""
         try:
-            async with self._fleet_lock:
-                await self._fleet.stage(name)
+            await self._rollout.stage(name)
         except (ServerUnreachable, ServerRefused) as error:
             if isinstance(error, ServerRefused) and error.status not in NO_RIGHT:
                 raise
@@ -306,45 +280,6 @@ class Reconciler:
     def _tidy(self, plan_id: int) -> None:
         for step in Step:
             shutil.rmtree(self._layout.workdir(plan_id, step) / "checkpoint", ignore_errors=True)
-
-    # --- serving -------------------------------------------------------------------------------
-
-    @property
-    def settled(self) -> bool:
-        """Whether the fleet's target is the ledger's, and every replica that answers serves it."""
-        return self._served is not None and self._served == self._ledger.target()
-
-    async def serve(self, now: datetime) -> Ensured:
-        """Bring the replicas to the ledger's target; a target that changes meanwhile wins."""
-        async with self._fleet_lock:
-            # Read only now: what held the fleet may have taken seconds.
-            target = self._ledger.target()
-            self._served = None
-            ensured = await self._fleet.ensure(
-                target,
-                self._kept_loaded(target),
-                self._under_evaluation(),
-                is_target=lambda: self._ledger.target() == target,
-            )
-            if ensured.answering:
-                self._served = target
-        if ensured.steps:
-            self._ledger.record(
-                "served", f"revision:{target.number}", {"steps": ensured.steps}, now
-            )
-            log.info("served", revision=target.number, steps=ensured.steps)
-        return ensured
-
-    def _kept_loaded(self, target: Revision) -> Revision | None:
-        """What a rollback would go to; None where that must never be served again."""
-        if target.parent is None:
-            return None
-        previous = self._ledger.revision(target.parent)
-        return None if self._ledger.bars(previous.lineage) else previous
-
-    def _under_evaluation(self) -> tuple[str, ...]:
-        opened = self._ledger.open_plan()
-        return (opened.served.name,) if opened is not None and opened.served else ()
 
     # --- what status asks ----------------------------------------------------------------------
 

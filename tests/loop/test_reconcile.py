@@ -375,9 +375,9 @@ def test_what_is_served_follows_what_is_target(world: World) -> None:
     assert world.serve().done
     assert world.fleet.kept == (world.ledger.head(1).served.name,)  # type: ignore[union-attr]  # trained, so served
     world.settle()
-    assert not world.reconciler.settled
+    assert not world.rollout.settled
     world.serve()
-    assert world.reconciler.settled
+    assert world.rollout.settled
     assert world.fleet.serves == world.ledger.target()
     world.ledger.rollback(0, "", world.now)
     world.serve()

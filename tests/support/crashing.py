@@ -31,8 +31,9 @@ from daemon.children.jobs import Jobs, write_atomically
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop.instance import single_instance
+from daemon.loop.logs import configure_log
 from daemon.loop.preflight import prepare_state
-from daemon.loop.service import Service, configure_log
+from daemon.loop.service import Service
 from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable

@@ -19,6 +19,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
 from daemon.ledger.schema import migrations
 from daemon.loop.reconcile import Reconciler
+from daemon.loop.rollout import Rollout
 from daemon.serving.fleet import Ensured
 from daemon.serving.replica import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
@@ -134,10 +135,11 @@ class World:
         reports = self.jobs.outcomes if hasattr(self, "jobs") else {}
         self.jobs = FakeJobs()
         self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
+        self.rollout = Rollout(self.ledger, self.fleet)
         self.reconciler = Reconciler(
             self.ledger,
             self.jobs,
-            self.fleet,
+            self.rollout,
             self.settings,
             changed=self.told.extend,
             clock=lambda: self.seconds,
@@ -149,7 +151,7 @@ class World:
         return asyncio.run(self.reconciler.tick(self.now))
 
     def serve(self) -> Ensured:
-        return asyncio.run(self.reconciler.serve(self.now))
+        return asyncio.run(self.rollout.serve(self.now))
 
     def drop(self, count: int, **fields: Any) -> str:
         self.drops += 1
