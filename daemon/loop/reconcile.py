@@ -22,6 +22,7 @@ from daemon.loop.rollout import Rollout
 from daemon.loop.waits import Waits
 from daemon.serving.replica import NotServed
 from daemon.training.messages import ProbeReport, TrainDone
+from policies.backoff import pause_s
 from policies.errors import (
     LedgerBusy,
     PaloradError,
@@ -30,7 +31,6 @@ from policies.errors import (
     StateConflict,
     Superseded,
 )
-from policies.lineage import backoff
 from policies.planning import (
     Action,
     Clear,
@@ -237,7 +237,7 @@ class Reconciler:
     def _failed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> None:
         if error.kind == PROBE_MISMATCH:
             requests.forget_probe(self._ledger)
-        pause = backoff(head.attempts + 1, self.settings.train.backoff_s)
+        pause = timedelta(seconds=pause_s(head.attempts + 1, self.settings.train.backoff_s))
         self._ledger.failed(head.id, step, error.error, error.kind, now + pause, now)
         log.warning("step failed", plan=head.id, step=step.value, error=error.error)
         crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
