@@ -28,6 +28,7 @@ from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
 from daemon.loop.instance import single_instance
 from daemon.loop.logs import configure_log
+from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.rollout import Rollout
@@ -122,6 +123,8 @@ class Service:
         self._tell_receipts(tuple(batch.id for batch in self._ledger.batches(RECEIPTS_AT_START)))
         intake = self._settings.intake
         observer = observe(self._settings.layout.inbox, intake.watch, self.look)
+        scheduler = calendar(self._settings.daemon.check_at, self.check)
+        scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
         log.info("ready", pid_file=str(self._settings.layout.lock))
@@ -130,6 +133,7 @@ class Service:
         finally:
             notify("STOPPING=1")
             log.info("stopping")
+            scheduler.shutdown(wait=False)
             for tick in ticks:
                 tick.cancel()
             await asyncio.gather(*ticks, return_exceptions=True)
@@ -178,6 +182,10 @@ class Service:
             await self._boundary.run("intake", self._take_in)
         await self._boundary.run("work", self._reconcile)
         await self._boundary.run("forgetting", self._forget)
+
+    async def check(self) -> None:
+        """Once a day: whether everything stored still is what was written."""
+        await self._boundary.run("stored files", lambda: check(self._settings.layout))
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
