@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
+from adapters import files
 from daemon.base import faults
 from daemon.children.threads import threads
 from policies.records import Record
@@ -70,7 +71,7 @@ class Jobs:
         """
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "error.json").unlink(missing_ok=True)
-        write_atomically(workdir / "request.json", request.model_dump_json(indent=1))
+        files.write_text(workdir / "request.json", request.model_dump_json(indent=1))
         faults.point(f"{step}:requested")
         with (workdir / "log").open("ab") as log:
             child = subprocess.Popen(
@@ -119,21 +120,6 @@ class Jobs:
     def running(self) -> tuple[Path, ...]:
         """The working directories of children that still run."""
         return tuple(w for w, child in self._children.items() if child.poll() is None)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing: written beside, fsynced, renamed."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def held(workdir: Path) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from policies.batching import valid_crons
+from policies.cron import require_cron
 from policies.facts.admission import Format
 from policies.facts.supersession import ConflictPolicy
 from policies.gate import limits as presets
@@ -29,6 +29,7 @@ def _none_if_empty(value: object) -> object:
 
 
 Url = Annotated[str, BeforeValidator(_without_slash), Field(pattern=r"^https?://[^\s/]+(/\S*)?$")]
+Cron = Annotated[str, AfterValidator(require_cron)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 
 
@@ -174,7 +175,7 @@ class TrainSettings(Section):
     """Fewer waiting facts are gathered for longer, at most for max_wait_s; urgent ones never."""
     max_wait_s: float = Field(default=0, ge=0)
     """How long the oldest of too few facts waits."""
-    quiet_hours: tuple[str, ...] = ()
+    quiet_hours: tuple[Cron, ...] = ()
     """Quiet hours as cron expressions in UTC, such as "* 8-17 * * mon-fri": nothing new is learnt
     while one matches, but for urgent facts and retractions."""
     max_replay: int = Field(default=2000, ge=0)
@@ -194,10 +195,6 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _gathers(self) -> Self:
-        try:
-            valid_crons(self.quiet_hours)
-        except ValueError as error:
-            raise ValueError(f"quiet_hours: {error}") from None
         if self.min_facts > self.max_facts:
             raise ValueError("train.min_facts is larger than train.max_facts")
         return self
@@ -365,3 +362,6 @@ class DaemonSettings(Section):
     """How long children may take to checkpoint when the daemon stops."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged."""
+    check_at: Cron | Literal[""] = "17 3 * * *"
+    """When the ledger and all adapters are compared with their hashes, as a cron expression in
+    UTC; empty: never."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Final
 
+from adapters import files
 from policies.errors import PaloradError
 from policies.records import ItemResult
 
@@ -66,11 +66,10 @@ class Measurements:
         with path.open("x+b" if fresh else "r+b") as file:
             _to_end_of_last_line(file)
             file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
+            files.sync_stream(file)
         if fresh:
-            _sync_directory(path.parent)
-            _sync_directory(self._root)
+            files.sync(path.parent)
+            files.sync(self._root)
 
 
 def _parse(line: bytes, path: Path, number: int) -> ItemResult:
@@ -87,11 +86,3 @@ def _to_end_of_last_line(file: IO[bytes]) -> None:
     end = data.rfind(b"\n") + 1
     file.seek(end)
     file.truncate()
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

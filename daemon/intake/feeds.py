@@ -19,12 +19,12 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 import structlog
 
+from adapters import files
 from daemon.base import faults
 from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
 from daemon.intake.admit import FEED
 from daemon.intake.feed_entries import lines_of_feed
-from daemon.intake.inbox import sync_folder
 from daemon.intake.public_http import CONNECT_S, EXPECTED, GuardedTransport, bounded_body, told
 from daemon.ledger.ledger import Ledger
 from policies.errors import FeedFailed
@@ -192,8 +192,7 @@ class Feeds:
             self._ledger.feeds.set_cursor(feed.name, cursor, now)
             return Polled(feed.name, "unchanged")
         archived = self._layout.archived(batch_id)
-        answer.part.replace(archived)
-        sync_folder(self._layout.archive)
+        files.put_in_place(answer.part, archived)
         faults.point("feed:archived")
         batch = Batch(
             id=batch_id,
@@ -269,8 +268,7 @@ async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, ful
             digest = hashlib.sha256(data)
         else:
             _check_end(last)
-        out.flush()
-        await asyncio.to_thread(os.fsync, out.fileno())
+        await asyncio.to_thread(files.sync_stream, out)
     return Answer(
         part=part,
         etag=_mark(response, "etag", 200),

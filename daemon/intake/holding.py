@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from policies.backoff import pause_s
 from policies.errors import DiskFull, LedgerBusy, PaloradError
 from policies.text import storable
 
@@ -50,8 +51,8 @@ class Holding:
     def hold(self, name: str, signature: str, problem: str, now: float) -> None:
         """It failed: wait."""
         before = self._held.get(name)
-        failures = before.failures + 1 if before and before.signature == signature else 0
-        pause = min(FIRST_WAIT_S * 2.0 ** min(failures, 20), LONGEST_WAIT_S)
+        failures = before.failures + 1 if before and before.signature == signature else 1
+        pause = pause_s(failures, FIRST_WAIT_S, LONGEST_WAIT_S)
         self._held[name] = Held(signature, failures, now + pause, problem)
         log.warning("intake.held", name=name, problem=problem, again_in_s=pause)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adapters import files
 from policies.errors import Refused
 from policies.records import content_id
 
@@ -158,18 +159,7 @@ def copy_and_hash(drop: Drop, target: Path) -> Iterator[str]:
             if len(block) == _BLOCK:
                 written += _BLOCK
                 if written % _SYNCED == 0:
-                    out.flush()
-                    os.fsync(out.fileno())
+                    files.sync_stream(out)
                 yield ""
-        out.flush()
-        os.fsync(out.fileno())
+        files.sync_stream(out)
     yield digest.hexdigest()[:32]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

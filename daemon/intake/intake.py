@@ -12,12 +12,13 @@ from typing import Final
 
 import structlog
 
+from adapters import files
 from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
 from daemon.intake.admit import admit_pieces, count_bad, feed_cursor, retry_quarantined, rules_of
 from daemon.intake.holding import Holding, problem_of
-from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash, sync_folder
+from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash
 from daemon.intake.receipts import (
     LISTED,
     BadLine,
@@ -181,8 +182,7 @@ class Intake:
                 told = f"has bad lines, {len(bad)} of {lines} (setting intake.bad_lines)"
                 yield from self._refuse(drop, told, bad_lines(bad[:LISTED]))
                 return
-        part.replace(self._layout.archived(batch_id))
-        sync_folder(self._layout.archive)
+        files.put_in_place(part, self._layout.archived(batch_id))
         faults.point("intake:archived")
         batch = Batch(
             id=batch_id,
@@ -231,7 +231,7 @@ class Intake:
         """Take a drop away unless something else has come under its name meanwhile."""
         if drop.unchanged():
             drop.path.unlink()
-            sync_folder(drop.path.parent)
+            files.sync(drop.path.parent)
         faults.point("intake:removed")
 
     def _refuse(self, drop: Drop, why: str, listed: tuple[BadLine, ...] = ()) -> Iterator[Receipt]:
@@ -278,7 +278,7 @@ class Intake:
             *_, batch_id = copy_and_hash(drop, part)
             known = self._ledger.batches.is_complete(batch_id)
             if not known:
-                part.replace(target)
+                files.put_in_place(part, target)
                 self._inbox.rested(target, self._clock())
             return batch_id, known
         except PermissionError:

@@ -1,4 +1,4 @@
-"""What is durably true moves towards what is wanted, one action a tick."""
+"""Batches become revisions: what children did is recorded, and one action a tick begun."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -19,9 +19,11 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.planning import NO_SPACE
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
+from daemon.loop.rollout import Rollout
 from daemon.loop.waits import Waits
-from daemon.serving.fleet import Ensured, NotServed, ReplicaStatus
+from daemon.serving.replica import NotServed
 from daemon.training.messages import ProbeReport, TrainDone
+from policies.backoff import pause_s
 from policies.errors import (
     LedgerBusy,
     PaloradError,
@@ -30,7 +32,6 @@ from policies.errors import (
     StateConflict,
     Superseded,
 )
-from policies.lineage import backoff
 from policies.planning import (
     Action,
     Clear,
@@ -42,7 +43,7 @@ from policies.planning import (
     Step,
     next_action,
 )
-from policies.records import Outcome, PlanKind, PlanState, Revision
+from policies.records import Outcome, PlanKind, PlanState
 
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0
@@ -58,33 +59,14 @@ STATE_AFTER: Final = {
 log = structlog.get_logger(__name__)
 
 
-class Serving(Protocol):
-    """What is needed of `daemon.serving.fleet.Fleet`."""
-
-    @property
-    def statuses(self) -> tuple[ReplicaStatus, ...]:
-        """What was seen last."""
-        ...
-
-    async def ensure(
-        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
-    ) -> Ensured:
-        """Bring every replica to `target`."""
-        ...
-
-    async def stage(self, name: str) -> object:
-        """Load and verify a candidate on the first replica."""
-        ...
-
-
 class Reconciler:
-    """Collects what children have done, decides the next action, does it; and keeps serving."""
+    """Collects what children have done, decides the next action and does it."""
 
     def __init__(
         self,
         ledger: Ledger,
         jobs: Jobs,
-        fleet: Serving,
+        rollout: Rollout,
         settings: Settings,
         changed: Callable[[tuple[str, ...]], None] = lambda _: None,
         holds: Callable[[], bool] = lambda: False,
@@ -96,17 +78,15 @@ class Reconciler:
         """
         self._ledger = ledger
         self._jobs = jobs
-        self._fleet = fleet
+        self._rollout = rollout
         self.settings = settings
         self._layout = settings.layout
         self._changed = changed
         self._holds = holds
         self._worded = worded
-        self._fleet_lock = asyncio.Lock()
         self._clock = clock
         self.waits = Waits(clock)
         self._not_before = clock()
-        self.settled = False
         self.waits_for: str = ""
 
     # --- planning ------------------------------------------------------------------------------
@@ -185,8 +165,7 @@ class Reconciler:
             return False
         name = plan.served.name if plan.served else ""
         try:
-            async with self._fleet_lock:
-                await self._fleet.stage(name)
+            await self._rollout.stage(name)
         except (ServerUnreachable, ServerRefused) as error:
             if isinstance(error, ServerRefused) and error.status not in NO_RIGHT:
                 raise
@@ -261,7 +240,7 @@ class Reconciler:
     def _failed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> None:
         if error.kind == PROBE_MISMATCH:
             requests.forget_probe(self._ledger)
-        pause = backoff(head.attempts + 1, self.settings.train.backoff_s)
+        pause = timedelta(seconds=pause_s(head.attempts + 1, self.settings.train.backoff_s))
         self._ledger.steps.failed(head.id, step, error.error, error.kind, now + pause, now)
         log.warning("step failed", plan=head.id, step=step.value, error=error.error)
         crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
@@ -284,7 +263,6 @@ class Reconciler:
             self._end(head, PlanState.CANCELLED, now, because=str(error))
             return
         log.info("promoted", plan=head.id, revision=revision.number, name=revision.served_name)
-        self.settled = False
         self._tidy(head.id)
         self._changed(head.batches)
 
@@ -305,26 +283,6 @@ class Reconciler:
     def _tidy(self, plan_id: int) -> None:
         for step in Step:
             shutil.rmtree(self._layout.workdir(plan_id, step) / "checkpoint", ignore_errors=True)
-
-    # --- serving -------------------------------------------------------------------------------
-
-    async def serve(self, now: datetime) -> Ensured:
-        """Bring what is served to what is target; whether it is, is `settled`."""
-        target = self._ledger.revisions.target()
-        previous = None if target.parent is None else self._ledger.revisions.get(target.parent)
-        if previous is not None and self._ledger.knowledge.bars(previous.lineage):
-            previous = None  # it is never to be served again, so it need not stay loaded
-        opened = self._ledger.plans.open_plan()
-        keep = (opened.served.name,) if opened is not None and opened.served else ()
-        async with self._fleet_lock:
-            ensured = await self._fleet.ensure(target, previous, keep)
-        if ensured.steps:
-            self._ledger.events.record(
-                "served", f"revision:{target.number}", {"steps": ensured.steps}, now
-            )
-            log.info("served", revision=target.number, steps=ensured.steps)
-        self.settled = ensured.done and self._ledger.revisions.target() == target
-        return ensured
 
     # --- what status asks ----------------------------------------------------------------------
 

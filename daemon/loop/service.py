@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
-from watchdog.events import FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
-from watchdog.observers.polling import PollingObserver
 
 from daemon.base.control import ControlServer
 from daemon.children.jobs import Jobs
@@ -30,19 +24,24 @@ from daemon.intake.feeds import Feeds
 from daemon.intake.intake import Intake
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
+from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
 from daemon.loop.instance import single_instance
+from daemon.loop.logs import configure_log
+from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
+from daemon.loop.rollout import Rollout
 from daemon.loop.systemd import notify, watchdog_interval_s
-from daemon.loop.ticking import every
+from daemon.loop.ticking import Wake, every
+from daemon.loop.watching import observe
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
 from daemon.views.status import LiveView, ReplicaView
-from policies.errors import LedgerBusy, PaloradError
+from policies.errors import PaloradError
 from policies.facts.templates import varied
-from policies.planning import blocked, gathering
+from policies.planning import Clear, Promote, blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.1
 INDEX_AT_ONCE: Final = 250
@@ -85,10 +84,11 @@ class Service:
         self._forgetting = Forgetting(
             ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied, monotonic
         )
+        self._rollout = Rollout(ledger, servers.fleet)
         self._reconciler = Reconciler(
             ledger,
             jobs or Jobs(),
-            servers.fleet,
+            self._rollout,
             settings,
             changed=self._tell_receipts,
             holds=lambda: self._forgetting.holds,
@@ -104,9 +104,9 @@ class Service:
             ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
         )
         self._stopping = asyncio.Event()
-        self._scan_until = monotonic()
-        self._served_at: float | None = None
-        self._trouble: dict[str, str] = {}
+        self._wake = Wake()
+        self._boundary = Boundary()
+        self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
 
     # --- life ----------------------------------------------------------------------------------
@@ -123,7 +123,10 @@ class Service:
         self._tell_receipts(
             tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
         )
-        observer = self._observe(loop)
+        intake = self._settings.intake
+        observer = observe(self._settings.layout.inbox, intake.watch, self.look)
+        scheduler = calendar(self._settings.daemon.check_at, self.check)
+        scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
         log.info("ready", pid_file=str(self._settings.layout.lock))
@@ -132,6 +135,7 @@ class Service:
         finally:
             notify("STOPPING=1")
             log.info("stopping")
+            scheduler.shutdown(wait=False)
             for tick in ticks:
                 tick.cancel()
             await asyncio.gather(*ticks, return_exceptions=True)
@@ -147,41 +151,25 @@ class Service:
         self._stopping.set()
 
     def wake(self) -> None:
+        """A command has changed something: serve and tick at once."""
+        self.look()
+        self._wake.set()
+
+    def look(self) -> None:
         """Look into the inbox at the next tick, and until what rests there is stable."""
         self._scan_until = self._monotonic() + self._settings.intake.stable_s + 2
 
     def _ticks(self) -> Iterator[Coroutine[None, None, None]]:
-        """Everything that comes again and again."""
+        """Everything that comes again and again; a rollback is to wait for nothing but `serve`."""
         tick_s = self._settings.daemon.tick_s
-        yield every(tick_s, self.tick)
-        yield every(tick_s, self.serve)
+        yield every(tick_s, self.serve, wake=self._wake)
+        yield every(tick_s, self.tick, wake=self._wake)
         yield every(self._settings.intake.rescan_s, self.rescan)
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
             yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
         if watchdog_s := watchdog_interval_s():
             yield every(watchdog_s, self._feed_watchdog, first_after_s=watchdog_s)
-
-    def _observe(self, loop: asyncio.AbstractEventLoop) -> BaseObserver | None:
-        """Events of the inbox as a hint; the scan finds everything without them, only later."""
-        watch = self._settings.intake.watch
-        if watch == "off":
-            return None
-        observer: BaseObserver = PollingObserver() if watch == "polling" else Observer()
-        wake = self.wake
-
-        class Hint(FileSystemEventHandler):
-            def on_any_event(self, _event: object) -> None:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(wake)
-
-        observer.schedule(Hint(), str(self._settings.layout.inbox))
-        try:
-            observer.start()
-        except OSError as error:
-            log.warning("no events from the inbox; it is scanned", reason=str(error))
-            return None
-        return observer
 
     async def _feed_watchdog(self) -> None:
         notify("WATCHDOG=1")
@@ -193,9 +181,13 @@ class Service:
         if not self._room():
             return
         if self._intake.busy or self._monotonic() < self._scan_until:
-            await self._guarded("intake", self._take_in)
-        await self._guarded("work", self._reconcile)
-        await self._guarded("forgetting", self._forget)
+            await self._boundary.run("intake", self._take_in)
+        await self._boundary.run("work", self._reconcile)
+        await self._boundary.run("forgetting", self._forget)
+
+    async def check(self) -> None:
+        """Once a day: whether everything stored still is what was written."""
+        await self._boundary.run("stored files", lambda: check(self._settings.layout))
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
@@ -203,19 +195,21 @@ class Service:
 
     async def _take_in(self) -> None:
         if self._intake.step(self._clock(), INTAKE_BUDGET_S):
-            self.wake()
+            self.look()
 
     async def poll(self, feed: str) -> None:
         """Ask a feed if it is due; failures rest with it and show in the status."""
         if self._room() and self._feeds.is_due(feed):
-            await self._guarded(f"feed {feed}", lambda: self._poll(feed))
+            await self._boundary.run(f"feed {feed}", lambda: self._poll(feed))
 
     async def _poll(self, feed: str) -> None:
         if (await self._feeds.poll_one(feed, self._clock())).status == "new":
-            self.wake()
+            self.look()
 
     async def _reconcile(self) -> None:
         action = await self._reconciler.tick(self._clock())
+        if isinstance(action, Promote | Clear):
+            self._wake.set()
         if action is None and not self._intake.busy:
             self._ledger.text.index(INDEX_AT_ONCE)
 
@@ -225,14 +219,14 @@ class Service:
             self._ledger.steps.leases() or self._ledger.admission.admitting()
         )
         try:
-            await self._forgetting.step(now, settled=self._reconciler.settled, busy=busy)
+            await self._forgetting.step(now, settled=self._rollout.settled, busy=busy)
         except Exception:
             self._forgetting.failed()
             raise
 
     async def serve(self) -> None:
-        """Start the server where that is ours to do, and bring it to what is target."""
-        await self._guarded("server", self._serve)
+        """Start the server where that is ours to do, and bring it to the target."""
+        await self._boundary.run("server", self._serve)
 
     async def _serve(self) -> None:
         model_dir = self._model_dir()
@@ -243,11 +237,10 @@ class Service:
             self._server_problem = self._servers.problem
             if self._server_problem:
                 log.warning("server", line=self._server_problem)
-        begun, served = self._monotonic(), self._served_at
-        if self._reconciler.settled and served is not None and begun < served + SETTLED_SERVE_S:
+        if self._rollout.settled and self._monotonic() < self._rests_until:
             return
-        await self._reconciler.serve(self._clock())
-        self._served_at = self._monotonic()
+        ensured = await self._rollout.serve(self._clock())
+        self._rests_until = self._monotonic() + (SETTLED_SERVE_S if ensured.done else 0.0)
 
     def _model_dir(self) -> Path | None:
         if self._settings.probe.serve == "base":
@@ -255,32 +248,13 @@ class Service:
         probe = requests.remembered_probe(self._ledger, self._settings)
         return None if probe is None else probe.served_dir
 
-    async def _guarded(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """The step boundary: nothing that goes wrong in one tick ends the daemon."""
-        try:
-            await work()
-        except LedgerBusy as error:
-            log.info("ledger busy", what=what, reason=str(error))
-        except PaloradError as error:
-            self._say(what, str(error))
-        except Exception as error:
-            log.exception("unexpected", what=what)
-            self._say(what, f"{what}: unexpected {type(error).__name__}: {error}; see the log")
-        else:
-            self._trouble.pop(what, None)
-
-    def _say(self, what: str, line: str) -> None:
-        if self._trouble.get(what) != line:
-            log.warning("trouble", what=what, line=line)
-        self._trouble[what] = line
-
     def _room(self) -> bool:
         """Whether there is room to go on; without it nothing is taken in or begun."""
         free = self._free_bytes()
         if free >= LOW_DISK_BYTES:
-            self._trouble.pop("disk", None)
+            self._boundary.clear("disk")
             return True
-        self._say(
+        self._boundary.report(
             "disk",
             f"{self._settings.state_dir}: only {free // 2**20} MB are free; intake and learning "
             "pause until there is room",
@@ -343,7 +317,7 @@ class Service:
             step=self._reconciler.progress(),
             blocked=blocked(snapshot) or gathered or "",
             trouble=(
-                *self._trouble.values(),
+                *self._boundary.trouble,
                 *self._servers.trouble,
                 *self._intake.problems,
                 *self._feeds.problems,
@@ -368,21 +342,3 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
 
 async def _run(settings: Settings, ledger: Ledger, reload: Callable[[], Settings] | None) -> None:
     await Service(settings, ledger, Servers(settings), reload=reload).run()
-
-
-def configure_log(level: str) -> None:
-    """One line an event on standard error: for people on a terminal, JSON for everything else."""
-    chosen = getattr(logging, level.upper())
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    terminal = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(chosen),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from daemon.ledger.records import Lease
-from policies.lineage import LONGEST_PAUSE
+from policies.backoff import LONGEST_PAUSE_S
 from policies.planning import OpenPlan, Snapshot, Waiting
 
 _Step = tuple[int, str, int, str]
@@ -50,7 +50,7 @@ class Waits:
             return plan
         key = (plan.id, plan.not_before)
         if self._paused is None or self._paused[0] != key:
-            left = self._possible(plan.not_before - now, LONGEST_PAUSE)
+            left = self._possible(plan.not_before - now, timedelta(seconds=LONGEST_PAUSE_S))
             self._paused = key, self._clock() + left.total_seconds()
         left = timedelta(seconds=self._paused[1] - self._clock())
         return plan.model_copy(update={"not_before": now + left})

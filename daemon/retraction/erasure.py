@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from adapters import store
+from adapters import files, store
 from daemon.base import faults
-from daemon.children.jobs import write_atomically
 from daemon.config.layout import Layout
 from daemon.intake.admit import Rules
-from daemon.intake.inbox import RECEIPT_ENDINGS, sync_folder
+from daemon.intake.inbox import RECEIPT_ENDINGS
 from daemon.ledger.records import Tainted
 from policies.facts.admission import parse_line
 from policies.facts.splitting import ListSplitter, is_list
@@ -112,10 +111,7 @@ def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> None
         for start, size in spans:
             out.seek(start)
             out.write(instead.ljust(size)[:size])
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
+    files.put_in_place(part, path)
 
 
 def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
@@ -124,7 +120,7 @@ def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         for path in sorted(layout.inbox.glob(f"*{ending}")):
             text = path.read_text(encoding="utf-8", errors="replace")
             if tells(traces, text):
-                write_atomically(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
+                files.write_text(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
             yield None
     faults.point("forget:receipts")
 
@@ -178,7 +174,7 @@ def erase_measurements(
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 kept = [line for line in lines if not _measured(line, names, traces)]
                 if len(kept) < len(lines):
-                    write_atomically(path, "".join(kept))
+                    files.write_text(path, "".join(kept))
                 yield None
     faults.point("forget:measurements")
 
@@ -228,8 +224,7 @@ def _blank_lines(path: Path, traces: Sequence[Trace]) -> Iterator[None]:
         for start, size in found:
             file.seek(start)
             file.write(b" " * size)
-        file.flush()
-        os.fsync(file.fileno())
+        files.sync_stream(file)
 
 
 def _read(text: str) -> Any:  # noqa: ANN401 - whatever stands there

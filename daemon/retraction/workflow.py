@@ -14,9 +14,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from adapters import store
+from adapters import files, store
 from daemon.base import faults
-from daemon.children.jobs import write_atomically
 from daemon.config.layout import Layout
 from daemon.intake.admit import Rules
 from daemon.ledger.ledger import Ledger
@@ -33,7 +32,7 @@ from daemon.retraction.erasure import (
     held_by,
     remaining,
 )
-from daemon.serving.fleet import ReplicaStatus
+from daemon.serving.replica import ReplicaStatus
 from policies.facts.heldout import Render
 from policies.facts.traces import Trace, every_paraphrase, trace_of
 from policies.gate.unlearning import Tolerance
@@ -226,7 +225,7 @@ class Forgetting:
         for found in erased:
             path = self._layout.certificate(found.handle)
             path.parent.mkdir(exist_ok=True)
-            write_atomically(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
+            files.write_text(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
             faults.point("forget:certificate")
             self._ledger.retractions.certified(found.handle, now)
             log.info("retraction certified", certificate=str(path))

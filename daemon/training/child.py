@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adapters import checks, models, store
+from adapters import checks, files, models, store
 from adapters.compose import compose
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
@@ -204,7 +204,7 @@ def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple
     identity = checks.identity_probe(generator, "candidate", prompts, IDENTITY_TOKENS)
     if not identity["differs"]:
         raise BrokenAdapter(str(adapter), ("answers exactly as the base does; nothing was learnt",))
-    store.write_json(staging / "identity.json", identity)
+    files.write_json(staging / "identity.json", identity)
     published = store.publish(
         staging,
         request.served,

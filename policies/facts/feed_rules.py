@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
+from policies.backoff import LONGEST_PAUSE_S, pause_s
 from policies.records import Record
 
 ENTRY_TEXT: Final = 4000
@@ -143,7 +144,6 @@ class Pulse(Record):
 
 
 FIRST_PAUSE_S: Final = 5.0
-LONGEST_PAUSE_S: Final = 3600.0
 
 
 def wait_asked(retry_after: str, now: datetime) -> float:
@@ -181,7 +181,7 @@ def after_failure(
     `jitter` in [0, 1) spreads the pauses of many feeds; `wait_s` is what the server asked for.
     """
     failures = pulse.failures + 1
-    pause = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30), LONGEST_PAUSE_S)
+    pause = pause_s(failures, FIRST_PAUSE_S)
     opened = failures >= open_after
     if opened:
         pause = max(pause, LONGEST_PAUSE_S / 4)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.serving.fleet import NotServed
+from daemon.serving.replica import NotServed
 from daemon.training.messages import TrainRequest
 from daemon.views import status
 from policies.errors import ServerRefused, ServerUnreachable
@@ -377,9 +377,9 @@ def test_what_is_served_follows_what_is_target(world: World) -> None:
     assert world.serve().done
     assert world.fleet.kept == (world.ledger.plans.head(1).served.name,)  # type: ignore[union-attr]  # trained, so served
     world.settle()
-    assert not world.reconciler.settled
+    assert not world.rollout.settled
     world.serve()
-    assert world.reconciler.settled
+    assert world.rollout.settled
     assert world.fleet.serves == world.ledger.revisions.target()
     world.ledger.revisions.rollback(0, "", world.now)
     world.serve()

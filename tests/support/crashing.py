@@ -24,15 +24,17 @@ from typing import Any, cast
 import uvicorn
 from pydantic import BaseModel
 
+from adapters import files
 from daemon.base import faults
 from daemon.base.control import ask
 from daemon.children import worker
-from daemon.children.jobs import Jobs, write_atomically
+from daemon.children.jobs import Jobs
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop.instance import single_instance
+from daemon.loop.logs import configure_log
 from daemon.loop.preflight import prepare_state
-from daemon.loop.service import Service, configure_log
+from daemon.loop.service import Service
 from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable
@@ -94,7 +96,7 @@ class ForkedJobs(Jobs):
     def start(self, step: str, workdir: Path, request: BaseModel) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "error.json").unlink(missing_ok=True)
-        write_atomically(workdir / "request.json", request.model_dump_json())
+        files.write_text(workdir / "request.json", request.model_dump_json())
         faults.point(f"{step}:requested")
         child = Forked(
             lambda: _alone(step, workdir),

@@ -18,7 +18,9 @@ from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
 from daemon.loop.reconcile import Reconciler
-from daemon.serving.fleet import Ensured, ReplicaStatus
+from daemon.loop.rollout import Rollout
+from daemon.serving.fleet import Ensured
+from daemon.serving.replica import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
 from policies.planning import Action
 from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
@@ -73,13 +75,19 @@ class FakeFleet:
         return ()
 
     async def ensure(
-        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+        self,
+        target: Revision,
+        previous: Revision | None = None,
+        keep: tuple[str, ...] = (),
+        is_target: Callable[[], bool] = lambda: True,
     ) -> Ensured:
+        assert is_target()
         if self.fault is not None:
-            return Ensured(done=False, steps=(), replicas=())
+            return Ensured(done=False, answering=False, steps=(), replicas=())
         changed = self.serves != target
         self.serves, self.kept = target, keep
-        return Ensured(done=True, steps=("flipped",) if changed else (), replicas=())
+        steps = ("flipped",) if changed else ()
+        return Ensured(done=True, answering=True, steps=steps, replicas=())
 
     async def stage(self, name: str) -> object:
         if self.fault is not None:
@@ -124,10 +132,11 @@ class World:
         reports = self.jobs.outcomes if hasattr(self, "jobs") else {}
         self.jobs = FakeJobs()
         self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
+        self.rollout = Rollout(self.ledger, self.fleet)
         self.reconciler = Reconciler(
             self.ledger,
             self.jobs,
-            self.fleet,
+            self.rollout,
             self.settings,
             changed=self.told.extend,
             clock=lambda: self.seconds,
@@ -139,7 +148,7 @@ class World:
         return asyncio.run(self.reconciler.tick(self.now))
 
     def serve(self) -> Ensured:
-        return asyncio.run(self.reconciler.serve(self.now))
+        return asyncio.run(self.rollout.serve(self.now))
 
     def drop(self, count: int, **fields: Any) -> str:
         self.drops += 1
