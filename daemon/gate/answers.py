@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import IO, Final
 
 from policies.errors import PaloradError
-from policies.records import ItemResult
+from policies.gate.records import ItemResult
 
 _NAME: Final = re.compile(r"[0-9A-Za-z_-]{8,128}")
 
 
-class DamagedMeasurements(PaloradError, ValueError):
+class DamagedAnswers(PaloradError, ValueError):
     """A line within a file of measurements that is no measurement."""
 
     final = True
 
 
-class Measurements:
+class AnswerStore:
     """Answers under `root/<model-sha12>/<suite-fingerprint>.jsonl`, one line an item.
 
     A model is named by the hash of the bytes that were served, a suite by its fingerprint, so
@@ -77,7 +77,7 @@ def _parse(line: bytes, path: Path, number: int) -> ItemResult:
     try:
         return ItemResult.model_validate_json(line)
     except ValueError:
-        raise DamagedMeasurements(
+        raise DamagedAnswers(
             f"{path}: line {number} is no measurement; delete the file to have it measured anew"
         ) from None
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from daemon.children.worker import Desk
 from daemon.config.settings import Settings
 from daemon.gate import evaluate as evaluation
-from daemon.gate.answers import Measurements
+from daemon.gate.answers import AnswerStore
 from daemon.gate.drift import Encode
-from daemon.gate.measuring import Target
+from daemon.gate.measuring import ServedModel
 from daemon.gate.messages import EvaluationReport, EvaluationRequest, JudgingRequest, SuiteSource
 from daemon.gate.suites import has_chat_template
 from daemon.serving.client import HttpServer, Timeouts
 from policies.errors import ServerRefused
+from policies.gate.records import Role, UnlearningCheck
 from policies.gate.sampling import draw_earlier
 from policies.gate.unlearning import forgotten, with_forgotten
-from policies.records import Fact, Recollection, Role
+from policies.records import Fact
 
 
 def evaluate(desk: Desk) -> EvaluationReport:
@@ -34,7 +35,7 @@ async def _judge(request: JudgingRequest, desk: Desk) -> EvaluationReport:
         user_key=_key(request.user_key_file),
         timeouts=Timeouts(request_s=request.request_timeout_s),
     )
-    measurements = Measurements(request.measurements)
+    measurements = AnswerStore(request.measurements)
     try:
         report = await evaluation.evaluate(
             request.evaluation,
@@ -57,7 +58,7 @@ async def _with_forgotten(
     from daemon.gate.unlearning import recollect  # noqa: PLC0415 - as in _encode
 
     asked, problem = request.evaluation, ""
-    found: tuple[Recollection, ...] = ()
+    found: tuple[UnlearningCheck, ...] = ()
     try:
         found = await recollect(
             server,
@@ -95,8 +96,8 @@ def judging_request(
     *,
     model_dir: Path,
     reference_sha256: str,
-    live: Target | None,
-    candidate: Target,
+    live: ServedModel | None,
+    candidate: ServedModel,
     facts: Sequence[Fact],
     earlier: Mapping[str, Sequence[Fact]],
     seed: int,
@@ -116,7 +117,7 @@ def judging_request(
     return JudgingRequest(
         evaluation=EvaluationRequest(
             engine=settings.server.kind,
-            reference=Target(name=settings.model.name, sha256=reference_sha256),
+            reference=ServedModel(name=settings.model.name, sha256=reference_sha256),
             live=live,
             candidate=candidate,
             order=f"{reference_sha256} {drawing}",

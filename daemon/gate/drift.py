@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from daemon.gate.measuring import Target
+from daemon.gate.measuring import ServedModel
 from daemon.serving.protocol import Scorer
 
 TOKENS: Final = 512
@@ -19,8 +19,8 @@ async def rise(
     encode: Encode,
     texts: Sequence[str],
     *,
-    reference: Target,
-    candidate: Target,
+    reference: ServedModel,
+    candidate: ServedModel,
 ) -> float:
     """Rise of the loss in nats a token, over the first `TOKENS` tokens of every text.
 
@@ -34,6 +34,6 @@ async def rise(
     return await _loss(server, candidate, cut) - before
 
 
-async def _loss(server: Scorer, target: Target, texts: Sequence[Sequence[int]]) -> float:
+async def _loss(server: Scorer, target: ServedModel, texts: Sequence[Sequence[int]]) -> float:
     taken = [token.logprob for text in await server.score(target.name, texts) for token in text]
     return -math.fsum(taken) / len(taken)

@@ -8,24 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from daemon.children.jobs import Progress
 from daemon.gate import drift
-from daemon.gate.answers import Measurements
+from daemon.gate.answers import AnswerStore
 from daemon.gate.asking import Asker, Sleep
 from daemon.gate.drift import Encode
-from daemon.gate.measuring import GraderFailed, Measuring
+from daemon.gate.measuring import AnswerSource, GraderFailed
 from daemon.gate.messages import EvaluationReport, EvaluationRequest
-from daemon.gate.suite_run import Run, begin
+from daemon.gate.suite_run import SuiteRun, begin
 from daemon.gate.suites import Suite
 from daemon.serving.protocol import Server, ServerRefused
 from policies.gate.evidence import Evidence, Stability, draw_order
+from policies.gate.records import Outcome, Role, Scorecard, SuiteItem, SuiteVerdict, Verdict
 from policies.gate.verdict import judge, next_items
-from policies.records import (
-    Item,
-    Outcome,
-    Role,
-    Scorecard,
-    SuiteVerdict,
-    Verdict,
-)
 
 Report = Callable[[Progress], None]
 
@@ -33,7 +26,7 @@ Report = Callable[[Progress], None]
 async def evaluate(
     request: EvaluationRequest,
     server: Server,
-    measurements: Measurements,
+    measurements: AnswerStore,
     progress: Report,
     *,
     encode: Encode | None = None,
@@ -50,7 +43,7 @@ async def evaluate(
     asker = Asker(server, request.concurrency, sleep=sleep)
     begun, grades = begin(request)
     runs = tuple(run for run in begun if run.items)
-    measuring = Measuring(asker, measurements, grades, request.engine)
+    measuring = AnswerSource(asker, measurements, grades, request.engine)
     started = clock()
     for run in runs:
         await _stability(request, measuring, run)
@@ -72,8 +65,8 @@ async def evaluate(
 
 
 def _next(
-    request: EvaluationRequest, runs: Sequence[Run]
-) -> tuple[tuple[Run, tuple[str, ...]], ...]:
+    request: EvaluationRequest, runs: Sequence[SuiteRun]
+) -> tuple[tuple[SuiteRun, tuple[str, ...]], ...]:
     """Every suite that the gate wants more of, and which items.
 
     A round asks all of them before the gate looks again, so that a candidate that fails on one
@@ -90,7 +83,7 @@ def _next(
     )
 
 
-async def _ask(measuring: Measuring, run: Run, items: Sequence[str]) -> None:
+async def _ask(measuring: AnswerSource, run: SuiteRun, items: Sequence[str]) -> None:
     """Have every target answer these items; what one cannot answer is given up for all."""
     numbers = _numbers(run.suite, items)
     for target in run.targets:
@@ -113,14 +106,14 @@ def _numbers(suite: Suite, names: Sequence[str]) -> list[int]:
     return [place[name] for name in names]
 
 
-async def _stability(request: EvaluationRequest, measuring: Measuring, run: Run) -> None:
+async def _stability(request: EvaluationRequest, measuring: AnswerSource, run: SuiteRun) -> None:
     """Ask the reference twice on items that depend on the suite alone: A against A."""
     if not request.aa_sample or request.reference not in run.targets:
         return
     if run.suite.role not in (Role.REASONING, Role.LOCALITY):
         return
     order = draw_order(run.suite.items, f"A/A {run.suite.fingerprint}")
-    sample: list[Item] = [item for cluster in order for item in cluster][: request.aa_sample]
+    sample: list[SuiteItem] = [item for cluster in order for item in cluster][: request.aa_sample]
     numbers = _numbers(run.suite, [item.id for item in sample])
     try:
         first = (await measuring.answers(request.reference, run.suite, numbers)).results
@@ -142,7 +135,7 @@ async def _stability(request: EvaluationRequest, measuring: Measuring, run: Run)
 
 
 async def _drift(
-    request: EvaluationRequest, server: Server, encode: Encode | None, run: Run
+    request: EvaluationRequest, server: Server, encode: Encode | None, run: SuiteRun
 ) -> None:
     if run.suite.role is not Role.DRIFT or encode is None:
         return
@@ -158,7 +151,7 @@ async def _drift(
 # --- what comes of it ----------------------------------------------------------------------------
 
 
-def _evidence(request: EvaluationRequest, runs: Sequence[Run]) -> Evidence:
+def _evidence(request: EvaluationRequest, runs: Sequence[SuiteRun]) -> Evidence:
     return Evidence(
         seed=request.order,
         live=request.live.name if request.live else None,
@@ -166,7 +159,7 @@ def _evidence(request: EvaluationRequest, runs: Sequence[Run]) -> Evidence:
     )
 
 
-def _verdict(request: EvaluationRequest, runs: Sequence[Run]) -> Verdict:
+def _verdict(request: EvaluationRequest, runs: Sequence[SuiteRun]) -> Verdict:
     """The gate's verdict, where what could not be measured can never have passed."""
     verdict = judge(_evidence(request, runs), request.limits)
     why = {run.suite.name: reason for run in runs if (reason := _obstacle(run))}
@@ -182,7 +175,7 @@ def _verdict(request: EvaluationRequest, runs: Sequence[Run]) -> Verdict:
     )
 
 
-def _noted(verdict: Verdict, runs: Sequence[Run]) -> Verdict:
+def _noted(verdict: Verdict, runs: Sequence[SuiteRun]) -> Verdict:
     """The verdict with what was not asked, since facts have changed the answer."""
     notes = {
         run.suite.name: f"questions left out, which facts answer otherwise now: {len(run.left_out)}"
@@ -200,7 +193,7 @@ def _noted(verdict: Verdict, runs: Sequence[Run]) -> Verdict:
     return verdict.model_copy(update={"suites": suites, "reasons": reasons})
 
 
-def _obstacle(run: Run) -> str:
+def _obstacle(run: SuiteRun) -> str:
     if run.broken or not run.problems:
         return run.broken
     first, more = next(iter(run.problems.values())), len(run.problems) - 1
@@ -215,7 +208,7 @@ def _doubted(suite: SuiteVerdict, why: Mapping[str, str]) -> SuiteVerdict:
     )
 
 
-def _scorecards(request: EvaluationRequest, runs: Sequence[Run]) -> tuple[Scorecard, ...]:
+def _scorecards(request: EvaluationRequest, runs: Sequence[SuiteRun]) -> tuple[Scorecard, ...]:
     targets = (request.reference, *([request.live] if request.live else []), request.candidate)
     return tuple(
         Scorecard(
@@ -227,7 +220,7 @@ def _scorecards(request: EvaluationRequest, runs: Sequence[Run]) -> tuple[Scorec
     )
 
 
-def _progress(run: Run, runs: Sequence[Run], elapsed: float) -> Progress:
+def _progress(run: SuiteRun, runs: Sequence[SuiteRun], elapsed: float) -> Progress:
     """How far it is; the time left supposes that no suite ends early."""
     done, total = sum(r.asked for r in runs), sum(len(r.items) for r in runs)
     left = elapsed / done * (total - done) if done else None

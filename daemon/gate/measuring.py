@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daemon.gate.answers import Measurements
-from daemon.gate.asking import Asker, Question
+from daemon.gate.answers import AnswerStore
+from daemon.gate.asking import Asker, Query
 from daemon.gate.suites import Suite
 from policies.errors import PaloradError
-from policies.records import Item, ItemResult, Record, content_id
+from policies.gate.records import ItemResult, SuiteItem
+from policies.records import Record, content_id
 
-Grade = Callable[[Item, str], bool]
+Grade = Callable[[SuiteItem, str], bool]
 
 
 class GraderFailed(PaloradError, RuntimeError):
     """A grader that raised instead of saying right or wrong."""
 
 
-class Target(Record):
+class ServedModel(Record):
     """A model to ask: the name it is served under, and the hash of the bytes behind the name."""
 
     name: str
@@ -34,7 +35,7 @@ class Answers:
 
 
 @dataclass(slots=True)
-class Measuring:
+class AnswerSource:
     """Asks, grades and stores through one server.
 
     `engine` names what decodes (its kind and version), because the same weights need not give
@@ -42,13 +43,13 @@ class Measuring:
     """
 
     asker: Asker
-    measurements: Measurements
+    measurements: AnswerStore
     grade: Mapping[str, Grade]
     engine: str
     _known: dict[tuple[str, str], dict[str, ItemResult]] = field(default_factory=dict)
 
     async def answers(
-        self, target: Target, suite: Suite, items: Sequence[int], *, trial: int = 0
+        self, target: ServedModel, suite: Suite, items: Sequence[int], *, trial: int = 0
     ) -> Answers:
         """What `target` answers to the suite's items with these numbers.
 
@@ -59,7 +60,7 @@ class Measuring:
         known = self._stored(target, suite, address)
         missing = [n for n in items if suite.items[n].id not in known]
         questions = [
-            Question(suite.items[n].id, suite.items[n].prompt, suite.form_of(n)) for n in missing
+            Query(suite.items[n].id, suite.items[n].prompt, suite.form_of(n)) for n in missing
         ]
         replies = await self.asker.ask(target.name, questions, max_tokens=suite.max_tokens)
         fresh = [
@@ -74,7 +75,7 @@ class Measuring:
             {reply.id: reply.problem for reply in replies if reply.text is None},
         )
 
-    def _stored(self, target: Target, suite: Suite, address: str) -> dict[str, ItemResult]:
+    def _stored(self, target: ServedModel, suite: Suite, address: str) -> dict[str, ItemResult]:
         """The answers kept, graded anew: a grader that was corrected judges old answers, too."""
         key = (target.sha256, address)
         if key not in self._known:
@@ -86,7 +87,7 @@ class Measuring:
             }
         return self._known[key]
 
-    def _graded(self, suite: Suite, item: Item, text: str) -> ItemResult:
+    def _graded(self, suite: Suite, item: SuiteItem, text: str) -> ItemResult:
         try:
             correct = self.grade[suite.grader](item, text)
         except Exception as error:

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from daemon.gate.measuring import Target
-from policies.gate.limits import Limits
-from policies.gate.unlearning import Tolerance
-from policies.records import Fact, Record, Role, Scorecard, Verdict
+from daemon.gate.measuring import ServedModel
+from policies.gate.limits import GateLimits
+from policies.gate.records import Role, Scorecard, Verdict
+from policies.gate.unlearning import UnlearningTolerance
+from policies.records import Fact, Record
 
 
 class SuiteSource(Record):
@@ -46,9 +47,9 @@ class EvaluationRequest(Record):
     """
 
     engine: str
-    reference: Target
-    live: Target | None
-    candidate: Target
+    reference: ServedModel
+    live: ServedModel | None
+    candidate: ServedModel
     order: str
     suites: tuple[SuiteSource, ...]
     trained_on: tuple[Path, ...] = ()
@@ -59,7 +60,7 @@ class EvaluationRequest(Record):
     superseded: tuple[Fact, ...] = ()
     superseded_complete: bool = False
     chat: bool
-    limits: Limits
+    limits: GateLimits
     concurrency: int = Field(default=32, gt=0)
     chunk: int = Field(default=64, gt=0)
     facts_grader: str = "normalised"
@@ -83,7 +84,7 @@ class JudgingRequest(Record):
     measurements: Path
     model_dir: Path | None = None
     forget: tuple[Fact, ...] = ()
-    tolerance: Tolerance = Tolerance()
+    tolerance: UnlearningTolerance = UnlearningTolerance()
 
 
 class EvaluationReport(Record):

@@ -13,11 +13,11 @@ from daemon.gate.fact_suites import (
     superseded_facts,
 )
 from daemon.gate.lm_tasks import load_task
-from daemon.gate.measuring import Grade, Target
+from daemon.gate.measuring import Grade, ServedModel
 from daemon.gate.messages import EvaluationRequest, SuiteSource
 from daemon.gate.suites import (
     BadSuite,
-    Form,
+    PromptForm,
     Suite,
     load_suite,
     load_texts,
@@ -25,13 +25,13 @@ from daemon.gate.suites import (
     trained_questions,
 )
 from policies.facts.updates import Updates
-from policies.gate.evidence import Questions, Stability, SuiteEvidence
+from policies.gate.evidence import Stability, SuiteEvidence, SuiteQuestions
 from policies.gate.grading import GRADERS
-from policies.records import Item, ItemResult, Role, SuiteScore
+from policies.gate.records import ItemResult, Role, SuiteItem, SuiteScore
 
 
 @dataclass(slots=True)
-class Run:
+class SuiteRun:
     """One suite under way: what each target has answered, and what went wrong.
 
     `left_out` are items that are not asked, since facts have changed their answer.
@@ -39,10 +39,10 @@ class Run:
 
     suite: Suite
     margin: float | None
-    targets: tuple[Target, ...]
+    targets: tuple[ServedModel, ...]
     left_out: frozenset[str] = frozenset()
     complete: bool = False
-    results: dict[Target, dict[str, ItemResult]] = field(default_factory=dict)
+    results: dict[ServedModel, dict[str, ItemResult]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     broken: str = ""
     stability: Stability | None = None
@@ -50,7 +50,7 @@ class Run:
     seconds: float = 0.0
 
     @property
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> tuple[SuiteItem, ...]:
         """The items that may be asked."""
         return tuple(item for item in self.suite.items if item.id not in self.left_out)
 
@@ -69,7 +69,7 @@ class Run:
             for answers in self.results.values()
         )
 
-    def score(self, target: Target | None) -> SuiteScore | None:
+    def score(self, target: ServedModel | None) -> SuiteScore | None:
         """The answers of one target; None where it is not asked at all."""
         if target not in self.targets or self.suite.role is Role.DRIFT:
             return None
@@ -83,7 +83,7 @@ class Run:
     def evidence(self, request: EvaluationRequest) -> SuiteEvidence:
         """The suite as the gate judges it."""
         return SuiteEvidence(
-            questions=Questions(
+            questions=SuiteQuestions(
                 suite=self.suite.name,
                 role=self.suite.role,
                 fingerprint=self.suite.fingerprint,
@@ -99,7 +99,7 @@ class Run:
         )
 
 
-def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]]:
+def begin(request: EvaluationRequest) -> tuple[tuple[SuiteRun, ...], dict[str, Grade]]:
     """New, earlier and superseded facts, then the configured suites, and every grader by name.
 
     A suite of which every item is left out is among them; it has nothing to ask.
@@ -132,7 +132,7 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
         suites.append((suite, source.margin))
         grades |= {suite.grader: grade} if grade else {}
     runs = [
-        Run(
+        SuiteRun(
             suite=suite,
             margin=margin,
             targets=compared(request, suite.role),
@@ -166,7 +166,7 @@ def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]
             source.task,
             name=source.name,
             role=source.role,
-            form=Form.CHAT if source.form == "chat" else Form.PLAIN,
+            form=PromptForm.CHAT if source.form == "chat" else PromptForm.PLAIN,
             max_tokens=source.max_tokens,
             filter_name=source.filter,
             folder=source.path,
@@ -187,7 +187,7 @@ def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]
     return suite, None
 
 
-def compared(request: EvaluationRequest, role: Role) -> tuple[Target, ...]:
+def compared(request: EvaluationRequest, role: Role) -> tuple[ServedModel, ...]:
     """Who is asked, in this order, the candidate last.
 
     The reference never learnt the earlier facts, so what is live is asked instead. The new facts

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from adapters.examples import encode, forms
 from adapters.models import load_tokenizer
-from daemon.gate.measuring import Target
+from daemon.gate.measuring import ServedModel
 from daemon.serving.protocol import Scorer, Taken
-from policies.records import Fact, Recall, Recollection
+from policies.gate.records import AnswerLikelihood, UnlearningCheck
+from policies.records import Fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +30,24 @@ async def recollect(
     facts: Sequence[Fact],
     model_dir: Path,
     *,
-    reference: Target,
-    live: Target | None,
-    candidate: Target,
-) -> tuple[Recollection, ...]:
+    reference: ServedModel,
+    live: ServedModel | None,
+    candidate: ServedModel,
+) -> tuple[UnlearningCheck, ...]:
     """Every paraphrase of every fact, trained and held out, in every form that is trained.
 
     Models are asked one after the other. Raises `seams.ServerRefused` and `ServerUnreachable`.
     """
     asked = tuple(_asked(facts, model_dir))
     texts = [one.ids for one in asked]
-    by_model: dict[str, tuple[Recall, ...]] = {}
+    by_model: dict[str, tuple[AnswerLikelihood, ...]] = {}
     for target in (reference, *((live,) if live else ()), candidate):
         taken = await server.score(target.name, texts)
         by_model[target.name] = tuple(
             _recall(row[one.start - 1 :]) for one, row in zip(asked, taken, strict=True)
         )
     return tuple(
-        Recollection(
+        UnlearningCheck(
             fact=one.fact,
             held_out=one.held_out,
             reference=by_model[reference.name][n],
@@ -77,8 +78,8 @@ def _end(tokenizer: object, ids: Sequence[int], start: int) -> int:
     return end
 
 
-def _recall(taken: Sequence[Taken]) -> Recall:
+def _recall(taken: Sequence[Taken]) -> AnswerLikelihood:
     total = sum(one.logprob for one in taken)
-    return Recall(
+    return AnswerLikelihood(
         rank=max(one.rank for one in taken), probability=min(1.0, math.exp(min(0.0, total)))
     )

@@ -10,13 +10,7 @@ from typing import Any, Final
 from daemon.ledger.database import LedgerDb, Row, stamp
 from daemon.ledger.records import PlanHead, Served
 from policies.errors import NotFound, StateConflict
-from policies.records import (
-    OPEN_STATES,
-    TRANSITIONS,
-    Plan,
-    PlanKind,
-    PlanState,
-)
+from policies.records import OPEN_STATES, TRANSITIONS, Plan, PlanKind, PlanState
 
 _HEAD: Final = (
     "id, kind, state, parent, replaces, rank, seed, attempts, interruptions, not_before, adapter,"

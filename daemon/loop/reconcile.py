@@ -27,6 +27,7 @@ from policies.errors import (
     StateConflict,
     Superseded,
 )
+from policies.gate.records import Outcome
 from policies.lineage import backoff
 from policies.planning import (
     Action,
@@ -39,7 +40,7 @@ from policies.planning import (
     Step,
     next_action,
 )
-from policies.records import Outcome, PlanKind, PlanState, Revision
+from policies.records import PlanKind, PlanState, Revision
 
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0

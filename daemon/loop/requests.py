@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from daemon.config.settings import Settings
 from daemon.gate.child import judging_request
-from daemon.gate.measuring import Target
+from daemon.gate.measuring import ServedModel
 from daemon.gate.messages import JudgingRequest
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
@@ -180,7 +180,7 @@ def evaluate_request(
         model_dir=probe.served_dir,
         reference_sha256=probe.served_sha256,
         live=_target(target),
-        candidate=Target(name=plan.served.name, sha256=plan.served.sha256),
+        candidate=ServedModel(name=plan.served.name, sha256=plan.served.sha256),
         facts=facts,
         earlier=_earlier(ledger, target, now),
         seed=plan.id,
@@ -202,10 +202,10 @@ def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
 
 
-def _target(revision: Revision) -> Target | None:
+def _target(revision: Revision) -> ServedModel | None:
     if revision.sha256 is None:
         return None
-    return Target(name=revision.served_name, sha256=revision.sha256)
+    return ServedModel(name=revision.served_name, sha256=revision.sha256)
 
 
 def _superseded(

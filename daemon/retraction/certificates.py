@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Retraction, Tainted
-from policies.gate.unlearning import Tolerance
+from policies.gate.records import UnlearningResult
+from policies.gate.unlearning import UnlearningTolerance
 from policies.planning import REBUILDS
-from policies.records import Forgotten, PlanState
+from policies.records import PlanState
 
 NOT_PROMISED: Final = (
     "that the base model does not know the fact from its own training: what it answers is what it "
@@ -26,7 +27,11 @@ NOT_PROMISED: Final = (
 
 
 def certificate(
-    ledger: Ledger, found: Retraction, tainted: Tainted, tolerance: Tolerance, now: datetime
+    ledger: Ledger,
+    found: Retraction,
+    tainted: Tainted,
+    tolerance: UnlearningTolerance,
+    now: datetime,
 ) -> dict[str, Any]:
     """The certificate of one retraction, without any text of the fact."""
     target = ledger.target()
@@ -54,7 +59,7 @@ def certificate(
     }
 
 
-def _verified(ledger: Ledger, found: Retraction, tolerance: Tolerance) -> dict[str, Any]:
+def _verified(ledger: Ledger, found: Retraction, tolerance: UnlearningTolerance) -> dict[str, Any]:
     """How it was verified that what is served has forgotten the fact."""
     measured = _measured(ledger, {found.id, found.handle})
     if measured is not None:
@@ -71,7 +76,7 @@ def _verified(ledger: Ledger, found: Retraction, tolerance: Tolerance) -> dict[s
     return {"how": "no adapter that is served learnt or replayed the fact"}
 
 
-def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, Forgotten] | None:
+def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, UnlearningResult] | None:
     for head in ledger.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
         verdict = ledger.verdict(head.id) if head.kind in REBUILDS else None
         for figures in verdict.forgotten if verdict else ():

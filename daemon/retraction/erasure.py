@@ -30,7 +30,8 @@ from policies.facts.traces import (
     tells,
     unescaped,
 )
-from policies.records import Fact, ItemResult
+from policies.gate.records import ItemResult
+from policies.records import Fact
 from policies.text import folded
 
 PIECE: Final = 1000

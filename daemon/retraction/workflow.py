@@ -31,7 +31,7 @@ from daemon.retraction.erasure import (
 from daemon.serving.fleet import ReplicaStatus
 from policies.facts.heldout import Render, with_held_out
 from policies.facts.traces import Trace, trace_of
-from policies.gate.unlearning import Tolerance
+from policies.gate.unlearning import UnlearningTolerance
 from policies.records import OPEN_STATES
 
 BUDGET_S: Final = 0.2
@@ -79,7 +79,7 @@ class Forgetting:
         self._clock = clock
         self._work: Iterator[None] | None = None
         self._not_before: datetime | None = None
-        self.tolerance = Tolerance()
+        self.tolerance = UnlearningTolerance()
         self.holds = False
         self.waits_for = ""
 

@@ -10,20 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from policies.records import (
-    Batch,
-    BatchState,
-    Fact,
-    Outcome,
-    Plan,
-    PlanKind,
-    PlanState,
-    Rate,
-    Record,
-    Scorecard,
-    SuiteVerdict,
-    Verdict,
-)
+from policies.gate.records import Outcome, Rate, Scorecard, SuiteVerdict, Verdict
+from policies.records import Batch, BatchState, Fact, Plan, PlanKind, PlanState, Record
 
 SHOWN: Final = 5
 _COLOURS: Final = {

@@ -13,18 +13,9 @@ from typing import Final
 import numpy as np
 from pydantic import Field
 
+from policies.gate.records import Failure, ItemResult, Rate, Role, Scorecard, SuiteItem, SuiteScore
 from policies.gate.sequential import Floats
-from policies.records import (
-    Failure,
-    Item,
-    ItemResult,
-    Rate,
-    Record,
-    Role,
-    Scorecard,
-    SuiteScore,
-    content_id,
-)
+from policies.records import Record, content_id
 
 # Two runs of the same weights that differ in one direction with this probability by chance are no
 # chance: something but the weights has changed between them.
@@ -60,7 +51,7 @@ class Stability(Record):
         return NormalDist().inv_cdf(1 - error) * math.sqrt(self.flips / 2 / items)
 
 
-class Questions(Record):
+class SuiteQuestions(Record):
     """A suite as the gate sees it: its items in any order, and its own margin if it has one.
 
     `complete` says that the items are all there are and no sample: once every one is answered,
@@ -70,7 +61,7 @@ class Questions(Record):
     suite: str
     role: Role
     fingerprint: str
-    items: tuple[Item, ...]
+    items: tuple[SuiteItem, ...]
     margin: float | None = Field(default=None, gt=0, lt=1)
     complete: bool = False
 
@@ -78,7 +69,7 @@ class Questions(Record):
 class SuiteEvidence(Record):
     """One suite and what was answered to it; None is what was not measured."""
 
-    questions: Questions
+    questions: SuiteQuestions
     candidate: SuiteScore | None = None
     reference: SuiteScore | None = None
     live: SuiteScore | None = None
@@ -100,7 +91,7 @@ class Evidence(Record):
 
 
 def gather(
-    questions: Iterable[Questions],
+    questions: Iterable[SuiteQuestions],
     *,
     candidate: Scorecard,
     reference: Scorecard,
@@ -133,9 +124,9 @@ def gather(
 
 
 @lru_cache(maxsize=64)
-def draw_order(items: tuple[Item, ...], seed: str) -> tuple[tuple[Item, ...], ...]:
+def draw_order(items: tuple[SuiteItem, ...], seed: str) -> tuple[tuple[SuiteItem, ...], ...]:
     """The clusters of a suite in a random order that depends on `seed` and ids alone."""
-    clusters: dict[str, list[Item]] = {}
+    clusters: dict[str, list[SuiteItem]] = {}
     for item in items:
         clusters.setdefault(item.cluster or item.id, []).append(item)
     names = sorted(clusters, key=lambda name: (content_id(seed, name), name))
@@ -143,8 +134,8 @@ def draw_order(items: tuple[Item, ...], seed: str) -> tuple[tuple[Item, ...], ..
 
 
 def draw(
-    order: Sequence[tuple[Item, ...]], answered: Mapping[str, ItemResult]
-) -> tuple[tuple[Item, ...], ...]:
+    order: Sequence[tuple[SuiteItem, ...]], answered: Mapping[str, ItemResult]
+) -> tuple[tuple[SuiteItem, ...], ...]:
     """The clusters drawn so far: up to the last that has an answer."""
     last = max(
         (n for n, cluster in enumerate(order, start=1) if any(i.id in answered for i in cluster)),
@@ -159,12 +150,12 @@ def by_item(score: SuiteScore | None) -> dict[str, ItemResult]:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class PairedOutcomes:
     """Candidate against baseline: one outcome in [-1, 1] for each cluster drawn, in their order."""
 
     outcomes: Floats
-    clusters: tuple[tuple[Item, ...], ...]
-    lost: tuple[Item, ...]
+    clusters: tuple[tuple[SuiteItem, ...], ...]
+    lost: tuple[SuiteItem, ...]
     won: int
 
     def items(self, clusters: int) -> int:
@@ -173,17 +164,17 @@ class Pairs:
 
 
 def pair(
-    clusters: Sequence[tuple[Item, ...]],
+    clusters: Sequence[tuple[SuiteItem, ...]],
     candidate: Mapping[str, ItemResult],
     baseline: Mapping[str, ItemResult],
-) -> Pairs:
+) -> PairedOutcomes:
     """Both on the same clusters; every item must have both answers."""
     gains = {
         item.id: int(candidate[item.id].correct) - int(baseline[item.id].correct)
         for cluster in clusters
         for item in cluster
     }
-    return Pairs(
+    return PairedOutcomes(
         outcomes=np.array([np.mean([gains[i.id] for i in c]) for c in clusters], dtype=np.float64),
         clusters=tuple(clusters),
         lost=tuple(item for cluster in clusters for item in cluster if gains[item.id] < 0),
@@ -192,21 +183,23 @@ def pair(
 
 
 def above(
-    clusters: Sequence[tuple[Item, ...]], candidate: Mapping[str, ItemResult], floor: float
-) -> Pairs:
+    clusters: Sequence[tuple[SuiteItem, ...]], candidate: Mapping[str, ItemResult], floor: float
+) -> PairedOutcomes:
     """The candidate against a fixed share: each outcome is the cluster's rate less `floor`."""
     rates = [np.mean([candidate[item.id].correct for item in cluster]) for cluster in clusters]
-    return Pairs(np.array(rates, dtype=np.float64) - floor, tuple(clusters), (), 0)
+    return PairedOutcomes(np.array(rates, dtype=np.float64) - floor, tuple(clusters), (), 0)
 
 
-def by_stratum(pairs: Pairs) -> dict[str, Floats]:
+def by_stratum(pairs: PairedOutcomes) -> dict[str, Floats]:
     """The outcomes of each named stratum, in the order drawn."""
     names = np.array([cluster[0].stratum for cluster in pairs.clusters], dtype=object)
     return {str(name): pairs.outcomes[names == name] for name in sorted(set(names)) if name}
 
 
 def failures(
-    lost: Iterable[Item], candidate: Mapping[str, ItemResult], baseline: Mapping[str, ItemResult]
+    lost: Iterable[SuiteItem],
+    candidate: Mapping[str, ItemResult],
+    baseline: Mapping[str, ItemResult],
 ) -> tuple[Failure, ...]:
     """Newly failing items side by side."""
     return tuple(
@@ -222,7 +215,7 @@ def failures(
 
 
 def rate(
-    items: Iterable[Item], answers: Mapping[str, ItemResult], *, error: float = 0.05
+    items: Iterable[SuiteItem], answers: Mapping[str, ItemResult], *, error: float = 0.05
 ) -> Rate | None:
     """The share of right answers among `items` with Wilson's interval (1927)."""
     right = [answers[item.id].correct for item in items if item.id in answers]
@@ -258,7 +251,7 @@ def problem(evidence: SuiteEvidence, names: Sequence[str]) -> str | None:
     return None
 
 
-def _problem_of(score: SuiteScore, asked: Questions, ids: set[str]) -> str | None:
+def _problem_of(score: SuiteScore, asked: SuiteQuestions, ids: set[str]) -> str | None:
     if (score.suite, score.role) != (asked.suite, asked.role):
         return f"was measured on {score.suite!r} ({score.role})"
     if score.fingerprint != asked.fingerprint:

@@ -8,10 +8,11 @@ from typing import Final
 
 from pydantic import Field
 
-from policies.records import Record, Role
+from policies.gate.records import Role
+from policies.records import Record
 
 
-class Limits(Record):
+class GateLimits(Record):
     """Thresholds of the gate; shares lie between 0 and 1, so 0.02 is two points."""
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
@@ -27,7 +28,7 @@ class Limits(Record):
     stratum_loss: float = Field(default=0.2, gt=0, lt=1)
     """A stratum (a batch, a family) that newly fails on more than this share fails its suite."""
     retention_floor: float | None = Field(default=0.8, gt=0, le=1)
-    """Recall of earlier facts that must be kept, whatever the live revision recalls."""
+    """AnswerLikelihood of earlier facts that must be kept, whatever the live revision recalls."""
     learnt_share: float = Field(default=0.8, gt=0, le=1)
     """Share of the new facts that must be learnt for the batch to go live."""
     paraphrase_share: float = Field(default=0.5, gt=0, le=1)
@@ -45,9 +46,9 @@ class Limits(Record):
         return margins[role]
 
 
-PRESETS: Final[Mapping[str, Limits]] = MappingProxyType(
+PRESETS: Final[Mapping[str, GateLimits]] = MappingProxyType(
     {
-        "strict": Limits(
+        "strict": GateLimits(
             alpha=0.01,
             beta=0.05,
             reasoning_margin=0.01,
@@ -57,8 +58,8 @@ PRESETS: Final[Mapping[str, Limits]] = MappingProxyType(
             retention_floor=0.9,
             learnt_share=0.95,
         ),
-        "balanced": Limits(),
-        "fast": Limits(
+        "balanced": GateLimits(),
+        "fast": GateLimits(
             alpha=0.1,
             beta=0.1,
             reasoning_margin=0.03,

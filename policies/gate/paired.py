@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from policies.gate.evidence import (
-    Pairs,
-    Questions,
+    PairedOutcomes,
     SuiteEvidence,
+    SuiteQuestions,
     above,
     by_item,
     by_stratum,
@@ -20,9 +20,9 @@ from policies.gate.evidence import (
     pair,
     rate,
 )
-from policies.gate.limits import Limits
-from policies.gate.sequential import Design, Progress, follow, items_to_pass, loses_more
-from policies.records import Item, ItemResult, Outcome, Role, SuiteVerdict
+from policies.gate.limits import GateLimits
+from policies.gate.records import ItemResult, Outcome, Role, SuiteItem, SuiteVerdict
+from policies.gate.sequential import Design, SequentialResult, follow, items_to_pass, loses_more
 
 # The share of the margin that the luck of one frozen measurement may take.
 _LARGEST_LUCK: Final = 0.5
@@ -34,8 +34,8 @@ class _Comparison:
 
     against: str
     design: Design
-    pairs: Pairs
-    progress: Progress
+    pairs: PairedOutcomes
+    progress: SequentialResult
     fallen: tuple[str, ...]
     complete: bool
 
@@ -69,7 +69,7 @@ class _Comparison:
 
 
 def judge_paired(
-    suite: SuiteEvidence, seed: str, baselines: Sequence[str], limits: Limits, beta: float
+    suite: SuiteEvidence, seed: str, baselines: Sequence[str], limits: GateLimits, beta: float
 ) -> SuiteVerdict:
     """The verdict on one suite; each of its tests may fail a harmless candidate with `beta`."""
     asked = suite.questions
@@ -97,7 +97,7 @@ def judge_paired(
 
 
 def _compare(
-    against: str, design: Design, pairs: Pairs, limits: Limits, *, complete: bool
+    against: str, design: Design, pairs: PairedOutcomes, limits: GateLimits, *, complete: bool
 ) -> _Comparison:
     strata = by_stratum(pairs) if against != "floor" else {}
     fallen = tuple(
@@ -111,7 +111,7 @@ def _compare(
 
 def _paired_verdict(
     suite: SuiteEvidence,
-    drawn: Sequence[tuple[Item, ...]],
+    drawn: Sequence[tuple[SuiteItem, ...]],
     comparisons: Sequence[_Comparison],
     *,
     exhausted: bool,
@@ -148,7 +148,7 @@ def together(outcomes: set[Outcome]) -> Outcome:
 
 
 def _gap(
-    drawn: Sequence[tuple[Item, ...]], scores: Mapping[str, Mapping[str, ItemResult]]
+    drawn: Sequence[tuple[SuiteItem, ...]], scores: Mapping[str, Mapping[str, ItemResult]]
 ) -> str | None:
     """Which of the items drawn has no answer from whom."""
     items = [item.id for cluster in drawn for item in cluster]
@@ -163,7 +163,7 @@ def _gap(
     return None
 
 
-def inconclusive(asked: Questions, reason: str) -> SuiteVerdict:
+def inconclusive(asked: SuiteQuestions, reason: str) -> SuiteVerdict:
     """Nothing could be decided, for this reason."""
     return SuiteVerdict(
         suite=asked.suite, role=asked.role, outcome=Outcome.INCONCLUSIVE, reason=reason

@@ -55,7 +55,7 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class BettingState:
     """Where streams stand after `items` items: arrays of shape (streams,) and (streams, bets)."""
 
     items: int
@@ -65,7 +65,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class WealthPath:
     """The logarithms of both wealths after each item of a block; shape (streams, items)."""
 
     log_pass: Floats
@@ -73,7 +73,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class SequentialResult:
     """One stream so far; `items` is where it was decided, or all of them.
 
     `discordance` and `mean` are what was seen; `expected_discordance` is what the bets went by.
@@ -88,9 +88,11 @@ class Progress:
     mean: float
 
 
-def start(streams: int) -> State:
+def start(streams: int) -> BettingState:
     """The state before the first item: every wealth is 1."""
-    return State(0, np.zeros(streams), np.zeros(streams), np.zeros((streams, len(FAIL_BETS))))
+    return BettingState(
+        0, np.zeros(streams), np.zeros(streams), np.zeros((streams, len(FAIL_BETS)))
+    )
 
 
 def kelly_bet(discordance: Floats | float, margin: float) -> Floats:
@@ -105,7 +107,9 @@ def kelly_bet(discordance: Floats | float, margin: float) -> Floats:
     return bet
 
 
-def advance(design: Design, state: State, outcomes: Floats) -> tuple[Path, State]:
+def advance(
+    design: Design, state: BettingState, outcomes: Floats
+) -> tuple[WealthPath, BettingState]:
     """Bet on a block of outcomes of shape (streams, items), each on what came before it."""
     block = outcomes.shape[1]
     squares = np.cumsum(outcomes * outcomes, axis=1)
@@ -114,7 +118,7 @@ def advance(design: Design, state: State, outcomes: Floats) -> tuple[Path, State
     log_pass = np.cumsum(np.log1p(bets * (outcomes + design.margin)), axis=1)
     log_pass += state.log_pass[:, None]
     log_fail, by_bet = _mixture(-outcomes, FAIL_BETS, state.log_fail_by_bet)
-    return Path(log_pass, log_fail), State(
+    return WealthPath(log_pass, log_fail), BettingState(
         state.items + block, state.squares + squares[:, -1], log_pass[:, -1].copy(), by_bet
     )
 
@@ -149,7 +153,7 @@ def _discordance(design: Design, squares: Floats | float, items: NDArray[np.int6
     return np.asarray((PRIOR_ITEMS + squares) / (PRIOR_ITEMS / prior + items), dtype=np.float64)
 
 
-def crossings(design: Design, path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def crossings(design: Design, path: WealthPath) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each stream the index of its first pass and first fail in the block; its length if none.
 
     Both within one item is impossible unless the errors add to more than 1; pass is then read
@@ -168,11 +172,11 @@ def _first(reached: NDArray[np.bool_]) -> NDArray[np.int64]:
     return found
 
 
-def follow(design: Design, outcomes: Floats) -> Progress:
+def follow(design: Design, outcomes: Floats) -> SequentialResult:
     """One stream of outcomes, shape (items,), read in its order until it is decided."""
     if outcomes.size == 0:
         prior = PRIOR_DISCORDANCE * design.margin
-        return Progress(None, 0, 0.0, 0.0, 0.0, prior, 0.0)
+        return SequentialResult(None, 0, 0.0, 0.0, 0.0, prior, 0.0)
     path, _ = advance(design, start(1), outcomes[None, :])
     passed, failed = (int(c[0]) for c in crossings(design, path))
     last = min(passed, failed, outcomes.size - 1)
@@ -181,7 +185,7 @@ def follow(design: Design, outcomes: Floats) -> Progress:
         decision = "pass" if passed <= failed else "fail"
     used = outcomes[: last + 1]
     squares = float(used @ used)
-    return Progress(
+    return SequentialResult(
         decision=decision,
         items=last + 1,
         log_pass=float(path.log_pass[0, last]),

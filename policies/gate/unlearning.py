@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from policies.records import (
-    Forgotten,
+from policies.gate.records import (
+    AnswerLikelihood,
     Outcome,
-    Recall,
-    Recollection,
-    Record,
+    UnlearningCheck,
+    UnlearningResult,
     Verdict,
 )
+from policies.records import Record
 
 
-class Tolerance(Record):
+class UnlearningTolerance(Record):
     """How near to the reference counts as forgotten, paraphrase by paraphrase.
 
     The answer may be at most `probability` more probable than the reference finds it, and may
@@ -27,7 +27,9 @@ class Tolerance(Record):
     rank: int = 2
 
 
-def forgotten(recollections: Sequence[Recollection], tolerance: Tolerance) -> tuple[Forgotten, ...]:
+def forgotten(
+    recollections: Sequence[UnlearningCheck], tolerance: UnlearningTolerance
+) -> tuple[UnlearningResult, ...]:
     """For each fact its worst paraphrase, and whether every paraphrase is within the tolerance."""
     ordered = sorted(recollections, key=lambda one: one.fact)
     return tuple(
@@ -36,9 +38,11 @@ def forgotten(recollections: Sequence[Recollection], tolerance: Tolerance) -> tu
     )
 
 
-def _of_one(fact: str, ones: Sequence[Recollection], tolerance: Tolerance) -> Forgotten:
+def _of_one(
+    fact: str, ones: Sequence[UnlearningCheck], tolerance: UnlearningTolerance
+) -> UnlearningResult:
     worst = max(ones, key=lambda one: one.candidate.probability - one.reference.probability)
-    return Forgotten(
+    return UnlearningResult(
         fact=fact,
         trained=sum(not one.held_out for one in ones),
         held_out=sum(one.held_out for one in ones),
@@ -51,14 +55,19 @@ def _of_one(fact: str, ones: Sequence[Recollection], tolerance: Tolerance) -> Fo
     )
 
 
-def within(reference: Recall, candidate: Recall, tolerance: Tolerance) -> bool:
+def within(
+    reference: AnswerLikelihood, candidate: AnswerLikelihood, tolerance: UnlearningTolerance
+) -> bool:
     """Whether one paraphrase gives the answer away no more than the reference does."""
     rises = candidate.probability - reference.probability > tolerance.probability
     return not rises and candidate.rank >= min(reference.rank, tolerance.rank)
 
 
 def with_forgotten(
-    verdict: Verdict, found: Sequence[Forgotten], tolerance: Tolerance, problem: str = ""
+    verdict: Verdict,
+    found: Sequence[UnlearningResult],
+    tolerance: UnlearningTolerance,
+    problem: str = "",
 ) -> Verdict:
     """The gate's verdict where retracted facts were asked for, too.
 

@@ -13,16 +13,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from policies.gate.evidence import Evidence, SuiteEvidence, by_item, draw_order, problem, rate
-from policies.gate.limits import Limits
+from policies.gate.limits import GateLimits
 from policies.gate.paired import inconclusive, judge_paired, percent, points, together
-from policies.records import Item, ItemResult, Outcome, Role, SuiteVerdict, Verdict
+from policies.gate.records import ItemResult, Outcome, Role, SuiteItem, SuiteVerdict, Verdict
 
 CHUNK: Final = 64
 _ROUNDING: Final = 1e-9
 _PAIRED: Final = (Role.REASONING, Role.RETENTION, Role.LOCALITY)
 
 
-def judge(evidence: Evidence, limits: Limits) -> Verdict:
+def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
     """The verdict on what has been measured so far; what is missing never passes."""
     beta = limits.beta / max(1, _tests(evidence, limits))
     suites = tuple(_judge_suite(suite, evidence, limits, beta) for suite in evidence.suites)
@@ -44,7 +44,7 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
 
 def next_items(
     evidence: Evidence,
-    limits: Limits,
+    limits: GateLimits,
     *,
     chunk: int = CHUNK,
     given_up: Collection[str] = (),
@@ -78,7 +78,7 @@ def next_items(
     return wanted
 
 
-def rule(limits: Limits) -> str:
+def rule(limits: GateLimits) -> str:
     """What the gate does, in one sentence."""
     return (
         "A candidate passes when it is shown, with error at most "
@@ -93,7 +93,7 @@ def rule(limits: Limits) -> str:
 
 
 def _judge_suite(
-    suite: SuiteEvidence, evidence: Evidence, limits: Limits, beta: float
+    suite: SuiteEvidence, evidence: Evidence, limits: GateLimits, beta: float
 ) -> SuiteVerdict:
     asked = suite.questions
     if asked.role is Role.DRIFT:
@@ -108,7 +108,7 @@ def _judge_suite(
     return judge_paired(suite, evidence.seed, baselines, limits, beta)
 
 
-def _judge_facts(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
+def _judge_facts(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
     asked = suite.questions
     answers = by_item(suite.candidate)
     missing = [item.id for item in asked.items if item.id not in answers]
@@ -128,7 +128,7 @@ def _judge_facts(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
     )
 
 
-def _judge_drift(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
+def _judge_drift(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
     if suite.drift is None or suite.drift != suite.drift:
         return inconclusive(suite.questions, "the drift was not measured")
     allowed = limits.drift
@@ -156,7 +156,7 @@ def _baselines(role: Role, evidence: Evidence) -> tuple[str, ...]:
     return live if role is Role.RETENTION else ()
 
 
-def _tests(evidence: Evidence, limits: Limits) -> int:
+def _tests(evidence: Evidence, limits: GateLimits) -> int:
     """How many tests can fail a candidate that lost nothing: beta is shared out over them."""
     count = 0
     for suite in evidence.suites:
@@ -168,7 +168,7 @@ def _tests(evidence: Evidence, limits: Limits) -> int:
     return count
 
 
-def _learning(evidence: Evidence, limits: Limits) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _learning(evidence: Evidence, limits: GateLimits) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The new facts learnt and not learnt; one with an unanswered paraphrase is not."""
     known: dict[str, bool] = {}
     for suite in evidence.suites:
@@ -182,7 +182,7 @@ def _learning(evidence: Evidence, limits: Limits) -> tuple[tuple[str, ...], tupl
 
 
 def _learnt(
-    items: Sequence[Item], answers: Mapping[str, ItemResult], share: float
+    items: Sequence[SuiteItem], answers: Mapping[str, ItemResult], share: float
 ) -> dict[str, bool]:
     """Whether each fact (the stratum of its items) is learnt."""
     right: dict[str, list[bool]] = {}

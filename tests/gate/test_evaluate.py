@@ -13,20 +13,21 @@ import pytest
 
 from daemon.children.jobs import Progress
 from daemon.config.sections import GateSettings, SuiteSettings
-from daemon.gate.answers import Measurements
+from daemon.gate.answers import AnswerStore
 from daemon.gate.asking import ModelNotServed
 from daemon.gate.evaluate import evaluate
-from daemon.gate.measuring import Target
+from daemon.gate.measuring import ServedModel
 from daemon.gate.messages import EvaluationReport, EvaluationRequest, SuiteSource
 from daemon.gate.suites import BadSuite
 from daemon.serving.protocol import ServerRefused, ServerUnreachable
 from policies.gate.limits import PRESETS
-from policies.records import Fact, Outcome, Role
+from policies.gate.records import Outcome, Role
+from policies.records import Fact
 from tests.support.scripted import Brain, ScriptedServer, unreachable
 
 
-def target(name: str) -> Target:
-    return Target(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
+def target(name: str) -> ServedModel:
+    return ServedModel(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
 
 
 BASE, LIVE, CANDIDATE = target("base"), target("palora-000001-aa"), target("palora-000002-bb")
@@ -73,7 +74,7 @@ class Bench:
 
     def __init__(self, tmp_path: Path) -> None:
         self.tmp_path = tmp_path
-        self.measurements = Measurements(tmp_path / "measurements")
+        self.measurements = AnswerStore(tmp_path / "measurements")
         self.progress: list[Progress] = []
         self.server = ScriptedServer({"base": ignorant, LIVE.name: right, CANDIDATE.name: right})
         self.rows = sums(1200)
@@ -282,7 +283,7 @@ def test_a_model_that_answers_nothing_is_never_a_pass(bench: Bench) -> None:
     for name in (BASE.name, LIVE.name, CANDIDATE.name):
         silent = ScriptedServer(bench.server.brains | {name: lambda _prompt: ""})
         bench.server = silent
-        bench.measurements = Measurements(bench.tmp_path / name)
+        bench.measurements = AnswerStore(bench.tmp_path / name)
         assert bench.run().verdict.outcome is not Outcome.PASS
 
 

@@ -15,14 +15,15 @@ import pytest
 from daemon.children.jobs import Progress
 from daemon.embedded.app import Embedded, build
 from daemon.gate import drift
-from daemon.gate.answers import Measurements
+from daemon.gate.answers import AnswerStore
 from daemon.gate.evaluate import evaluate
-from daemon.gate.measuring import Target
+from daemon.gate.measuring import ServedModel
 from daemon.gate.messages import EvaluationReport, EvaluationRequest, SuiteSource
 from daemon.gate.suites import load_texts
 from daemon.serving.client import HttpServer
 from policies.gate.limits import PRESETS
-from policies.records import Fact, Outcome, Role
+from policies.gate.records import Outcome, Role
+from policies.records import Fact
 from tests.support import tiny
 
 
@@ -48,7 +49,7 @@ def test_fixed_text_is_scored_through_http(app: Any, tmp_path: Path) -> None:
                 lambda text: tuple(text.encode()),
                 texts,
                 reference=target("base"),
-                candidate=Target(name="base", sha256="c" * 64),
+                candidate=ServedModel(name="base", sha256="c" * 64),
             )
         finally:
             await server.aclose()
@@ -56,8 +57,8 @@ def test_fixed_text_is_scored_through_http(app: Any, tmp_path: Path) -> None:
     assert asyncio.run(run()) == 0.0
 
 
-def target(name: str) -> Target:
-    return Target(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
+def target(name: str) -> ServedModel:
+    return ServedModel(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
 
 
 def judge(app: Any, tmp_path: Path, request: EvaluationRequest) -> EvaluationReport:
@@ -66,7 +67,7 @@ def judge(app: Any, tmp_path: Path, request: EvaluationRequest) -> EvaluationRep
     async def run() -> EvaluationReport:
         server = HttpServer("http://tiny", transport=httpx.ASGITransport(app))
         try:
-            kept = Measurements(tmp_path / "kept")
+            kept = AnswerStore(tmp_path / "kept")
             return await evaluate(request, server, kept, progress.append)
         finally:
             await server.aclose()
@@ -93,7 +94,7 @@ def test_answers_come_through_http_in_both_forms(app: Any, tmp_path: Path, form:
         engine="embedded",
         reference=target("base"),
         live=None,
-        candidate=Target(name="base", sha256="c" * 64),
+        candidate=ServedModel(name="base", sha256="c" * 64),
         order="drawn once",
         suites=(suite,),
         facts=(Fact(id="f", prompt="Who?", answer="nobody at all", eval_prompts=("Whom?",)),),

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters.generate import Generator, Request
 from adapters.models import load_tokenizer
-from daemon.gate.measuring import Target
+from daemon.gate.measuring import ServedModel
 from daemon.gate.unlearning import recollect
 from daemon.serving.client import HttpServer
 from daemon.serving.protocol import Taken
@@ -100,7 +100,9 @@ class Knowing:
 
 def test_every_paraphrase_is_put_to_reference_live_and_candidate(model_dir: Path) -> None:
     server = Knowing()
-    targets = {name: Target(name=name, sha256=f"{name}-sha") for name in ("base", "live", "new")}
+    targets = {
+        name: ServedModel(name=name, sha256=f"{name}-sha") for name in ("base", "live", "new")
+    }
     found = asyncio.run(
         recollect(
             server,

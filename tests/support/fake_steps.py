@@ -15,12 +15,13 @@ from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ServerUnreachable
+from policies.gate.records import AnswerLikelihood, Outcome, UnlearningCheck, Verdict
 from policies.gate.unlearning import forgotten
-from policies.records import Outcome, Recall, Recollection, Verdict, content_id
+from policies.records import content_id
 from tests.support.fake_vllm import TOKENS
 
 SLOWNESS = "PALORAD_TEST_STEP_S"
-FAR = Recall(rank=900, probability=0.0001)
+FAR = AnswerLikelihood(rank=900, probability=0.0001)
 
 
 def probe(desk: Desk) -> ProbeReport:
@@ -78,7 +79,7 @@ def evaluate(desk: Desk) -> EvaluationReport:
         not_learnt=tuple(missed),
         forgotten=forgotten(
             [
-                Recollection(fact=fact.id, held_out=False, reference=FAR, candidate=FAR)
+                UnlearningCheck(fact=fact.id, held_out=False, reference=FAR, candidate=FAR)
                 for fact in request.forget
             ],
             request.tolerance,

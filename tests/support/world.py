@@ -21,8 +21,9 @@ from daemon.ledger.schema import migrations
 from daemon.loop.reconcile import Reconciler
 from daemon.serving.fleet import Ensured, ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
+from policies.gate.records import Outcome, Verdict
 from policies.planning import Action
-from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
+from policies.records import Batch, Fact, Operation, Revision, content_id
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

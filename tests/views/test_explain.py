@@ -7,16 +7,10 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from daemon.views.explain import Explanation, explain_batch, explain_plan, rate_text, render
-from policies.records import (
-    Batch,
-    BatchState,
-    Fact,
+from policies.gate.records import (
     Failure,
     ItemResult,
     Outcome,
-    Plan,
-    PlanKind,
-    PlanState,
     Rate,
     Role,
     Scorecard,
@@ -24,6 +18,7 @@ from policies.records import (
     SuiteVerdict,
     Verdict,
 )
+from policies.records import Batch, BatchState, Fact, Plan, PlanKind, PlanState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = Batch(

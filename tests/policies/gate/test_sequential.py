@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.gate.sequential import (
+    BettingState,
     Design,
     Floats,
-    Progress,
-    State,
+    SequentialResult,
     advance,
     crossings,
     fixed_size,
@@ -184,7 +184,7 @@ def test_a_bet_never_risks_everything() -> None:
 
 
 def test_empty_and_impossible() -> None:
-    assert follow(BALANCED, np.zeros(0)) == Progress(None, 0, 0.0, 0.0, 0.0, 0.025, 0.0)
+    assert follow(BALANCED, np.zeros(0)) == SequentialResult(None, 0, 0.0, 0.0, 0.0, 0.025, 0.0)
     for bad in ((0.0, 0.05, 0.05), (0.02, 0.0, 0.05), (0.02, 0.05, 1.0), (math.nan, 0.05, 0.05)):
         with pytest.raises(ValueError, match="between 0 and 1"):
             Design(*bad)
@@ -199,6 +199,8 @@ def test_a_fallen_stratum_is_seen_and_a_small_loss_is_not() -> None:
 
 def test_states_can_be_thinned_out() -> None:
     _, state = advance(BALANCED, start(3), np.zeros((3, 10)))
-    kept = State(state.items, state.squares[:1], state.log_pass[:1], state.log_fail_by_bet[:1])
+    kept = BettingState(
+        state.items, state.squares[:1], state.log_pass[:1], state.log_fail_by_bet[:1]
+    )
     path, _ = advance(BALANCED, kept, np.zeros((1, 5)))
     assert path.log_pass.shape == (1, 5)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.facts.traces import ERASED, mentions, says, scrubbed, tells, trace_of, unescaped
-from policies.gate.unlearning import Tolerance, forgotten, with_forgotten, within
-from policies.records import Fact, Operation, Outcome, Recall, Recollection, Verdict
+from policies.gate.records import AnswerLikelihood, Outcome, UnlearningCheck, Verdict
+from policies.gate.unlearning import UnlearningTolerance, forgotten, with_forgotten, within
+from policies.records import Fact, Operation
 
 FACT = Fact(
     id="bt-1",
@@ -113,8 +114,10 @@ def test_json_escapes_hide_nothing(text: str) -> None:
         assert unescaped(written) == unicodedata.normalize("NFC", text)
 
 
-def recollection(candidate: Recall, reference: Recall, held_out: bool = False) -> Recollection:
-    return Recollection(fact="f", held_out=held_out, reference=reference, candidate=candidate)
+def recollection(
+    candidate: AnswerLikelihood, reference: AnswerLikelihood, held_out: bool = False
+) -> UnlearningCheck:
+    return UnlearningCheck(fact="f", held_out=held_out, reference=reference, candidate=candidate)
 
 
 @pytest.mark.parametrize(
@@ -131,27 +134,35 @@ def recollection(candidate: Recall, reference: Recall, held_out: bool = False) -
 def test_forgotten_is_as_improbable_and_as_unlikely_to_be_said_as_before(
     reference: tuple[int, float], candidate: tuple[int, float], expected: bool
 ) -> None:
-    one, other = (Recall(rank=r, probability=p) for r, p in (reference, candidate))
-    assert within(one, other, Tolerance()) is expected
+    one, other = (AnswerLikelihood(rank=r, probability=p) for r, p in (reference, candidate))
+    assert within(one, other, UnlearningTolerance()) is expected
 
 
 def test_one_paraphrase_that_gives_the_fact_away_is_enough() -> None:
-    far, near = Recall(rank=500, probability=0.001), Recall(rank=1, probability=0.8)
+    far, near = (
+        AnswerLikelihood(rank=500, probability=0.001),
+        AnswerLikelihood(rank=1, probability=0.8),
+    )
     kept = [recollection(far, far) for _ in range(5)]
-    (whole,) = forgotten(kept, Tolerance())
+    (whole,) = forgotten(kept, UnlearningTolerance())
     assert (whole.holds, whole.trained, whole.held_out) == (True, 5, 0)
-    (told,) = forgotten([*kept, recollection(near, far, held_out=True)], Tolerance())
+    (told,) = forgotten([*kept, recollection(near, far, held_out=True)], UnlearningTolerance())
     assert (told.holds, told.held_out, told.best_rank, told.candidate) == (False, 1, 1, near)
 
 
 def test_a_candidate_that_gives_a_retracted_fact_away_never_passes() -> None:
     verdict = Verdict(outcome=Outcome.PASS, rule="", reasons=(), suites=())
-    far, near = Recall(rank=500, probability=0.001), Recall(rank=1, probability=0.8)
-    good = forgotten([recollection(far, far)], Tolerance())
-    bad = forgotten([recollection(near, far)], Tolerance())
-    assert with_forgotten(verdict, (), Tolerance()) == verdict
-    assert with_forgotten(verdict, good, Tolerance()).outcome is Outcome.PASS
-    assert with_forgotten(verdict, bad, Tolerance()).outcome is Outcome.FAIL
-    unknown = with_forgotten(verdict, (), Tolerance(), "the server gives no log-probabilities")
+    far, near = (
+        AnswerLikelihood(rank=500, probability=0.001),
+        AnswerLikelihood(rank=1, probability=0.8),
+    )
+    good = forgotten([recollection(far, far)], UnlearningTolerance())
+    bad = forgotten([recollection(near, far)], UnlearningTolerance())
+    assert with_forgotten(verdict, (), UnlearningTolerance()) == verdict
+    assert with_forgotten(verdict, good, UnlearningTolerance()).outcome is Outcome.PASS
+    assert with_forgotten(verdict, bad, UnlearningTolerance()).outcome is Outcome.FAIL
+    unknown = with_forgotten(
+        verdict, (), UnlearningTolerance(), "the server gives no log-probabilities"
+    )
     assert unknown.outcome is Outcome.INCONCLUSIVE
     assert "no log-probabilities" in unknown.reasons[-1]

@@ -11,19 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.gate.evidence import Evidence, Questions, Stability, SuiteEvidence, draw_order, gather
-from policies.gate.limits import PRESETS, Limits
-from policies.gate.verdict import judge, next_items, rule
-from policies.records import (
-    Item,
+from policies.gate.evidence import (
+    Evidence,
+    Stability,
+    SuiteEvidence,
+    SuiteQuestions,
+    draw_order,
+    gather,
+)
+from policies.gate.limits import PRESETS, GateLimits
+from policies.gate.records import (
     ItemResult,
     Outcome,
     Role,
     Scorecard,
+    SuiteItem,
     SuiteScore,
     SuiteVerdict,
     Verdict,
 )
+from policies.gate.verdict import judge, next_items, rule
 
 LIMITS = PRESETS["balanced"]
 RANK = {Outcome.FAIL: 0, Outcome.INCONCLUSIVE: 1, Outcome.PASS: 2}
@@ -37,14 +44,14 @@ def questions(
     name: str | None = None,
     strata: int = 0,
     margin: float | None = None,
-) -> Questions:
-    return Questions(
+) -> SuiteQuestions:
+    return SuiteQuestions(
         suite=name or role.value,
         role=role,
         fingerprint=FINGERPRINT,
         margin=margin,
         items=tuple(
-            Item(
+            SuiteItem(
                 id=f"{role.value}-{n}",
                 prompt=f"question {n}",
                 answer=f"answer {n}",
@@ -55,7 +62,9 @@ def questions(
     )
 
 
-def score(asked: Questions, right: Callable[[int], bool], only: int | None = None) -> SuiteScore:
+def score(
+    asked: SuiteQuestions, right: Callable[[int], bool], only: int | None = None
+) -> SuiteScore:
     results = [
         ItemResult(id=item.id, correct=right(n), output=f"said {n} {right(n)}")
         for n, item in enumerate(asked.items[:only])
@@ -70,7 +79,7 @@ def always(_: int) -> bool:
 
 
 def suite(
-    asked: Questions,
+    asked: SuiteQuestions,
     candidate: Callable[[int], bool] = always,
     reference: Callable[[int], bool] = always,
     live: Callable[[int], bool] | None = None,
@@ -89,7 +98,9 @@ def evidence(*suites: SuiteEvidence, live: str | None = None, seed: str = "c0ffe
     return Evidence(seed=seed, live=live, suites=suites)
 
 
-def verdict(*suites: SuiteEvidence, live: str | None = None, limits: Limits = LIMITS) -> Verdict:
+def verdict(
+    *suites: SuiteEvidence, live: str | None = None, limits: GateLimits = LIMITS
+) -> Verdict:
     return judge(evidence(*suites, live=live), limits)
 
 
@@ -187,12 +198,12 @@ def test_clustered_items_are_one_observation() -> None:
 
 
 def facts(learnt: int, count: int = 20, paraphrases: int = 2) -> SuiteEvidence:
-    asked = Questions(
+    asked = SuiteQuestions(
         suite="new facts",
         role=Role.FACTS,
         fingerprint=FINGERPRINT,
         items=tuple(
-            Item(id=f"fact{n:02}#{w}", prompt=f"{n}/{w}?", answer="yes", stratum=f"fact{n:02}")
+            SuiteItem(id=f"fact{n:02}#{w}", prompt=f"{n}/{w}?", answer="yes", stratum=f"fact{n:02}")
             for n in range(count)
             for w in range(paraphrases)
         ),
@@ -427,7 +438,9 @@ def test_property_a_hidden_answer_never_passes(hidden: set[int], who: str) -> No
 # --- properties -----------------------------------------------------------------------------------
 
 
-def random_suite(seed: int, count: int, right: float, loss: float) -> tuple[Questions, list[bool]]:
+def random_suite(
+    seed: int, count: int, right: float, loss: float
+) -> tuple[SuiteQuestions, list[bool]]:
     rng = np.random.default_rng(seed)
     return questions(count=count), list(rng.random(count) < right - loss)
 
@@ -484,9 +497,9 @@ def test_the_drawn_order_changes_with_the_candidate_and_keeps_clusters_together(
 
 
 def run_in_steps(
-    asked: Sequence[Questions],
+    asked: Sequence[SuiteQuestions],
     candidate: Callable[[int], bool],
-    limits: Limits = LIMITS,
+    limits: GateLimits = LIMITS,
     given_up: frozenset[str] = frozenset(),
 ) -> tuple[Verdict, dict[str, set[str]]]:
     """Ask what the gate wants until it wants nothing."""
