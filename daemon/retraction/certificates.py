@@ -52,7 +52,7 @@ def certificate(
         },
         "erased_from": [
             "ledger: facts, search index, quarantine, verdicts, plans, what events said",
-            "archived drops, receipts, working directories, measurements, logs",
+            "archived drops, receipts, working directories, models' answers, logs",
             "adapters and revisions that learnt or replayed it, with their manifests",
         ],
         "not_promised": list(NOT_PROMISED),
@@ -66,7 +66,7 @@ def _verified(ledger: Ledger, found: Retraction, tolerance: UnlearningTolerance)
         plan, figures = measured
         return {
             "how": "the answer's rank and probability in every paraphrase, over the endpoint, "
-            "beside the reference's; worst paraphrase shown",
+            "beside base's; worst paraphrase shown",
             "plan": plan,
             "tolerance": tolerance.model_dump(),
             **figures.model_dump(mode="json", exclude={"fact"}),
@@ -79,7 +79,7 @@ def _verified(ledger: Ledger, found: Retraction, tolerance: UnlearningTolerance)
 def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, UnlearningResult] | None:
     for head in ledger.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
         verdict = ledger.verdict(head.id) if head.kind in REBUILDS else None
-        for figures in verdict.forgotten if verdict else ():
+        for figures in verdict.unlearning if verdict else ():
             if figures.fact in names:
                 return head.id, figures
     return None

@@ -145,13 +145,13 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
     faults.point("forget:work")
 
 
-def erase_measurements(
+def erase_answers(
     layout: Layout, traces: Sequence[Trace], models: Collection[str]
 ) -> Iterator[None]:
     """Remove what tainted models answered, and every other model's answers that give facts away."""
     tainted = {sha[:12] for sha in models}
     names = frozenset[str]().union(*(trace.ids for trace in traces))
-    for folder in sorted(path for path in layout.measurements.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in layout.answers.iterdir() if path.is_dir()):
         if folder.name in tainted:
             shutil.rmtree(folder)
         else:
@@ -161,7 +161,7 @@ def erase_measurements(
                 if len(kept) < len(lines):
                     write_atomically(path, "".join(kept))
                 yield None
-    faults.point("forget:measurements")
+    faults.point("forget:answers")
 
 
 def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> bool:
@@ -188,7 +188,7 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         layout.adapters,
         layout.served,
         layout.probes,
-        layout.measurements,
+        layout.answers,
         layout.root / "expert",
     }
     for path in sorted(_files(layout.root, mine)):

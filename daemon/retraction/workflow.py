@@ -22,8 +22,8 @@ from daemon.ledger.records import Retraction
 from daemon.retraction.certificates import certificate
 from daemon.retraction.erasure import (
     Finder,
+    erase_answers,
     erase_archive,
-    erase_measurements,
     erase_receipts,
     erase_rest,
     erase_work,
@@ -176,7 +176,7 @@ class Forgetting:
         yield from erase_receipts(self._layout, traces)
         erase_work(self._layout, traces, plans)
         yield None
-        yield from erase_measurements(self._layout, traces, self._ledger.tainted().models)
+        yield from erase_answers(self._layout, traces, self._ledger.tainted().models)
         yield from erase_rest(self._layout, traces)
 
     async def _finish(self, now: datetime) -> None:

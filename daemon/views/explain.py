@@ -138,13 +138,13 @@ def _render_plan(explained: PlanExplained, shown: int) -> RenderableType:
 def suites_table(suites: Sequence[SuiteVerdict]) -> Table:
     """One line for each suite: its figures with their intervals, and what was decided."""
     table = Table()
-    for column in ("suite", "reference", "live", "candidate", "items", "lost/won", "verdict"):
+    for column in ("suite", "base", "live", "candidate", "items", "lost/won", "verdict"):
         table.add_column(column)
     for suite in suites:
         needed = f" of {suite.items_needed} needed" if suite.items_needed else ""
         table.add_row(
             escape(suite.suite),
-            rate_text(suite.reference),
+            rate_text(suite.base),
             rate_text(suite.live),
             rate_text(suite.candidate),
             f"{suite.items_used}{needed}",

@@ -9,11 +9,12 @@ from typing import Final
 from pydantic import Field
 
 from policies.gate.records import Role
+from policies.gate.unlearning import UnlearningTolerance
 from policies.records import Record
 
 
 class GateLimits(Record):
-    """Thresholds of the gate; shares lie between 0 and 1, so 0.02 is two points."""
+    """Thresholds of the gate, as fractions: 0.02 is 2 % or 2 pp."""
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Probability, at most, of passing a candidate that is worse by the margin on some suite."""
@@ -35,6 +36,8 @@ class GateLimits(Record):
     """Share of a fact's held-out paraphrases that must be answered right: then it is learnt."""
     drift: float | None = Field(default=None, gt=0)
     """Rise of the loss on fixed text, in nats per token, that is allowed; unset: only reported."""
+    unlearning: UnlearningTolerance = UnlearningTolerance()
+    """How near to base a candidate must come on retracted facts."""
 
     def margin(self, role: Role) -> float:
         """The margin of a paired suite in this role."""

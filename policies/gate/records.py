@@ -83,7 +83,7 @@ class Rate(Record):
 
 
 class Failure(Record):
-    """An item that the candidate answers wrongly and the reference (or live) did not."""
+    """An item that the candidate answers wrongly and base (or live) did not."""
 
     item: str
     prompt: str
@@ -99,7 +99,7 @@ class SuiteVerdict(Record):
     role: Role
     outcome: Outcome
     reason: str
-    reference: Rate | None = None
+    base: Rate | None = None
     live: Rate | None = None
     candidate: Rate | None = None
     items_used: int = 0
@@ -109,40 +109,46 @@ class SuiteVerdict(Record):
 
 
 class AnswerLikelihood(Record):
-    """How a model takes an answer: the probability of the whole answer, and the worst rank among
-    its tokens, each after those before it (1: greedy decoding says the answer)."""
+    """How likely a model is to give an answer: the probability of the whole answer, and the worst
+    rank among its tokens, each after those before it (1: greedy decoding says the answer)."""
 
     rank: int = Field(ge=1)
     probability: float = Field(ge=0, le=1)
 
 
 class UnlearningCheck(Record):
-    """One paraphrase of a retracted fact, put to the reference, to what is live, and to the
-    candidate."""
+    """One paraphrase of a retracted fact: the answer's likelihood in base, live and candidate."""
 
     fact: str
     held_out: bool
-    reference: AnswerLikelihood
+    base: AnswerLikelihood
     live: AnswerLikelihood | None = None
     candidate: AnswerLikelihood
 
 
-class UnlearningResult(Record):
-    """Whether a candidate has forgotten a fact, over `trained` and `held_out` paraphrases.
+class UnlearningEvidence(Record):
+    """Every check of every retracted fact, or the `problem` that prevented them."""
 
-    `reference`, `live` and `candidate` belong to the paraphrase in which the answer is the most
-    probable beside the reference; the best ranks are over all paraphrases.
+    checks: tuple[UnlearningCheck, ...] = ()
+    problem: str = ""
+
+
+class UnlearningResult(Record):
+    """Whether a candidate has unlearned a fact, over `trained` and `held_out` paraphrases.
+
+    `base`, `live` and `candidate` belong to the paraphrase in which the answer has gained most
+    probability over base; the best ranks are over all paraphrases.
     """
 
     fact: str
     trained: int
     held_out: int
     holds: bool
-    reference: AnswerLikelihood
+    base: AnswerLikelihood
     live: AnswerLikelihood | None = None
     candidate: AnswerLikelihood
     best_rank: int
-    best_rank_reference: int
+    best_rank_base: int
 
 
 class Verdict(Record):
@@ -154,4 +160,4 @@ class Verdict(Record):
     suites: tuple[SuiteVerdict, ...]
     learnt: tuple[str, ...] = ()
     not_learnt: tuple[str, ...] = ()
-    forgotten: tuple[UnlearningResult, ...] = ()
+    unlearning: tuple[UnlearningResult, ...] = ()

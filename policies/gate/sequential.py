@@ -17,6 +17,7 @@ boundary is Wald's, "Sequential analysis", 1947).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Literal
@@ -38,7 +39,7 @@ FAIL_BETS: Final[Floats] = np.array([0.05, 0.2, 0.8])
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What is tested: the margin (a share, 0.02 is two points) and the two errors.
+    """What is tested: the margin (a share: 0.02 is 2 pp) and the two errors.
 
     `alpha` bounds the probability of passing what is worse by the margin, `beta` that of failing
     what lost nothing.
@@ -134,15 +135,16 @@ def _mixture(payoffs: Floats, bets: Floats, by_bet: Floats) -> tuple[Floats, Flo
     return mean - math.log(len(bets)), last
 
 
-def loses_more(outcomes: Floats, *, allowed: float, beta: float) -> bool:
+def loses_more(outcomes: Sequence[float] | Floats, *, allowed: float, beta: float) -> bool:
     """Whether outcomes of shape (items,) show that more than the share `allowed` is lost.
 
     A test of losses alone, with error `beta`, valid after any number of items like `follow`; it
     says nothing when it says no.
     """
-    if outcomes.size == 0:
+    stream = np.asarray(outcomes, dtype=np.float64)
+    if stream.size == 0:
         return False
-    payoffs = np.maximum(-outcomes, 0.0)[None, :] - allowed
+    payoffs = np.maximum(-stream, 0.0)[None, :] - allowed
     log_wealth, _ = _mixture(payoffs, FAIL_BETS / allowed, np.zeros((1, len(FAIL_BETS))))
     return bool(log_wealth.max() >= math.log(1 / beta))
 
@@ -172,18 +174,19 @@ def _first(reached: NDArray[np.bool_]) -> NDArray[np.int64]:
     return found
 
 
-def follow(design: Design, outcomes: Floats) -> SequentialResult:
+def follow(design: Design, outcomes: Sequence[float] | Floats) -> SequentialResult:
     """One stream of outcomes, shape (items,), read in its order until it is decided."""
-    if outcomes.size == 0:
+    stream = np.asarray(outcomes, dtype=np.float64)
+    if stream.size == 0:
         prior = PRIOR_DISCORDANCE * design.margin
         return SequentialResult(None, 0, 0.0, 0.0, 0.0, prior, 0.0)
-    path, _ = advance(design, start(1), outcomes[None, :])
+    path, _ = advance(design, start(1), stream[None, :])
     passed, failed = (int(c[0]) for c in crossings(design, path))
-    last = min(passed, failed, outcomes.size - 1)
+    last = min(passed, failed, stream.size - 1)
     decision: Decision | None = None
-    if min(passed, failed) < outcomes.size:
+    if min(passed, failed) < stream.size:
         decision = "pass" if passed <= failed else "fail"
-    used = outcomes[: last + 1]
+    used = stream[: last + 1]
     squares = float(used @ used)
     return SequentialResult(
         decision=decision,

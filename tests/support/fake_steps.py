@@ -16,7 +16,7 @@ from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ServerUnreachable
 from policies.gate.records import AnswerLikelihood, Outcome, UnlearningCheck, Verdict
-from policies.gate.unlearning import forgotten
+from policies.gate.unlearning import UnlearningTolerance, unlearning_results
 from policies.records import content_id
 from tests.support.fake_vllm import TOKENS
 
@@ -77,12 +77,12 @@ def evaluate(desk: Desk) -> EvaluationReport:
         suites=(),
         learnt=tuple(f.id for f in evaluation.facts if f.id not in missed),
         not_learnt=tuple(missed),
-        forgotten=forgotten(
+        unlearning=unlearning_results(
             [
-                UnlearningCheck(fact=fact.id, held_out=False, reference=FAR, candidate=FAR)
-                for fact in request.forget
+                UnlearningCheck(fact=fact.id, held_out=False, base=FAR, candidate=FAR)
+                for fact in evaluation.unlearn
             ],
-            request.tolerance,
+            UnlearningTolerance(),
         ),
     )
     return EvaluationReport(verdict=verdict, scorecards=(), seconds={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -11,25 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.gate.evidence import (
-    Evidence,
-    Stability,
-    SuiteEvidence,
-    SuiteQuestions,
-    draw_order,
-    gather,
-)
+from policies.gate.evidence import Evidence, SuiteEvidence, SuiteQuestions
 from policies.gate.limits import PRESETS, GateLimits
 from policies.gate.records import (
+    AnswerLikelihood,
     ItemResult,
     Outcome,
     Role,
-    Scorecard,
     SuiteItem,
     SuiteScore,
     SuiteVerdict,
+    UnlearningCheck,
+    UnlearningEvidence,
     Verdict,
 )
+from policies.gate.sampling import aa_sample, draw_order
+from policies.gate.stability import Stability, stability
 from policies.gate.verdict import judge, next_items, rule
 
 LIMITS = PRESETS["balanced"]
@@ -81,16 +79,16 @@ def always(_: int) -> bool:
 def suite(
     asked: SuiteQuestions,
     candidate: Callable[[int], bool] = always,
-    reference: Callable[[int], bool] = always,
+    base: Callable[[int], bool] = always,
     live: Callable[[int], bool] | None = None,
-    stability: Stability | None = None,
+    aa: Stability | None = None,
 ) -> SuiteEvidence:
     return SuiteEvidence(
         questions=asked,
         candidate=score(asked, candidate),
-        reference=score(asked, reference),
+        base=score(asked, base),
         live=score(asked, live) if live else None,
-        stability=stability,
+        stability=aa,
     )
 
 
@@ -118,7 +116,7 @@ REASONING = suite(questions())
 def test_an_equal_candidate_passes() -> None:
     said = verdict(REASONING)
     assert said.outcome is Outcome.PASS
-    assert only(said).reference == only(said).candidate
+    assert only(said).base == only(said).candidate
     assert only(said).newly_failing == ()
 
 
@@ -130,37 +128,37 @@ def test_a_damaged_candidate_fails_and_its_newly_failing_items_are_named() -> No
     first = min(broken, key=lambda f: int(f.item.rpartition("-")[2]))
     assert (first.prompt, first.expected) == ("question 0", "answer 0")
     assert (first.was, first.now) == ("said 0 True", "said 0 False")
-    assert "worse than the reference" in said.reasons[0]
+    assert "inferior to base: margin 2 pp, n = " in said.reasons[0]
 
 
 def test_what_both_cannot_do_counts_for_nothing() -> None:
-    hard = suite(questions(), candidate=lambda n: n > 600, reference=lambda n: n > 600)
+    hard = suite(questions(), candidate=lambda n: n > 600, base=lambda n: n > 600)
     assert verdict(hard).outcome is Outcome.PASS
 
 
-def test_the_live_revision_counts_besides_the_reference() -> None:
-    """Better than the base, yet worse than what serves now: live would lose what it had."""
+def test_the_live_revision_counts_besides_base() -> None:
+    """Better than base, yet worse than what serves now: live would lose what it had."""
     asked = questions()
-    fallen = suite(asked, candidate=lambda n: n > 100, reference=lambda n: n > 200, live=always)
+    fallen = suite(asked, candidate=lambda n: n > 100, base=lambda n: n > 200, live=always)
     assert verdict(fallen).outcome is Outcome.PASS
     said = verdict(fallen, live="palora-000001")
     assert said.outcome is Outcome.FAIL
-    assert "the live" in said.reasons[0]
+    assert "inferior to live" in said.reasons[0]
 
 
 def test_a_slow_leak_fails_against_the_frozen_reference() -> None:
-    """Half a point below its predecessor is nothing; five points below the base is too much."""
+    """0.5 pp below its predecessor is nothing; 5 pp below base is too much."""
     asked = questions(count=2000)
     leaked = suite(
         asked,
         candidate=lambda n: n % 20 != 0,
-        reference=always,
+        base=always,
         live=lambda n: n % 20 != 0 or n % 200 == 0,
     )
     said = verdict(leaked, live="palora-000009")
     assert said.outcome is Outcome.FAIL
-    assert "the reference" in said.reasons[0]
-    assert "the live" not in said.reasons[0]
+    assert "inferior to base" in said.reasons[0]
+    assert "live" not in said.reasons[0]
 
 
 def test_too_few_items_are_inconclusive_and_say_how_many() -> None:
@@ -270,6 +268,18 @@ def test_recall_under_the_floor_fails_even_when_live_is_no_better() -> None:
     assert verdict(reasoning, poor, live="x", limits=lenient).outcome is Outcome.PASS
 
 
+@pytest.mark.parametrize(("right", "outcome"), [(3, Outcome.PASS), (2, Outcome.FAIL)])
+def test_of_all_earlier_facts_the_margin_in_whole_items_may_be_lost(
+    right: int, outcome: Outcome
+) -> None:
+    """Five facts: the floor of 80 % asks for four, and one may be lost, whatever 5 * 0.8 - 3 is."""
+    asked = questions(Role.RETENTION, 5).model_copy(update={"complete": True})
+    few = suite(asked, candidate=lambda n: n < right, live=lambda n: n < right)
+    said = verdict(suite(questions(), live=always), few, live="palora-000040")
+    assert said.suites[1].outcome is outcome
+    assert "the floor of 80 %: margin 5 pp, n = all 5" in said.reasons[1]
+
+
 def test_retention_without_anything_to_compare_with_is_inconclusive() -> None:
     lenient = LIMITS.model_copy(update={"retention_floor": None})
     said = verdict(REASONING, suite(questions(Role.RETENTION)), limits=lenient)
@@ -345,21 +355,39 @@ def test_instability_narrows_the_margin_and_so_asks_for_more_items() -> None:
     asked = questions(count=200, margin=0.03)
     assert verdict(suite(asked)).outcome is Outcome.PASS
     noisy = Stability(items=200, worse=2, better=2)
-    said = verdict(suite(asked, stability=noisy))
+    said = verdict(suite(asked, aa=noisy))
     assert said.outcome is Outcome.INCONCLUSIVE
 
 
 def test_decoding_too_unstable_for_the_margin_is_inconclusive() -> None:
-    said = verdict(suite(questions(), stability=Stability(items=100, worse=12, better=12)))
+    said = verdict(suite(questions(), aa=Stability(items=100, worse=12, better=12)))
     assert said.outcome is Outcome.INCONCLUSIVE
-    assert "too unstable: 24 %" in said.reasons[0]
+    assert "too unstable: 24.0 %" in said.reasons[0]
 
 
 def test_a_reference_that_changed_between_two_runs_is_inconclusive() -> None:
-    said = verdict(suite(questions(), stability=Stability(items=500, worse=15, better=0)))
+    said = verdict(suite(questions(), aa=Stability(items=500, worse=15, better=0)))
     assert said.outcome is Outcome.INCONCLUSIVE
-    assert "something but the weights has changed" in said.reasons[0]
+    assert "something other than the weights has changed" in said.reasons[0]
     assert not Stability(items=500, worse=9, better=5).lopsided
+
+
+def test_base_against_itself_counts_what_both_runs_answered() -> None:
+    def run(*right: bool) -> dict[str, ItemResult]:
+        return {str(n): ItemResult(id=str(n), correct=one) for n, one in enumerate(right)}
+
+    found = stability(run(True, True, False, False), run(True, False, True))
+    assert found == Stability(items=3, worse=1, better=1)
+    assert stability(run(True), {}) is None
+
+
+def test_base_is_asked_twice_where_it_is_a_baseline() -> None:
+    items = questions(count=50).items
+    assert len(aa_sample(Role.REASONING, items, "f", 20)) == 20
+    assert aa_sample(Role.LOCALITY, items[::-1], "f", 20) == aa_sample(
+        Role.LOCALITY, items, "f", 20
+    )
+    assert not aa_sample(Role.RETENTION, items, "f", 20)
 
 
 # --- missing and wrong data never pass ------------------------------------------------------------
@@ -379,20 +407,20 @@ EMPTY = tuple(ItemResult(id=item.id, correct=False) for item in REASONING.questi
 STRANGER = ItemResult(id="stranger", correct=True, output="x")
 BAD = {
     "no candidate": (REASONING.model_copy(update={"candidate": None}), "was not measured"),
-    "no reference": (REASONING.model_copy(update={"reference": None}), "was not measured"),
+    "no base": (REASONING.model_copy(update={"base": None}), "was not measured"),
     "no answers": (broken({"results": ()}), "no item has been answered"),
     "an empty suite": (suite(questions(count=0)), "holds no items"),
-    "a changed suite": (broken({"fingerprint": "0" * 16}, "reference"), "measure it again"),
+    "a changed suite": (broken({"fingerprint": "0" * 16}, "base"), "measure it again"),
     "another suite": (broken({"suite": "other"}), "was measured on 'other'"),
     "an item answered twice": (broken({"results": (*results(800), *results(1))}), "twice"),
     "an unknown item": (broken({"results": (*results(800), STRANGER)}), "'stranger'"),
     "a gap": (broken({"results": results(800)[1:]}), "no answer to 1 of the 800"),
-    "a reference with a gap": (
-        broken({"results": results(800)[1:]}, "reference"),
-        "the reference has no answer to 1",
+    "a base with a gap": (
+        broken({"results": results(800)[1:]}, "base"),
+        "base has no answer to 1",
     ),
     "silence": (broken({"results": EMPTY}), "answered nothing to all 800 items"),
-    "a silent reference": (broken({"results": EMPTY}, "reference"), "the reference answered"),
+    "a silent base": (broken({"results": EMPTY}, "base"), "base answered"),
 }
 
 
@@ -415,12 +443,12 @@ def test_duplicate_items_are_inconclusive() -> None:
 def test_a_live_revision_that_was_not_measured_is_inconclusive() -> None:
     said = verdict(REASONING, live="palora-000001")
     assert said.outcome is Outcome.INCONCLUSIVE
-    assert "the live was not measured" in said.reasons[0]
+    assert "live was not measured" in said.reasons[0]
 
 
 @given(
     hidden=st.sets(st.integers(0, 399), min_size=1),
-    who=st.sampled_from(["candidate", "reference"]),
+    who=st.sampled_from(["candidate", "base"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_property_a_hidden_answer_never_passes(hidden: set[int], who: str) -> None:
@@ -435,6 +463,80 @@ def test_property_a_hidden_answer_never_passes(hidden: set[int], who: str) -> No
     assert (said.outcome is Outcome.PASS) == (not gone)
 
 
+# --- what could not be measured in full, retracted facts ------------------------------------------
+
+
+def test_a_suite_with_an_obstacle_never_passes_and_says_why() -> None:
+    two = {f"reasoning-{n}": f"base did not answer item {n}: timed out" for n in (3, 7)}
+    for update, reason in (
+        ({"unanswered": two}, "base did not answer item 3: timed out (and 1 more)"),
+        ({"broken": "the grader failed"}, "the grader failed"),
+    ):
+        hindered = REASONING.model_copy(update=update)
+        said = verdict(hindered, suite(questions(Role.LOCALITY)))
+        assert [s.outcome for s in said.suites] == [Outcome.INCONCLUSIVE, Outcome.PASS]
+        assert said.outcome is Outcome.INCONCLUSIVE
+        assert said.reasons[0].endswith(reason)
+        assert not next_items(evidence(hindered), LIMITS)
+
+
+def test_an_obstacle_does_not_hide_a_drop() -> None:
+    damaged = suite(questions(), candidate=lambda n: n % 5 != 0)
+    said = verdict(damaged.model_copy(update={"broken": "the grader failed"}))
+    assert said.outcome is only(said).outcome is Outcome.FAIL
+    assert "the grader failed" in said.reasons[0]
+
+
+def test_a_silent_model_is_not_asked_for_more() -> None:
+    asked = questions(count=2000)
+    some = score(asked, always, only=64)
+    silent = tuple(result.model_copy(update={"output": " "}) for result in some.results)
+    heard = SuiteEvidence(questions=asked, candidate=some, base=score(asked, always))
+    assert next_items(evidence(heard, seed="x"), LIMITS)
+    mute = heard.model_copy(update={"base": some.model_copy(update={"results": silent})})
+    assert not next_items(evidence(mute, seed="x"), LIMITS)
+
+
+def test_questions_left_out_are_told_and_change_nothing() -> None:
+    known = suite(questions(Role.LOCALITY))
+    some = known.model_copy(
+        update={"questions": known.questions.model_copy(update={"left_out": 60})}
+    )
+    said = verdict(REASONING, some)
+    assert said.outcome is Outcome.PASS
+    assert "60 questions left out" in said.suites[1].reason
+    none = SuiteEvidence(questions=questions(Role.LOCALITY, 0).model_copy(update={"left_out": 9}))
+    said = verdict(REASONING, none)
+    assert (said.outcome, len(said.suites)) == (Outcome.PASS, 1)
+    assert "9 questions left out" in said.reasons[1]
+
+
+NEAR, FAR = (AnswerLikelihood(rank=r, probability=p) for r, p in ((1, 0.8), (500, 0.001)))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "passing", "failing"),
+    [
+        (FAR, Outcome.PASS, Outcome.FAIL),
+        (NEAR, Outcome.FAIL, Outcome.FAIL),
+        (None, Outcome.INCONCLUSIVE, Outcome.FAIL),
+    ],
+)
+def test_a_candidate_that_gives_a_retracted_fact_away_never_passes(
+    candidate: AnswerLikelihood | None, passing: Outcome, failing: Outcome
+) -> None:
+    found = UnlearningEvidence(problem="no log-probabilities")
+    if candidate:
+        check = UnlearningCheck(fact="f", held_out=True, base=FAR, candidate=candidate)
+        found = UnlearningEvidence(checks=(check,))
+    for wrong, expected in ((0, passing), (5, failing)):
+        tested = suite(questions(), candidate=lambda n, wrong=wrong: n % 10 >= wrong)
+        said = judge(evidence(tested).model_copy(update={"unlearning": found}), LIMITS)
+        assert said.outcome is expected
+        assert said.reasons[-1].startswith("retracted facts: ")
+        assert [result.fact for result in said.unlearning] == (["f"] if candidate else [])
+
+
 # --- properties -----------------------------------------------------------------------------------
 
 
@@ -445,20 +547,18 @@ def random_suite(
     return questions(count=count), list(rng.random(count) < right - loss)
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    loss=st.sampled_from([0.0, 0.02, 0.05]),
-    better=st.sampled_from([1, 3, 30]),
-)
-@settings(max_examples=60, deadline=None)
-def test_property_monotone_in_the_scores(seed: int, loss: float, better: int) -> None:
-    asked, candidate = random_suite(seed, 600, 0.97, loss)
-    improved = list(candidate)
-    for at in np.random.default_rng(seed + 1).integers(0, 600, better):
-        improved[at] = True
-    before = verdict(suite(asked, candidate=candidate.__getitem__))
-    after = verdict(suite(asked, candidate=improved.__getitem__))
-    assert RANK[after.outcome] >= RANK[before.outcome]
+@pytest.mark.parametrize("loss", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize("better", [1, 3, 30])
+def test_better_answers_do_not_make_the_verdict_worse(loss: float, better: int) -> None:
+    """On fixed draws: a better answer changes later bets, so this is no theorem (docs/gate.md)."""
+    for seed in range(8):
+        asked, candidate = random_suite(seed, 600, 0.97, loss)
+        improved = list(candidate)
+        for at in np.random.default_rng(seed + 1).integers(0, 600, better):
+            improved[at] = True
+        before = verdict(suite(asked, candidate=candidate.__getitem__))
+        after = verdict(suite(asked, candidate=improved.__getitem__))
+        assert RANK[after.outcome] >= RANK[before.outcome], seed
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.03, 0.1]))
@@ -473,12 +573,12 @@ def test_property_the_order_in_which_data_come_does_not_matter(seed: int, loss: 
         return score.model_copy(update={"results": tuple(score.results[int(n)] for n in order)})
 
     assert whole.candidate is not None
-    assert whole.reference is not None
+    assert whole.base is not None
     order = rng.permutation(500)
     mixed = SuiteEvidence(
         questions=asked.model_copy(update={"items": tuple(asked.items[int(n)] for n in order)}),
         candidate=shuffled(whole.candidate),
-        reference=shuffled(whole.reference),
+        base=shuffled(whole.base),
     )
     assert verdict(mixed) == verdict(whole)
 
@@ -487,10 +587,17 @@ def test_judging_twice_says_the_same() -> None:
     assert verdict(REASONING, facts(19)) == verdict(REASONING, facts(19))
 
 
-def test_the_drawn_order_changes_with_the_candidate_and_keeps_clusters_together() -> None:
-    items = questions(count=50).items
-    assert draw_order(items, "a") != draw_order(items, "b")
-    assert sorted(c[0].id for c in draw_order(items, "a")) == sorted(i.id for i in items)
+def test_the_drawn_order_depends_on_the_seed_alone_and_keeps_clusters_together() -> None:
+    items = tuple(
+        item.model_copy(update={"cluster": f"c{n // 2}"})
+        for n, item in enumerate(questions(count=50).items)
+    )
+    order = draw_order(items, "a")
+    assert draw_order(items[::-1], "a") == order
+    assert draw_order(items, "b") != order
+    assert sorted(len(cluster) for cluster in order) == [2] * 25
+    assert all(one.cluster == other.cluster for one, other in order)
+    assert sorted(item.id for cluster in order for item in cluster) == sorted(i.id for i in items)
 
 
 # --- a bit at a time ------------------------------------------------------------------------------
@@ -500,33 +607,30 @@ def run_in_steps(
     asked: Sequence[SuiteQuestions],
     candidate: Callable[[int], bool],
     limits: GateLimits = LIMITS,
-    given_up: frozenset[str] = frozenset(),
+    unanswerable: frozenset[str] = frozenset(),
 ) -> tuple[Verdict, dict[str, set[str]]]:
     """Ask what the gate wants until it wants nothing."""
     truth = {q.suite: {r.id: r for r in score(q, candidate).results} for q in asked}
     answered: dict[str, set[str]] = {q.suite: set() for q in asked}
-    for _ in range(1000):
-        cards = [
-            SuiteScore(
-                suite=q.suite,
-                role=q.role,
-                fingerprint=q.fingerprint,
-                results=tuple(truth[q.suite][name] for name in sorted(answered[q.suite])),
-            )
-            for q in asked
-        ]
-        reference = Scorecard(
-            model="base", sha256="b" * 64, suites=tuple(score(q, always) for q in asked)
+    unanswered: dict[str, str] = {}
+
+    def seen(q: SuiteQuestions) -> SuiteEvidence:
+        results = tuple(truth[q.suite][name] for name in sorted(answered[q.suite]))
+        mine = score(q, candidate).model_copy(update={"results": results})
+        return SuiteEvidence(
+            questions=q, candidate=mine, base=score(q, always), unanswered=unanswered
         )
-        card = Scorecard(model="candidate", sha256="c" * 64, suites=tuple(cards))
-        seen = gather(asked, candidate=card, reference=reference, live=None)
-        wanted = next_items(seen, limits, given_up=given_up)
+
+    for _ in range(1000):
+        found = evidence(*(seen(q) for q in asked), seed="c" * 64)
+        wanted = next_items(found, limits)
         if not wanted:
-            return judge(seen, limits), answered
+            return judge(found, limits), answered
         for name, ids in wanted.items():
             assert ids
             assert not answered[name] & set(ids)
-            answered[name] |= set(ids) - given_up
+            answered[name] |= set(ids) - unanswerable
+            unanswered |= dict.fromkeys(set(ids) & unanswerable, "too long")
     raise AssertionError("it never ends")
 
 
@@ -559,8 +663,9 @@ def test_all_new_facts_are_asked_in_one_go() -> None:
 def test_an_item_that_cannot_be_answered_ends_the_asking_without_a_pass() -> None:
     asked = questions(count=2000)
     first = draw_order(asked.items, "c" * 64)[5][0].id
-    said, _ = run_in_steps([asked], always, given_up=frozenset({first}))
+    said, _ = run_in_steps([asked], always, unanswerable=frozenset({first}))
     assert said.outcome is Outcome.INCONCLUSIVE
+    assert "too long" in said.reasons[0]
 
 
 # --- words and settings ---------------------------------------------------------------------------
@@ -569,9 +674,23 @@ def test_an_item_that_cannot_be_answered_ends_the_asking_without_a_pass() -> Non
 def test_the_rule_is_one_sentence_with_the_figures() -> None:
     sentence = rule(LIMITS)
     assert sentence.count(". ") == 0
-    for figure in ("5 %", "2 points on reasoning", "80 %"):
+    for figure in ("5 %", "reasoning (margin 2 pp)", "80 %"):
         assert figure in sentence
-    assert "1 point on reasoning" in rule(PRESETS["strict"])
+    assert "reasoning (margin 1 pp)" in rule(PRESETS["strict"])
+
+
+def test_reasons_give_margin_items_and_difference() -> None:
+    passed = verdict(suite(questions(margin=0.05))).reasons[0]
+    assert re.fullmatch(
+        r"reasoning: non-inferior to base: margin 5 pp, n = \d+, Δ = \+0\.0 pp", passed
+    )
+    damaged = verdict(suite(questions(), candidate=lambda n: n % 10 != 0)).reasons[0]
+    assert re.fullmatch(
+        r"reasoning: inferior to base: margin 2 pp, n = \d+, Δ = -\d+\.\d pp", damaged
+    )
+    assert verdict(facts(15, count=36)).reasons[0] == (
+        "new facts: 15 of 36 facts learnt (41.7 %); at least 80 % required"
+    )
 
 
 def test_presets_grow_stricter() -> None:

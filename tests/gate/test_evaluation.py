@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 
 from daemon.children.jobs import Progress
 from daemon.config.sections import GateSettings, SuiteSettings
-from daemon.gate.answers import AnswerStore
+from daemon.gate.answer_store import AnswerStore
 from daemon.gate.asking import ModelNotServed
-from daemon.gate.evaluate import evaluate
-from daemon.gate.measuring import ServedModel
-from daemon.gate.messages import EvaluationReport, EvaluationRequest, SuiteSource
+from daemon.gate.evaluation import evaluate_candidate
+from daemon.gate.messages import EvaluationReport, EvaluationRequest, ServedModel, SuiteSource
 from daemon.gate.suites import BadSuite
+from daemon.gate.unlearning import AnswerTokens
 from daemon.serving.protocol import ServerRefused, ServerUnreachable
 from policies.gate.limits import PRESETS
 from policies.gate.records import Outcome, Role
@@ -26,11 +27,11 @@ from policies.records import Fact
 from tests.support.scripted import Brain, ScriptedServer, unreachable
 
 
-def target(name: str) -> ServedModel:
+def served(name: str) -> ServedModel:
     return ServedModel(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
 
 
-BASE, LIVE, CANDIDATE = target("base"), target("palora-000001-aa"), target("palora-000002-bb")
+BASE, LIVE, CANDIDATE = served("base"), served("palora-000001-aa"), served("palora-000002-bb")
 
 
 def right(prompt: str) -> str:
@@ -70,11 +71,11 @@ def facts(count: int, kind: str = "new") -> tuple[Fact, ...]:
 
 
 class Bench:
-    """A request with its server and its stored measurements."""
+    """A request with its server and its stored answers."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.tmp_path = tmp_path
-        self.measurements = AnswerStore(tmp_path / "measurements")
+        self.answers = AnswerStore(tmp_path / "answers")
         self.progress: list[Progress] = []
         self.server = ScriptedServer({"base": ignorant, LIVE.name: right, CANDIDATE.name: right})
         self.rows = sums(1200)
@@ -98,7 +99,7 @@ class Bench:
     def request(self, **changes: Any) -> EvaluationRequest:
         fields: dict[str, Any] = {
             "engine": "scripted 1",
-            "reference": BASE,
+            "base": BASE,
             "live": LIVE,
             "candidate": CANDIDATE,
             "order": CANDIDATE.sha256,
@@ -115,12 +116,13 @@ class Bench:
             return None
 
         return asyncio.run(
-            evaluate(
+            evaluate_candidate(
                 request or self.request(),
                 self.server,
-                self.measurements,
+                self.answers,
                 self.progress.append,
                 encode=lambda text: tuple(text.encode()),
+                encode_answers=tokens,
                 sleep=sleep,
             )
         )
@@ -153,7 +155,7 @@ def test_facts_are_asked_in_both_forms_and_never_as_trained(bench: Bench) -> Non
     assert not any(prompt.startswith("Trained") for prompt in asked)
     bench.server.forms.clear()
     bench.server.brains["other"] = right
-    bench.run(bench.request(chat=False, candidate=target("other")))
+    bench.run(bench.request(chat=False, candidate=served("other")))
     assert set(bench.server.forms.values()) == {"plain"}
 
 
@@ -236,13 +238,13 @@ def test_a_known_question_that_facts_answer_otherwise_is_not_asked(bench: Bench)
     report = bench.run(bench.request(suites=suites, standing=changed[:40], facts=changed[40:]))
     verdict = next(s for s in report.verdict.suites if s.suite == "known")
     assert verdict.outcome is Outcome.PASS
-    assert "questions left out, which facts answer otherwise now: 60" in verdict.reason
+    assert "60 questions left out: facts have changed their answers" in verdict.reason
     assert report.verdict.outcome is Outcome.PASS
 
     everything = tuple(Fact(id=f"c{n}", prompt=f"Whose is {n}", answer="now") for n in range(200))
     report = bench.run(bench.request(suites=suites, standing=everything))
     assert "known" not in outcomes(report)
-    all_left_out = "known: questions left out, which facts answer otherwise now: 200"
+    all_left_out = "known: 200 questions left out: facts have changed their answers; no question"
     assert any(reason.startswith(all_left_out) for reason in report.verdict.reasons)
 
 
@@ -283,7 +285,7 @@ def test_a_model_that_answers_nothing_is_never_a_pass(bench: Bench) -> None:
     for name in (BASE.name, LIVE.name, CANDIDATE.name):
         silent = ScriptedServer(bench.server.brains | {name: lambda _prompt: ""})
         bench.server = silent
-        bench.measurements = AnswerStore(bench.tmp_path / name)
+        bench.answers = AnswerStore(bench.tmp_path / name)
         assert bench.run().verdict.outcome is not Outcome.PASS
 
 
@@ -294,7 +296,7 @@ def test_a_living_server_that_times_out_is_inconclusive(bench: Bench) -> None:
 
 def test_a_dead_server_and_an_unserved_candidate_are_errors(bench: Bench) -> None:
     with pytest.raises(ModelNotServed, match="does not exist"):
-        bench.run(bench.request(candidate=target("nobody")))
+        bench.run(bench.request(candidate=served("nobody")))
     bench.server.fault, bench.server.alive = unreachable, False
     with pytest.raises(ServerUnreachable):
         bench.run()
@@ -322,7 +324,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(bench: Bench) -> None:
         bench.progress.append(progress)
 
     async def first() -> None:
-        await evaluate(bench.request(), bench.server, bench.measurements, die)
+        await evaluate_candidate(bench.request(), bench.server, bench.answers, die)
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(first())
@@ -334,14 +336,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(bench: Bench) -> None:
     assert not bench.server.asked
 
 
-def test_the_reference_is_measured_once_and_anew_when_the_suite_changes(bench: Bench) -> None:
+def test_base_is_asked_once_and_again_when_the_suite_changes(bench: Bench) -> None:
     everything = bench.request(limits=PRESETS["strict"], facts=(), earlier=(), live=None)
     bench.run(everything)
     before = bench.server.count("base")
     bench.server.brains["other"] = right
-    bench.run(everything.model_copy(update={"candidate": target("other")}))
+    bench.run(everything.model_copy(update={"candidate": served("other")}))
     assert bench.server.count("base") == before
-    bench.run(everything.model_copy(update={"candidate": target("other"), "order": "anew"}))
+    bench.run(everything.model_copy(update={"candidate": served("other"), "order": "anew"}))
     assert before < bench.server.count("base") < before * 2
     bench.rows = [{**row, "id": row["prompt"]} for row in bench.rows]
     bench.server.asked.clear()
@@ -354,7 +356,8 @@ def test_an_unstable_engine_is_told(bench: Bench) -> None:
 
     def moody(prompt: str) -> str:
         asked[prompt] = asked.get(prompt, 0) + 1
-        return "13 maybe" if hash(prompt) % 3 == asked[prompt] % 3 else right(prompt)
+        moods = zlib.crc32(prompt.encode()) % 3 == asked[prompt] % 3
+        return "13 maybe" if moods else right(prompt)
 
     bench.server.brains["base"] = moody
     report = bench.run(bench.request(aa_sample=200))
@@ -424,7 +427,7 @@ def fixed(bench: Bench) -> SuiteSource:
     ("loss", "limit", "outcome"),
     [(2.0, 0.5, Outcome.PASS), (2.6, 0.5, Outcome.FAIL), (2.6, None, Outcome.PASS)],
 )
-def test_drift_is_the_rise_of_the_loss_over_the_reference(
+def test_drift_is_the_rise_of_the_loss_over_base(
     bench: Bench, loss: float, limit: float | None, outcome: Outcome
 ) -> None:
     bench.server.losses = {BASE.name: 2.0, CANDIDATE.name: loss}
@@ -432,7 +435,7 @@ def test_drift_is_the_rise_of_the_loss_over_the_reference(
     report = bench.run(bench.request(suites=(bench.suite(), fixed(bench)), limits=limits))
     (text,) = [s for s in report.verdict.suites if s.suite == "fixed text"]
     assert text.outcome is outcome
-    assert f"{loss - 2:+.3f} nats a token" in text.reason
+    assert f"{loss - 2:+.3f} nats per token" in text.reason
     assert text.items_used == 5
     assert report.verdict.outcome is outcome
 
@@ -442,3 +445,37 @@ def test_texts_that_the_server_will_not_score_are_inconclusive(bench: Bench) -> 
     report = bench.run(bench.request(suites=(bench.suite(), fixed(bench))))
     assert report.verdict.outcome is Outcome.INCONCLUSIVE
     assert any("texts cannot be scored" in reason for reason in report.verdict.reasons)
+
+
+# --- retracted facts ------------------------------------------------------------------------------
+
+
+def tokens(facts: Sequence[Fact]) -> tuple[AnswerTokens, ...]:
+    return tuple(AnswerTokens(fact.id, False, (1, 2, 3), 1) for fact in facts)
+
+
+@pytest.mark.parametrize(
+    ("losses", "outcome", "reason"),
+    [
+        ({"base": 9.0, LIVE.name: 0.1, CANDIDATE.name: 9.0}, Outcome.PASS, "2 of 2 unlearned"),
+        ({"base": 9.0, LIVE.name: 0.1, CANDIDATE.name: 0.1}, Outcome.FAIL, "2 of 2 not unlearned"),
+        ({"base": 9.0, LIVE.name: 0.1}, Outcome.INCONCLUSIVE, "scores no text"),
+    ],
+)
+def test_what_the_candidate_still_knows_of_retracted_facts_is_part_of_the_verdict(
+    bench: Bench, losses: dict[str, float], outcome: Outcome, reason: str
+) -> None:
+    bench.server.losses = losses
+    bench.server.rank = 5
+    report = bench.run(bench.request(unlearn=facts(2, "gone")))
+    assert report.verdict.outcome is outcome
+    assert reason in report.verdict.reasons[-1]
+    assert report.verdict.reasons[-1].startswith("retracted facts: ")
+
+
+def test_retracted_facts_that_cannot_be_asked_about_are_inconclusive(bench: Bench) -> None:
+    request = bench.request(unlearn=facts(2, "gone"))
+    report = asyncio.run(
+        evaluate_candidate(request, bench.server, bench.answers, bench.progress.append)
+    )
+    assert report.verdict.outcome is Outcome.INCONCLUSIVE

@@ -15,10 +15,9 @@ import pytest
 from daemon.children.jobs import Progress
 from daemon.embedded.app import Embedded, build
 from daemon.gate import drift
-from daemon.gate.answers import AnswerStore
-from daemon.gate.evaluate import evaluate
-from daemon.gate.measuring import ServedModel
-from daemon.gate.messages import EvaluationReport, EvaluationRequest, SuiteSource
+from daemon.gate.answer_store import AnswerStore
+from daemon.gate.evaluation import evaluate_candidate
+from daemon.gate.messages import EvaluationReport, EvaluationRequest, ServedModel, SuiteSource
 from daemon.gate.suites import load_texts
 from daemon.serving.client import HttpServer
 from policies.gate.limits import PRESETS
@@ -48,7 +47,7 @@ def test_fixed_text_is_scored_through_http(app: Any, tmp_path: Path) -> None:
                 server,
                 lambda text: tuple(text.encode()),
                 texts,
-                reference=target("base"),
+                base=served("base"),
                 candidate=ServedModel(name="base", sha256="c" * 64),
             )
         finally:
@@ -57,7 +56,7 @@ def test_fixed_text_is_scored_through_http(app: Any, tmp_path: Path) -> None:
     assert asyncio.run(run()) == 0.0
 
 
-def target(name: str) -> ServedModel:
+def served(name: str) -> ServedModel:
     return ServedModel(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
 
 
@@ -67,8 +66,8 @@ def judge(app: Any, tmp_path: Path, request: EvaluationRequest) -> EvaluationRep
     async def run() -> EvaluationReport:
         server = HttpServer("http://tiny", transport=httpx.ASGITransport(app))
         try:
-            kept = AnswerStore(tmp_path / "kept")
-            return await evaluate(request, server, kept, progress.append)
+            store = AnswerStore(tmp_path / "kept")
+            return await evaluate_candidate(request, server, store, progress.append)
         finally:
             await server.aclose()
 
@@ -92,7 +91,7 @@ def test_answers_come_through_http_in_both_forms(app: Any, tmp_path: Path, form:
     )
     request = EvaluationRequest(
         engine="embedded",
-        reference=target("base"),
+        base=served("base"),
         live=None,
         candidate=ServedModel(name="base", sha256="c" * 64),
         order="drawn once",
@@ -104,8 +103,8 @@ def test_answers_come_through_http_in_both_forms(app: Any, tmp_path: Path, form:
         aa_sample=4,
     )
     report = judge(app, tmp_path, request)
-    reference, candidate = report.scorecards
-    assert [s.results for s in reference.suites] == [s.results for s in candidate.suites]
+    base, candidate = report.scorecards
+    assert [s.results for s in base.suites] == [s.results for s in candidate.suites]
     assert any(result.output for s in candidate.suites for result in s.results)
     assert report.verdict.not_learnt == ("f",)
     assert report.verdict.outcome is Outcome.FAIL

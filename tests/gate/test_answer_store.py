@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.gate.answers import AnswerStore, DamagedAnswers
+from daemon.gate.answer_store import AnswerStore, DamagedAnswers
 from policies.gate.records import ItemResult
 
 SHA, SUITE = "a" * 64, "0123456789abcdef"
