@@ -20,7 +20,7 @@ Bools = NDArray[np.bool_]
 
 
 def shared_draws(design: Design, runs: int, seed: int) -> list[dict[str, Any]]:
-    """Forty batches that would each cost half a point, for several lengths of a draw.
+    """Forty batches that would each cost 0.5 pp, for several lengths of a draw.
 
     `accumulated_loss` after each batch; `passed_too_much`: the share that passed of the candidates
     that are worse than the reference by the margin or more.
