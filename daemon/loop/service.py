@@ -37,7 +37,7 @@ from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
-from daemon.views.status import LiveView, ReplicaView
+from daemon.views.status import DaemonView, ReplicaView
 from policies.errors import LedgerBusy, PaloradError
 from policies.facts.templates import varied
 from policies.planning import blocked, gathering
@@ -319,13 +319,13 @@ class Service:
         waits = [name for name in changed if name not in RELOADED]
         log.info("settings reloaded", taken=sorted(taken), needs_restart=waits)
 
-    def live(self) -> LiveView:
+    def live(self) -> DaemonView:
         """What only the running daemon knows."""
         snapshot = self._ledger.snapshot(self._clock(), requests.limits_of(self._settings))
         gathered = None if snapshot.open else gathering(snapshot, self._clock())
         target = self._ledger.target().served_name
         waits = (self._reconciler.waits_for, self._forgetting.waits_for)
-        return LiveView(
+        return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=tuple(
