@@ -2,7 +2,7 @@
 
 The harness brings the questions, its filters and its metrics; palorad asks them through the same
 server, in the same order and with the same stored answers as every other suite, so that candidate
-and reference stay paired item by item.
+and base stay paired item by item.
 """
 
 from __future__ import annotations

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,124 +15,30 @@ from daemon.config.sections import GateSettings, SuiteSettings
 from daemon.gate.answer_store import AnswerStore
 from daemon.gate.asking import ModelNotServed
 from daemon.gate.evaluation import evaluate_candidate
-from daemon.gate.messages import EvaluationReport, EvaluationRequest, ServedModel, SuiteSource
+from daemon.gate.messages import EvaluationReport, EvaluationRequest
 from daemon.gate.suites import BadSuite
-from daemon.gate.unlearning import AnswerTokens
 from daemon.serving.protocol import ServerRefused, ServerUnreachable
 from policies.gate.limits import PRESETS
 from policies.gate.records import Outcome, Role
 from policies.records import Fact
+from tests.support.evaluating import (
+    BASE,
+    CANDIDATE,
+    LIVE,
+    Bench,
+    facts,
+    outcomes,
+    right,
+    served,
+    sums,
+    wrong_when,
+)
 from tests.support.scripted import Brain, ScriptedServer, unreachable
-
-
-def served(name: str) -> ServedModel:
-    return ServedModel(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
-
-
-BASE, LIVE, CANDIDATE = served("base"), served("palora-000001-aa"), served("palora-000002-bb")
-
-
-def right(prompt: str) -> str:
-    """The arithmetic of every question used here; facts are answered with their number."""
-    words = prompt.rstrip("?").split()
-    if "+" in words:
-        at = words.index("+")
-        return str(int(words[at - 1]) + int(words[at + 1]))
-    return f"answer {words[-1]}"
-
-
-def ignorant(prompt: str) -> str:
-    return right(prompt) if "+" in prompt else "no idea"
-
-
-def wrong_when(test: Callable[[str], bool], brain: Brain = right) -> Brain:
-    return lambda prompt: "13 maybe" if test(prompt) else brain(prompt)
-
-
-def sums(count: int, start: int = 0) -> list[dict[str, str]]:
-    return [
-        {"prompt": f"What is {n} + {n % 7}?", "answer": str(n + n % 7)}
-        for n in range(start, start + count)
-    ]
-
-
-def facts(count: int, kind: str = "new") -> tuple[Fact, ...]:
-    return tuple(
-        Fact(
-            id=f"{kind}{n}",
-            prompt=f"Trained {kind} {n}",
-            answer=f"answer {n}",
-            eval_prompts=(f"Which {kind} {n}", f"Tell me {kind} {n}"),
-        )
-        for n in range(count)
-    )
-
-
-class Bench:
-    """A request with its server and its stored answers."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.tmp_path = tmp_path
-        self.answers = AnswerStore(tmp_path / "answers")
-        self.progress: list[Progress] = []
-        self.server = ScriptedServer({"base": ignorant, LIVE.name: right, CANDIDATE.name: right})
-        self.rows = sums(1200)
-
-    def suite(
-        self, name: str = "sums", rows: list[dict[str, str]] | None = None, **changes: Any
-    ) -> SuiteSource:
-        path = self.tmp_path / f"{name}.jsonl"
-        path.write_text(
-            "".join(json.dumps(r) + "\n" for r in (self.rows if rows is None else rows))
-        )
-        fields: dict[str, Any] = {
-            "name": name,
-            "role": Role.REASONING,
-            "path": path,
-            "grader": "number",
-            "max_tokens": 8,
-        }
-        return SuiteSource.model_validate(fields | changes)
-
-    def request(self, **changes: Any) -> EvaluationRequest:
-        fields: dict[str, Any] = {
-            "engine": "scripted 1",
-            "base": BASE,
-            "live": LIVE,
-            "candidate": CANDIDATE,
-            "order": CANDIDATE.sha256,
-            "suites": changes.get("suites") or (self.suite(),),
-            "facts": facts(10),
-            "earlier": tuple(("batch", fact) for fact in facts(150, "old")),
-            "chat": True,
-            "limits": PRESETS["balanced"],
-        }
-        return EvaluationRequest.model_validate(fields | changes)
-
-    def run(self, request: EvaluationRequest | None = None) -> EvaluationReport:
-        async def sleep(_seconds: float) -> None:
-            return None
-
-        return asyncio.run(
-            evaluate_candidate(
-                request or self.request(),
-                self.server,
-                self.answers,
-                self.progress.append,
-                encode=lambda text: tuple(text.encode()),
-                encode_answers=tokens,
-                sleep=sleep,
-            )
-        )
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
-
-
-def outcomes(report: EvaluationReport) -> dict[str, Outcome]:
-    return {suite.suite: suite.outcome for suite in report.verdict.suites}
 
 
 def test_a_harmless_candidate_passes_before_all_items_are_asked(bench: Bench) -> None:
@@ -413,69 +317,3 @@ def test_limits_are_the_presets_unless_they_are_set() -> None:
 def test_what_no_suite_can_be_is_refused_when_it_is_read(role: Role, more: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the suite"):
         SuiteSettings(name="s", role=role, path=Path("s.jsonl"), **more)
-
-
-# --- drift ----------------------------------------------------------------------------------------
-
-
-def fixed(bench: Bench) -> SuiteSource:
-    rows = [{"text": f"some text number {n}"} for n in range(5)]
-    return bench.suite("fixed text", rows, role=Role.DRIFT)
-
-
-@pytest.mark.parametrize(
-    ("loss", "limit", "outcome"),
-    [(2.0, 0.5, Outcome.PASS), (2.6, 0.5, Outcome.FAIL), (2.6, None, Outcome.PASS)],
-)
-def test_drift_is_the_rise_of_the_loss_over_base(
-    bench: Bench, loss: float, limit: float | None, outcome: Outcome
-) -> None:
-    bench.server.losses = {BASE.name: 2.0, CANDIDATE.name: loss}
-    limits = PRESETS["balanced"].model_copy(update={"drift": limit})
-    report = bench.run(bench.request(suites=(bench.suite(), fixed(bench)), limits=limits))
-    (text,) = [s for s in report.verdict.suites if s.suite == "fixed text"]
-    assert text.outcome is outcome
-    assert f"{loss - 2:+.3f} nats per token" in text.reason
-    assert text.items_used == 5
-    assert report.verdict.outcome is outcome
-
-
-def test_texts_that_the_server_will_not_score_are_inconclusive(bench: Bench) -> None:
-    bench.server.losses = {BASE.name: 2.0}
-    report = bench.run(bench.request(suites=(bench.suite(), fixed(bench))))
-    assert report.verdict.outcome is Outcome.INCONCLUSIVE
-    assert any("texts cannot be scored" in reason for reason in report.verdict.reasons)
-
-
-# --- retracted facts ------------------------------------------------------------------------------
-
-
-def tokens(facts: Sequence[Fact]) -> tuple[AnswerTokens, ...]:
-    return tuple(AnswerTokens(fact.id, False, (1, 2, 3), 1) for fact in facts)
-
-
-@pytest.mark.parametrize(
-    ("losses", "outcome", "reason"),
-    [
-        ({"base": 9.0, LIVE.name: 0.1, CANDIDATE.name: 9.0}, Outcome.PASS, "2 of 2 unlearned"),
-        ({"base": 9.0, LIVE.name: 0.1, CANDIDATE.name: 0.1}, Outcome.FAIL, "2 of 2 not unlearned"),
-        ({"base": 9.0, LIVE.name: 0.1}, Outcome.INCONCLUSIVE, "scores no text"),
-    ],
-)
-def test_what_the_candidate_still_knows_of_retracted_facts_is_part_of_the_verdict(
-    bench: Bench, losses: dict[str, float], outcome: Outcome, reason: str
-) -> None:
-    bench.server.losses = losses
-    bench.server.rank = 5
-    report = bench.run(bench.request(unlearn=facts(2, "gone")))
-    assert report.verdict.outcome is outcome
-    assert reason in report.verdict.reasons[-1]
-    assert report.verdict.reasons[-1].startswith("retracted facts: ")
-
-
-def test_retracted_facts_that_cannot_be_asked_about_are_inconclusive(bench: Bench) -> None:
-    request = bench.request(unlearn=facts(2, "gone"))
-    report = asyncio.run(
-        evaluate_candidate(request, bench.server, bench.answers, bench.progress.append)
-    )
-    assert report.verdict.outcome is Outcome.INCONCLUSIVE

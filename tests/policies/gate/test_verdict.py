@@ -154,11 +154,11 @@ def test_an_unanswered_paraphrase_of_a_new_fact_is_no_pass() -> None:
 # --- earlier and known facts, drift ---------------------------------------------------------------
 
 
-def test_one_forgotten_batch_fails_retention_though_the_pool_looks_well() -> None:
+def test_one_lost_batch_fails_retention_though_the_pool_looks_well() -> None:
     asked = questions(Role.RETENTION, 800, strata=40)
-    forgotten = suite(asked, candidate=lambda n: n % 40 != 7, live=always)
+    lost = suite(asked, candidate=lambda n: n % 40 != 7, live=always)
     reasoning = suite(questions(), live=always)
-    said = verdict(reasoning, forgotten, live="palora-000040")
+    said = verdict(reasoning, lost, live="palora-000040")
     assert said.outcome is Outcome.FAIL
     assert "batch 7" in said.reasons[1]
     assert "batch 8" not in said.reasons[1]
@@ -171,7 +171,7 @@ def test_losses_spread_thinly_over_the_batches_are_within_the_margin() -> None:
     assert said.outcome is Outcome.PASS
 
 
-def test_recall_under_the_floor_fails_even_when_live_is_no_better() -> None:
+def test_accuracy_under_the_floor_fails_even_when_live_is_no_better() -> None:
     asked = questions(Role.RETENTION, 600)
     poor = suite(asked, candidate=lambda n: n % 2 == 0, live=lambda n: n % 2 == 0)
     reasoning = suite(questions(), live=always)
