@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from daemon.children.jobs import Progress
 from daemon.children.worker import Desk
 from daemon.gate.child import evaluate
 from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
@@ -19,12 +19,17 @@ from policies.records import Fact
 from tests.support.live import Live
 
 
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    """It takes over SIGTERM, which this process needs back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield Desk(tmp_path)
-    signal.signal(signal.SIGTERM, before)
+class Request(Desk):
+    """A desk without a directory: the request, and what progress was reported."""
+
+    request = ""
+
+    def __init__(self, request: JudgingRequest) -> None:
+        self.request = request.model_dump_json()
+        self.reported: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.reported.append(progress)
 
 
 def base(sha256: str) -> ServedModel:
@@ -62,8 +67,9 @@ def test_answers_drift_and_retracted_facts_come_into_one_verdict(
         answers=tmp_path / "answers",
         model_dir=site.model_dir,
     )
-    (tmp_path / "request.json").write_text(request.model_dump_json())
+    desk = Request(request)
     report = evaluate(desk)
+    assert desk.reported
     reasoning, drift = report.verdict.suites
     assert reasoning.base == reasoning.candidate
     assert reasoning.items_used == 12
