@@ -119,7 +119,7 @@ class Place:
             self.daemon.check()
             with suppress(ValueError, KeyError, TypeError):
                 said = json.loads(self.run("palorad status --json").split("\n", 1)[1])
-                if sum(replica["ready"] for replica in said["live"]["replicas"]) == count:
+                if sum(replica["ready"] for replica in said["daemon"]["replicas"]) == count:
                     return
             time.sleep(0.5)
         raise TimeoutError(f"never {count} replicas ready")

@@ -12,8 +12,8 @@ from policies.facts.admission import Format
 from policies.facts.supersession import ConflictPolicy
 from policies.gate import limits as presets
 from policies.gate.grading import grader
+from policies.gate.records import Role
 from policies.lineage import Lineage
-from policies.records import Role
 
 BatchPreset = Literal["auto", "small", "large"]
 
@@ -299,12 +299,12 @@ class GateSettings(Section):
     """[[gate.suites]]"""
 
     @property
-    def limits(self) -> presets.Limits:
+    def limits(self) -> presets.GateLimits:
         """The preset with everything that was set beside it; a floor of 0 is none."""
         preset = presets.PRESETS[self.preset].model_dump()
         mine = {name: getattr(self, name, None) for name in preset}
         chosen = preset | {name: value for name, value in mine.items() if value is not None}
-        return presets.Limits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
+        return presets.GateLimits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -9,8 +9,9 @@ from daemon.ledger.database import Database, stamp, unstamp
 from daemon.ledger.plans import Plans
 from daemon.ledger.records import Adapter, Lease, Served
 from policies.errors import NotFound
+from policies.gate.records import Scorecard, Verdict
 from policies.planning import Step
-from policies.records import Plan, PlanState, Scorecard, Verdict
+from policies.records import Plan, PlanState
 
 
 class Steps:

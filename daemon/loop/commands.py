@@ -13,7 +13,7 @@ from daemon.config.settings import Settings
 from daemon.intake.intake import Intake
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
-from daemon.views.status import LiveView
+from daemon.views.status import DaemonView
 from policies.errors import NotFound, Refused
 from policies.planning import rebuild
 from policies.records import BatchState, PlanKind, PlanState
@@ -32,7 +32,7 @@ class Commands:
         settings: Settings,
         *,
         now: Callable[[], datetime],
-        live: Callable[[], LiveView],
+        live: Callable[[], DaemonView],
         wake: Callable[[], None],
     ) -> None:
         """`live` tells what only the daemon knows; `wake` has it look at once."""

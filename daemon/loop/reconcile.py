@@ -32,6 +32,7 @@ from policies.errors import (
     StateConflict,
     Superseded,
 )
+from policies.gate.records import Outcome
 from policies.planning import (
     Action,
     Clear,
@@ -43,7 +44,7 @@ from policies.planning import (
     Step,
     next_action,
 )
-from policies.records import Outcome, PlanKind, PlanState
+from policies.records import PlanKind, PlanState
 
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0

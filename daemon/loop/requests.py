@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
 from daemon.config.settings import Settings
-from daemon.gate.child import judging_request
-from daemon.gate.measuring import Target
-from daemon.gate.messages import JudgingRequest
+from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
+from daemon.gate.suites import has_chat_template
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
@@ -23,6 +23,7 @@ from policies.facts.heldout import no_templates, with_held_out
 from policies.facts.paraphrasing import with_paraphrases
 from policies.facts.templates import varied
 from policies.gate.grading import grade
+from policies.gate.sampling import draw_earlier
 from policies.planning import REBUILDS, Limits
 from policies.records import Fact, Revision, content_id
 
@@ -167,32 +168,64 @@ def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
 def evaluate_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
 ) -> JudgingRequest:
-    """Judge the candidate as it would be served.
-
-    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
-    """
-    if plan.served is None:
-        raise StateConflict(f"plan {plan.id} has published nothing to judge")
-    target = ledger.revisions.target()
-    facts = ledger.facts.find(ids=ledger.plans.fact_ids(plan.id, "learn"))
-    if plan.kind in REBUILDS:
-        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
-    return judging_request(
-        settings,
+    """Judge the candidate, which the first replica has loaded, as it would be served."""
+    server = settings.server
+    return JudgingRequest(
+        evaluation=_evaluation(ledger, settings, plan, probe, now),
+        url=server.urls[0],
+        admin_key_file=server.admin_key_file or settings.layout.admin_key,
+        user_key_file=server.user_key_file,
+        request_timeout_s=server.request_timeout_s,
+        answers=settings.layout.answers,
         model_dir=probe.served_dir,
-        reference_sha256=probe.served_sha256,
-        live=_target(target),
-        candidate=Target(name=plan.served.name, sha256=plan.served.sha256),
-        facts=facts,
-        earlier=_earlier(ledger, target, now),
-        seed=plan.id,
-        drawing=target.number // settings.gate.revisions_per_draw,
-        superseded=_superseded(ledger, settings, plan, target, now),
-        forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
     )
 
 
-def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
+def _evaluation(
+    ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
+) -> EvaluationRequest:
+    """What to ask of a candidate, and of whom else.
+
+    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
+    Candidates that build on the same `gate.revisions_per_draw` revisions are asked the suites'
+    items in the same order.
+    """
+    if plan.served is None:
+        raise StateConflict(f"plan {plan.id} has published nothing to judge")
+    gate, target = settings.gate, ledger.revisions.target()
+    facts = ledger.facts.find(ids=ledger.plans.fact_ids(plan.id, "learn"))
+    if plan.kind in REBUILDS:
+        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
+    standing = _earlier(ledger, target, now)
+    earlier = draw_earlier(standing, facts, gate.earlier_facts, plan.id)
+    superseded = _superseded(ledger, settings, plan, target, now)
+    return EvaluationRequest(
+        engine=settings.server.kind,
+        base=ServedModel(name=settings.model.name, sha256=probe.served_sha256),
+        live=_served(target),
+        candidate=ServedModel(name=plan.served.name, sha256=plan.served.sha256),
+        order=f"{probe.served_sha256} {target.number // gate.revisions_per_draw}",
+        suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
+        trained_on=settings.trained_on,
+        facts=tuple(facts),
+        earlier=earlier,
+        earlier_complete=len(earlier) < gate.earlier_facts,
+        standing=tuple(chain.from_iterable(standing.values())),
+        superseded=superseded,
+        superseded_complete=len(superseded) < gate.earlier_facts,
+        unlearn=_to_unlearn(ledger, settings) if plan.kind in REBUILDS else (),
+        chat=has_chat_template(probe.served_dir),
+        limits=gate.limits,
+        concurrency=settings.server.concurrency,
+        chunk=gate.chunk,
+        facts_grader=gate.facts_grader,
+        facts_max_tokens=gate.facts_max_tokens,
+        paraphrases=gate.held_out_paraphrases,
+        aa_sample=gate.aa_sample,
+    )
+
+
+def _to_unlearn(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     """Retracted facts that are served until now, in the paraphrases in which they were learnt."""
     given = settings.intake.paraphrase_source == "given"
     render = varied if settings.intake.paraphrase_source == "templates" else no_templates
@@ -204,10 +237,10 @@ def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
 
 
-def _target(revision: Revision) -> Target | None:
+def _served(revision: Revision) -> ServedModel | None:
     if revision.sha256 is None:
         return None
-    return Target(name=revision.served_name, sha256=revision.sha256)
+    return ServedModel(name=revision.served_name, sha256=revision.sha256)
 
 
 def _superseded(

@@ -38,7 +38,7 @@ from daemon.loop.watching import observe
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
-from daemon.views.status import LiveView, ReplicaView
+from daemon.views.status import DaemonView, ReplicaView
 from policies.errors import PaloradError
 from policies.facts.templates import varied
 from policies.planning import Clear, Promote, blocked, gathering
@@ -292,7 +292,7 @@ class Service:
         waits = [name for name in changed if name not in RELOADED]
         log.info("settings reloaded", taken=sorted(taken), needs_restart=waits)
 
-    def live(self) -> LiveView:
+    def live(self) -> DaemonView:
         """What only the running daemon knows."""
         now = self._clock()
         stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
@@ -300,7 +300,7 @@ class Service:
         gathered = None if snapshot.open else gathering(snapshot, now)
         target = self._ledger.revisions.target().served_name
         waits = (self._reconciler.waits_for, self._forgetting.waits_for)
-        return LiveView(
+        return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=tuple(

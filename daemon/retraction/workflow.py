@@ -24,8 +24,8 @@ from daemon.retraction.certificates import certificate
 from daemon.retraction.erasure import (
     HALF,
     Finder,
+    erase_answers,
     erase_archive,
-    erase_measurements,
     erase_receipts,
     erase_rest,
     erase_work,
@@ -35,7 +35,7 @@ from daemon.retraction.erasure import (
 from daemon.serving.replica import ReplicaStatus
 from policies.facts.heldout import Render
 from policies.facts.traces import Trace, every_paraphrase, trace_of
-from policies.gate.unlearning import Tolerance
+from policies.gate.unlearning import UnlearningTolerance
 from policies.records import OPEN_STATES
 
 BUDGET_S: Final = 0.2
@@ -82,7 +82,7 @@ class Forgetting:
         self._clock = clock
         self._work: Iterator[None] | None = None
         self._not_before: float | None = None
-        self.tolerance = Tolerance()
+        self.tolerance = UnlearningTolerance()
         self.holds = False
         self.waits_for = ""
 
@@ -210,7 +210,7 @@ class Forgetting:
         yield from erase_receipts(self._layout, traces)
         erase_work(self._layout, traces, plans)
         yield None
-        yield from erase_measurements(self._layout, traces, self._barred(left.values()).models)
+        yield from erase_answers(self._layout, traces, self._barred(left.values()).models)
         yield from erase_rest(self._layout, traces)
 
     async def _finish(self, now: datetime) -> None:

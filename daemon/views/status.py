@@ -1,4 +1,4 @@
-"""What status, history, explain and why say: one stable JSON form each, made in one place."""
+"""What status, history, explain and why show: one stable JSON form each, made in one place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FACTS_SHOWN = 20
 
 
 class ReplicaView(Record):
-    """One replica: what it should answer with, what it does, and when that was verified."""
+    """One replica: the target it should serve, what is active, and when that was verified."""
 
     url: str
     ready: bool
@@ -37,7 +37,7 @@ class StepView(Record):
     progress: Progress | None = None
 
 
-class LiveView(Record):
+class DaemonView(Record):
     """What only the running daemon knows."""
 
     pid: int
@@ -63,7 +63,7 @@ class BatchView(Record):
 
 
 class RevisionView(Record):
-    """One revision and whether it is the target one."""
+    """One revision and whether it is the target."""
 
     number: int
     name: str
@@ -94,7 +94,7 @@ class StatusView(Record):
 
     running: bool
     paused: bool
-    live: LiveView | None
+    daemon: DaemonView | None
     target: RevisionView
     steps: tuple[StepView, ...]
     batches: tuple[BatchView, ...]
@@ -111,15 +111,15 @@ class HistoryView(Record):
     events: tuple[Event, ...]
 
 
-class SaidView(Record):
-    """What one model says now."""
+class AnswerView(Record):
+    """What one model answers now; `who` is base, previous or live."""
 
     who: str
     model: str
     answer: str
 
 
-class KnownView(Record):
+class FactView(Record):
     """A fact that a question is about: where it came from and what serves it."""
 
     fact: Fact
@@ -134,15 +134,15 @@ class KnownView(Record):
 
 
 class WhyView(Record):
-    """`palorad why`: the facts behind a question, and what base, previous and live say."""
+    """`palorad why`: the facts behind a question, and what base, previous and live answer."""
 
     question: str
-    facts: tuple[KnownView, ...]
-    said: tuple[SaidView, ...] = ()
+    facts: tuple[FactView, ...]
+    answers: tuple[AnswerView, ...] = ()
 
 
-def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
-    """Everything about now; `live` is what the running daemon adds, None where none runs."""
+def status(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> StatusView:
+    """Everything about now; `daemon` is what the running daemon adds, None where none runs."""
     target, totals = ledger.revisions.target(), ledger.batches.totals()
     steps = []
     for lease in ledger.steps.leases():
@@ -155,13 +155,13 @@ def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
                 kind=head.kind,
                 step=lease.step,
                 started_at=lease.started_at,
-                progress=None if live is None else live.step,
+                progress=None if daemon is None else daemon.step,
             )
         )
     return StatusView(
-        running=live is not None,
+        running=daemon is not None,
         paused=ledger.meta.paused,
-        live=live,
+        daemon=daemon,
         target=_revision(ledger, target, target),
         steps=tuple(steps),
         batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches.latest(BATCHES_SHOWN)),
@@ -218,18 +218,18 @@ def explain(ledger: Ledger, batch_name: str) -> Explanation:
     return explain_batch(batch, ledger.batches.state(batch.id), plans)
 
 
-def why(ledger: Ledger, question: str, said: tuple[SaidView, ...] = ()) -> WhyView:
+def why(ledger: Ledger, question: str, answers: tuple[AnswerView, ...] = ()) -> WhyView:
     """The facts that a question is about, the best match first."""
     lineage = ledger.revisions.target().lineage
     found = ledger.text.search(question, FACTS_SHOWN)
     return WhyView(
         question=question,
-        facts=tuple(_known(ledger, fact, lineage) for fact in found),
-        said=said,
+        facts=tuple(_fact(ledger, fact, lineage) for fact in found),
+        answers=answers,
     )
 
 
-def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
+def _fact(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> FactView:
     standing = ledger.facts.state(fact.id)
     plan_id = ledger.knowledge.taught_by(fact.id, lineage) or standing.get("learnt")
     adapter = revision = None
@@ -238,7 +238,7 @@ def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
         adapter = head.adapter
         revision = next((r.number for r in ledger.revisions.all() if r.plan_id == head.id), None)
     batch = ledger.batches.get(standing["batch"])
-    return KnownView(
+    return FactView(
         fact=fact,
         batch=batch.id,
         batch_name=batch.name,

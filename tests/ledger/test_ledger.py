@@ -27,20 +27,19 @@ from policies.errors import (
     Superseded,
 )
 from policies.facts.supersession import Relation, Ruling
+from policies.gate.records import Outcome, Verdict
 from policies.planning import Limits, MakePlan, Step
 from policies.records import (
     Batch,
     BatchState,
     Fact,
     Operation,
-    Outcome,
     Plan,
     PlanKind,
     PlanState,
     Priority,
     Quarantined,
     Revision,
-    Verdict,
 )
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -10,8 +10,9 @@ from daemon.serving.replica import NotServed
 from daemon.training.messages import TrainRequest
 from daemon.views import status
 from policies.errors import ServerRefused, ServerUnreachable
+from policies.gate.records import Outcome
 from policies.planning import Discard, MakePlan, Promote, Run, Step
-from policies.records import BatchState, Outcome, PlanKind, PlanState
+from policies.records import BatchState, PlanKind, PlanState
 from tests.support.world import World
 
 

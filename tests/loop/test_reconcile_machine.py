@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from daemon.loop.requests import limits_of
 from policies.errors import Refused
+from policies.gate.records import Outcome
 from policies.planning import Limits
-from policies.records import OPEN_STATES, BatchState, Outcome, PlanState, Priority
+from policies.records import OPEN_STATES, BatchState, PlanState, Priority
 from tests.support.world import World
 
 FACTS = st.integers(1, 8)

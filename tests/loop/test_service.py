@@ -23,7 +23,7 @@ from daemon.loop import systemd
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.service import LOW_DISK_BYTES, Service
 from daemon.serving.servers import Servers
-from daemon.views.status import LiveView
+from daemon.views.status import DaemonView
 from policies.errors import ConfigError, ForeignModule, Refused
 from policies.records import BatchState
 from tests.support.crashing import Site
@@ -36,8 +36,8 @@ def one(tmp_path: Path) -> Iterator[Site]:
     made.close()
 
 
-def live(one: Site) -> LiveView:
-    return LiveView.model_validate(ask(one.layout.control_socket, "status"))
+def live(one: Site) -> DaemonView:
+    return DaemonView.model_validate(ask(one.layout.control_socket, "status"))
 
 
 def up(one: Site) -> None:

@@ -180,7 +180,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_killed_at_any_step_it_is_forgotten_all_the_same(points: list[str], tmp_path: Path) -> None:
-    named = ("revisions", "adapters", "archive", "receipts", "work", "measurements", "rest")
+    named = ("revisions", "adapters", "archive", "receipts", "work", "answers", "rest")
     assert {f"forget:{name}" for name in (*named, "compacted", "certificate")} < set(points)
     assert {"erase:within", "erase_events:within", "unloaded:after"} < set(points)
     with site(tmp_path / "site") as one:

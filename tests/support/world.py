@@ -22,8 +22,9 @@ from daemon.loop.rollout import Rollout
 from daemon.serving.fleet import Ensured
 from daemon.serving.replica import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
+from policies.gate.records import Outcome, Verdict
 from policies.planning import Action
-from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
+from policies.records import Batch, Fact, Operation, Revision, content_id
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
