@@ -179,3 +179,21 @@ def test_what_a_probe_takes_is_bounded(name: str) -> None:
         sum(moments.moment_bytes(m.in_features) for m in group.values()) <= moments.PASS_BYTES
         for group in moments.passes(models.matrices(OneLayer(shapes)))
     )
+
+
+def test_the_documented_sizes_are_those_of_the_shapes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "probe.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| ") and "GB" in line
+    ]
+    documented = {model: cells for names, *cells in rows for model in names.split(", ")}
+    for name, config in CONFIGS.items():
+        shapes = Shapes.of(config)
+        assert shapes is not None
+        taken = need(shapes, DEFAULT.share)
+        sizes = (taken.disk, taken.fit_disk, taken.fit_memory, taken.train_memory)
+        for size, cell in zip(sizes, documented[name.removesuffix(" v0.3")], strict=True):
+            digits = 1 if size < 20e9 else 0
+            assert cell == f"{size / 1e9:.{digits}f} GB", name
