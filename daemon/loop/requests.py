@@ -60,19 +60,25 @@ def probe_request(settings: Settings) -> ProbeRequest:
         probes=settings.layout.probes,
         experts=settings.layout.root / "expert",
         settings=settings.probe,
+        protection=settings.protection,
     )
 
 
 def probe_key(settings: Settings) -> str:
-    """Changes when the model's files or the probe's settings do: then the probe is looked at
-    again.
+    """Changes when the model's files, the probe's settings or the protection do: then the probe is
+    looked at again.
     """
     seen = [
         (path.name, stat.st_size, stat.st_mtime_ns)
         for path in sorted(settings.model.path.glob("*"))
         if path.is_file() and (stat := path.stat())
     ]
-    return content_id(str(settings.model.path), json.dumps(seen), settings.probe.model_dump_json())
+    return content_id(
+        str(settings.model.path),
+        json.dumps(seen),
+        settings.probe.model_dump_json(),
+        settings.protection.model_dump_json(),
+    )
 
 
 def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
