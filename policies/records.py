@@ -158,8 +158,7 @@ class Plan(Record):
 
     `parent` is the revision it builds on (0 is the base), `replaces` the adapters of that
     revision's lineage that the new adapter takes the place of: all for `consolidate` and
-    `retract`, the latest ones or none for `learn`, which learns their facts,
-    `relearn_ids`, once more.
+    `retract`, the latest ones or none for `learn`, which relearns their facts, `relearn_ids`.
     """
 
     id: int
