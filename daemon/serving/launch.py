@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -89,7 +88,8 @@ def _vllm(settings: Settings, model: Path, environment: Mapping[str, str]) -> Co
     if not has_gpu() and not any(a.startswith("--dtype") for a in server.extra_args):
         # The CPU build: the arithmetic of the identity probe, and no compilation at every start.
         arguments += ["--dtype", "float32", "--enforce-eager"]
-    if server.gpu_sharing == "sleep":
+    if server.gpu_sharing == "sleep" and has_gpu():
+        # vLLM refuses the flag without one; its scheduler can be paused all the same.
         arguments.append("--enable-sleep-mode")
     arguments += server.extra_args
     gateway = gateway_environment(settings)
@@ -135,12 +135,6 @@ def install_middleware(state_dir: Path) -> Path:
 def has_gpu() -> bool:
     """Whether this machine shows an NVIDIA device."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
-
-
-def served_dtype(model: Path) -> str:
-    """The dtype that the base's config names."""
-    config = json.loads((model / "config.json").read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def _inherited(name: str) -> list[str]:
