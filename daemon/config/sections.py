@@ -12,8 +12,8 @@ from policies.facts.admission import Format
 from policies.facts.supersession import ConflictPolicy
 from policies.gate import limits as presets
 from policies.gate.grading import grader
+from policies.gate.records import Role
 from policies.lineage import Lineage
-from policies.records import Role
 
 BatchPreset = Literal["auto", "small", "large"]
 
@@ -98,16 +98,17 @@ class ServerSettings(Section):
 
 
 class ProbeSettings(Section):
-    """[probe]: what the skill needs, found once and frozen."""
+    """[probe]: what the skill uses of every matrix, fitted once and frozen."""
 
     skill: Path = Path("models/palorad-mini/data/skill.jsonl")
     """Lines with `prompt` and `solution`: the skill to keep."""
     path: OptionalPath = Path("models/palorad-mini/probe")
-    """A probe fitted earlier; used when it belongs to this base, otherwise one is fitted."""
+    """A probe fitted earlier; used when it belongs to this base and keeps the directions that
+    [protection] share asks for, otherwise one is fitted."""
     serve: Literal["base", "expert"] = "base"
-    """Whether the model is served untouched or with z folded in once."""
+    """Whether the base is served untouched, or the SVF expert: the base with z folded in once."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    """One expert is fitted per seed; a component counts when most of them choose it."""
+    """One z is fitted per seed; a component is critical when it is for at least two of them."""
     steps: int = Field(default=300, ge=1)
     """Steps of fitting per seed."""
     learning_rate: float = Field(default=0.002, gt=0)
@@ -115,14 +116,16 @@ class ProbeSettings(Section):
 
 
 class ProtectionSettings(Section):
-    """[protection]: which directions an adapter may not touch."""
+    """[protection]: the directions that an adapter must not touch."""
 
     kind: Literal["svf", "activations", "svf+activations", "none"] = "activations"
-    """Critical components of z, the null space of the skill's inputs, both, or nothing."""
+    """What is protected: the critical singular components, the leading directions of the skill's
+    activations, both, or nothing."""
     form: Literal["hard", "soft"] = "hard"
-    """An exact projection, or the softened λ(C+λI)⁻¹."""
+    """For activations: an exact projection, or the softened λ(C+λI)⁻¹."""
     share: float = Field(default=0.2, gt=0, lt=1)
-    """Share of each matrix's input directions that is protected."""
+    """Share of each matrix's input directions that is protected. A new probe keeps as many; what
+    that takes of disk and memory is said by `palorad doctor`."""
 
 
 class ReplaySettings(Section):
@@ -299,12 +302,12 @@ class GateSettings(Section):
     """[[gate.suites]]"""
 
     @property
-    def limits(self) -> presets.Limits:
+    def limits(self) -> presets.GateLimits:
         """The preset with everything that was set beside it; a floor of 0 is none."""
         preset = presets.PRESETS[self.preset].model_dump()
         mine = {name: getattr(self, name, None) for name in preset}
         chosen = preset | {name: value for name, value in mine.items() if value is not None}
-        return presets.Limits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
+        return presets.GateLimits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

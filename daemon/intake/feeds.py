@@ -142,7 +142,7 @@ class Feeds:
         before = self._pulses.get(name)
         self._pulses[name] = after_success(begun, feed.every_s)
         if before is not None and before.open:
-            self._ledger.record("feed.closed", name, {"failures": before.failures}, now)
+            self._ledger.events.record("feed.closed", name, {"failures": before.failures}, now)
         return polled
 
     def _failed(self, feed: FeedSettings, error: Exception, begun: float, now: datetime) -> Polled:
@@ -160,13 +160,13 @@ class Feeds:
         self._pulses[feed.name] = pulse
         log.warning("feed.failed", feed=feed.name, problem=problem, failures=pulse.failures)
         if pulse.open and not before.open:
-            self._ledger.record("feed.opened", feed.name, {"problem": problem}, now)
+            self._ledger.events.record("feed.opened", feed.name, {"problem": problem}, now)
         return Polled(feed.name, "failed", problem=problem)
 
     # --- one poll ------------------------------------------------------------------------------
 
     async def _poll(self, feed: FeedSettings, now: datetime) -> Polled:
-        stored = self._ledger.feed_cursor(feed.name)
+        stored = self._ledger.feeds.cursor(feed.name)
         cursor = Cursor.model_validate_json(stored) if stored else Cursor()
         part = self._layout.archive / f".{os.getpid()}.feed.{feed.name}.part"
         try:
@@ -188,8 +188,8 @@ class Feeds:
             body=answer.digest,
             full_at=now if answer.full else before.full_at,
         ).model_dump_json(exclude_defaults=True)
-        if not changed or self._ledger.known_batch(batch_id):
-            self._ledger.set_feed_cursor(feed.name, cursor, now)
+        if not changed or self._ledger.batches.is_complete(batch_id):
+            self._ledger.feeds.set_cursor(feed.name, cursor, now)
             return Polled(feed.name, "unchanged")
         archived = self._layout.archived(batch_id)
         files.put_in_place(answer.part, archived)
@@ -202,7 +202,7 @@ class Feeds:
             accepted=0,
             quarantined=0,
         )
-        self._ledger.begin_batch(batch, signature=cursor)
+        self._ledger.admission.begin_batch(batch, signature=cursor)
         log.info("feed.new", feed=feed.name, batch=batch_id)
         return Polled(feed.name, "new", batch=batch_id)
 

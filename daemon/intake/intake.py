@@ -99,7 +99,10 @@ class Intake:
     # --- one pass over what there is -----------------------------------------------------------
 
     def _run(self) -> Iterator[Receipt | None]:
-        for arriving in (*self._ledger.admitting(), *self._ledger.admitting(aside=True)):
+        for arriving in (
+            *self._ledger.admission.admitting(),
+            *self._ledger.admission.admitting(aside=True),
+        ):
             path = self._layout.inbox / arriving.batch.name
             drop = Drop(path, size=0, signature=arriving.signature)
             if not self._waits(drop):
@@ -140,9 +143,9 @@ class Intake:
     def _set_aside(self, drop: Drop, problem: str) -> None:
         """If what has failed is a batch already, nothing else waits until it is whole."""
         try:
-            for arriving in self._ledger.admitting():
+            for arriving in self._ledger.admission.admitting():
                 if (arriving.batch.name, arriving.signature) == (drop.name, drop.signature):
-                    self._ledger.set_aside(arriving.batch.id, problem, self._now)
+                    self._ledger.admission.set_aside(arriving.batch.id, problem, self._now)
         except (OSError, PaloradError) as error:
             log.warning("intake.not_set_aside", file=drop.name, reason=str(error))
 
@@ -168,7 +171,7 @@ class Intake:
         if not drop.unchanged():
             part.unlink(missing_ok=True)
             return
-        if self._ledger.known_batch(batch_id):
+        if self._ledger.batches.is_complete(batch_id):
             part.unlink(missing_ok=True)
             yield self._known(drop, batch_id)
             return
@@ -204,7 +207,7 @@ class Intake:
             cursor=feed_cursor(batch, drop.signature),
         )
         if batch.source == INBOX:
-            yield self._finish(drop, self._ledger.batch(batch.id))
+            yield self._finish(drop, self._ledger.batches.get(batch.id))
 
     def _finish(self, drop: Drop, batch: Batch, again: bool = False) -> Receipt:
         receipt = receipt_of(self._ledger, batch)
@@ -220,7 +223,7 @@ class Intake:
 
     def _known(self, drop: Drop, batch_id: str) -> Receipt:
         """The same bytes again: the same drop after a crash, or another one."""
-        arrived = self._ledger.arriving(batch_id)
+        arrived = self._ledger.admission.arriving(batch_id)
         same = arrived.signature == drop.signature and arrived.batch.name == drop.name
         return self._finish(drop, arrived.batch, again=not same)
 
@@ -273,7 +276,7 @@ class Intake:
         part = target.with_name(f".{os.getpid()}.submit.part")
         try:
             *_, batch_id = copy_and_hash(drop, part)
-            known = self._ledger.known_batch(batch_id)
+            known = self._ledger.batches.is_complete(batch_id)
             if not known:
                 files.put_in_place(part, target)
                 self._inbox.rested(target, self._clock())
@@ -300,7 +303,7 @@ class Intake:
 
     def tell(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
         """Bring a batch's receipt up to date, if it still stands beside where the drop was."""
-        batch = self._ledger.batch(batch_id)
+        batch = self._ledger.batches.get(batch_id)
         if batch.source != INBOX:
             return None
         drop = self._layout.inbox / batch.name

@@ -62,8 +62,8 @@ def bad_lines(found: Sequence[Quarantined]) -> tuple[BadLine, ...]:
 
 def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:
     """The receipt of an admitted batch, as the ledger knows it now."""
-    bad = ledger.quarantined(batch.id, LISTED)
-    counts = ledger.admitted(batch.id)
+    bad = ledger.quarantine.lines(batch.id, LISTED)
+    counts = ledger.admission.admitted(batch.id)
     return Receipt(
         file=batch.name,
         batch=batch.id,
@@ -72,7 +72,7 @@ def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:
         quarantined=batch.quarantined,
         duplicates=counts.known,
         conflicts=counts.conflicts,
-        state=ledger.batch_state(batch.id).value,
+        state=ledger.batches.state(batch.id).value,
         bad_lines=bad_lines(bad),
         bad_lines_left_out=batch.quarantined - len(bad),
     )

@@ -62,7 +62,7 @@ async def check(layout: Layout) -> None:
 
 def _check_ledger(path: Path) -> int:
     with Ledger.open(path, readonly=True) as ledger:
-        return ledger.verify_chain()
+        return ledger.events.verify_chain()
 
 
 def _published(layout: Layout) -> Iterator[Path]:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, started_at
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport
-from daemon.ledger.ledger import NO_SPACE, Ledger
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.planning import NO_SPACE
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
 from daemon.loop.rollout import Rollout
@@ -31,6 +32,7 @@ from policies.errors import (
     StateConflict,
     Superseded,
 )
+from policies.gate.records import Outcome
 from policies.planning import (
     Action,
     Clear,
@@ -42,7 +44,7 @@ from policies.planning import (
     Step,
     next_action,
 )
-from policies.records import Outcome, PlanKind, PlanState
+from policies.records import PlanKind, PlanState
 
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0
@@ -92,7 +94,7 @@ class Reconciler:
 
     async def tick(self, now: datetime) -> Action | None:
         """Record what children did, then begin at most one action; which one."""
-        for lease in self._ledger.leases():
+        for lease in self._ledger.steps.leases():
             self._collect(lease, now)
         if self._holds():
             return None
@@ -101,7 +103,7 @@ class Reconciler:
             if self._clock() >= self._not_before:
                 self._start(WITHOUT_PLAN, Step.PROBE, requests.probe_request(self.settings), now)
             return None
-        snapshot = self._ledger.snapshot(
+        snapshot = self._ledger.planning.snapshot(
             now, requests.limits_of(self.settings), probe_ready=probe is not None
         )
         action = next_action(self.waits.counted(snapshot, now), now)
@@ -111,22 +113,24 @@ class Reconciler:
         """Begin an action; whether that was possible now."""
         match action:
             case MakePlan():
-                plan = self._ledger.make_plan(
+                plan = self._ledger.planning.make_plan(
                     action, now, max_replay=self.settings.train.max_replay
                 )
                 log.info("plan made", plan=plan.id, kind=plan.kind, because=action.because)
             case Run():
-                return await self._run(self._ledger.head(action.plan), action.step, probe, now)
+                return await self._run(
+                    self._ledger.plans.head(action.plan), action.step, probe, now
+                )
             case Promote():
-                self._promote(self._ledger.head(action.plan), now)
+                self._promote(self._ledger.plans.head(action.plan), now)
             case Discard():
-                self._discard(self._ledger.head(action.plan), action.because, now)
+                self._discard(self._ledger.plans.head(action.plan), action.because, now)
             case GiveUp():
-                head = self._ledger.head(action.plan)
+                head = self._ledger.plans.head(action.plan)
                 because = f"{action.because}: {head.error}" if head.error else action.because
                 self._end(head, PlanState.FAILED, now, because=because)
             case Clear():
-                self._ledger.rollback(0, action.because, now)
+                self._ledger.revisions.rollback(0, action.because, now)
         return True
 
     async def _run(
@@ -178,8 +182,8 @@ class Reconciler:
             return False
         pid = self._jobs.start(step.value, workdir, request)
         deadline = now + timedelta(seconds=self.settings.train.deadline_s)
-        self._ledger.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
-        self.waits.seen(self._ledger.leases())
+        self._ledger.steps.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
+        self.waits.seen(self._ledger.steps.leases())
         log.info("step started", plan=plan_id, step=step.value, pid=pid)
         return True
 
@@ -195,7 +199,7 @@ class Reconciler:
                 late += f" ({lease.allowed_s:.0f} s)"
                 self._lease_failed(lease, JobError(kind="Deadline", error=late), now)
         elif seen.outcome == "absent":
-            self._ledger.interrupted(lease.plan, lease.step, now)
+            self._ledger.steps.interrupted(lease.plan, lease.step, now)
             log.info("step interrupted", plan=lease.plan, step=lease.step.value)
         elif seen.outcome == "failed" and seen.error is not None:
             self._lease_failed(lease, seen.error, now)
@@ -211,39 +215,39 @@ class Reconciler:
     def _finished(self, lease: Lease, report: Mapping[str, Any], now: datetime) -> None:
         if lease.step is Step.PROBE:
             requests.remember_probe(self._ledger, self.settings, ProbeReport.model_validate(report))
-            self._ledger.release(lease.plan, lease.step)
+            self._ledger.steps.release(lease.plan, lease.step)
             # The next plan has its own directory, and another base is probed again.
             shutil.rmtree(self._layout.workdir(lease.plan, lease.step), ignore_errors=True)
             return
-        head = self._ledger.head(lease.plan)
+        head = self._ledger.plans.head(lease.plan)
         if lease.step is Step.TRAIN:
             done = TrainDone.model_validate(report)
-            self._ledger.trained(lease.plan, done.adapter, done.served, now)
+            self._ledger.steps.trained(lease.plan, done.adapter, done.served, now)
         else:
             judged = EvaluationReport.model_validate(report)
             to = STATE_AFTER[judged.verdict.outcome]
-            self._ledger.judged(lease.plan, judged.verdict, judged.scorecards, to, now)
+            self._ledger.steps.judged(lease.plan, judged.verdict, judged.scorecards, to, now)
             log.info("judged", plan=lease.plan, outcome=judged.verdict.outcome.value)
             self._changed(head.batches)
 
     def _lease_failed(self, lease: Lease, error: JobError, now: datetime) -> None:
         if lease.plan == WITHOUT_PLAN:
-            self._ledger.release(lease.plan, lease.step)
+            self._ledger.steps.release(lease.plan, lease.step)
             self._not_before = self._clock() + PROBE_AGAIN_S
             self.waits_for = f"no server without the probe's expert: {error.error}"
             return
-        self._failed(self._ledger.head(lease.plan), lease.step, error, now)
+        self._failed(self._ledger.plans.head(lease.plan), lease.step, error, now)
 
     def _failed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> None:
         if error.kind == PROBE_MISMATCH:
             requests.forget_probe(self._ledger)
         pause = timedelta(seconds=pause_s(head.attempts + 1, self.settings.train.backoff_s))
-        self._ledger.failed(head.id, step, error.error, error.kind, now + pause, now)
+        self._ledger.steps.failed(head.id, step, error.error, error.kind, now + pause, now)
         log.warning("step failed", plan=head.id, step=step.value, error=error.error)
         crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
         if crowded:
             kept = {"error": error.error, "error_kind": error.kind}
-            self._ledger.move(head.id, head.state, PlanState.CANCELLED, now, **kept)
+            self._ledger.plans.move(head.id, head.state, PlanState.CANCELLED, now, **kept)
         elif error.final or error.kind == NO_SPACE:
             self._end(head, PlanState.FAILED, now, because=error.error)
 
@@ -253,7 +257,7 @@ class Reconciler:
         if head.served is None:
             raise StateConflict(f"plan {head.id} has published nothing to serve")
         try:
-            revision = self._ledger.promote(
+            revision = self._ledger.revisions.promote(
                 head.id, head.served, now, relearn=self.settings.train.relearn
             )
         except Superseded as error:
@@ -264,14 +268,14 @@ class Reconciler:
         self._changed(head.batches)
 
     def _discard(self, head: PlanHead, because: str, now: datetime) -> None:
-        for lease in self._ledger.leases():
+        for lease in self._ledger.steps.leases():
             if lease.plan == head.id:
                 self._jobs.kill(self._layout.workdir(lease.plan, lease.step))
-                self._ledger.release(lease.plan, lease.step)
+                self._ledger.steps.release(lease.plan, lease.step)
         self._end(head, PlanState.CANCELLED, now, because=because)
 
     def _end(self, head: PlanHead, to: PlanState, now: datetime, because: str) -> None:
-        self._ledger.move(head.id, head.state, to, now, because=because)
+        self._ledger.plans.move(head.id, head.state, to, now, because=because)
         log.info("plan ended", plan=head.id, state=to.value, because=because)
         if to is PlanState.CANCELLED:
             self._tidy(head.id)
@@ -285,13 +289,13 @@ class Reconciler:
 
     def progress(self) -> Progress | None:
         """How far the running child is."""
-        for lease in self._ledger.leases():
+        for lease in self._ledger.steps.leases():
             return last_progress(self._layout.workdir(lease.plan, lease.step))
         return None
 
     async def stop(self, patience_s: float) -> None:
         """End the children at their next checkpoint, at last by force; nothing counts as failed."""
-        leases = self._ledger.leases()
+        leases = self._ledger.steps.leases()
         for lease in leases:
             self._jobs.cancel(self._layout.workdir(lease.plan, lease.step))
         try:
@@ -304,4 +308,4 @@ class Reconciler:
             workdir = self._layout.workdir(lease.plan, lease.step)
             if self._jobs.poll(workdir).outcome != "finished":
                 self._jobs.kill(workdir)
-                self._ledger.release(lease.plan, lease.step)
+                self._ledger.steps.release(lease.plan, lease.step)

@@ -52,24 +52,24 @@ class Rollout:
     @property
     def settled(self) -> bool:
         """Whether the fleet's target is the ledger's, and every replica that answers serves it."""
-        return self._served is not None and self._served == self._ledger.target()
+        return self._served is not None and self._served == self._ledger.revisions.target()
 
     async def serve(self, now: datetime) -> Ensured:
         """Bring the replicas to the ledger's target; a target that changes meanwhile wins."""
         async with self._one_at_a_time:
             # Read only now: what held the fleet may have taken seconds.
-            target = self._ledger.target()
+            target = self._ledger.revisions.target()
             self._served = None
             ensured = await self._fleet.ensure(
                 target,
                 self._rollback_goal(target),
                 self._under_evaluation(),
-                is_target=lambda: self._ledger.target() == target,
+                is_target=lambda: self._ledger.revisions.target() == target,
             )
             if ensured.answering:
                 self._served = target
         if ensured.steps:
-            self._ledger.record(
+            self._ledger.events.record(
                 "served", f"revision:{target.number}", {"steps": ensured.steps}, now
             )
             log.info("served", revision=target.number, steps=ensured.steps)
@@ -84,9 +84,9 @@ class Rollout:
         """The parent, which stays loaded for a rollback; None where it must never be served."""
         if target.parent is None:
             return None
-        parent = self._ledger.revision(target.parent)
-        return None if self._ledger.bars(parent.lineage) else parent
+        parent = self._ledger.revisions.get(target.parent)
+        return None if self._ledger.knowledge.bars(parent.lineage) else parent
 
     def _under_evaluation(self) -> tuple[str, ...]:
-        opened = self._ledger.open_plan()
+        opened = self._ledger.plans.open_plan()
         return (opened.served.name,) if opened is not None and opened.served else ()

@@ -38,7 +38,7 @@ from daemon.loop.watching import observe
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
-from daemon.views.status import LiveView, ReplicaView
+from daemon.views.status import DaemonView, ReplicaView
 from policies.errors import PaloradError
 from policies.facts.templates import varied
 from policies.planning import Clear, Promote, blocked, gathering
@@ -119,10 +119,12 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        self._ledger.ensure_base(self._settings.model.name, self._clock())
+        self._ledger.revisions.ensure_base(self._settings.model.name, self._clock())
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
-        self._update_receipts(tuple(batch.id for batch in self._ledger.batches(RECEIPTS_AT_START)))
+        self._update_receipts(
+            tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
+        )
         intake = self._settings.intake
         observer = observe(self._settings.layout.inbox, intake.watch, self.look)
         scheduler = calendar(self._settings.daemon.check_at, self.check)
@@ -211,11 +213,13 @@ class Service:
         if isinstance(action, Promote | Clear):
             self._wake.set()
         if action is None and not self._intake.busy:
-            self._ledger.index_text(INDEX_AT_ONCE)
+            self._ledger.text.index(INDEX_AT_ONCE)
 
     async def _forget(self) -> None:
         now = self._clock()
-        busy = self._intake.busy or bool(self._ledger.leases() or self._ledger.admitting())
+        busy = self._intake.busy or bool(
+            self._ledger.steps.leases() or self._ledger.admission.admitting()
+        )
         try:
             await self._forgetting.step(now, settled=self._rollout.settled, busy=busy)
         except Exception:
@@ -262,7 +266,7 @@ class Service:
     def _update_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
             try:
-                self._intake.tell(batch, self._ledger.missed(batch))
+                self._intake.tell(batch, self._ledger.batches.missed(batch))
             except OSError as error:
                 log.warning("receipt not updated", batch=batch, reason=str(error))
 
@@ -290,15 +294,15 @@ class Service:
         waits = [name for name in changed if name not in RELOADED]
         log.info("settings reloaded", taken=sorted(taken), needs_restart=waits)
 
-    def live(self) -> LiveView:
+    def live(self) -> DaemonView:
         """What only the running daemon knows."""
         now = self._clock()
-        stored = self._ledger.snapshot(now, requests.limits_of(self._settings))
+        stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
         snapshot = self._reconciler.waits.counted(stored, now)
         gathered = None if snapshot.open else gathering(snapshot, now)
-        target = self._ledger.target().served_name
+        target = self._ledger.revisions.target().served_name
         waits = (self._reconciler.waits_for, self._forgetting.waits_for)
-        return LiveView(
+        return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=tuple(

@@ -31,7 +31,8 @@ from policies.facts.traces import (
     scrubbed,
     tells,
 )
-from policies.records import Fact, ItemResult
+from policies.gate.records import ItemResult
+from policies.records import Fact
 
 HALF: Final = ".tmp-"
 GONE: Final = ".tmp-gone-"
@@ -160,13 +161,13 @@ def remaining(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if os.path.lexists(path)]
 
 
-def erase_measurements(
+def erase_answers(
     layout: Layout, traces: Sequence[Trace], models: Collection[str]
 ) -> Iterator[None]:
     """Remove what tainted models answered, and every other model's answers that give facts away."""
     tainted = {sha[:12] for sha in models}
     names = frozenset[str]().union(*(trace.ids for trace in traces))
-    for folder in sorted(path for path in layout.measurements.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in layout.answers.iterdir() if path.is_dir()):
         if folder.name in tainted:
             store.remove(folder)
         else:
@@ -176,7 +177,7 @@ def erase_measurements(
                 if len(kept) < len(lines):
                     files.write_text(path, "".join(kept))
                 yield None
-    faults.point("forget:measurements")
+    faults.point("forget:answers")
 
 
 def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> bool:
@@ -203,7 +204,7 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         layout.adapters,
         layout.served,
         layout.probes,
-        layout.measurements,
+        layout.answers,
         layout.root / "expert",
     }
     for path in sorted(_files(layout.root, mine)):

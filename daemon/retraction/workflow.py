@@ -24,8 +24,8 @@ from daemon.retraction.certificates import certificate
 from daemon.retraction.erasure import (
     HALF,
     Finder,
+    erase_answers,
     erase_archive,
-    erase_measurements,
     erase_receipts,
     erase_rest,
     erase_work,
@@ -35,7 +35,7 @@ from daemon.retraction.erasure import (
 from daemon.serving.replica import ReplicaStatus
 from policies.facts.heldout import Render
 from policies.facts.traces import Trace, every_paraphrase, trace_of
-from policies.gate.unlearning import Tolerance
+from policies.gate.unlearning import UnlearningTolerance
 from policies.records import OPEN_STATES
 
 BUDGET_S: Final = 0.2
@@ -82,7 +82,7 @@ class Forgetting:
         self._clock = clock
         self._work: Iterator[None] | None = None
         self._not_before: float | None = None
-        self.tolerance = Tolerance()
+        self.tolerance = UnlearningTolerance()
         self.holds = False
         self.waits_for = ""
 
@@ -105,8 +105,8 @@ class Forgetting:
             log.warning("retraction waits", path=str(which), reason=why, again_in_s=AGAIN_S)
 
     async def _go_on(self, now: datetime, *, settled: bool, busy: bool) -> None:
-        due = self._ledger.erasable()
-        if not due and not self._ledger.unclean:
+        due = self._ledger.retractions.erasable()
+        if not due and not self._ledger.erasure.unclean:
             self.holds, self.waits_for = False, ""
             return
         loaded = [found.handle for found in due if found.unloaded_at is None]
@@ -114,12 +114,12 @@ class Forgetting:
             self.holds = False
             return
         if loaded:
-            self._ledger.unloaded(loaded, now)
+            self._ledger.retractions.unloaded(loaded, now)
         self.holds = True
         if busy:
             return
         if self._work is None:
-            due = self._ledger.erasable()
+            due = self._ledger.retractions.erasable()
             await self._delete(self._barred(due))
             self._work = self._erase(due, now)
         until = self._clock() + BUDGET_S
@@ -137,7 +137,7 @@ class Forgetting:
     # --- no longer loaded ----------------------------------------------------------------------
 
     def _barred(self, due: Iterable[Retraction]) -> Tainted:
-        return self._ledger.tainted([found.handle for found in due])
+        return self._ledger.retractions.tainted([found.handle for found in due])
 
     async def _unloaded(self, due: Sequence[Retraction]) -> bool:
         """Whether nothing that knows these facts is loaded anywhere; it is deleted then."""
@@ -174,8 +174,8 @@ class Forgetting:
 
     def _erase(self, due: Sequence[Retraction], now: datetime) -> Iterator[None]:
         left = {found.handle: found for found in due if found.erased_at is None}
-        facts = self._ledger.retracted_facts(list(left))
-        further = self._ledger.paraphrases([fact.id for fact in facts.values()])
+        facts = self._ledger.retractions.facts(list(left))
+        further = self._ledger.paraphrases.of([fact.id for fact in facts.values()])
         traces = [
             trace_of(handle, fact, every_paraphrase(fact, self._render, further.get(fact.id, ())))
             for handle, fact in facts.items()
@@ -191,40 +191,42 @@ class Forgetting:
                 )
                 for found in left.values()
             }
-            yield from self._ledger.erase_mentions(traces)
-            self._ledger.erase(certificates, now)
-        if self._ledger.unclean:
-            yield from self._ledger.purge_index()
+            yield from self._ledger.erasure.erase_mentions(traces)
+            self._ledger.erasure.erase(certificates, now)
+        if self._ledger.erasure.unclean:
+            yield from self._ledger.erasure.purge_index()
 
     def _erase_files(self, traces: Sequence[Trace], left: dict[str, Retraction]) -> Iterator[None]:
         def finder_of(batch: str) -> Finder:
             """Facts that came back after their retraction are other facts."""
-            place = self._ledger.place_of(batch)
+            place = self._ledger.batches.place_of(batch)
             chosen = [
                 trace for trace in traces if place is None or place <= left[trace.handle].last_batch
             ]
             return Finder(chosen, self._rules)
 
-        plans = {head.id for head in self._ledger.heads(OPEN_STATES)}
+        plans = {head.id for head in self._ledger.plans.heads(OPEN_STATES)}
         yield from erase_archive(self._layout, finder_of)
         yield from erase_receipts(self._layout, traces)
         erase_work(self._layout, traces, plans)
         yield None
-        yield from erase_measurements(self._layout, traces, self._barred(left.values()).models)
+        yield from erase_answers(self._layout, traces, self._barred(left.values()).models)
         yield from erase_rest(self._layout, traces)
 
     async def _finish(self, now: datetime) -> None:
-        if self._ledger.unclean:
-            await asyncio.to_thread(self._ledger.compact)
+        if self._ledger.erasure.unclean:
+            await asyncio.to_thread(self._ledger.erasure.compact)
             faults.point("forget:compacted")
-            self._ledger.cleaned()
-        erased = [r for r in self._ledger.retractions(unfinished=True) if r.erased_at is not None]
+            self._ledger.erasure.cleaned()
+        erased = [
+            r for r in self._ledger.retractions.all(unfinished=True) if r.erased_at is not None
+        ]
         self._require_gone(held_by(self._layout, self._barred(erased)))
         for found in erased:
             path = self._layout.certificate(found.handle)
             path.parent.mkdir(exist_ok=True)
             files.write_text(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
             faults.point("forget:certificate")
-            self._ledger.certified(found.handle, now)
+            self._ledger.retractions.certified(found.handle, now)
             log.info("retraction certified", certificate=str(path))
         self.holds, self.waits_for = False, ""

@@ -168,7 +168,7 @@ class Place:
         return polled
 
     def events(self) -> list[str]:
-        return [e.kind for e in self.ledger.events() if e.subject == "news"]
+        return [e.kind for e in self.ledger.events.latest() if e.subject == "news"]
 
 
 @pytest.fixture(params=TRANSPORTS)

@@ -70,7 +70,7 @@ def one(tmp_path: Path, train: dict[str, Any]) -> Iterator[Turned]:
 
 def kinds(site: Site) -> list[str]:
     with site.reading() as ledger:
-        return [event.kind for event in ledger.events(1000)]
+        return [event.kind for event in ledger.events.latest(1000)]
 
 
 # --- the whole daemon ------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_idle_it_takes_in_learns_and_serves(one: Turned, settings: tuple[timedel
     one.set_all(settings)
     one.site.drop("b.jsonl", ["two"])
     with one.site.reading() as ledger:
-        assert ledger.batch_state(ledger.batch("b.jsonl").id) is BatchState.LIVE
+        assert ledger.batches.state(ledger.batches.get("b.jsonl").id) is BatchState.LIVE
     one.site.restart_replica()
     one.site.until(lambda: _verified(one.site), "serving on a replica that came back")
     assert one.site.stop() == 0
@@ -147,7 +147,7 @@ def test_after_a_failure_it_tries_again_in_its_time(
     one.site.until(lambda: one.site._rests("a.jsonl"), "learning a")
     assert time.monotonic() - began > 1.0
     with one.site.reading() as ledger:
-        assert ledger.batch_state(ledger.batch("a.jsonl").id) is BatchState.LIVE
+        assert ledger.batches.state(ledger.batches.get("a.jsonl").id) is BatchState.LIVE
     assert one.site.stop() == 0
 
 
@@ -218,7 +218,7 @@ def test_history_never_runs_backwards(one: Turned) -> None:
     one.site.start()
     one.site.drop("after.jsonl", ["after a restart"])
     with one.site.reading() as ledger:
-        ledger.verify_chain()
+        ledger.events.verify_chain()
         for table, column, order in (
             ("events", "at", "seq"),
             ("batches", "received_at", "seq"),
@@ -226,7 +226,7 @@ def test_history_never_runs_backwards(one: Turned) -> None:
             ("plans", "created_at", "id"),
             ("revisions", "created_at", "number"),
         ):
-            times = [r[0] for r in ledger._rows(f"SELECT {column} FROM {table} ORDER BY {order}")]
+            times = [r[0] for r in ledger.db.rows(f"SELECT {column} FROM {table} ORDER BY {order}")]
             assert times == sorted(times), table
             assert len(times) >= 5
 
@@ -291,7 +291,7 @@ def test_a_deadline_is_counted_and_not_read_off_the_clock(tmp_path: Path) -> Non
     assert world.running is not None
     world.tick(20)
     assert world.running is None
-    assert "took longer than train.deadline_s (3600 s)" in (world.ledger.head(1).error or "")
+    assert "took longer than train.deadline_s (3600 s)" in (world.ledger.plans.head(1).error or "")
 
 
 def test_a_server_that_was_away_is_asked_again(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_gathering_restarts_in_bounds_after_a_restart(tmp_path: Path) -> None:
     world.now -= DAY
     world.crash()
     world.tick()
-    assert world.ledger.open_plan() is not None
+    assert world.ledger.plans.open_plan() is not None
 
 
 def test_a_held_drop_is_tried_again_by_a_clock_that_only_grows(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_feed_fetched_in_the_future_is_fetched_in_full(tmp_path: Path) -> None
     try:
         for full_at in (START - timedelta(seconds=5), START + YEAR):
             cursor = Cursor(etag='"1"', full_at=full_at).model_dump_json(exclude_defaults=True)
-            world.ledger.set_feed_cursor("news", cursor, START)
+            world.ledger.feeds.set_cursor("news", cursor, START)
             feeds = Feeds([feed], world.ledger, world.settings.layout, lambda: 0.0)
             asyncio.run(feeds.poll_one("news", START))
     finally:

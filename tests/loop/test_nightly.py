@@ -24,8 +24,8 @@ def layout(tmp_path: Path) -> Layout:
     made = Layout(tmp_path / "state")
     made.served.mkdir(parents=True)
     with Ledger.open(made.ledger) as ledger:
-        ledger.ensure_base("base", datetime(2026, 11, 1, tzinfo=UTC))
-        ledger.pause(True, "a test", datetime(2026, 11, 2, tzinfo=UTC))
+        ledger.revisions.ensure_base("base", datetime(2026, 11, 1, tzinfo=UTC))
+        ledger.meta.pause(True, "a test", datetime(2026, 11, 2, tzinfo=UTC))
     return made
 
 

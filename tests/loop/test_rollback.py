@@ -38,12 +38,12 @@ class Serving(World):
 
     def learn(self) -> Revision:
         """One more batch that passes the gate: its revision is the target, and not served yet."""
-        before = self.ledger.target().number
+        before = self.ledger.revisions.target().number
         self.drop(1)
         for _ in range(20):
             self.tick(60)
-            if self.ledger.target().number > before:
-                return self.ledger.target()
+            if self.ledger.revisions.target().number > before:
+                return self.ledger.revisions.target()
             if self.running is None:
                 continue
             request = self.jobs.requests[self.running]
@@ -99,10 +99,10 @@ def test_a_rollback_during_a_promotion_keeps_the_alias_where_it_is(
     assert serving.serve().done
     second = serving.learn()
     serving.replicas[1].heard = at(  # the first has loaded the candidate to have it evaluated
-        when, lambda: serving.ledger.rollback(first.number, "wrong", serving.now)
+        when, lambda: serving.ledger.revisions.rollback(first.number, "wrong", serving.now)
     )
     serving.serve()
-    assert serving.ledger.target() == first
+    assert serving.ledger.revisions.target() == first
     assert serving.routed == first.number
     assert second.served_name in serving.replicas[1].adapters
     serving.serve()
@@ -120,7 +120,7 @@ def test_a_rollback_while_the_fleet_is_busy_is_what_is_served_next(serving: Serv
         async with serving.rollout._one_at_a_time:
             promoting = asyncio.ensure_future(serving.rollout.serve(serving.now))
             await asyncio.sleep(0)
-            serving.ledger.rollback(first.number, "wrong", serving.now)
+            serving.ledger.revisions.rollback(first.number, "wrong", serving.now)
         await promoting
 
     asyncio.run(run())
@@ -136,7 +136,7 @@ def test_settled_is_lost_with_the_command_that_changes_the_target(serving: Servi
     assert not serving.rollout.settled
     serving.serve()
     assert serving.rollout.settled
-    serving.ledger.rollback(first.number, "wrong", serving.now)
+    serving.ledger.revisions.rollback(first.number, "wrong", serving.now)
     assert not serving.rollout.settled
     serving.serve()
     assert serving.rollout.settled

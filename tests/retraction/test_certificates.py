@@ -61,7 +61,7 @@ class Place:
         for folder in self.layout.directories():
             folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger.open(self.layout.ledger)
-        self.ledger.ensure_base("base", START)
+        self.ledger.revisions.ensure_base("base", START)
         self.now, self.seconds = START, 0.0
         self.intake = Intake(self.ledger, self.layout, IntakeSettings(stable_s=0))
         self.forgetting = Forgetting(
@@ -80,7 +80,7 @@ class Place:
 
     def publish(self, fact_id: str = "s-1", letter: str = "a") -> Path:
         """A plan that has learnt the fact and lost; its adapter's directory."""
-        plan = self.ledger.create_plan(
+        plan = self.ledger.plans.create(
             PlanKind.LEARN,
             parent=0,
             fact_ids=[fact_id],
@@ -93,17 +93,17 @@ class Place:
         for folder in (adapter, self.layout.served / name):
             folder.mkdir()
             (folder / "adapter_model.safetensors").write_bytes(b"weights")
-        self.ledger.trained(
+        self.ledger.steps.trained(
             plan.id,
             Adapter(sha256=letter * 64, rank=4, path=str(adapter)),
             Served(name=name, path=str(self.layout.served / name), sha256="b" * 64),
             self.now,
         )
-        self.ledger.move(plan.id, PlanState.TRAINED, PlanState.REJECTED, self.now)
+        self.ledger.plans.move(plan.id, PlanState.TRAINED, PlanState.REJECTED, self.now)
         return adapter
 
     def retract(self, fact_id: str = "s-1") -> None:
-        self.ledger.retract(fact_id, "takedown", self.now)
+        self.ledger.retractions.retract(fact_id, "takedown", self.now)
 
     def forget(self, steps: int = 50) -> list[dict[str, Any]]:
         """Steps without any pause; the certificates that lie there afterwards."""
@@ -154,7 +154,7 @@ def test_a_clock_set_forward_before_the_retraction_erases_nothing_that_came_back
     place.drop("b.jsonl", {**LINE, "source": "it came back"})
     assert len(place.forget()) == 1
     (archived,) = {name.split("/")[1] for name in place.holding() if name.startswith("archive/")}
-    assert archived == f"{place.ledger.batch('b.jsonl').id}.jsonl"
+    assert archived == f"{place.ledger.batches.get('b.jsonl').id}.jsonl"
 
 
 # --- deletion is checked ---------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_what_comes_back_after_its_deletion_is_not_certified(place: Place, where
     back = getattr(place.layout, where) / name
     place.retract()
     asyncio.run(place.forgetting.step(place.now, settled=True, busy=True))
-    assert place.ledger.retractions()[0].unloaded_at is not None
+    assert place.ledger.retractions.all()[0].unloaded_at is not None
     assert not back.exists()
     back.write_text("in its place")
     assert place.forget() == []
@@ -255,8 +255,8 @@ def test_half_a_deletion_is_not_certified(place: Place, monkeypatch: pytest.Monk
 def test_a_state_directory_that_was_moved_keeps_no_adapter(place: Place) -> None:
     place.drop("a.jsonl", LINE)
     adapter = place.publish()
-    place.ledger._do("UPDATE adapters SET path = ?", (f"/elsewhere/{adapter.name}",))
-    place.ledger._db.conn.commit()
+    place.ledger.db.do("UPDATE adapters SET path = ?", (f"/elsewhere/{adapter.name}",))
+    place.ledger.db.connection.commit()
     place.retract()
     assert len(place.forget()) == 1
     assert not adapter.exists()
@@ -281,7 +281,7 @@ def test_a_working_directory_that_cannot_be_deleted_is_not_certified(
 
 def test_a_file_that_cannot_be_rewritten_is_not_certified(place: Place) -> None:
     place.drop("a.jsonl", LINE)
-    (batch,) = place.ledger.batches()
+    (batch,) = place.ledger.batches.latest()
     archived = place.layout.archived(batch.id)
     kept = archived.rename(place.layout.root / "kept")
     archived.mkdir()  # no file can be put in its place
@@ -310,7 +310,7 @@ def test_status_says_what_cannot_be_erased(tmp_path: Path) -> None:
 
         one.until(told, "saying why")
         with one.reading() as ledger:
-            assert ledger.retractions()[0].certified_at is None
+            assert ledger.retractions.all()[0].certified_at is None
         assert one.stop() == 0
     finally:
         one.close()
@@ -323,21 +323,21 @@ def test_what_another_retraction_still_serves_is_neither_deleted_nor_certified(
     gone, stays = place.publish(), place.publish("s-2", "c")
     place.retract()
     assert len(place.forget()) == 1
-    plan = place.ledger.heads()[0]
-    place.ledger._do("UPDATE plans SET state = 'passed' WHERE id = ?", (plan.id,))
-    place.ledger._db.conn.commit()
-    served = place.ledger.head(plan.id).served
+    plan = place.ledger.plans.heads()[0]
+    place.ledger.db.do("UPDATE plans SET state = 'passed' WHERE id = ?", (plan.id,))
+    place.ledger.db.connection.commit()
+    served = place.ledger.plans.head(plan.id).served
     assert served is not None
-    place.ledger.promote(plan.id, served, place.now)
+    place.ledger.revisions.promote(plan.id, served, place.now)
     place.drop("b.jsonl", {**LINE, "source": "it came back"})
     place.retract("s-2")
-    (again,) = place.ledger.waiting(place.now, 9)
+    (again,) = place.ledger.facts.waiting(place.now, 9)
     place.retract(again.id)
     (told, other) = place.forget()
     assert [t["tainted_together"]["adapters"] for t in (told, other)].count(["a" * 64]) == 1
     assert not gone.exists()
     assert stays.exists()
-    assert place.ledger.retractions()[1].certified_at is None
+    assert place.ledger.retractions.all()[1].certified_at is None
 
 
 # --- every paraphrase is traced -----------------------------------------------------------------
@@ -442,7 +442,7 @@ def test_every_paraphrase_that_training_makes_is_traced(
 def test_paraphrases_of_the_live_model_are_erased(place: Place) -> None:
     place.drop("a.jsonl", LINE)
     paraphrase = "Zed told a guard something. What was it?"
-    place.ledger.keep_paraphrases({"s-1": [paraphrase]})
+    place.ledger.paraphrases.keep({"s-1": [paraphrase]})
     log = place.layout.root / "log" / "server.log"
     log.parent.mkdir(exist_ok=True)
     log.write_text(f"asked: {paraphrase} -> {SECRET}\nanother line\n")

@@ -261,16 +261,16 @@ class Site:
 
     def _rests(self, name: str) -> bool:
         with self.reading() as ledger:
-            known = [batch for batch in ledger.batches() if batch.name == name]
+            known = [batch for batch in ledger.batches.latest() if batch.name == name]
             if not known or (self.layout.inbox / name).exists():
                 return False
-            state = ledger.batch_state(known[0].id)
+            state = ledger.batches.state(known[0].id)
             return (
                 state not in (BatchState.WAITING, BatchState.LEARNING)
-                and ledger.open_plan() is None
-                and not ledger.leases()
-                and not ledger.fact_counts(known[0].id).pending
-                and self._serves(ledger.target().number)
+                and ledger.plans.open_plan() is None
+                and not ledger.steps.leases()
+                and not ledger.facts.counts(known[0].id).pending
+                and self._serves(ledger.revisions.target().number)
             )
 
     def _serves(self, number: int) -> bool:
@@ -285,7 +285,7 @@ class Site:
             except DaemonUnreachable:
                 return False
             with self.reading() as ledger:
-                return ledger.target().number == to and self._serves(to)
+                return ledger.revisions.target().number == to and self._serves(to)
 
         self.until(done, command)
 
@@ -310,20 +310,20 @@ class Site:
         """Everything durable that must not depend on where the daemon was killed."""
         layout = self.layout
         with self.reading() as ledger:
-            ledger.verify_chain()
-            heads = ledger.heads()
+            ledger.events.verify_chain()
+            heads = ledger.plans.heads()
             return {
-                "target": ledger.target().number,
+                "target": ledger.revisions.target().number,
                 "revisions": [
-                    (r.number, r.parent, r.lineage, r.served_name) for r in ledger.revisions()
+                    (r.number, r.parent, r.lineage, r.served_name) for r in ledger.revisions.all()
                 ],
                 "plans": [(h.id, h.kind, h.state, h.facts, h.replays, h.seed) for h in heads],
                 "batches": [
-                    (b.name, b.accepted, b.quarantined, ledger.batch_state(b.id))
-                    for b in ledger.batches()
+                    (b.name, b.accepted, b.quarantined, ledger.batches.state(b.id))
+                    for b in ledger.batches.latest()
                 ],
-                "facts": ledger._rows("SELECT id, state, validity, tries, learnt FROM facts"),
-                "leases": ledger.leases(),
+                "facts": ledger.db.rows("SELECT id, state, validity, tries, learnt FROM facts"),
+                "leases": ledger.steps.leases(),
                 "alias": json.loads(layout.alias.read_text()),
                 "inbox": sorted(p.name for p in layout.inbox.iterdir()),
                 "receipts": [

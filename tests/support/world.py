@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from sqlite_utils import Database
 
 from daemon.children.jobs import JobError, Jobs, JobState
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport, JudgingRequest
+from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
-from daemon.ledger.schema import migrations
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.rollout import Rollout
 from daemon.serving.fleet import Ensured
 from daemon.serving.replica import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
+from policies.gate.records import Outcome, Verdict
 from policies.planning import Action
-from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
+from policies.records import Batch, Fact, Operation, Revision, content_id
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -120,10 +120,8 @@ class World:
         for section, values in self.changes.items():
             tree[section] = {**tree.get(section, {}), **values}
         self.settings = Settings(**tree).rooted(self.root)
-        db = Database(memory=True)
-        migrations.apply(db)
-        self.ledger = Ledger(db, self.root / "ledger.db")
-        self.ledger.ensure_base("base", START)
+        self.ledger = Ledger(Database.in_memory(self.root / "ledger.db"))
+        self.ledger.revisions.ensure_base("base", START)
         self.now, self.seconds = START, 0.0
         self.fleet = FakeFleet()
         self.told: list[str] = []
@@ -171,7 +169,7 @@ class World:
             accepted=0,
             quarantined=0,
         )
-        self.ledger.admit(batch, facts, [], self.now)
+        self.ledger.admission.admit(batch, facts, [], self.now)
         return batch.id
 
     def retract_line(self, fact_id: str) -> None:
