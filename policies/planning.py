@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from datetime import datetime
 from enum import StrEnum
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Final
 
 from policies.batching import Batching, held, quiet
@@ -162,6 +163,19 @@ def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
         grown = f"begun with {snapshot.began_with} facts, gone on with {snapshot.gone_on}"
         return rebuild(snapshot, PlanKind.CONSOLIDATE, grown)
     return None
+
+
+def even_sample(available: int, wanted: int, seed: int) -> list[int]:
+    """At most `wanted` of the places 0 to `available` - 1, in ascending order.
+
+    One place at random out of each of `wanted` equal shares: what came one after another, such as
+    the facts of a batch, is taken in proportion.
+    """
+    if wanted >= available:
+        return list(range(available))
+    draw = random.Random(seed)
+    edges = [number * available // wanted for number in range(wanted + 1)] if wanted > 0 else []
+    return [draw.randrange(first, last) for first, last in pairwise(edges)]
 
 
 def gathering(snapshot: Snapshot, now: datetime) -> str | None:

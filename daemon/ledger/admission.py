@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from daemon.ledger.batches import Batches
 from daemon.ledger.database import Database, Row, chunks, marks, stamp, unstamp
-from daemon.ledger.facts import key_of
+from daemon.ledger.facts import LOST_NOW, key_of
 from daemon.ledger.feeds import Feeds
 from daemon.ledger.records import Admitted, Arriving
 from daemon.ledger.retractions import Retractions
@@ -276,7 +276,7 @@ class Admission:
         self._db.expect(others, len(replacing), "no fact replaces itself")
         lost = [(fact, old) for fact, old in replacing if not to_come(fact, now)]
         done = self._db.do_all(
-            "UPDATE facts SET validity = ?, replaced_by = ?,"
+            f"UPDATE facts SET validity = ?, replaced_by = ?, lost_after = {LOST_NOW},"
             " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
             [(lost_by(fact).value, fact.id, old) for fact, old in lost],
         )

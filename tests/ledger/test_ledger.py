@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.records import Adapter, Served
+from daemon.ledger.records import Adapter, PlanHead, Served
 from policies.errors import (
     Ambiguous,
     DiskFull,
@@ -80,7 +80,9 @@ def drop(ledger: Ledger, name: str, numbers: range | list[int], **fields: Any) -
     return given_batch.id
 
 
-def make(ledger: Ledger, now: datetime = NOW, replaces: tuple[str, ...] = ()) -> Plan:
+def make(
+    ledger: Ledger, now: datetime = NOW, replaces: tuple[str, ...] = (), max_replay: int = 100
+) -> PlanHead:
     """The plan that learns everything that waits."""
     waiting = ledger.facts.waiting(now, 1000)
     action = MakePlan(
@@ -91,10 +93,10 @@ def make(ledger: Ledger, now: datetime = NOW, replaces: tuple[str, ...] = ()) ->
         fact_ids=tuple(w.id for w in waiting),
         replaces=replaces,
     )
-    return ledger.planning.make_plan(action, now, max_replay=100)
+    return ledger.planning.make_plan(action, now, max_replay=max_replay)
 
 
-def served(plan: Plan) -> Served:
+def served(plan: PlanHead | Plan) -> Served:
     return Served(name=f"palora-{plan.id:06}", path=f"/served/{plan.id}", sha256=f"s{plan.id}")
 
 
@@ -104,7 +106,7 @@ def verdict(*not_learnt: str, outcome: Outcome = Outcome.PASS) -> Verdict:
     )
 
 
-def passed(ledger: Ledger, plan: Plan, *not_learnt: str) -> Plan:
+def passed(ledger: Ledger, plan: PlanHead, *not_learnt: str) -> Plan:
     adapter = Adapter(sha256=f"a{plan.id}", rank=plan.rank, path=f"/adapters/{plan.id}")
     ledger.steps.trained(plan.id, adapter, served(plan), NOW)
     return ledger.steps.judged(plan.id, verdict(*not_learnt), (), PlanState.PASSED, NOW)
@@ -236,8 +238,8 @@ def test_facts_are_found_by_their_words(ledger: Ledger) -> None:
 def test_a_fact_waits_for_one_plan_only(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     plan = make(ledger)
-    assert plan.fact_ids == ("f1-a", "f2-a")
-    assert plan.batch_ids == ("a-0123",)
+    assert ledger.planning.to_learn(plan) == ("f1-a", "f2-a")
+    assert ledger.plans.get(plan.id).batch_ids == ("a-0123",)
     with pytest.raises(StateConflict):
         ledger.plans.create(
             PlanKind.LEARN, parent=0, fact_ids=["f1-a"], rank=4, seed=0, because="", now=NOW
@@ -348,9 +350,12 @@ def test_what_is_replayed_is_known_valid_and_bounded(ledger: Ledger) -> None:
     drop(ledger, "b", [0], answer="other")
     lineage = ledger.revisions.target().lineage
     assert ledger.knowledge.known_count(lineage, NOW) == 9
-    assert ledger.knowledge.known_ids(lineage, NOW, 4) == ("f1-a", "f4-a", "f7-a")
+    known = ledger.knowledge.known_ids(lineage, NOW)
+    assert known == tuple(f"f{n}-a" for n in range(1, 10))
+    assert len(ledger.knowledge.known_ids(lineage, NOW, 4)) == 4
     plan = make(ledger)
-    assert len(plan.replay_ids) == 9
+    assert plan.replays == 9
+    assert ledger.planning.to_replay(plan) == known
 
 
 def test_a_rejected_plan_of_several_batches_is_tried_batch_by_batch(ledger: Ledger) -> None:
