@@ -46,13 +46,6 @@ def learning_rank(facts: int, rank: int, most: int) -> int:
     return rank * max(1, min(shares, most // rank))
 
 
-def stride(available: int, wanted: int) -> int:
-    """Every how many-th of `available` things to take for about `wanted` of them; 0 for none."""
-    if wanted <= 0 or available <= 0:
-        return 0
-    return -(-available // wanted)
-
-
 def backoff(failures: int, first_s: float) -> timedelta:
     """How long to wait after the `failures`-th failure in a row: doubled each time, bounded."""
     if failures <= 0:

@@ -113,7 +113,6 @@ class PlanKind(StrEnum):
     LEARN = "learn"
     CONSOLIDATE = "consolidate"
     RETRACT = "retract"
-    REBASE = "rebase"
 
 
 class PlanState(StrEnum):

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -174,11 +173,6 @@ def started_at(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(stat.rpartition(")")[2].split()[19])
-
-
-def overdue(started: datetime, deadline_s: float, now: datetime) -> bool:
-    """Whether a step has run longer than it may."""
-    return (now - started).total_seconds() > deadline_s
 
 
 def _died(code: int, workdir: Path) -> JobError:

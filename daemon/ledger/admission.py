@@ -16,14 +16,12 @@ from daemon.ledger.records import Admitted, Arriving
 from daemon.ledger.retractions import Retractions
 from policies.errors import NotFound
 from policies.facts.supersession import (
-    ConflictPolicy,
     Relation,
     Ruling,
     Standing,
     Validity,
     lost_by,
     moment,
-    rule_each,
     stem_of,
     to_come,
 )
@@ -40,32 +38,6 @@ class Admission:
         self._batches = batches
         self._feeds = feeds
         self._retractions = retractions
-
-    def admit(
-        self,
-        batch: Batch,
-        facts: Sequence[Fact],
-        quarantined: Sequence[Quarantined],
-        now: datetime | None = None,
-        *,
-        cursor: tuple[str, str] | None = None,
-        policy: ConflictPolicy = ConflictPolicy.NEWEST,
-    ) -> Admitted:
-        """Take in a whole batch in one transaction, with a feed's (name, cursor) if it has one.
-
-        The same bytes again change nothing and come back with `already` set.
-        """
-        at = now or batch.received_at
-        with self._db.write("admit"):
-            if cursor is not None:
-                self._feeds.put(*cursor, at)
-            row = self.row_of(batch.id)
-            if row is not None and row[1]:
-                return self.admitted(batch.id, already=True)
-            seq = self._insert_batch(batch, "") if row is None else int(row[0])
-            rulings = rule_each(facts, self.rivals(facts), policy, at)
-            self.append(seq, rulings, quarantined, at)
-            return self._complete(seq, batch.id, at)
 
     def begin_batch(self, batch: Batch, *, signature: str = "") -> Arriving:
         """Start, or go on with, a batch that is too large for one transaction.

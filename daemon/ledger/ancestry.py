@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from daemon.ledger.database import Database
@@ -36,12 +35,12 @@ class Ancestry:
         """The plans whose facts the adapters of a lineage know, in ascending order."""
         nodes, made_by = self._nodes(), self._made_by()
         found: set[int] = set()
-        left = [made_by[sha256] for sha256 in lineage if sha256 in made_by]
+        left = [*_makers(lineage, made_by)]
         while left:
             plan = left.pop()
             if plan not in found and plan in nodes:
                 found.add(plan)
-                left += [made_by[sha256] for sha256 in nodes[plan].replaces if sha256 in made_by]
+                left += _makers(nodes[plan].replaces, made_by)
         return tuple(sorted(found))
 
     def maker(self, sha256: str) -> int | None:
@@ -57,10 +56,9 @@ class Ancestry:
         was valid when it was planned: of a fact that was lost before, it has seen nothing.
         Whatever could have been sampled counts.
         """
-        nodes, makers = self._nodes(), self._makers()
+        nodes, made_by = self._nodes(), self._made_by()
         least: dict[int, int] = {}
-        heap = [(0, plan) for sha256 in lineage for plan in makers[sha256]]
-        heap += [(0, plan) for plan in plans]
+        heap = [(0, plan) for plan in (*plans, *_makers(lineage, made_by))]
         heapq.heapify(heap)
         while heap:
             since, plan = heapq.heappop(heap)
@@ -68,9 +66,10 @@ class Ancestry:
                 continue
             least[plan], node = since, nodes[plan]
             if node.warm:
-                _push(heap, since, (p for sha256 in node.replaces for p in makers[sha256]))
-            later = max(since, plan)
-            _push(heap, later, (p for sha256 in node.lineage for p in makers[sha256]))
+                for earlier in _makers(node.replaces, made_by):
+                    heapq.heappush(heap, (since, earlier))
+            for earlier in _makers(node.lineage, made_by):
+                heapq.heappush(heap, (max(since, plan), earlier))
         return least
 
     def tainted(self, lost: dict[int, int]) -> frozenset[str]:
@@ -79,23 +78,21 @@ class Ancestry:
         `lost` gives, for each plan that learnt one of them, the number of the newest plan when
         the last of these was lost.
         """
-        nodes, makers = self._nodes(), self._makers()
-        seen: dict[int, int] = {}
-        while True:
+        nodes, made_by = self._nodes(), self._made_by()
+        seen = dict(lost)
+        before: dict[int, int] = {}
+        # More than one pass only where a later plan published the bytes of an earlier one again.
+        while seen != before:
             before = dict(seen)
             for plan in sorted(nodes):
                 node = nodes[plan]
-                found = [lost.get(plan, -1), seen.get(plan, -1)]
+                sampled = (seen.get(p, -1) for p in _makers(node.lineage, made_by))
+                found = [since for since in sampled if since >= plan]
                 if node.warm:
-                    found += [seen.get(p, -1) for sha in node.replaces for p in makers[sha]]
-                passed = [seen.get(p, -1) for sha in node.lineage for p in makers[sha]]
-                found += [since for since in passed if since >= plan]
-                if max(found) >= 0:
-                    seen[plan] = max(found)
-            if seen == before:
-                return frozenset(
-                    sha256 for sha256, by in makers.items() if any(plan in seen for plan in by)
-                )
+                    found += [seen[p] for p in _makers(node.replaces, made_by) if p in seen]
+                if found:
+                    seen[plan] = max(*found, seen.get(plan, 0))
+        return frozenset(sha256 for sha256, plan in made_by.items() if plan in seen)
 
     # --- the graph -----------------------------------------------------------------------------
 
@@ -115,20 +112,9 @@ class Ancestry:
     def _made_by(self) -> dict[str, int]:
         return dict(self._db.rows("SELECT sha256, plan FROM adapters"))
 
-    def _makers(self) -> defaultdict[str, set[int]]:
-        """Every plan that ever gave an adapter: two may have given the same bytes."""
-        found: defaultdict[str, set[int]] = defaultdict(set)
-        for sha256, plan in self._db.rows(
-            "SELECT sha256, plan FROM adapters UNION"
-            " SELECT adapter, id FROM plans WHERE adapter IS NOT NULL"
-        ):
-            found[sha256].add(plan)
-        return found
 
-
-def _push(heap: list[tuple[int, int]], since: int, plans: Iterable[int]) -> None:
-    for plan in plans:
-        heapq.heappush(heap, (since, plan))
+def _makers(lineage: Iterable[str], made_by: Mapping[str, int]) -> Iterator[int]:
+    return (made_by[sha256] for sha256 in lineage if sha256 in made_by)
 
 
 def _node(kind: str, replaces: str, lineage: str | None) -> _Node:

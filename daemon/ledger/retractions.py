@@ -104,7 +104,7 @@ class Retractions:
                 models.add(published["sha256"])
         paths: dict[str, str] = dict(self._db.rows("SELECT sha256, path FROM adapters"))
         return Tainted(
-            adapters={sha: paths[sha] for sha in sorted(saw) if sha in paths},
+            adapters={sha: paths[sha] for sha in sorted(saw)},
             served=tuple(sorted(names)),
             models=tuple(sorted(sha for sha in models if sha)),
         )

@@ -42,6 +42,7 @@ from policies.records import (
     Revision,
     Verdict,
 )
+from tests.support.admitting import admit
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LIMITS = Limits(rank=4, rank_budget=16, max_rank=64, max_facts=10, attempts=3)
@@ -76,7 +77,7 @@ def batch(name: str, **fields: Any) -> Batch:
 
 def drop(ledger: Ledger, name: str, numbers: range | list[int], **fields: Any) -> str:
     given_batch = batch(name)
-    ledger.admission.admit(given_batch, [fact(n, **fields) for n in numbers], [], NOW)
+    admit(ledger, given_batch, [fact(n, **fields) for n in numbers])
     return given_batch.id
 
 
@@ -124,9 +125,9 @@ def live(
 
 
 def test_the_same_bytes_again_change_nothing(ledger: Ledger) -> None:
-    first = ledger.admission.admit(batch("a"), [fact(1), fact(2)], [], NOW)
+    first = admit(ledger, batch("a"), [fact(1), fact(2)])
     events = ledger.events.latest()
-    again = ledger.admission.admit(batch("a"), [fact(1), fact(2)], [], NOW)
+    again = admit(ledger, batch("a"), [fact(1), fact(2)])
     assert (first.already, again.already) == (False, True)
     assert first.batch == again.batch
     assert first.batch.accepted == 2
@@ -135,7 +136,7 @@ def test_the_same_bytes_again_change_nothing(ledger: Ledger) -> None:
 
 def test_the_same_fact_in_another_file_is_one_fact(ledger: Ledger) -> None:
     drop(ledger, "a", range(3))
-    second = ledger.admission.admit(batch("b"), [fact(2), fact(3)], [], NOW)
+    second = admit(ledger, batch("b"), [fact(2), fact(3)])
     assert (second.batch.accepted, second.known) == (2, 1)
     assert [w.id for w in ledger.facts.waiting(NOW, 99)] == ["f0-a", "f1-a", "f2-a", "f3-a"]
 
@@ -149,7 +150,7 @@ def test_a_later_answer_takes_the_place_of_an_earlier_one(ledger: Ledger) -> Non
 
 
 def test_two_answers_in_one_file_leave_the_last_one_valid(ledger: Ledger) -> None:
-    ledger.admission.admit(batch("a"), [fact(1, "one"), fact(1, "two"), fact(1, "three")], [], NOW)
+    admit(ledger, batch("a"), [fact(1, "one"), fact(1, "two"), fact(1, "three")])
     assert [w.id for w in ledger.facts.waiting(NOW, 99)] == ["f1-three"]
 
 
@@ -157,14 +158,14 @@ def test_a_retract_line_takes_a_fact_back(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     gone = Fact(id="r", prompt="What is 1?", answer="", op=Operation.RETRACT)
     by_id = Fact(id="f2-a", prompt="", answer="", op=Operation.RETRACT)
-    ledger.admission.admit(batch("b"), [gone, by_id], [], NOW)
+    admit(ledger, batch("b"), [gone, by_id])
     assert ledger.facts.waiting(NOW, 99) == ()
     assert ledger.batches.state("b-0123") is BatchState.EMPTY
 
 
 def test_quarantined_lines_are_kept_in_their_order(ledger: Ledger) -> None:
     bad = [Quarantined(line=n, kind="not-json", reason="is not JSON") for n in (2, 5)]
-    ledger.admission.admit(batch("a"), [fact(1)], bad, NOW)
+    admit(ledger, batch("a"), [fact(1)], bad)
     assert ledger.quarantine.lines("a-0123") == tuple(bad)
     assert ledger.batches.totals() == {"batches": 1, "accepted": 1, "known": 0, "quarantined": 2}
 
@@ -178,7 +179,7 @@ def test_urgent_facts_come_first_and_future_or_past_ones_not_at_all(ledger: Ledg
         fact(4, valid_until=earlier),
         fact(5, valid_from=earlier.date()),
     ]
-    ledger.admission.admit(batch("a"), facts, [], NOW)
+    admit(ledger, batch("a"), facts)
     assert [w.id for w in ledger.facts.waiting(NOW, 99)] == ["f2-a", "f1-a", "f5-a"]
     assert [w.id for w in ledger.facts.waiting(NOW, 2)] == ["f2-a", "f1-a"]
     assert "f3-a" in [w.id for w in ledger.facts.waiting(later, 99)]
@@ -211,16 +212,14 @@ def test_a_batch_is_found_by_id_beginning_and_name(ledger: Ledger) -> None:
 
 
 def test_a_feeds_cursor_moves_with_its_content_or_not_at_all(ledger: Ledger) -> None:
+    arriving = batch("feed")
+    ledger.admission.begin_batch(arriving)
+    naive = NOW.replace(tzinfo=None)
     with pytest.raises(ValueError, match="time zone"):
-        ledger.admission.admit(
-            batch("feed"),
-            [fact(1)],
-            [],
-            NOW.replace(tzinfo=None),
-            cursor=("news", "7"),
-        )
+        ledger.admission.finish_batch(arriving.id, naive, cursor=("news", "7"))
+    assert ledger.batches.latest() == ()
     assert ledger.feeds.cursor("news") is None
-    ledger.admission.admit(batch("feed"), [fact(1)], [], NOW, cursor=("news", "7"))
+    admit(ledger, batch("feed"), [fact(1)], cursor=("news", "7"))
     assert ledger.feeds.cursor("news") == "7"
 
 
@@ -628,10 +627,10 @@ def test_a_full_disk_is_its_own_error_and_leaves_nothing_half_done(ledger: Ledge
     connection.execute(f"PRAGMA max_page_count = {pages}")
     many = [fact(n, "x" * 1000) for n in range(200)]
     with pytest.raises(DiskFull, match="make room and it goes on by itself"):
-        ledger.admission.admit(batch("a"), many, [], NOW)
+        admit(ledger, batch("a"), many)
     assert ledger.batches.latest() == ()
     connection.execute("PRAGMA max_page_count = 1000000")
-    assert ledger.admission.admit(batch("a"), many, [], NOW).batch.accepted == 200
+    assert admit(ledger, batch("a"), many).batch.accepted == 200
     ledger.events.verify_chain()
 
 

@@ -14,7 +14,6 @@ from policies.lineage import (
     backoff,
     over_budget,
     rank_for,
-    stride,
 )
 from policies.planning import (
     Clear,
@@ -219,17 +218,6 @@ def test_in_a_stack_an_adapter_leaves_room_for_the_next(facts: int, rank: int, t
     found = limits.rank_for(facts)
     assert not over_budget(found, rank, budget)
     assert 4 * found >= facts or found == budget - rank
-
-
-@given(st.integers(0, 100_000), st.integers(0, 5000))
-def test_an_even_sample_is_bounded_and_takes_all_where_it_can(available: int, wanted: int) -> None:
-    every = stride(available, wanted)
-    taken = len(range(0, available, every)) if every else 0
-    assert taken <= wanted
-    if available <= wanted:
-        assert taken == available
-    elif wanted:
-        assert taken >= wanted / 2
 
 
 def test_pauses_double_and_are_bounded() -> None:

@@ -22,6 +22,7 @@ from daemon.serving.fleet import Ensured, ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
 from policies.planning import Action
 from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
+from tests.support.admitting import admit
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -150,7 +151,7 @@ class World:
             accepted=0,
             quarantined=0,
         )
-        self.ledger.admission.admit(batch, facts, [], self.now)
+        admit(self.ledger, batch, facts)
         return batch.id
 
     def retract_line(self, fact_id: str) -> None:
