@@ -40,7 +40,7 @@ class Admission:
         self._retractions = retractions
 
     def begin_batch(self, batch: Batch, *, signature: str = "") -> Arriving:
-        """Start, or go on with, a batch that is too large for one transaction.
+        """Begin a batch, or resume one that was begun: it may be too large for one transaction.
 
         Planning sees nothing of it before `finish_batch`.
         """
@@ -52,7 +52,7 @@ class Admission:
         return self.arriving(batch.id)
 
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
-        """The batches that were begun and not finished, or else those of them set aside."""
+        """Unfinished batches: those being read, or with `aside` those set aside."""
         rows = self._db.rows(
             "SELECT id FROM batches WHERE complete = 0 AND (aside <> '') = ? ORDER BY seq",
             (aside,),
@@ -62,7 +62,7 @@ class Admission:
     def set_aside(self, batch_id: str, because: str, now: datetime) -> None:
         """A batch cannot be read on for the moment: from here on nothing else waits for it.
 
-        It may be gone on with and finished at any time.
+        It may be resumed and finished at any time.
         """
         with self._db.write("set_aside"):
             if self._db.do(
@@ -75,7 +75,7 @@ class Admission:
         """For each fact those admitted earlier with its key or its explicit id, as they came.
 
         A later version of an explicit id is stored as `id~something` and counts as that id. Of
-        those that were erased no more than the id is known, so that it is not given again.
+        those that were erased only the id is known: it is not given again.
         """
         by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
@@ -243,7 +243,7 @@ class Admission:
         self._db.expect(stored, len(found), "facts are stored")
 
     def _replace(self, replacing: Sequence[tuple[Fact, str]], now: datetime) -> None:
-        """Each fact takes the place of an older one, at once or from when it comes to hold."""
+        """Each fact takes the place of an older one, now or once it becomes valid."""
         others = sum(fact.id != old or fact.op is Operation.RETRACT for fact, old in replacing)
         self._db.expect(others, len(replacing), "no fact replaces itself")
         lost = [(fact, old) for fact, old in replacing if not to_come(fact, now)]

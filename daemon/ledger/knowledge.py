@@ -115,7 +115,7 @@ class Knowledge:
         return None
 
     def batches(self, lineage: Iterable[str]) -> tuple[int, ...]:
-        """Row numbers of the batches of which a lineage learnt something."""
+        """Row numbers of the batches from which a lineage learnt facts."""
         rows = self._db.rows(
             f"SELECT DISTINCT batch FROM plan_batches WHERE plan IN {_PLANS}",
             {"plans": _listed(self._ancestry.knows(lineage))},
@@ -128,7 +128,7 @@ class Knowledge:
         """How many retracted facts some adapter of a lineage may have learnt or replayed."""
         return len(self.retracted_in(lineage))
 
-    def bars(self, lineage: Iterable[str]) -> bool:
+    def is_tainted(self, lineage: Iterable[str]) -> bool:
         """Whether a lineage may know a fact that was retracted."""
         return bool(self.retracted_in(lineage))
 

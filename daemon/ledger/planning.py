@@ -60,7 +60,7 @@ class Planning:
         waiting = self._facts.waiting(now, limits.max_facts)
         needs_known = bool(forbidden) or no_space or bool(waiting)
         idle = bool(target.lineage) and not (forbidden or waiting)
-        began_with, gone_on = self._growth() if idle and limits.retrain_at else (0, 0)
+        scratch_facts, added_facts = self._growth() if idle and limits.retrain_at else (0, 0)
         return common.model_copy(
             update={
                 "ranks": ranks,
@@ -68,8 +68,8 @@ class Planning:
                 "forbidden": forbidden,
                 "refused_rebuilds": self._refused_rebuilds(target),
                 "no_space": no_space,
-                "began_with": began_with,
-                "gone_on": gone_on,
+                "scratch_facts": scratch_facts,
+                "added_facts": added_facts,
                 "waiting": waiting,
             }
         )
@@ -82,11 +82,11 @@ class Planning:
                 " AND state <> 'cancelled') OR (replaces = '[]' AND state = 'live')"
             )
         )
-        began_with = self._db.one("SELECT facts FROM plans WHERE id = ?", (last,))
-        gone_on = self._db.one(
+        scratch_facts = self._db.one("SELECT facts FROM plans WHERE id = ?", (last,))
+        added_facts = self._db.one(
             "SELECT coalesce(sum(facts), 0) FROM plans WHERE id > ? AND state = 'live'", (last,)
         )
-        return int(began_with or 0), int(gone_on)
+        return int(scratch_facts or 0), int(added_facts)
 
     def _opened(self, head: PlanHead, target: Revision) -> OpenPlan:
         builds_on = self._revisions.get(head.parent).lineage == target.lineage

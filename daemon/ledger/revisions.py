@@ -46,7 +46,7 @@ class Revisions:
     # --- reading -------------------------------------------------------------------------------
 
     def target(self) -> Revision:
-        """What shall be served now."""
+        """The target: the revision that is to be served now."""
         row = self._db.row(
             f"SELECT {_COLUMNS} FROM revisions WHERE number = (SELECT number FROM target)"
         )

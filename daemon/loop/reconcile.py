@@ -308,7 +308,7 @@ class Reconciler:
         """Bring what is served to what is target; whether it is, is `settled`."""
         target = self._ledger.revisions.target()
         previous = None if target.parent is None else self._ledger.revisions.get(target.parent)
-        if previous is not None and self._ledger.knowledge.bars(previous.lineage):
+        if previous is not None and self._ledger.knowledge.is_tainted(previous.lineage):
             previous = None  # it is never to be served again, so it need not stay loaded
         opened = self._ledger.plans.open_plan()
         keep = (opened.served.name,) if opened is not None and opened.served else ()

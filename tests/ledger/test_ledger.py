@@ -416,7 +416,7 @@ def test_leases_come_and_go(ledger: Ledger) -> None:
 # --- rollback --------------------------------------------------------------------------------
 
 
-def test_rollback_shelves_and_forward_brings_back(ledger: Ledger) -> None:
+def test_rollback_marks_plans_rolled_back_and_forward_live(ledger: Ledger) -> None:
     for n in range(3):
         drop(ledger, f"b{n}", [n])
         live(ledger)
@@ -448,7 +448,7 @@ def test_a_plan_on_a_rolled_back_revision_fits_no_more(ledger: Ledger) -> None:
         ledger.revisions.promote(plan.id, served(plan), NOW)
 
 
-def test_a_shelved_batch_can_be_learnt_anew(ledger: Ledger) -> None:
+def test_a_rolled_back_batch_can_be_learnt_again(ledger: Ledger) -> None:
     name = drop(ledger, "a", [1])
     live(ledger)
     ledger.revisions.rollback(0, "", NOW)
@@ -535,7 +535,7 @@ def test_events_hold_no_text_of_facts(ledger: Ledger) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(["fit", "unfit", "live", "back", "forward"]), max_size=12))
-def test_only_what_builds_on_the_desired_lineage_is_ever_promoted(steps: list[str]) -> None:
+def test_only_what_builds_on_the_target_lineage_is_ever_promoted(steps: list[str]) -> None:
     with _fresh() as ledger:
         for number, step in enumerate(steps):
             target = ledger.revisions.target()
@@ -607,9 +607,11 @@ def test_a_ledger_of_another_schema_is_refused_and_left_as_it_is(
         other.apply(db)
     db.close()
     before = path.read_bytes()
-    with pytest.raises(LedgerUnusable, match=rf"a ledger of {said}.*: move the file away") as told:
+    with pytest.raises(
+        LedgerUnusable, match=rf"a ledger of {said}.*: move the file away"
+    ) as refused:
         Ledger.open(path, readonly=readonly)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
     assert path.read_bytes() == before
 
 
@@ -626,7 +628,7 @@ def test_a_full_disk_is_its_own_error_and_leaves_nothing_half_done(ledger: Ledge
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
     many = [fact(n, "x" * 1000) for n in range(200)]
-    with pytest.raises(DiskFull, match="make room and it goes on by itself"):
+    with pytest.raises(DiskFull, match="free some space; work resumes by itself"):
         admit(ledger, batch("a"), many)
     assert ledger.batches.latest() == ()
     connection.execute("PRAGMA max_page_count = 1000000")
