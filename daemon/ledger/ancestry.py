@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import heapq
 import json
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from daemon.ledger.database import Database
 from policies.planning import REBUILDS
 from policies.records import PlanKind
+
+_NOW: Final = 1 << 62
+Makers = Mapping[str, Sequence[int]]
 
 
 class _Node(NamedTuple):
@@ -24,7 +29,8 @@ class Ancestry:
     """The graph of plans and adapters.
 
     An adapter knows what its plan learnt and what the adapters that it replaces know. What a plan
-    replays is no row of the ledger: it follows from this graph.
+    replays is no row of the ledger: it follows from this graph. Plans that published the same
+    bytes share an adapter: a plan builds on the newest of them that was made before it.
     """
 
     def __init__(self, db: Database) -> None:
@@ -33,20 +39,19 @@ class Ancestry:
 
     def knows(self, lineage: Iterable[str]) -> tuple[int, ...]:
         """The plans whose facts the adapters of a lineage know, in ascending order."""
-        nodes, made_by = self._nodes(), self._made_by()
+        nodes, makers = self._nodes(), self._makers()
         found: set[int] = set()
-        left = [*_makers(lineage, made_by)]
+        left = [*_behind(lineage, makers, _NOW)]
         while left:
             plan = left.pop()
             if plan not in found and plan in nodes:
                 found.add(plan)
-                left += _makers(nodes[plan].replaces, made_by)
+                left += _behind(nodes[plan].replaces, makers, plan)
         return tuple(sorted(found))
 
     def maker(self, sha256: str) -> int | None:
-        """The plan that made an adapter."""
-        found = self._db.one("SELECT plan FROM adapters WHERE sha256 = ?", (sha256,))
-        return None if found is None else int(found)
+        """The newest plan that published an adapter."""
+        return next(_behind((sha256,), self._makers(), _NOW), None)
 
     def saw(self, lineage: Iterable[str] = (), plans: Iterable[int] = ()) -> dict[int, int]:
         """The plans whose facts may be in the weights of these adapters, or of what these plans
@@ -56,9 +61,9 @@ class Ancestry:
         was valid when it was planned: of a fact that was lost before, it has seen nothing.
         Whatever could have been sampled counts.
         """
-        nodes, made_by = self._nodes(), self._made_by()
+        nodes, makers = self._nodes(), self._makers()
         least: dict[int, int] = {}
-        heap = [(0, plan) for plan in (*plans, *_makers(lineage, made_by))]
+        heap = [(0, plan) for plan in (*plans, *_behind(lineage, makers, _NOW))]
         heapq.heapify(heap)
         while heap:
             since, plan = heapq.heappop(heap)
@@ -66,33 +71,29 @@ class Ancestry:
                 continue
             least[plan], node = since, nodes[plan]
             if node.warm:
-                for earlier in _makers(node.replaces, made_by):
+                for earlier in _behind(node.replaces, makers, plan):
                     heapq.heappush(heap, (since, earlier))
-            for earlier in _makers(node.lineage, made_by):
+            for earlier in _behind(node.lineage, makers, plan):
                 heapq.heappush(heap, (max(since, plan), earlier))
         return least
 
-    def tainted(self, lost: dict[int, int]) -> frozenset[str]:
+    def tainted(self, lost: Mapping[int, int]) -> frozenset[str]:
         """Adapters that may have seen one of some facts.
 
         `lost` gives, for each plan that learnt one of them, the number of the newest plan when
         the last of these was lost.
         """
-        nodes, made_by = self._nodes(), self._made_by()
-        seen = dict(lost)
-        before: dict[int, int] = {}
-        # More than one pass only where a later plan published the bytes of an earlier one again.
-        while seen != before:
-            before = dict(seen)
-            for plan in sorted(nodes):
-                node = nodes[plan]
-                sampled = (seen.get(p, -1) for p in _makers(node.lineage, made_by))
-                found = [since for since in sampled if since >= plan]
-                if node.warm:
-                    found += [seen[p] for p in _makers(node.replaces, made_by) if p in seen]
-                if found:
-                    seen[plan] = max(*found, seen.get(plan, 0))
-        return frozenset(sha256 for sha256, plan in made_by.items() if plan in seen)
+        nodes, makers = self._nodes(), self._makers()
+        seen: dict[int, int] = {}
+        for plan in sorted(nodes):
+            node = nodes[plan]
+            sampled = [seen.get(p, -1) for p in _behind(node.lineage, makers, plan)]
+            found = [lost.get(plan, -1), *(since for since in sampled if since >= plan)]
+            if node.warm:
+                found += [seen.get(p, -1) for p in _behind(node.replaces, makers, plan)]
+            if max(found) >= 0:
+                seen[plan] = max(found)
+        return frozenset(sha256 for sha256, plans in makers.items() if plans[-1] in seen)
 
     # --- the graph -----------------------------------------------------------------------------
 
@@ -109,22 +110,28 @@ class Ancestry:
         self._plans.update(fresh)
         return self._plans
 
-    def _made_by(self) -> dict[str, int]:
-        return dict(self._db.rows("SELECT sha256, plan FROM adapters"))
+    def _makers(self) -> Makers:
+        """The plans that published each adapter, in ascending order."""
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for sha256, plan in self._db.rows(
+            "SELECT sha256, plan FROM adapters UNION"
+            " SELECT adapter, id FROM plans WHERE adapter IS NOT NULL ORDER BY 2"
+        ):
+            found[sha256].append(plan)
+        return found
 
 
-def _makers(lineage: Iterable[str], made_by: Mapping[str, int]) -> Iterator[int]:
-    return (made_by[sha256] for sha256 in lineage if sha256 in made_by)
+def _behind(lineage: Iterable[str], makers: Makers, before: int) -> Iterator[int]:
+    """For each adapter the newest plan that published it before plan number `before`."""
+    for sha256 in lineage:
+        plans = makers.get(sha256, ())
+        if place := bisect_left(plans, before):
+            yield plans[place - 1]
 
 
 def _node(kind: str, replaces: str, lineage: str | None) -> _Node:
     return _Node(
         warm=PlanKind(kind) not in REBUILDS,
-        replaces=_names(replaces),
-        lineage=_names(lineage or "[]"),
+        replaces=tuple(json.loads(replaces)),
+        lineage=tuple(json.loads(lineage or "[]")),
     )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    found: Sequence[str] = json.loads(text)
-    return tuple(found)

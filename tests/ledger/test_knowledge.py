@@ -249,3 +249,29 @@ def test_an_adapter_that_two_plans_published_taints_what_started_from_it(ledger:
     retract(ledger, "b0-0")
     assert tainted(ledger) == {"a1", "a2"}
     assert ledger.knowledge.forbidden_count(["a2"]) == 1
+
+
+def test_a_rebuild_that_gives_the_same_bytes_knows_what_it_replaced(ledger: Ledger) -> None:
+    learnt(ledger, batches=1, each=3)
+    made = plan(ledger, PlanKind.CONSOLIDATE)
+    ledger.revisions.promote(made.id, train(ledger, made, sha256="a1"), NOW)
+    lineage = ledger.revisions.target().lineage
+    assert lineage == ("a1",)
+    assert ledger.knowledge.known_count(lineage, NOW) == 3
+    assert ledger.knowledge.taught_by("b0-0", lineage) == made.id
+    retract(ledger, "b0-0")
+    assert ledger.knowledge.forbidden_count(lineage) == 1
+    assert tainted(ledger) == {"a1"}
+
+
+def test_bytes_that_a_clean_rebuild_publishes_again_are_clean(ledger: Ledger) -> None:
+    learnt(ledger, batches=1, each=3)
+    early = plan(ledger, PlanKind.CONSOLIDATE)
+    train(ledger, early, sha256="same")
+    retract(ledger, "b0-0")
+    assert tainted(ledger) == {"a1", "same"}
+    ledger.plans.move(early.id, PlanState.PASSED, PlanState.CANCELLED, NOW)
+    made = plan(ledger, PlanKind.RETRACT)
+    ledger.revisions.promote(made.id, train(ledger, made, sha256="same"), NOW)
+    assert ledger.knowledge.forbidden_count(ledger.revisions.target().lineage) == 0
+    assert tainted(ledger) == {"a1"}
