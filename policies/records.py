@@ -113,7 +113,6 @@ class PlanKind(StrEnum):
     LEARN = "learn"
     CONSOLIDATE = "consolidate"
     RETRACT = "retract"
-    REBASE = "rebase"
 
 
 class PlanState(StrEnum):
@@ -158,7 +157,8 @@ class Plan(Record):
 
     `parent` is the revision it builds on (0 is the base), `replaces` the adapters of that
     revision's lineage that the new adapter takes the place of: all for `consolidate` and
-    `retract`, the latest ones or none for `learn`, which relearns their facts, `relearn_ids`.
+    `retract`, all or none for `learn`. `fact_ids` are those that a `learn` plan learns; what it
+    replays, and what a rebuild learns, follows from `replaces` and `parent`.
     """
 
     id: int
@@ -168,8 +168,6 @@ class Plan(Record):
     replaces: tuple[str, ...] = ()
     batch_ids: tuple[str, ...] = ()
     fact_ids: tuple[str, ...] = ()
-    relearn_ids: tuple[str, ...] = ()
-    replay_ids: tuple[str, ...] = ()
     rank: int = Field(gt=0)
     seed: int
     attempts: int = 0

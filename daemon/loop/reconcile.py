@@ -145,10 +145,8 @@ class Reconciler:
                 return False
             if step is Step.TRAIN and self._worded is not None and not await self._worded(plan):
                 return False
-            request: BaseModel = (
-                requests.train_request(self._ledger, self.settings, plan, probe)
-                if step is Step.TRAIN
-                else requests.evaluate_request(self._ledger, self.settings, plan, probe, now)
+            request = await requests.child_request(
+                self._ledger, self.settings, plan, step, probe, now
             )
         except LedgerBusy:
             raise
@@ -158,7 +156,9 @@ class Reconciler:
             )
             self._failed(plan, step, broken, now)
             return False
-        return self._start(plan.id, step, request, now)
+        # Somebody may have decided otherwise while the request was put together.
+        unmoved = self._ledger.plans.head(plan.id).state is plan.state
+        return unmoved and self._start(plan.id, step, request, now)
 
     async def _staged(self, plan: PlanHead, now: datetime) -> bool:
         """Whether the candidate is loaded and verified; a server that is away is waited for."""

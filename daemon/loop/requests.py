@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from datetime import datetime
@@ -24,7 +25,7 @@ from policies.facts.paraphrasing import with_paraphrases
 from policies.facts.templates import varied
 from policies.gate.grading import grade
 from policies.gate.sampling import draw_earlier
-from policies.planning import REBUILDS, Limits
+from policies.planning import REBUILDS, Limits, Step
 from policies.records import Fact, Revision, content_id
 
 PROBE: Final = "probe"
@@ -113,6 +114,39 @@ def forget_probe(ledger: Ledger) -> None:
     ledger.meta.remember(PROBE, "")
 
 
+# --- train and evaluate ----------------------------------------------------------------------
+
+
+async def child_request(
+    ledger: Ledger,
+    settings: Settings,
+    plan: PlanHead,
+    step: Step,
+    probe: ProbeReport,
+    now: datetime,
+) -> TrainRequest | JudgingRequest:
+    """What the child of a step is asked for, put together in a thread with its own reader.
+
+    A request holds thousands of facts, that of a rebuild all of them: reading them takes longer
+    than the loop may stand still.
+    """
+
+    def build(reader: Ledger) -> TrainRequest | JudgingRequest:
+        if step is Step.TRAIN:
+            return train_request(reader, settings, plan, probe)
+        return evaluate_request(reader, settings, plan, probe, now)
+
+    path = ledger.db.path
+    if not path.exists():  # a ledger in memory has no other reader
+        return build(ledger)
+
+    def read() -> TrainRequest | JudgingRequest:
+        with Ledger.open(path, readonly=True) as reader:
+            return build(reader)
+
+    return await asyncio.to_thread(read)
+
+
 # --- train -----------------------------------------------------------------------------------
 
 
@@ -131,11 +165,8 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_worded(ledger, ledger.plans.fact_ids(plan.id, "learn")),
-        replay=(
-            *_worded(ledger, ledger.plans.fact_ids(plan.id, "relearn")),
-            *_worded(ledger, ledger.plans.fact_ids(plan.id, "replay")),
-        ),
+        facts=_worded(ledger, ledger.planning.to_learn(plan)),
+        replay=_worded(ledger, ledger.planning.to_replay(plan)),
         paraphrases=1
         if settings.intake.paraphrase_source == "given"
         else settings.train.paraphrases,
@@ -199,9 +230,7 @@ def _evaluation(
     if plan.served is None:
         raise StateConflict(f"plan {plan.id} has published nothing to judge")
     gate, target = settings.gate, ledger.revisions.target()
-    facts = ledger.facts.find(ids=ledger.plans.fact_ids(plan.id, "learn"))
-    if plan.kind in REBUILDS:
-        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
+    facts = ledger.facts.find(ids=ledger.planning.to_learn(plan, settings.train.max_facts))
     standing = _earlier(ledger, target, now)
     earlier = draw_earlier(standing, facts, gate.earlier_facts, plan.id)
     superseded = _superseded(ledger, settings, plan, target, now)

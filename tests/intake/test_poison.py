@@ -878,14 +878,13 @@ def test_a_line_is_quarantined_once(place: Place) -> None:
     assert place.ledger.batches.get(arriving.id).quarantined == 0
 
 
-def test_a_plan_takes_up_all_that_it_is_to_rehearse_or_is_not_made(place: Place) -> None:
+def test_a_plan_takes_up_all_that_it_is_to_learn_or_is_not_made(place: Place) -> None:
     place.taken("1.jsonl", version("A"))
     with pytest.raises(PaloradError, match="nothing of the change was kept"):
         place.ledger.plans.create(
             PlanKind.LEARN,
             parent=0,
-            fact_ids=["bt-1"],
-            replay_ids=["nobody"],
+            fact_ids=["bt-1", "nobody"],
             rank=4,
             seed=0,
             because="",

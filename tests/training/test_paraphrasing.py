@@ -15,6 +15,7 @@ from daemon.loop.requests import _worded
 from daemon.training.paraphrasing import Paraphraser
 from policies.facts.paraphrasing import affordable, candidates, survives, with_paraphrases
 from policies.records import Batch, Fact, PlanKind
+from tests.support.admitting import admit
 from tests.support.scripted import ScriptedServer, unreachable
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -62,7 +63,7 @@ class Place:
             for n in range(facts)
         ]
         batch = Batch(id="b", name="b", received_at=NOW, source="inbox", accepted=0, quarantined=0)
-        self.ledger.admission.admit(batch, made, [], NOW)
+        admit(self.ledger, batch, made)
         plan = self.ledger.plans.create(
             PlanKind.LEARN,
             parent=0,
