@@ -12,8 +12,9 @@ import pytest
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, PlanHead, Served
 from policies.errors import Superseded
+from policies.gate.records import Outcome, Verdict
 from policies.planning import Limits, MakePlan
-from policies.records import Batch, Fact, Outcome, PlanKind, PlanState, Revision, Verdict
+from policies.records import Batch, Fact, PlanKind, PlanState, Revision
 from tests.support.admitting import admit
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

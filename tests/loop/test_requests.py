@@ -15,8 +15,9 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
 from daemon.loop import requests
 from daemon.training.messages import ProbeReport, TrainRequest
+from policies.gate.records import Outcome, Verdict
 from policies.planning import MakePlan, Run, Step
-from policies.records import Batch, Fact, Outcome, PlanKind, PlanState, Verdict
+from policies.records import Batch, Fact, PlanKind, PlanState
 from tests.support.admitting import admit
 from tests.support.world import World
 
