@@ -45,8 +45,6 @@ class Protection(Record):
     """The most components of a matrix that can be critical, as a share of all."""
     svf_seeds: int = Field(default=2, ge=1)
     """In how many seeds' sets a component must be."""
-    earlier: bool = False
-    """Whether a new adapter also keeps off the input directions that earlier adapters read."""
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,6 @@ def join(*bases: Tensor, tolerance: float = 1e-10) -> Tensor:
     return orthonormal(torch.cat([basis.double() for basis in bases], dim=1), tolerance)
 
 
-def complement(basis: Tensor) -> Tensor:
-    """Orthonormal basis (n, n − k) of what is orthogonal to `basis` (n, k)."""
-    n, k = basis.shape
-    full, _ = torch.linalg.qr(
-        torch.cat([basis.double(), torch.eye(n, dtype=torch.float64, device=basis.device)], dim=1)
-    )
-    rest: Tensor = full[:, k:n]
-    return rest
-
-
 def free_dimension(basis: Tensor) -> int:
     """How many directions a basis (n, k) leaves free: n − k."""
     return basis.shape[0] - basis.shape[1]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from daemon.children.jobs import Progress
-from daemon.config.sections import GateSettings, SuiteSettings
+from daemon.config.gate import GateSettings, SuiteSettings
 from daemon.gate.answers import Measurements
 from daemon.gate.asking import ModelNotServed
 from daemon.gate.evaluate import evaluate
