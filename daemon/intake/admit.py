@@ -10,16 +10,15 @@ from typing import Final
 
 import structlog
 
+from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import IntakeSettings
 from daemon.intake.reader import Raw, Records
 from daemon.intake.tokens import TokenLimit
 from daemon.ledger.ledger import Ledger
 from policies.errors import LedgerBusy, LedgerUnusable, NotFound
 from policies.facts.admission import Format, quarantined, unexpected
-from policies.facts.heldout import TRAINED, Render, no_templates, with_held_out
 from policies.facts.jsonline import DEFAULT_LIMITS, Limits
 from policies.facts.supersession import ConflictPolicy, Relation, Ruling, rule_each
-from policies.facts.templates import questions
 from policies.records import Batch, Fact, Quarantined
 
 FEED: Final = "feed:"
@@ -39,24 +38,22 @@ def any_length(_fact: Fact) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How lines become facts."""
+    """How lines become facts; `paraphrased` gives a fact what it is learnt and judged in."""
 
+    paraphrased: Callable[[Fact], Fact]
     limits: Limits = DEFAULT_LIMITS
     fmt: Format = Format.AUTO
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
-    render: Render = questions
-    trained: int = TRAINED
     too_long: Callable[[Fact], str | None] = any_length
 
 
 def rules_of(settings: IntakeSettings, model_dir: Path | None = None) -> Rules:
     """The rules that the settings say, for facts that the model in `model_dir` is to learn."""
     return Rules(
+        paraphrased=paraphrase_policy(settings).for_admission,
         limits=Limits(line_bytes=settings.max_line_kb * 1024),
         fmt=settings.format,
         conflicts=settings.conflicts,
-        render=questions if settings.paraphrase_source == "templates" else no_templates,
-        trained=1 if settings.paraphrase_source == "given" else settings.min_paraphrases,
         too_long=any_length if model_dir is None else TokenLimit(model_dir, settings.max_tokens),
     )
 
@@ -223,7 +220,7 @@ def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None
             return parsed
         if (why := rules.too_long(parsed)) is not None:
             return quarantined(raw.text, raw.number, "tokens", why)
-        return with_held_out(parsed, rules.render, rules.trained)
+        return rules.paraphrased(parsed)
     except _ELSEWHERE:
         raise
     except Exception as error:

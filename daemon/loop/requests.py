@@ -19,9 +19,7 @@ from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
 from policies.batching import Batching
 from policies.errors import StateConflict
-from policies.facts.heldout import no_templates, with_held_out
-from policies.facts.paraphrasing import with_paraphrases
-from policies.facts.templates import varied
+from policies.facts.model_paraphrases import with_model_paraphrases
 from policies.gate.grading import grade
 from policies.planning import REBUILDS, Limits
 from policies.records import Fact, Revision, content_id
@@ -124,16 +122,12 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        facts=_with_model_paraphrases(ledger, ledger.plan_fact_ids(plan.id, "learn")),
         replay=(
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "relearn")),
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
+            *_with_model_paraphrases(ledger, ledger.plan_fact_ids(plan.id, "relearn")),
+            *_with_model_paraphrases(ledger, ledger.plan_fact_ids(plan.id, "replay")),
         ),
-        paraphrases=1
-        if settings.intake.paraphrase_source == "given"
-        else settings.train.paraphrases,
-        templates=settings.intake.paraphrase_source == "templates",
-        prefixed=settings.train.prefixed,
+        paraphrases=settings.paraphrase_policy,
         reversed_questions=settings.train.reversed_questions,
         epochs=settings.train.epochs,
         batch_preset=settings.train.batch_preset,
@@ -153,10 +147,11 @@ def train_request(
     )
 
 
-def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
+def _with_model_paraphrases(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
     """The facts with the paraphrases that the live model gave."""
     further = ledger.paraphrases(ids)
-    return tuple(with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts(ids=ids))
+    facts = ledger.facts(ids=ids)
+    return tuple(with_model_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -192,14 +187,9 @@ def evaluate_request(
 
 def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     """Retracted facts that are served until now, in the paraphrases in which they were learnt."""
-    given = settings.intake.paraphrase_source == "given"
-    render = varied if settings.intake.paraphrase_source == "templates" else no_templates
-    paraphrases = 1 if given else settings.train.paraphrases
-    facts = ledger.to_forget()
-    further = ledger.paraphrases([fact.id for fact in facts])
-    worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
-    prefixed = settings.train.prefixed
-    return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
+    policy, facts = settings.paraphrase_policy, ledger.to_forget()
+    by_model = ledger.paraphrases([fact.id for fact in facts])
+    return tuple(policy.for_unlearning(fact, by_model.get(fact.id, ())) for fact in facts)
 
 
 def _target(revision: Revision) -> Target | None:

@@ -39,7 +39,7 @@ from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
 from daemon.views.status import LiveView, ReplicaView
 from policies.errors import LedgerBusy, PaloradError
-from policies.facts.templates import varied
+from policies.facts.paraphrases import ERASURE_TEMPLATES
 from policies.planning import blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.1
@@ -79,7 +79,7 @@ class Service:
         )
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random)
         self._forgetting = Forgetting(
-            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied
+            ledger, servers.fleet, settings.layout, rules_of(settings.intake), ERASURE_TEMPLATES
         )
         self._reconciler = Reconciler(
             ledger,
@@ -92,7 +92,7 @@ class Service:
                 ledger,
                 lambda: servers.fleet.servers[0],
                 settings.model.alias,
-                settings.intake,
+                settings.paraphrase_policy,
             ).ready,
         )
         self._commands = Commands(

@@ -23,9 +23,7 @@ from daemon.children.worker import Desk
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
-from policies.facts.heldout import no_templates, with_held_out
 from policies.facts.reversal import reversed_facts
-from policies.facts.templates import varied
 from policies.facts.updates import Updates
 from policies.records import Example, Fact
 
@@ -151,13 +149,9 @@ def _ready(directory: Path | None, base: str) -> Path | None:
 
 def train_plan(request: TrainRequest) -> TrainPlan:
     """Everything that the training depends on; what facts answer otherwise is no known text."""
-    render = varied if request.templates else no_templates
 
-    def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-        return tuple(
-            with_held_out(fact, render, request.paraphrases, prefixed=request.prefixed)
-            for fact in facts
-        )
+    def paraphrased(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
+        return tuple(map(request.paraphrases.for_training, facts))
 
     updates = Updates((*request.facts, *request.replay))
     turned = reversed_facts(request.facts, request.replay) if request.reversed_questions else ()
@@ -169,9 +163,9 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         model_dir=request.model_dir,
         base_hash=request.base_sha256,
         base_name=request.base_name,
-        facts=worded(request.facts),
+        facts=paraphrased(request.facts),
         reversed_facts=turned,
-        replay=(*worded(request.replay), *earlier),
+        replay=(*paraphrased(request.replay), *earlier),
         known=updates.unchanged(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from daemon.config.sections import BatchPreset, ProbeSettings, ProtectionSettings
 from daemon.ledger.records import Adapter, Served
+from policies.facts.paraphrases import ParaphrasePolicy
 from policies.records import Fact, PlanKind, Record
 
 
@@ -44,11 +45,10 @@ class TrainRequest(Record):
 
     `number` is the number that the revision would get, `lineage` the directories of the adapters
     it stands on (for a rebuild none), `start` of those from which it goes on in their place,
-    `facts` what it has to learn, `replay` what it replays, each in up to `paraphrases`
-    paraphrases, by the relations' templates where `templates` says so (half of them `prefixed`),
-    and the other way round where `reversed_questions` does; each new one is shown `epochs` times
-    or more, with as much text as `batch_preset` says, beside at least `min_traces` reasoning
-    traces; `stacked` says that adapters stand on each other.
+    `facts` what it has to learn, `replay` what it replays, each in the paraphrases that
+    `paraphrases` gives it, and the other way round where `reversed_questions` does; each new one
+    is shown `epochs` times or more, with as much text as `batch_preset` says, beside at least
+    `min_traces` reasoning traces; `stacked` says that adapters stand on each other.
     """
 
     kind: PlanKind
@@ -60,9 +60,7 @@ class TrainRequest(Record):
     base_sha256: str
     facts: tuple[Fact, ...]
     replay: tuple[Fact, ...] = ()
-    paraphrases: int = 1
-    templates: bool = True
-    prefixed: bool = False
+    paraphrases: ParaphrasePolicy
     reversed_questions: bool = False
     epochs: int = Field(ge=1)
     batch_preset: BatchPreset = "auto"

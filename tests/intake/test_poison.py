@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,14 @@ def test_a_reason_is_one_bounded_line_without_control_characters(place: Place) -
 def test_an_unexpected_error_in_reading_a_line_quarantines_that_line(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_out = admit.with_held_out
+    paraphrased = place.intake._rules.paraphrased
 
-    def failing(fact: Fact, *rest: Any) -> Fact:
+    def failing(fact: Fact) -> Fact:
         if fact.answer == "two":
             raise ZeroDivisionError("half of \ud800")
-        return held_out(fact, *rest)
+        return paraphrased(fact)
 
-    monkeypatch.setattr(admit, "with_held_out", failing)
+    monkeypatch.setattr(place.intake, "_rules", replace(place.intake._rules, paraphrased=failing))
     reason = only_its_line(place, b'{"prompt":"What is 2?","answer":"two"}', "unexpected")
     assert "ZeroDivisionError: half of \\ud800" in reason
 

@@ -19,6 +19,7 @@ from daemon.config.sections import ProbeSettings, ProtectionSettings
 from daemon.training.child import read_examples, train_plan
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
+from policies.facts.paraphrases import ParaphrasePolicy
 from policies.records import Fact, PlanKind
 from tests.support import tiny
 
@@ -62,6 +63,7 @@ def train_request(model: Path, probe: Path, state: Path, **changes: object) -> T
             "base_name": "base",
             "base_sha256": base_hash(model),
             "facts": FACTS,
+            "paraphrases": ParaphrasePolicy(source="templates", at_admission=1, at_training=1),
             "epochs": 50,
             "probe": probe,
             "protection": ProtectionSettings(share=0.5),
