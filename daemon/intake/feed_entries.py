@@ -57,8 +57,8 @@ def xml_entries(data: bytes) -> list[Entry]:
     try:
         parsed = feedparser.parse(whole, sanitize_html=True, resolve_relative_uris=False)
     except Exception as error:  # feedparser lets through whatever its parsers raise
-        told = f"is neither RSS nor Atom that can be read: {type(error).__name__}: {error}"
-        raise FeedFailed(storable(told, 200)) from error
+        reason = f"is neither RSS nor Atom that can be read: {type(error).__name__}: {error}"
+        raise FeedFailed(storable(reason, 200)) from error
     if not parsed.get("version"):
         problem = parsed.get("bozo_exception") or "it has no channel or feed"
         raise FeedFailed(f"is neither RSS nor Atom: {problem}".replace("\n", " ")[:200])

@@ -144,8 +144,8 @@ def as_httpx() -> Iterator[None]:
         raise mapped(str(error)) from error
 
 
-def told(error: Exception, timeout_s: float) -> str:
-    """One line for why a poll failed that may take `timeout_s` seconds."""
+def problem_line(error: Exception, timeout_s: float) -> str:
+    """One line that says why a poll failed that may take `timeout_s` seconds."""
     if isinstance(error, httpx.ConnectTimeout):
         text = f"cannot be reached within {min(CONNECT_S, timeout_s):g} s"
     elif isinstance(error, TimeoutError | httpx.TimeoutException):

@@ -59,16 +59,16 @@ class LedgerAdmission(LedgerParaphrases):
             self._append(seq, rulings, quarantined, at)
             return self._complete(seq, batch.id, at)
 
-    def begin_batch(self, batch: Batch, *, signature: str = "") -> Arriving:
+    def begin_batch(self, batch: Batch, *, signature: str = "", cursor: str = "") -> Arriving:
         """Start, or go on with, a batch that is too large for one transaction.
 
+        `signature` and `cursor` as in `Arriving`; bytes that were begun before keep theirs.
         Planning sees nothing of it before `finish_batch`.
         """
         with self._write("begin_batch"):
             row = self._batch_row(batch.id)
             if row is None:
-                self._insert_batch(batch, signature)
-                return Arriving(batch=batch, signature=signature)
+                self._insert_batch(batch, signature, cursor)
         return self.arriving(batch.id)
 
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
@@ -150,25 +150,26 @@ class LedgerAdmission(LedgerParaphrases):
                 )
         return self.arriving(batch_id)
 
-    def finish_batch(
-        self, batch_id: str, now: datetime, *, cursor: tuple[str, str] | None = None
-    ) -> Admitted:
-        """The batch is whole: its facts may be planned from now on."""
+    def finish_batch(self, batch_id: str, now: datetime) -> Admitted:
+        """The batch is whole: its facts may be planned from now on, and its feed has been read up
+        to the cursor that the batch was begun with.
+        """
         with self._write("finish_batch"):
             row = self._batch_row(batch_id)
             if row is None:
                 raise NotFound(f"no batch {batch_id}")
-            if cursor is not None:
-                self._set_cursor(*cursor, now)
             if row[1]:
                 return self.admitted(batch_id, already=True)
+            arriving = self.arriving(batch_id)
+            if arriving.cursor and arriving.batch.feed is not None:
+                self._set_cursor(arriving.batch.feed, arriving.cursor, now)
             return self._complete(row[0], batch_id, now)
 
-    def _insert_batch(self, batch: Batch, signature: str) -> int:
+    def _insert_batch(self, batch: Batch, signature: str, cursor: str = "") -> int:
         self._do(
-            "INSERT INTO batches (id, name, source, received_at, signature, first_fact)"
-            " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
-            (batch.id, batch.name, batch.source, stamp(batch.received_at), signature),
+            "INSERT INTO batches (id, name, source, received_at, signature, cursor, first_fact)"
+            " VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
+            (batch.id, batch.name, batch.source, stamp(batch.received_at), signature, cursor),
         )
         return int(self._one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
 
@@ -199,8 +200,8 @@ class LedgerAdmission(LedgerParaphrases):
 
     def arriving(self, batch_id: str) -> Arriving:
         """How far a batch has been read."""
-        complete, line, position, signature, aside = self._rows(
-            "SELECT complete, line, position, signature, aside FROM batches WHERE id = ?",
+        complete, line, position, signature, cursor, aside = self._rows(
+            "SELECT complete, line, position, signature, cursor, aside FROM batches WHERE id = ?",
             (batch_id,),
         )[0]
         return Arriving(
@@ -209,6 +210,7 @@ class LedgerAdmission(LedgerParaphrases):
             line=line,
             position=position,
             signature=signature,
+            cursor=cursor,
             aside=aside,
         )
 

@@ -291,7 +291,7 @@ class Service:
     def _tell_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
             try:
-                self._intake.tell(batch, self._ledger.missed(batch))
+                self._intake.update_receipt(batch, self._ledger.missed(batch))
             except OSError as error:
                 log.warning("receipt not updated", batch=batch, reason=str(error))
 

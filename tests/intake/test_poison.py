@@ -24,7 +24,7 @@ from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
 from daemon.intake import admit
-from daemon.intake import feeds as feeds_module
+from daemon.intake import fetch as fetch_module
 from daemon.intake import intake as intake_module
 from daemon.intake.feed_entries import lines_of_feed
 from daemon.intake.feeds import Feeds, Polled
@@ -520,7 +520,7 @@ def test_an_unexpected_error_in_a_poll_rests_with_its_feed_and_is_told(
     def failing(*_: object) -> bytes:
         raise ZeroDivisionError("\ud800 in a feed")
 
-    monkeypatch.setattr(feeds_module, "lines_of_feed", failing)
+    monkeypatch.setattr(fetch_module, "lines_of_feed", failing)
     found = polled(place, *[json_feed(WELL)] * 5, open_after=3, **AS_JSON)
     assert {f.status for f in found} == {"failed"}
     assert "ZeroDivisionError: \\ud800 in a feed" in found[0].problem
