@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 
 from daemon.config.feeds import FeedSettings
-from daemon.intake.feed_entries import lines_of_feed
+from daemon.intake.feed_entries import DOCUMENT_BYTES, lines_of_feed
 from daemon.intake.public_http import CONNECT_S, GuardedTransport, bounded_body
 from policies.errors import FeedFailed
 from policies.facts.feed_rules import wait_asked
@@ -103,13 +103,14 @@ async def _client(
 
 
 async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, full: bool) -> Answer:
-    limit = feed.max_mb * 2**20
+    limit, why = _limit_of(feed)
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
-        raise FeedFailed(f"answers with {int(length) / 2**20:.0f} MiB; at most {feed.max_mb}")
+        size = int(length) / 2**20
+        raise FeedFailed(f"answers with {size:.0f} MiB; at most {limit / 2**20:g} ({why})")
     digest, last = hashlib.sha256(), b""
     with part.open("wb") as out:
-        async for piece in bounded_body(response, limit):
+        async for piece in bounded_body(response, limit, why):
             out.write(piece)
             digest.update(piece)
             last = (last + piece)[-(1 << 16) :]
@@ -133,6 +134,14 @@ async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, ful
         digest=digest.hexdigest()[:32],
         full=full,
     )
+
+
+def _limit_of(feed: FeedSettings) -> tuple[int, str]:
+    """How many bytes an answer may have, and what says so."""
+    allowed = feed.max_mb * 2**20
+    if feed.kind == "jsonl" or allowed <= DOCUMENT_BYTES:
+        return allowed, "setting max_mb"
+    return DOCUMENT_BYTES, f"{feed.kind} is read as a whole; JSON Lines may be larger"
 
 
 def _mark(response: httpx.Response, header: str, limit: int) -> str:
