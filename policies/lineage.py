@@ -1,15 +1,13 @@
-"""What learns the next batch, what is replayed, how long to wait after a failure."""
+"""What learns the next batch, and what is replayed."""
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Final, Literal
 
 Lineage = Literal["warm-start", "stack"]
 
 _SMALLEST: Final = 4
 FACTS_A_RANK: Final = 4
-LONGEST_PAUSE: Final = timedelta(hours=1)
 
 
 def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
@@ -51,11 +49,3 @@ def stride(available: int, wanted: int) -> int:
     if wanted <= 0 or available <= 0:
         return 0
     return -(-available // wanted)
-
-
-def backoff(failures: int, first_s: float) -> timedelta:
-    """How long to wait after the `failures`-th failure in a row: doubled each time, bounded."""
-    if failures <= 0:
-        return timedelta(0)
-    doubled = first_s * 2.0 ** min(failures - 1, 30)
-    return min(timedelta(seconds=doubled), LONGEST_PAUSE)

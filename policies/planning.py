@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import takewhile
 from typing import Final
 
+from policies.backoff import LONGEST_PAUSE_S
 from policies.batching import Batching, held, quiet
 from policies.lineage import Lineage, learning_rank, outgrown, over_budget
 from policies.records import PlanKind, PlanState, Record
 
+_LONGEST_PAUSE: Final = timedelta(seconds=LONGEST_PAUSE_S)
 REBUILDS: Final = frozenset({PlanKind.CONSOLIDATE, PlanKind.RETRACT})
 REBUILD_TRIES: Final = 2
 INTERRUPTIONS_PER_ATTEMPT: Final = 10
@@ -203,11 +205,16 @@ def _go_on(plan: OpenPlan, snapshot: Snapshot, now: datetime) -> Action | None:
         return None
     if spent := _spent(plan, snapshot.limits):
         return GiveUp(plan=plan.id, because=spent)
-    if snapshot.paused or (plan.not_before is not None and now < plan.not_before):
+    if snapshot.paused or _rests(plan, now):
         return None
     if plan.state is PlanState.PASSED:
         return Promote(plan=plan.id)
     return Run(plan=plan.id, step=_step(plan, snapshot))
+
+
+def _rests(plan: OpenPlan, now: datetime) -> bool:
+    """Whether a plan waits after a failure; no pause ends later than the longest one would."""
+    return plan.not_before is not None and now < plan.not_before <= now + _LONGEST_PAUSE
 
 
 def _spent(plan: OpenPlan, limits: Limits) -> str | None:

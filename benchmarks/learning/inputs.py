@@ -27,7 +27,7 @@ def kept(
     texts = [paraphrases[0] for paraphrases in (*pools.known, *pools.reasoning)]
     pad, device = int(tokenizer.pad_token_id), next(model.parameters()).device
     batches = (collate(part, pad).to(device) for part in buckets(texts, TOKENS, length))
-    found = moments.collect(model, matrices, batches, 0)
+    found = moments.collect(model, matrices, batches)
     of_owner = {name: collector.moment() for name, collector in found.items()}
     return {name: of_owner[moments.input_owner(name)] for name in matrices}
 

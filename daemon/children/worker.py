@@ -15,8 +15,9 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from adapters import files
 from daemon.base import faults
-from daemon.children.jobs import JobError, Progress, write_atomically
+from daemon.children.jobs import JobError, Progress
 from policies.errors import PaloradError
 
 # Where each step is done, imported only in the child that does it; PALORAD_STEPS names another
@@ -85,10 +86,10 @@ def main(step: str, workdir: Path) -> int:
         failed = JobError(
             kind=type(error).__name__, error=str(error), final=getattr(error, "final", False)
         )
-        write_atomically(workdir / "error.json", failed.model_dump_json())
+        files.write_text(workdir / "error.json", failed.model_dump_json())
         return 0
     faults.point(f"{step}:done")
-    write_atomically(workdir / "report.json", report.model_dump_json(indent=1))
+    files.write_text(workdir / "report.json", report.model_dump_json(indent=1))
     faults.point(f"{step}:reported")
     return 0
 

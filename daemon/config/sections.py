@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from policies.batching import valid_crons
+from policies.cron import require_cron
 from policies.facts.admission import Format
 from policies.facts.supersession import ConflictPolicy
 from policies.gate import limits as presets
 from policies.gate.grading import grader
+from policies.gate.records import Role
 from policies.lineage import Lineage
-from policies.records import Role
 
 BatchPreset = Literal["auto", "small", "large"]
 
@@ -29,6 +29,7 @@ def _none_if_empty(value: object) -> object:
 
 
 Url = Annotated[str, BeforeValidator(_without_slash), Field(pattern=r"^https?://[^\s/]+(/\S*)?$")]
+Cron = Annotated[str, AfterValidator(require_cron)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 
 
@@ -97,16 +98,17 @@ class ServerSettings(Section):
 
 
 class ProbeSettings(Section):
-    """[probe]: what the skill needs, found once and frozen."""
+    """[probe]: what the skill uses of every matrix, fitted once and frozen."""
 
     skill: Path = Path("models/palorad-mini/data/skill.jsonl")
     """Lines with `prompt` and `solution`: the skill to keep."""
     path: OptionalPath = Path("models/palorad-mini/probe")
-    """A probe fitted earlier; used when it belongs to this base, otherwise one is fitted."""
+    """A probe fitted earlier; used when it belongs to this base and keeps the directions that
+    [protection] share asks for, otherwise one is fitted."""
     serve: Literal["base", "expert"] = "base"
-    """Whether the model is served untouched or with z folded in once."""
+    """Whether the base is served untouched, or the SVF expert: the base with z folded in once."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    """One expert is fitted per seed; a component counts when most of them choose it."""
+    """One z is fitted per seed; a component is critical when it is for at least two of them."""
     steps: int = Field(default=300, ge=1)
     """Steps of fitting per seed."""
     learning_rate: float = Field(default=0.002, gt=0)
@@ -114,14 +116,16 @@ class ProbeSettings(Section):
 
 
 class ProtectionSettings(Section):
-    """[protection]: which directions an adapter may not touch."""
+    """[protection]: the directions that an adapter must not touch."""
 
     kind: Literal["svf", "activations", "svf+activations", "none"] = "activations"
-    """Critical components of z, the null space of the skill's inputs, both, or nothing."""
+    """What is protected: the critical singular components, the leading directions of the skill's
+    activations, both, or nothing."""
     form: Literal["hard", "soft"] = "hard"
-    """An exact projection, or the softened λ(C+λI)⁻¹."""
+    """For activations: an exact projection, or the softened λ(C+λI)⁻¹."""
     share: float = Field(default=0.2, gt=0, lt=1)
-    """Share of each matrix's input directions that is protected."""
+    """Share of each matrix's input directions that is protected. A new probe keeps as many; what
+    that takes of disk and memory is said by `palorad doctor`."""
 
 
 class ReplaySettings(Section):
@@ -174,7 +178,7 @@ class TrainSettings(Section):
     """Fewer waiting facts are gathered for longer, at most for max_wait_s; urgent ones never."""
     max_wait_s: float = Field(default=0, ge=0)
     """How long the oldest of too few facts waits."""
-    quiet_hours: tuple[str, ...] = ()
+    quiet_hours: tuple[Cron, ...] = ()
     """Quiet hours as cron expressions in UTC, such as "* 8-17 * * mon-fri": nothing new is learnt
     while one matches, but for urgent facts and retractions."""
     max_replay: int = Field(default=2000, ge=0)
@@ -194,10 +198,6 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _gathers(self) -> Self:
-        try:
-            valid_crons(self.quiet_hours)
-        except ValueError as error:
-            raise ValueError(f"quiet_hours: {error}") from None
         if self.min_facts > self.max_facts:
             raise ValueError("train.min_facts is larger than train.max_facts")
         return self
@@ -302,12 +302,12 @@ class GateSettings(Section):
     """[[gate.suites]]"""
 
     @property
-    def limits(self) -> presets.Limits:
+    def limits(self) -> presets.GateLimits:
         """The preset with everything that was set beside it; a floor of 0 is none."""
         preset = presets.PRESETS[self.preset].model_dump()
         mine = {name: getattr(self, name, None) for name in preset}
         chosen = preset | {name: value for name, value in mine.items() if value is not None}
-        return presets.Limits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
+        return presets.GateLimits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -365,3 +365,6 @@ class DaemonSettings(Section):
     """How long children may take to checkpoint when the daemon stops."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged."""
+    check_at: Cron | Literal[""] = "17 3 * * *"
+    """When the ledger and all adapters are compared with their hashes, as a cron expression in
+    UTC; empty: never."""

@@ -10,11 +10,11 @@ from typing import Final
 
 import structlog
 
+from adapters import files
 from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import IntakeSettings
-from daemon.intake.inbox import sync_folder
 from daemon.intake.reader import Raw, Records
 from daemon.intake.tokens import TokenLimit
 from daemon.ledger.ledger import Ledger
@@ -76,10 +76,9 @@ def begin(
     that it was read up to. From here on it needs nothing but the archive and the ledger: `admit`
     goes on with it after any crash. Raises `OSError` and the ledger's errors.
     """
-    body.replace(layout.archived(batch.id))
-    sync_folder(layout.archive)
+    files.put_in_place(body, layout.archived(batch.id))
     faults.point("intake:archived")
-    return ledger.begin_batch(batch, signature=signature, cursor=cursor)
+    return ledger.admission.begin_batch(batch, signature=signature, cursor=cursor)
 
 
 def admit(
@@ -112,7 +111,7 @@ def admit(
                     yield None
             begins = records.number, records.position
             yield None
-    ledger.finish_batch(batch.id, now())
+    ledger.admission.finish_batch(batch.id, now())
 
 
 def _admit(
@@ -125,7 +124,7 @@ def _admit(
 ) -> None:
     """Records that have been read go into the ledger together with the place behind them."""
     admitted, bad = _rule(ledger, read, rules, now)
-    ledger.append_facts(
+    ledger.admission.append_facts(
         batch_id, admitted, bad, now, line=records.number, position=records.position
     )
 
@@ -150,7 +149,7 @@ def _admit_alone(
             except Exception as error:
                 bad = unexpected(raw.text, raw.number, error)
                 place = {"line": records.number, "position": records.position}
-                ledger.append_facts(batch_id, [], [bad], now, **place)
+                ledger.admission.append_facts(batch_id, [], [bad], now, **place)
         return records.number, records.position
 
 
@@ -179,7 +178,7 @@ def retry_quarantined(
     Gives how many were read since the last pause, and how many of those are bad still. What is left
     out when it is cut off stays in quarantine. Raises `NotFound` where there is no such line.
     """
-    waiting = ledger.quarantined_lines(batch_id)
+    waiting = ledger.quarantine.line_numbers(batch_id)
     wanted = waiting if line is None else waiting & {line}
     if not wanted:
         which = "line" if line is None else f"line {line}"
@@ -191,7 +190,7 @@ def retry_quarantined(
             numbers = wanted & {raw.number for raw in taken}
             if numbers:
                 # Another command may have taken some out since the last pause.
-                numbers &= ledger.quarantined_lines(batch_id, min(numbers), max(numbers))
+                numbers &= ledger.quarantine.line_numbers(batch_id, min(numbers), max(numbers))
             read = [(raw, _read(records, raw, rules)) for raw in taken if raw.number in numbers]
             yield len(read), _readmit(ledger, batch_id, read, rules, now)
 
@@ -208,7 +207,7 @@ def _readmit(
         return 0
     try:
         admitted, bad = _rule(ledger, read, rules, now)
-        ledger.readmit(batch_id, [raw.number for raw, _ in read], admitted, bad, now)
+        ledger.quarantine.readmit(batch_id, [raw.number for raw, _ in read], admitted, bad, now)
     except _ELSEWHERE:
         raise
     except Exception:
@@ -246,7 +245,7 @@ def _rule(
     understood = [(raw, fact) for raw, fact in read if isinstance(fact, Fact)]
     bad = [refused for _, refused in read if isinstance(refused, Quarantined)]
     facts = [fact for _, fact in understood]
-    ruled = rule_each(facts, ledger.rivals(facts), rules.conflicts, now)
+    ruled = rule_each(facts, ledger.admission.rivals(facts), rules.conflicts, now)
     admitted = []
     for (raw, _), (fact, ruling) in zip(understood, ruled, strict=True):
         if ruling.relation in (Relation.CONFLICT, Relation.NO_TARGET):

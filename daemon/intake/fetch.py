@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +16,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 
+from adapters import files
 from daemon.config.feeds import FeedSettings
 from daemon.intake.feed_entries import DOCUMENT_BYTES, lines_of_feed
 from daemon.intake.public_http import CONNECT_S, GuardedTransport, bounded_body
@@ -124,8 +124,7 @@ async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, ful
             digest = hashlib.sha256(data)
         else:
             _check_end(last)
-        out.flush()
-        await asyncio.to_thread(os.fsync, out.fileno())
+        await asyncio.to_thread(files.sync_stream, out)
     return Answer(
         part=part,
         etag=_mark(response, "etag", 200),

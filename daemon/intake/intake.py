@@ -12,11 +12,12 @@ from typing import Final
 
 import structlog
 
+from adapters import files
 from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
 from daemon.intake.admit import admit, begin, count_bad, retry_quarantined, rules_of
-from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash, sync_folder
+from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash
 from daemon.intake.receipts import (
     LISTED,
     BadLine,
@@ -101,17 +102,20 @@ class Intake:
 
     def _run(self) -> Iterator[Receipt | None]:
         """Go on with every batch that was begun, whatever it came from; then take in files."""
-        begun = (*self._ledger.admitting(), *self._ledger.admitting(aside=True))
+        begun = (
+            *self._ledger.admission.admitting(),
+            *self._ledger.admission.admitting(aside=True),
+        )
         for arriving in begun:
             drop = self._drop_of(arriving)
             if not self._waits(drop):
                 work = self._admit(arriving, drop if arriving.batch.feed is None else None)
                 yield from self._guarded(drop, work)
         try:
-            drops = self._inbox.ripe(self._now)
+            drops = self._inbox.ripe(self._clock())
         except OSError as error:
             problem = f"{self._layout.inbox}: cannot be read: {error.strerror}"
-            self._set_aside.add(_FOLDER, "", problem, self._now)
+            self._set_aside.add(_FOLDER, "", problem, self._clock())
             return
         self._forget_gone({arriving.batch.name for arriving in begun})
         for drop in drops:
@@ -138,13 +142,13 @@ class Intake:
 
     def _note(self, drop: Drop, error: Exception) -> str:
         problem = problem_of(drop.name, error)
-        self._set_aside.add(drop.name, drop.signature, problem, self._now)
+        self._set_aside.add(drop.name, drop.signature, problem, self._clock())
         return problem
 
     def _waits(self, drop: Drop) -> bool:
         if self._refused.get(drop.name) == drop.signature:
             return True
-        return self._set_aside.waits(drop.name, drop.signature, self._now)
+        return self._set_aside.waits(drop.name, drop.signature, self._clock())
 
     def _forget_gone(self, begun: set[str]) -> None:
         """A note goes with its file, unless the file is a batch that is not yet whole."""
@@ -170,7 +174,7 @@ class Intake:
         if not drop.unchanged():
             part.unlink(missing_ok=True)
             return
-        if self._ledger.known_batch(batch_id):
+        if self._ledger.batches.is_complete(batch_id):
             part.unlink(missing_ok=True)
             yield self._finish(drop, batch_id)
             return
@@ -218,13 +222,13 @@ class Intake:
 
     def _set_batch_aside(self, arriving: Arriving, problem: str) -> None:
         try:
-            self._ledger.set_aside(arriving.batch.id, problem, self._now)
+            self._ledger.admission.set_aside(arriving.batch.id, problem, self._now)
         except (OSError, PaloradError) as error:
             log.warning("intake.not_set_aside", file=arriving.batch.name, reason=str(error))
 
     def _finish(self, drop: Drop, batch_id: str) -> Receipt:
         """Write the receipt of a whole batch beside a file that brought it, or brought it again."""
-        arriving = self._ledger.arriving(batch_id)
+        arriving = self._ledger.admission.arriving(batch_id)
         receipt = receipt_of(self._ledger, arriving.batch)
         if (arriving.batch.name, arriving.signature) != (drop.name, drop.signature):
             receipt = receipt.model_copy(
@@ -240,7 +244,7 @@ class Intake:
         """Take a file away unless something else has come under its name meanwhile."""
         if drop.unchanged():
             drop.path.unlink()
-            sync_folder(drop.path.parent)
+            files.sync(drop.path.parent)
         faults.point("intake:removed")
 
     def _refuse(self, drop: Drop, why: str, listed: tuple[BadLine, ...] = ()) -> Iterator[Receipt]:
@@ -273,7 +277,7 @@ class Intake:
 
     # --- from outside --------------------------------------------------------------------------
 
-    def submit(self, path: Path, now: datetime) -> tuple[str, bool]:
+    def submit(self, path: Path) -> tuple[str, bool]:
         """Put a copy of a file into the inbox, ripe at once; its batch id, and whether it is known.
 
         Raises `Refused` with one clear line, or `OSError`. Bytes that are known are not copied.
@@ -285,10 +289,10 @@ class Intake:
         part = target.with_name(f".{os.getpid()}.submit.part")
         try:
             *_, batch_id = copy_and_hash(drop, part)
-            known = self._ledger.known_batch(batch_id)
+            known = self._ledger.batches.is_complete(batch_id)
             if not known:
-                part.replace(target)
-                self._inbox.rested(target, now)
+                files.put_in_place(part, target)
+                self._inbox.rested(target, self._clock())
             return batch_id, known
         except PermissionError:
             raise Refused(f"{path} may not be read by palorad's user") from None
@@ -312,7 +316,7 @@ class Intake:
 
     def update_receipt(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
         """Bring a batch's receipt up to date, if it still stands where its file was."""
-        batch = self._ledger.batch(batch_id)
+        batch = self._ledger.batches.get(batch_id)
         if batch.feed is not None:
             return None
         drop = self._layout.inbox / batch.name

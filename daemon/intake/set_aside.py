@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
+from policies.backoff import pause_s
 from policies.errors import DiskFull, LedgerBusy, PaloradError
 from policies.text import storable
 
@@ -26,12 +26,15 @@ class Failure:
 
     signature: str
     failures: int
-    until: datetime
+    until: float
     problem: str
 
 
 class SetAside:
-    """What waits after a failure, by name; pauses double while its signature stays the same."""
+    """What waits after a failure, by name; pauses double while its signature stays the same.
+
+    Every `now` is in seconds of a clock that nobody sets.
+    """
 
     def __init__(self) -> None:
         self._failures: dict[str, Failure] = {}
@@ -41,18 +44,17 @@ class SetAside:
         """One line for each."""
         return tuple(failure.problem for failure in self._failures.values())
 
-    def waits(self, name: str, signature: str, now: datetime) -> bool:
+    def waits(self, name: str, signature: str, now: float) -> bool:
         """Whether it is not to be tried yet; what has changed since is."""
         last = self._failures.get(name)
         return last is not None and last.signature == signature and now < last.until
 
-    def add(self, name: str, signature: str, problem: str, now: datetime) -> None:
+    def add(self, name: str, signature: str, problem: str, now: float) -> None:
         """It failed: set it aside for longer than the last time."""
         before = self._failures.get(name)
-        failures = before.failures + 1 if before and before.signature == signature else 0
-        pause = min(FIRST_WAIT_S * 2.0 ** min(failures, 20), LONGEST_WAIT_S)
-        until = now + timedelta(seconds=pause)
-        self._failures[name] = Failure(signature, failures, until, problem)
+        failures = before.failures + 1 if before and before.signature == signature else 1
+        pause = pause_s(failures, FIRST_WAIT_S, LONGEST_WAIT_S)
+        self._failures[name] = Failure(signature, failures, now + pause, problem)
         log.warning("intake.set_aside", name=name, problem=problem, again_in_s=pause)
 
     def remove(self, name: str) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
 from daemon.config.settings import Settings
-from daemon.gate.child import judging_request
-from daemon.gate.measuring import Target
-from daemon.gate.messages import JudgingRequest
+from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
+from daemon.gate.suites import has_chat_template
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
@@ -21,6 +21,7 @@ from policies.batching import Batching
 from policies.errors import StateConflict
 from policies.facts.model_paraphrases import with_model_paraphrases
 from policies.gate.grading import grade
+from policies.gate.sampling import draw_earlier
 from policies.planning import REBUILDS, Limits
 from policies.records import Fact, Revision, content_id
 
@@ -57,24 +58,30 @@ def probe_request(settings: Settings) -> ProbeRequest:
         probes=settings.layout.probes,
         experts=settings.layout.root / "expert",
         settings=settings.probe,
+        protection=settings.protection,
     )
 
 
 def probe_key(settings: Settings) -> str:
-    """Changes when the model's files or the probe's settings do: then the probe is looked at
-    again.
+    """Changes when the model's files, the probe's settings or the protection do: then the probe is
+    looked at again.
     """
     seen = [
         (path.name, stat.st_size, stat.st_mtime_ns)
         for path in sorted(settings.model.path.glob("*"))
         if path.is_file() and (stat := path.stat())
     ]
-    return content_id(str(settings.model.path), json.dumps(seen), settings.probe.model_dump_json())
+    return content_id(
+        str(settings.model.path),
+        json.dumps(seen),
+        settings.probe.model_dump_json(),
+        settings.protection.model_dump_json(),
+    )
 
 
 def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
     """The probe in use, if it still is the one of this model and these settings."""
-    text = ledger.meta(PROBE)
+    text = ledger.meta.get(PROBE)
     if not text:
         return None
     try:
@@ -88,20 +95,20 @@ def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
 
 def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> None:
     """Use this probe from now on; raises `StateConflict` where revisions stand on another base."""
-    known = ledger.meta(BASE)
-    if known not in (None, report.served_sha256) and ledger.revisions(2)[-1].number:
+    known = ledger.meta.get(BASE)
+    if known not in (None, report.served_sha256) and ledger.revisions.all(2)[-1].number:
         raise StateConflict(
             f"{report.served_dir} is another model than the one the revisions were trained on: "
             "put the former one back, or start with another state_dir"
         )
-    ledger.remember(BASE, report.served_sha256)
+    ledger.meta.remember(BASE, report.served_sha256)
     kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
-    ledger.remember(PROBE, json.dumps(kept))
+    ledger.meta.remember(PROBE, json.dumps(kept))
 
 
 def forget_probe(ledger: Ledger) -> None:
     """Have the probe looked at again: it turned out to belong to other weights."""
-    ledger.remember(PROBE, "")
+    ledger.meta.remember(PROBE, "")
 
 
 # --- train -----------------------------------------------------------------------------------
@@ -111,21 +118,21 @@ def train_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport
 ) -> TrainRequest:
     """One adapter that goes on from what the plan's parent serves, or on top or in place of it."""
-    kept = [s for s in ledger.revision(plan.parent).lineage if s not in plan.replaces]
+    kept = [s for s in ledger.revisions.get(plan.parent).lineage if s not in plan.replaces]
     goes_on = () if plan.kind in REBUILDS else plan.replaces
     protected = settings.protection.kind != "none"
     return TrainRequest(
         kind=plan.kind,
-        number=ledger.revisions(1)[-1].number + 1,
+        number=ledger.revisions.all(1)[-1].number + 1,
         rank=plan.rank,
         seed=plan.seed,
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_with_model_paraphrases(ledger, ledger.plan_fact_ids(plan.id, "learn")),
+        facts=_with_model_paraphrases(ledger, ledger.plans.fact_ids(plan.id, "learn")),
         replay=(
-            *_with_model_paraphrases(ledger, ledger.plan_fact_ids(plan.id, "relearn")),
-            *_with_model_paraphrases(ledger, ledger.plan_fact_ids(plan.id, "replay")),
+            *_with_model_paraphrases(ledger, ledger.plans.fact_ids(plan.id, "relearn")),
+            *_with_model_paraphrases(ledger, ledger.plans.fact_ids(plan.id, "replay")),
         ),
         paraphrases=settings.paraphrase_policy,
         reversed_questions=settings.train.reversed_questions,
@@ -134,9 +141,9 @@ def train_request(
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         min_traces=settings.train.replay.min_traces,
-        lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
+        lineage=tuple(Path(ledger.steps.adapter(sha).path) for sha in kept),
         stacked=settings.train.lineage == "stack",
-        start=tuple(Path(ledger.adapter(sha).path) for sha in goes_on),
+        start=tuple(Path(ledger.steps.adapter(sha).path) for sha in goes_on),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
         protection=settings.protection,
@@ -149,8 +156,8 @@ def train_request(
 
 def _with_model_paraphrases(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
     """The facts with the paraphrases that the live model gave."""
-    further = ledger.paraphrases(ids)
-    facts = ledger.facts(ids=ids)
+    further = ledger.paraphrases.of(ids)
+    facts = ledger.facts.find(ids=ids)
     return tuple(with_model_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
 
 
@@ -160,42 +167,74 @@ def _with_model_paraphrases(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact,
 def evaluate_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
 ) -> JudgingRequest:
-    """Judge the candidate as it would be served.
-
-    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
-    """
-    if plan.served is None:
-        raise StateConflict(f"plan {plan.id} has published nothing to judge")
-    target = ledger.target()
-    facts = ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn"))
-    if plan.kind in REBUILDS:
-        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
-    return judging_request(
-        settings,
+    """Judge the candidate, which the first replica has loaded, as it would be served."""
+    server = settings.server
+    return JudgingRequest(
+        evaluation=_evaluation(ledger, settings, plan, probe, now),
+        url=server.urls[0],
+        admin_key_file=server.admin_key_file or settings.layout.admin_key,
+        user_key_file=server.user_key_file,
+        request_timeout_s=server.request_timeout_s,
+        answers=settings.layout.answers,
         model_dir=probe.served_dir,
-        reference_sha256=probe.served_sha256,
-        live=_target(target),
-        candidate=Target(name=plan.served.name, sha256=plan.served.sha256),
-        facts=facts,
-        earlier=_earlier(ledger, target, now),
-        seed=plan.id,
-        drawing=target.number // settings.gate.revisions_per_draw,
-        superseded=_superseded(ledger, settings, plan, target, now),
-        forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
     )
 
 
-def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
+def _evaluation(
+    ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
+) -> EvaluationRequest:
+    """What to ask of a candidate, and of whom else.
+
+    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
+    Candidates that build on the same `gate.revisions_per_draw` revisions are asked the suites'
+    items in the same order.
+    """
+    if plan.served is None:
+        raise StateConflict(f"plan {plan.id} has published nothing to judge")
+    gate, target = settings.gate, ledger.revisions.target()
+    facts = ledger.facts.find(ids=ledger.plans.fact_ids(plan.id, "learn"))
+    if plan.kind in REBUILDS:
+        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
+    standing = _earlier(ledger, target, now)
+    earlier = draw_earlier(standing, facts, gate.earlier_facts, plan.id)
+    superseded = _superseded(ledger, settings, plan, target, now)
+    return EvaluationRequest(
+        engine=settings.server.kind,
+        base=ServedModel(name=settings.model.name, sha256=probe.served_sha256),
+        live=_served(target),
+        candidate=ServedModel(name=plan.served.name, sha256=plan.served.sha256),
+        order=f"{probe.served_sha256} {target.number // gate.revisions_per_draw}",
+        suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
+        trained_on=settings.trained_on,
+        facts=tuple(facts),
+        earlier=earlier,
+        earlier_complete=len(earlier) < gate.earlier_facts,
+        standing=tuple(chain.from_iterable(standing.values())),
+        superseded=superseded,
+        superseded_complete=len(superseded) < gate.earlier_facts,
+        unlearn=_to_unlearn(ledger, settings) if plan.kind in REBUILDS else (),
+        chat=has_chat_template(probe.served_dir),
+        limits=gate.limits,
+        concurrency=settings.server.concurrency,
+        chunk=gate.chunk,
+        facts_grader=gate.facts_grader,
+        facts_max_tokens=gate.facts_max_tokens,
+        paraphrases=gate.held_out_paraphrases,
+        aa_sample=gate.aa_sample,
+    )
+
+
+def _to_unlearn(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     """Retracted facts that are served until now, in the paraphrases in which they were learnt."""
-    policy, facts = settings.paraphrase_policy, ledger.to_forget()
-    by_model = ledger.paraphrases([fact.id for fact in facts])
+    policy, facts = settings.paraphrase_policy, ledger.retractions.to_forget()
+    by_model = ledger.paraphrases.of([fact.id for fact in facts])
     return tuple(policy.for_unlearning(fact, by_model.get(fact.id, ())) for fact in facts)
 
 
-def _target(revision: Revision) -> Target | None:
+def _served(revision: Revision) -> ServedModel | None:
     if revision.sha256 is None:
         return None
-    return Target(name=revision.served_name, sha256=revision.sha256)
+    return ServedModel(name=revision.served_name, sha256=revision.sha256)
 
 
 def _superseded(
@@ -203,8 +242,10 @@ def _superseded(
 ) -> tuple[Fact, ...]:
     """Facts learnt before that gave way to others; without those whose new answer says the old."""
     gate = settings.gate
-    pairs = ledger.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
-    known = {fact.id: fact for fact in ledger.facts(ids=[name for pair in pairs for name in pair])}
+    pairs = ledger.knowledge.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
+    known = {
+        fact.id: fact for fact in ledger.facts.find(ids=[name for pair in pairs for name in pair])
+    }
     return tuple(
         known[old]
         for old, new in pairs
@@ -213,9 +254,9 @@ def _superseded(
 
 
 def _earlier(ledger: Ledger, target: Revision, now: datetime) -> dict[str, list[Fact]]:
-    ids = ledger.known_ids(target.lineage, now, EARLIER_POOL)
-    batches = ledger.batches_of(ids)
+    ids = ledger.knowledge.known_ids(target.lineage, now, EARLIER_POOL)
+    batches = ledger.batches.of_facts(ids)
     found: defaultdict[str, list[Fact]] = defaultdict(list)
-    for fact in ledger.facts(ids=ids):
+    for fact in ledger.facts.find(ids=ids):
         found[batches[fact.id]].append(fact)
     return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from adapters import files
 from daemon.children.threads import engine_threads, threads
 from daemon.config.settings import Settings
 from daemon.serving import alias
@@ -127,9 +128,7 @@ def install_middleware(state_dir: Path) -> Path:
     source = Path(alias.__file__).read_bytes()
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.is_file() or target.read_bytes() != source:
-        temporary = target.with_suffix(".tmp")
-        temporary.write_bytes(source)
-        temporary.replace(target)
+        files.write_bytes(target, source)
     return target
 
 

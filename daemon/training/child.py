@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adapters import checks, models, store
+from adapters import checks, files, models, store
 from adapters.compose import compose
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
@@ -40,12 +40,15 @@ def probe(desk: Desk) -> ProbeReport:
         seeds=request.settings.seeds,
         steps=request.settings.steps,
         learning_rate=request.settings.learning_rate,
+        share=request.protection.share,
+        keep_bases="svf" in request.protection.kind,
     )
     skill = tuple(read_examples(request.settings.skill, "solution"))
-    at = _ready(request.settings.path, base) or _ready(request.probes / base[:12], base)
+    named, own = request.settings.path, request.probes / base[:12]
+    at = _ready(named, base, fit.share) or _ready(own, base, fit.share)
     fitted = at is None
     if at is None:
-        at = request.probes / base[:12]
+        at = own
         fit_probe(request.model_dir, skill, at, fit, _relay(desk))
     faults.point("probe:published")
     served = request.model_dir
@@ -136,13 +139,13 @@ def read_examples(path: Path | None, completion: str) -> Iterator[Example]:
                 yield Example(prompt=prompt, completion=text, kind="reasoning")
 
 
-def _ready(directory: Path | None, base: str) -> Path | None:
-    """The directory, if it holds a probe of this base."""
+def _ready(directory: Path | None, base: str, share: float) -> Path | None:
+    """The directory, if it holds a probe of this base that keeps `share` of the directions."""
     if directory is None or not directory.is_dir():
         return None
     try:
-        Probe.load(directory, base)
-    except ProbeMismatch:
+        Probe.load(directory, base).require(share)
+    except (ProbeMismatch, ConfigError):
         return None
     return directory
 
@@ -198,7 +201,7 @@ def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple
     identity = checks.identity_probe(generator, "candidate", prompts, IDENTITY_TOKENS)
     if not identity["differs"]:
         raise BrokenAdapter(str(adapter), ("answers exactly as the base does; nothing was learnt",))
-    store.write_json(staging / "identity.json", identity)
+    files.write_json(staging / "identity.json", identity)
     published = store.publish(
         staging,
         request.served,

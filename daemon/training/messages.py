@@ -16,13 +16,15 @@ from policies.records import Fact, PlanKind, Record
 class ProbeRequest(Record):
     """Have a probe of the base at `model_dir`: a fitted one that belongs to it, or fit it now.
 
-    `probes` and `experts` are the directories that new ones are published in.
+    `probes` and `experts` are the directories that new ones are published in. A new one keeps what
+    `protection` asks for, and a fitted one that keeps less is not used.
     """
 
     model_dir: Path
     probes: Path
     experts: Path
     settings: ProbeSettings
+    protection: ProtectionSettings = ProtectionSettings()
 
 
 class ProbeReport(Record):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from policies.facts.heldout import Render, no_templates, with_held_out
+from policies.facts.heldout import no_templates, rendered, with_held_out
 from policies.facts.model_paraphrases import with_model_paraphrases
+from policies.facts.reversal import reversed_facts
 from policies.facts.templates import questions, varied
 from policies.records import Fact, Record
 
 Source = Literal["templates", "frames", "given"]
-
-ERASURE_TEMPLATES: Final[Render] = varied
-"""The templates that erasure looks for, whatever the source is now: it may have been another when
-the fact was learnt."""
 
 
 class ParaphrasePolicy(Record):
@@ -63,3 +60,19 @@ class ParaphrasePolicy(Record):
 
     def _most(self, count: int) -> int:
         return 1 if self.source == "given" else count
+
+
+def every_paraphrase(fact: Fact, by_model: Sequence[str] = ()) -> tuple[str, ...]:
+    """Every paraphrase in which a fact can be learnt or asked, whatever the policy is or was:
+    erasure looks for all of them.
+
+    The given ones, those of the live model, all that templates make, and the reversed questions.
+    A frame leaves the paraphrase that it is put around as it is, so prefixed ones are not listed.
+    """
+    turned = [
+        prompt
+        for one in reversed_facts([fact])
+        for prompt in (*one.training_prompts, *one.eval_prompts)
+    ]
+    given = (fact.prompt, *fact.paraphrases, *fact.eval_prompts)
+    return tuple(dict.fromkeys((*given, *by_model, *rendered(fact, varied), *turned)))

@@ -20,7 +20,6 @@ from daemon.children.jobs import (
     held,
     last_progress,
     started_at,
-    write_atomically,
 )
 from policies.records import Record
 
@@ -179,11 +178,3 @@ def test_half_a_line_of_progress_is_not_read(tmp_path: Path) -> None:
     found = last_progress(tmp_path)
     assert found is not None
     assert found.done == 3
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    for text in ("one", "two"):
-        write_atomically(path, text)
-        assert path.read_text() == text
-    assert list(tmp_path.iterdir()) == [path]

@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.backoff import LONGEST_PAUSE_S, pause_s
 from policies.batching import Batching
-from policies.lineage import (
-    LONGEST_PAUSE,
-    backoff,
-    over_budget,
-    rank_for,
-    stride,
-)
+from policies.lineage import over_budget, rank_for, stride
 from policies.planning import (
     Clear,
     Discard,
@@ -233,8 +228,9 @@ def test_an_even_sample_is_bounded_and_takes_all_where_it_can(available: int, wa
 
 
 def test_pauses_double_and_are_bounded() -> None:
-    assert [backoff(n, 5).total_seconds() for n in range(4)] == [0, 5, 10, 20]
-    assert backoff(10_000, 5) == LONGEST_PAUSE
+    assert [pause_s(n, 5) for n in range(5)] == [0, 5, 10, 20, 40]
+    assert pause_s(10_000, 5) == LONGEST_PAUSE_S
+    assert [pause_s(n, 1, 3) for n in range(1, 4)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

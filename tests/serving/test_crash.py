@@ -39,7 +39,7 @@ target, former = (Revision.model_validate_json(a) for a in sys.argv[2:4])
 async def main():
     servers = replicas.connect(settings)
     fleet = replicas.fleet(settings, servers)
-    fleet.drain_s = 0.0
+    fleet.common.drain_s = 0.0
     for _ in range(3):
         await fleet.ensure(target, former)
     print("alive")

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from adapters import models, store
 from adapters.models import base_hash
 from adapters.plans import TrainSettings
+from adapters.probe_fit import ProbeSettings as FitSettings
+from adapters.probe_fit import fit_probe
 from adapters.trainer import steps_needed
 from daemon.children.jobs import Jobs, JobState
 from daemon.config.sections import ProbeSettings, ProtectionSettings
@@ -103,6 +105,33 @@ def test_a_probe_is_fitted_once_and_an_adapter_becomes_a_servable_revision(
     assert not store.verify(Path(done.adapter.path))
     assert json.loads((served / "identity.json").read_text())["differs"]
     assert state.progress is not None
+
+
+def test_a_probe_with_too_few_directions_is_not_used_and_never_replaced(
+    skill: Path, tmp_path: Path
+) -> None:
+    model = tiny.build(tmp_path / "base", intermediate=1100)
+    rows = tuple(read_examples(skill, "solution"))
+    named = tmp_path / "named"
+    fit_probe(model, rows, named, FitSettings(seeds=(0, 1), steps=2, share=0.1))
+    request = ProbeRequest(
+        model_dir=model,
+        probes=tmp_path / "probe",
+        experts=tmp_path / "expert",
+        settings=ProbeSettings(skill=skill, path=named, seeds=(0, 1), steps=2),
+        protection=ProtectionSettings(share=0.1),
+    )
+    state = finish("probe", tmp_path / "work" / "0-probe", request)
+    assert ProbeReport.model_validate(state.report).probe == named
+    request = request.model_copy(update={"protection": ProtectionSettings()})
+    state = finish("probe", tmp_path / "work" / "1-probe", request)
+    assert state.outcome == "finished", state.error
+    report = ProbeReport.model_validate(state.report)
+    assert report.fitted and report.probe.parent == tmp_path / "probe"
+    request = request.model_copy(update={"protection": ProtectionSettings(share=0.3)})
+    state = finish("probe", tmp_path / "work" / "2-probe", request)
+    assert state.error is not None
+    assert "asks for 330; lower protection.share" in state.error.error
 
 
 def test_known_text_to_which_facts_give_another_answer_is_not_replayed(
