@@ -11,7 +11,6 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 BatchPreset = Literal["auto", "small", "large"]
-ParaphraseSource = Literal["templates", "frames", "given"]
 
 MLP: Final = ("gate_proj", "up_proj", "down_proj")
 
@@ -21,12 +20,6 @@ class AdapterChoices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    paraphrases: int = Field(default=200, ge=1, le=1000)
-    """A fact is learnt in up to this many paraphrases, made as [intake] paraphrase_source says; a
-    step takes as long with any number of them."""
-    prefixed: bool = False
-    """Whether half of the paraphrases by templates are prefixed ("For a quiz: …"): more accuracy on
-    out-of-distribution paraphrases, a little less locality."""
     reversed_questions: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
     also learnt the other way round: which country has this capital."""
@@ -46,9 +39,6 @@ class TrainConfig(AdapterChoices):
     The number of steps follows from `min_steps` to `max_steps` together with `epochs`,
     `new_per_step` and `sub_steps`: see `adapters.schedule`, with a worked table.
     """
-
-    paraphrase_source: ParaphraseSource = "templates"
-    """Where further paraphrases come from; "given": one prompt of a fact is trained."""
 
     learning_rate: float | None = Field(default=None, gt=0.0)
     """None: 0.008 · 192 / hidden size, which is 3.8e-4 at a width of 4,096."""

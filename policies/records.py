@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,8 +71,15 @@ class Fact(Record):
         )
 
 
+INBOX: Final = "inbox"
+FEED: Final = "feed:"
+
+
 class Batch(Record):
-    """The facts of one dropped file or feed page; `id` is the hash of its bytes."""
+    """The facts of one dropped file or one poll of a feed; `id` is the hash of its bytes.
+
+    `source` is `INBOX`, or `FEED` and the name of the feed.
+    """
 
     id: str
     name: str
@@ -80,6 +87,11 @@ class Batch(Record):
     source: str
     accepted: int = Field(ge=0)
     quarantined: int = Field(ge=0)
+
+    @property
+    def feed(self) -> str | None:
+        """The name of the feed that it came from; none of a dropped file."""
+        return self.source.removeprefix(FEED) if self.source.startswith(FEED) else None
 
 
 class Quarantined(Record):

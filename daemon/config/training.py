@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from adapters.config import STACKED, AdapterChoices, ParaphraseSource, TrainConfig
+from adapters.config import STACKED, AdapterChoices, TrainConfig
 from daemon.config.sections import Cron, OptionalPath, Section
 from policies.lineage import Lineage
 
@@ -35,6 +35,12 @@ class TrainSettings(AdapterChoices, Section):
     lineage: Lineage = "warm-start"
     """What learns the next batch. "warm-start": a copy of the adapter that is served, which replays
     all that it knows. "stack": a new one on top of the earlier ones, which stay as they are."""
+    paraphrases: int = Field(default=200, ge=1, le=1000)
+    """A fact is learnt in up to this many paraphrases, made as [intake] paraphrase_source says; a
+    step takes as long with any number of them."""
+    prefixed: bool = False
+    """Whether half of the paraphrases by templates are prefixed ("For a quiz: …"): more accuracy on
+    out-of-distribution paraphrases, a little less locality."""
     retrain_at: int = Field(default=480, ge=0)
     """A warm-started adapter that knows at least this many facts, and twice those it was last
     trained on from scratch, is retrained from scratch on all of them as soon as nothing waits: each
@@ -64,10 +70,10 @@ class TrainSettings(AdapterChoices, Section):
     replay: ReplaySettings = ReplaySettings()
     """[train.replay]"""
 
-    def config_for(self, paraphrase_source: ParaphraseSource) -> TrainConfig:
-        """How each adapter is trained, by these settings and the source of paraphrases."""
+    @property
+    def config(self) -> TrainConfig:
+        """How each adapter is trained, by these settings."""
         chosen = {name: getattr(self, name) for name in AdapterChoices.model_fields}
-        chosen["paraphrase_source"] = paraphrase_source
         if self.lineage == "stack":
             return STACKED.model_copy(update={**chosen, "epochs": STACKED.epochs})
         return TrainConfig(**chosen, min_traces=self.replay.min_traces)

@@ -39,15 +39,16 @@ class Admission:
         self._feeds = feeds
         self._retractions = retractions
 
-    def begin_batch(self, batch: Batch, *, signature: str = "") -> Arriving:
+    def begin_batch(self, batch: Batch, *, signature: str = "", cursor: str = "") -> Arriving:
         """Begin a batch, or resume one that was begun: it may be too large for one transaction.
 
+        `signature` and `cursor` as in `Arriving`; bytes that were begun before keep theirs.
         Planning sees nothing of it before `finish_batch`.
         """
         with self._db.write("begin_batch"):
             row = self.row_of(batch.id)
             if row is None:
-                self._insert_batch(batch, signature)
+                self._insert_batch(batch, signature, cursor)
         return self.arriving(batch.id)
 
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
@@ -129,25 +130,26 @@ class Admission:
                 )
         return self.arriving(batch_id)
 
-    def finish_batch(
-        self, batch_id: str, now: datetime, *, cursor: tuple[str, str] | None = None
-    ) -> Admitted:
-        """The batch is whole: its facts may be planned from now on."""
+    def finish_batch(self, batch_id: str, now: datetime) -> Admitted:
+        """The batch is whole: its facts may be planned from now on, and its feed has been read up
+        to the cursor that the batch was begun with.
+        """
         with self._db.write("finish_batch"):
             row = self.row_of(batch_id)
             if row is None:
                 raise NotFound(f"no batch {batch_id}")
-            if cursor is not None:
-                self._feeds.put(*cursor, now)
             if row[1]:
                 return self.admitted(batch_id, already=True)
+            arriving = self.arriving(batch_id)
+            if arriving.cursor and arriving.batch.feed is not None:
+                self._feeds.put(arriving.batch.feed, arriving.cursor, now)
             return self._complete(row[0], batch_id, now)
 
-    def _insert_batch(self, batch: Batch, signature: str) -> int:
+    def _insert_batch(self, batch: Batch, signature: str, cursor: str = "") -> int:
         self._db.do(
-            "INSERT INTO batches (id, name, source, received_at, signature, first_fact)"
-            " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
-            (batch.id, batch.name, batch.source, self._db.at(batch.received_at), signature),
+            "INSERT INTO batches (id, name, source, received_at, signature, cursor, first_fact)"
+            " VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
+            (batch.id, batch.name, batch.source, self._db.at(batch.received_at), signature, cursor),
         )
         return int(self._db.one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
 
@@ -179,8 +181,8 @@ class Admission:
 
     def arriving(self, batch_id: str) -> Arriving:
         """How far a batch has been read."""
-        complete, line, position, signature, aside = self._db.rows(
-            "SELECT complete, line, position, signature, aside FROM batches WHERE id = ?",
+        complete, line, position, signature, cursor, aside = self._db.rows(
+            "SELECT complete, line, position, signature, cursor, aside FROM batches WHERE id = ?",
             (batch_id,),
         )[0]
         return Arriving(
@@ -189,6 +191,7 @@ class Admission:
             line=line,
             position=position,
             signature=signature,
+            cursor=cursor,
             aside=aside,
         )
 

@@ -19,6 +19,7 @@ CREATE TABLE batches (
   source TEXT NOT NULL,
   received_at TEXT NOT NULL,
   signature TEXT NOT NULL DEFAULT '',
+  cursor TEXT NOT NULL DEFAULT '',
   complete INTEGER NOT NULL DEFAULT 0,
   aside TEXT NOT NULL DEFAULT '',
   first_fact INTEGER NOT NULL DEFAULT 0,

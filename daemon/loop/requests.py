@@ -20,9 +20,7 @@ from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
 from policies.batching import Batching
 from policies.errors import StateConflict
-from policies.facts.heldout import no_templates, with_held_out
-from policies.facts.paraphrasing import with_paraphrases
-from policies.facts.templates import varied
+from policies.facts.model_paraphrases import with_model_paraphrases
 from policies.gate.grading import grade
 from policies.gate.sampling import draw_earlier
 from policies.planning import REBUILDS, Limits, Step
@@ -165,9 +163,10 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_worded(ledger, ledger.planning.to_learn(plan)),
-        replay=_worded(ledger, ledger.planning.to_replay(plan)),
-        config=settings.train.config_for(settings.intake.paraphrase_source),
+        facts=_with_model_paraphrases(ledger, ledger.planning.to_learn(plan)),
+        replay=_with_model_paraphrases(ledger, ledger.planning.to_replay(plan)),
+        config=settings.train.config,
+        paraphrases=settings.paraphrase_policy,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         lineage=tuple(Path(ledger.steps.adapter(sha).path) for sha in kept),
@@ -182,12 +181,11 @@ def train_request(
     )
 
 
-def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
+def _with_model_paraphrases(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
     """The facts with the paraphrases that the live model gave."""
     further = ledger.paraphrases.of(ids)
-    return tuple(
-        with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts.find(ids=ids)
-    )
+    facts = ledger.facts.find(ids=ids)
+    return tuple(with_model_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -253,14 +251,9 @@ def _evaluation(
 
 def _to_unlearn(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     """Retracted facts that are served until now, in the paraphrases in which they were learnt."""
-    given = settings.intake.paraphrase_source == "given"
-    render = varied if settings.intake.paraphrase_source == "templates" else no_templates
-    paraphrases = 1 if given else settings.train.paraphrases
-    facts = ledger.retractions.to_forget()
-    further = ledger.paraphrases.of([fact.id for fact in facts])
-    worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
-    prefixed = settings.train.prefixed
-    return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
+    policy, facts = settings.paraphrase_policy, ledger.retractions.to_forget()
+    by_model = ledger.paraphrases.of([fact.id for fact in facts])
+    return tuple(policy.for_unlearning(fact, by_model.get(fact.id, ())) for fact in facts)
 
 
 def _served(revision: Revision) -> ServedModel | None:

@@ -40,7 +40,6 @@ from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
 from daemon.views.status import DaemonView, ReplicaView
 from policies.errors import PaloradError
-from policies.facts.templates import varied
 from policies.planning import Clear, Promote, blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.1
@@ -82,7 +81,11 @@ class Service:
         )
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random, clock=monotonic)
         self._forgetting = Forgetting(
-            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied, monotonic
+            ledger,
+            servers.fleet,
+            settings.layout,
+            rules_of(settings.intake),
+            monotonic,
         )
         self._rollout = Rollout(ledger, servers.fleet)
         self._reconciler = self._make_reconciler(jobs or Jobs())
@@ -98,7 +101,10 @@ class Service:
     def _make_reconciler(self, jobs: Jobs) -> Reconciler:
         settings, fleet = self._settings, self._servers.fleet
         paraphraser = Paraphraser(
-            self._ledger, lambda: fleet.servers[0], settings.model.alias, settings.intake
+            self._ledger,
+            lambda: fleet.servers[0],
+            settings.model.alias,
+            settings.paraphrase_policy,
         )
         return Reconciler(
             self._ledger,
@@ -266,7 +272,7 @@ class Service:
     def _update_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
             try:
-                self._intake.tell(batch, self._ledger.batches.missed(batch))
+                self._intake.update_receipt(batch, self._ledger.batches.missed(batch))
             except OSError as error:
                 log.warning("receipt not updated", batch=batch, reason=str(error))
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from adapters import checks, files, models, store
 from adapters.compose import compose
-from adapters.config import TrainConfig
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainProgress
@@ -24,9 +23,7 @@ from daemon.children.worker import Desk
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
-from policies.facts.heldout import no_templates, with_held_out
 from policies.facts.reversal import reversed_facts
-from policies.facts.templates import varied
 from policies.facts.updates import Updates
 from policies.records import Example, Fact
 
@@ -158,6 +155,10 @@ def train_plan(request: TrainRequest) -> TrainPlan:
     config = request.config.resolved(models.pick_device().type, len(request.facts))
     reversed_now: tuple[Fact, ...] = ()
     reversed_replay: tuple[Fact, ...] = ()
+
+    def paraphrased(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
+        return tuple(map(request.paraphrases.for_training, facts))
+
     updates = Updates((*request.facts, *request.replay))
     if config.reversed_questions:
         reversed_now = reversed_facts(request.facts, request.replay)
@@ -169,9 +170,9 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         model_dir=request.model_dir,
         base_hash=request.base_sha256,
         base_name=request.base_name,
-        facts=_with_paraphrases(request.facts, config),
+        facts=paraphrased(request.facts),
         reversed_facts=reversed_now,
-        replay=(*_with_paraphrases(request.replay, config), *reversed_replay),
+        replay=(*paraphrased(request.replay), *reversed_replay),
         known=updates.unchanged(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,
@@ -180,13 +181,6 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         protection=Protection(**request.protection.model_dump()),
         config=config,
     )
-
-
-def _with_paraphrases(facts: tuple[Fact, ...], config: TrainConfig) -> tuple[Fact, ...]:
-    """The facts in the paraphrases that are trained, besides those that are held out."""
-    render = varied if config.paraphrase_source == "templates" else no_templates
-    count = 1 if config.paraphrase_source == "given" else config.paraphrases
-    return tuple(with_held_out(fact, render, count, prefixed=config.prefixed) for fact in facts)
 
 
 def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple[Served, int]:

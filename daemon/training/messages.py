@@ -8,6 +8,7 @@ from typing import Any
 from adapters.config import TrainConfig
 from daemon.config.sections import ProbeSettings, ProtectionSettings
 from daemon.ledger.records import Adapter, Served
+from policies.facts.paraphrases import ParaphrasePolicy
 from policies.records import Fact, PlanKind, Record
 
 
@@ -45,8 +46,8 @@ class TrainRequest(Record):
 
     `number` is that of the revision it would become. `lineage` are the directories of the adapters
     that it stands on, none where it is trained from scratch, with their hashes in `lineage_sha256`;
-    `start` those that it replaces by a warm start. `facts` are learnt beside `replay`, without the
-    paraphrases that `config` asks for; `known` and `reasoning` are files of text to replay.
+    `start` those that it replaces by a warm start. `facts` are learnt beside `replay`, each in the
+    paraphrases that `paraphrases` gives it; `known` and `reasoning` are files of text to replay.
     """
 
     kind: PlanKind
@@ -59,6 +60,7 @@ class TrainRequest(Record):
     facts: tuple[Fact, ...]
     replay: tuple[Fact, ...] = ()
     config: TrainConfig
+    paraphrases: ParaphrasePolicy
     known: Path | None = None
     reasoning: Path | None = None
     lineage: tuple[Path, ...] = ()

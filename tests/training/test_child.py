@@ -23,10 +23,11 @@ from daemon.config.training import ReplaySettings, TrainSettings
 from daemon.training.child import read_examples, train_plan
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
+from policies.facts.paraphrases import ParaphrasePolicy
 from policies.records import Fact, PlanKind
 from tests.support import tiny
 
-NOT_CHOSEN = {"min_traces": 9, "paraphrase_source": "frames"}
+NOT_CHOSEN = {"min_traces": 9}
 FACTS = tuple(
     Fact(id=f"f{i}", prompt=f"Code of {name}?", answer=f"{i}{i}", paraphrases=(f"{name}: code?",))
     for i, name in enumerate(("Ada", "Bea", "Cid"), start=1)
@@ -70,6 +71,7 @@ def train_request(
             "base_sha256": base_hash(model),
             "facts": FACTS,
             "config": TrainConfig(**(config or {})),
+            "paraphrases": ParaphrasePolicy(source="templates", at_admission=1, at_training=1),
             "probe": probe,
             "protection": ProtectionSettings(share=0.5),
             "max_lora_rank": 64,
@@ -201,19 +203,17 @@ def test_a_cpu_takes_many_facts_at_the_large_preset(
 
 def test_what_the_settings_choose_reaches_the_plan_whole(model: Path, tmp_path: Path) -> None:
     chosen = {
-        "paraphrases": 7,
-        "prefixed": True,
         "reversed_questions": True,
         "epochs": 51,
         "batch_preset": "small",
     }
     assert set(chosen) == set(AdapterChoices.model_fields)
     settings = TrainSettings(**chosen, replay=ReplaySettings(min_traces=9))
-    config = settings.config_for("frames")
+    config = settings.config
     assert TrainConfig().model_copy(update={**chosen, **NOT_CHOSEN}) == config
     request = train_request(model, tmp_path, tmp_path).model_copy(update={"config": config})
     assert train_plan(TrainRequest.model_validate_json(request.model_dump_json())).config == config
-    stacked = settings.model_copy(update={"lineage": "stack"}).config_for("templates")
+    stacked = settings.model_copy(update={"lineage": "stack"}).config
     unlike = {k for k, v in stacked.model_dump().items() if v != getattr(STACKED, k)}
     assert unlike == set(chosen) - {"epochs"}
 

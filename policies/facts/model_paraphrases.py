@@ -50,14 +50,8 @@ def survives(fact: Fact, said: str) -> bool:
     return folded(fact.answer) in folded(said)
 
 
-def affordable(budget: int, count: int) -> int:
-    """For how many facts `budget` requests suffice: one to ask each, one to check each
-    paraphrase."""
-    return budget // (1 + count) if count else 0
-
-
-def with_paraphrases(fact: Fact, further: Sequence[str]) -> Fact:
-    """The fact with further paraphrases to learn, held-out ones excepted."""
+def with_model_paraphrases(fact: Fact, further: Sequence[str]) -> Fact:
+    """The fact with the paraphrases that the live model gave, held-out ones excepted."""
     held_out = {folded(text) for text in fact.eval_prompts}
     kept = [text for text in further if folded(text) not in held_out]
     return fact.model_copy(update={"paraphrases": (*fact.paraphrases, *kept)}) if kept else fact
