@@ -1,4 +1,4 @@
-"""What a probe says about itself: its settings, sizes, overlap between seeds, energies."""
+"""A probe's card: its settings, sizes, overlap between seeds, energies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What learns the next batch, what is replayed, how long to wait after a failure."""
+"""Ranks and retraining of a lineage of adapters, even samples for replay, back-off."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
 
 
 def outgrown(began_with: int, gone_on: int, retrain_at: int) -> bool:
-    """Whether an adapter that was begun with some facts and has gone on with others is to be begun
-    anew: it knows `retrain_at` at least, and twice what it began with; never where `retrain_at` is
-    0.
+    """Whether an adapter is to be retrained from scratch: it was trained from scratch on
+    `began_with` facts and has learnt `gone_on` others by warm starts since, knows at least
+    `retrain_at` facts and twice those it began with. Never where `retrain_at` is 0.
 
-    So it happens at doublings alone: learning all anew takes the longer, the more there are.
+    So it happens only at doublings: retraining takes longer, the more facts there are.
     """
     return 0 < retrain_at <= began_with + gone_on and gone_on >= max(1, began_with)
 
@@ -46,11 +46,11 @@ def learning_rank(facts: int, rank: int, most: int) -> int:
     return rank * max(1, min(shares, most // rank))
 
 
-def stride(available: int, wanted: int) -> int:
-    """Every how many-th of `available` things to take for about `wanted` of them; 0 for none."""
-    if wanted <= 0 or available <= 0:
+def stride(available: int, target: int) -> int:
+    """The step n at which every n-th of `available` things gives about `target`; 0 for none."""
+    if target <= 0 or available <= 0:
         return 0
-    return -(-available // wanted)
+    return -(-available // target)
 
 
 def backoff(failures: int, first_s: float) -> timedelta:
