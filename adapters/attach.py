@@ -87,7 +87,7 @@ def attach(
     if "init_lora_weights" not in options:
         _initialise(model, matrices, plan)
     if plan.start:
-        _begin_with(model, [lora.read(path) for path in plan.start])
+        _warm_start(model, [lora.read(path) for path in plan.start])
     if lineage.factors and not merged:
         _add_frozen(model, lineage)
     return Attached(model, pristine, extract(model))
@@ -120,8 +120,8 @@ def _initialise(model: Any, matrices: Mapping[str, Any], plan: TrainPlan) -> Non
 
 
 @torch.no_grad()
-def _begin_with(model: Any, adapters: Sequence[lora.Lora]) -> None:
-    """The fresh adapter starts as the sum of others, cut off at its rank; what is left stays free.
+def _warm_start(model: Any, adapters: Sequence[lora.Lora]) -> None:
+    """Start the new adapter as the sum of others, truncated to its rank.
 
     Split evenly between the factors, so that both move alike. Rows beyond the sum's rank keep
     their random A and a B of zero.

@@ -85,7 +85,7 @@ def stream(
     judge: Judge,
     paraphrases: int = PARAPHRASES,
 ) -> None:
-    """Learn and measure every file; says one JSON line for the base and for each."""
+    """Learn and measure every file; prints one JSON line for the base and for each."""
     generator, sha = Generator(MODEL), base_hash(MODEL)
     say({"file": None, **judge.measure(generator, None)})
     adapter: Path | None = None

@@ -12,11 +12,12 @@ from statistics import fmean
 from typing import Final
 
 from benchmarks import pages
-from benchmarks.learning import tables
+from benchmarks.learning import plots, tables
 from benchmarks.learning.bases import BASES
-from benchmarks.learning.harness import PROTOCOLS, Run, finished, of_today
 from benchmarks.learning.methods import METHODS
 from benchmarks.learning.performer import Performer
+from benchmarks.learning.rows import finished, of_today
+from benchmarks.learning.runs import PROTOCOLS, Run
 
 RESULTS: Final = Path("benchmarks/results")
 DOCUMENTED: Final = RESULTS / "learning.json"
@@ -131,11 +132,11 @@ def write(results: Path, out: Path) -> None:
         images = PAGE.parent / "img"
         text = f"{table}\n![{ALT}](img/learning.png)\n\n![{RATES_ALT}](img/learning-rates.png)"
         pages.fill(PAGE, {"learning": text, "streams": tables.streams(found["results"])})
-        tables.draw(found["results"], images / "learning.png")
-        tables.draw_sweeps(found["sweeps"], images / "learning-rates.png")
+        plots.draw(found["results"], images / "learning.png")
+        plots.draw_sweeps(found["sweeps"], images / "learning-rates.png")
     else:
         (out / f"{results.stem}.md").write_text(table, "utf-8")
-        tables.draw(found["results"], out / f"{results.stem}.png")
+        plots.draw(found["results"], out / f"{results.stem}.png")
 
 
 if __name__ == "__main__":

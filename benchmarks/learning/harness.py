@@ -7,8 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -19,131 +19,23 @@ import torch
 
 from adapters import lora
 from adapters.compose import compose
-from adapters.config import TrainConfig
-from adapters.examples import FIRST
 from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainReport
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
-from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch, contradicting
+from benchmarks.learning.batches import FactBatch, Purpose, batch, contradicting
 from benchmarks.learning.judge import Judge, accuracies
 from benchmarks.learning.methods import METHODS, Method
+from benchmarks.learning.runs import PROTOCOLS, RANK_BUDGET, Protocol, Run, from_scratch
 from benchmarks.provenance import commit
 from policies.facts.updates import Updates
-from policies.lineage import learning_rank, outgrown, over_budget
-from policies.records import PlanKind, content_id
+from policies.lineage import learning_rank, over_budget
+from policies.records import PlanKind
 
 RANK: Final = 16
 STACK_BUDGET: Final = 64
-RANK_BUDGET: Final = 128
 AT_ONCE: Final = 1024
 REACHED: Final = "reached.json"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How many batches of how many facts, and after which of them it is measured.
-
-    With `contradicts` the facts are known ones whose answer has changed.
-    """
-
-    name: str
-    batches: int
-    facts: int
-    measured: tuple[int, ...]
-    contradicts: bool = False
-
-    def begins(self, other: Protocol) -> bool:
-        """Whether the other's stream goes on where this one's ends."""
-        same = (self.facts, self.contradicts) == (other.facts, other.contradicts)
-        beyond = tuple(number for number in other.measured if number > self.batches)
-        return same and bool(beyond) and (*self.measured, *beyond) == other.measured
-
-
-PROTOCOLS: Final = {
-    p.name: p
-    for p in (
-        Protocol("one", 1, 48, (1,)),
-        Protocol("ten", 10, 36, (1, 5, 10)),
-        Protocol("forty", 40, 12, (1, 10, 20, 40)),
-        # More facts than a model of 3 million parameters has room for, and hours of two cores.
-        Protocol("long", 40, 36, (1, 5, 10, 20, 40)),
-        Protocol("singles", 10, 1, (1, 10)),
-        Protocol("hundreds", 1, 500, (1,)),
-        Protocol("contradicting", 1, 48, (1,), contradicts=True),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that a row of the results depends on."""
-
-    base: str
-    protocol: Protocol
-    method: str
-    seed: int
-    purpose: Purpose
-    rate: float | None = None
-    examples: int | None = None
-    problems: int = 400
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Run:
-        """The run that a row is of."""
-        named = {field.name: row[field.name] for field in fields(cls)}
-        return cls(**{**named, "protocol": PROTOCOLS[row["protocol"]]})
-
-    @property
-    def named(self) -> dict[str, Any]:
-        """What a row says of it: the protocol by its name."""
-        return {**vars(self), "protocol": self.protocol.name}
-
-    @property
-    def key(self) -> str:
-        """The run's name among the results: another for another setting of the method."""
-        named = ", ".join(f"{name}={value!r}" for name, value in self.named.items())
-        return content_id(f"Run({named})", json.dumps(self.settings))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that the method is set to, the product's own defaults too."""
-        method = METHODS[self.method]
-        trained = method.config(self.rate)
-        # What changes nothing is left out: a setting that is new makes no older run another one.
-        nothing = (
-            {"large_run_facts", "steps_per_doubling"} if trained.steps_per_doubling == 0 else set()
-        )
-        nothing |= {"sub_steps"} if trained.sub_steps == 1 else set()
-        nothing |= {"min_traces"} if trained.min_traces == 0 or not self.examples else set()
-        # What the facts of a batch already say, or `auto_batch`.
-        nothing |= {"paraphrases", "prefixed", "paraphrase_source", "reversed_questions"}
-        nothing |= {"batch_preset"}
-        return {
-            "train": trained.model_dump(mode="json", exclude=nothing),
-            "protection": method.protection.model_dump(mode="json"),
-            "lineage": method.lineage,
-            **({"probe_traces": self.examples} if self.examples else {}),
-            **({"prefixed": True} if method.prefixed else {}),
-            **(
-                {}
-                if method.paraphrases == FEW
-                else {"paraphrases": method.paraphrases, "first_texts": FIRST}
-            ),
-            **({} if method.lineage == "stack" else {"rank": method.rank or RANK_BUDGET}),
-            **({"retrain_at": method.retrain_at} if self._retrains(method) else {}),
-            **({"auto_batch": True} if self._has_large_runs(method, trained) else {}),
-        }
-
-    def _retrains(self, method: Method) -> bool:
-        places = range(1, self.protocol.batches + 1)
-        return method.retrain_at > 0 and any(
-            _from_scratch(method, self.protocol, n) for n in places
-        )
-
-    def _has_large_runs(self, method: Method, trained: TrainConfig) -> bool:
-        large = self.protocol.facts > trained.large_run_facts
-        return method.auto_batch and (large or self._retrains(method))
 
 
 @dataclass(frozen=True)
@@ -218,7 +110,7 @@ class Bench:
     def settle(self, run: Run, base: Base) -> None:
         """Clear away how far a run has come whose row is kept: it has ended.
 
-        Where another protocol goes on with it, its last adapters are left to that one.
+        Where another protocol continues it, its last adapters are left to that one.
         """
         folder = self.stream(run, base)
         if not folder.exists():
@@ -244,7 +136,7 @@ class Bench:
 def perform(run: Run, base: Base, bench: Bench) -> dict[str, Any]:
     """Learn and measure; one row of the results.
 
-    A run that was cut off goes on after the last batch that it learnt, and one of more batches
+    A run that was cut off resumes after the last batch that it learnt, and one of more batches
     after the last of a shorter one.
     """
     judge = Judge.of(base, run.purpose, run.problems, run.seed)
@@ -309,12 +201,10 @@ def _stream(
             joined, rank = _joined(method, protocol.facts, adapters)
             kept = len(adapters) - joined
             adapters, replaced = adapters[:kept], adapters[kept:]
-            from_scratch = _from_scratch(method, protocol, number)
-            before = (
-                range(number - 1) if from_scratch else chain(*(one.batches for one in replaced))
-            )
+            scratch = from_scratch(method, protocol, number)
+            before = range(number - 1) if scratch else chain(*(one.batches for one in replaced))
             piece = Piece(folder / f"adapter-{number}", (*before, number - 1), rank)
-            start = replaced if method.lineage == "warm-start" and not from_scratch else ()
+            start = replaced if method.lineage == "warm-start" and not scratch else ()
             plan = _plan(run, method, base, learnt, adapters, start, piece)
             report = (
                 method.edit or partial(_train, method, folder, records / f"records-{run.base}")
@@ -369,26 +259,10 @@ def _joined(method: Method, new: int, adapters: Sequence[Piece]) -> tuple[int, i
     return 0, rank
 
 
-def _from_scratch(method: Method, protocol: Protocol, number: int) -> bool:
-    """Whether the `number`th batch and all before it are learnt from scratch: always with this
-    lineage, else where the adapter has outgrown its beginning.
-
-    The product first learns the batch by a warm start and then retrains; nothing of the former
-    stays, so it is left out here.
-    """
-    if method.lineage == "from-scratch":
-        return True
-    begun = protocol.facts
-    for facts in range(2 * protocol.facts, protocol.facts * number + 1, protocol.facts):
-        if outgrown(begun, facts - begun, method.retrain_at):
-            begun = facts
-    return number > 1 and begun == protocol.facts * number
-
-
 def _matters(method: Method, protocol: Protocol, number: int) -> bool:
-    """Whether anything that is measured depends on what the `number`th batch leaves."""
+    """Whether anything that is measured depends on the adapter of the `number`th batch."""
     for later in range(number, protocol.batches + 1):
-        if later > number and _from_scratch(method, protocol, later):
+        if later > number and from_scratch(method, protocol, later):
             return False
         if later in protocol.measured:
             return True
@@ -438,39 +312,3 @@ def _figures(report: TrainReport | None, served: Path | None) -> dict[str, Any]:
         "leak": report.leak,
         "free": report.free,
     }
-
-
-def finished(results: Path) -> dict[str, Mapping[str, Any]]:
-    """The rows of a results file by key; a line torn by a crash does not count."""
-    if not results.exists():
-        return {}
-    found: dict[str, Mapping[str, Any]] = {}
-    for line in results.read_text("utf-8").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        found.pop(row["key"], None)
-        found[row["key"]] = row
-    return found
-
-
-def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows whose method is still set as it was when they were measured, and whose base is the
-    one on which the protocol was measured last: one that was pretrained again is another."""
-    rows = list(rows)
-    newest = {(row["base"], row["protocol"]): row["base_hash"] for row in rows}
-    return [
-        row
-        for row in rows
-        if row["base_hash"] == newest[row["base"], row["protocol"]]
-        and Run.of(row).key == row["key"]
-    ]
-
-
-def add(results: Path, row: Mapping[str, Any]) -> None:
-    """Append one row, on a line of its own whatever stands before it."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    torn = results.exists() and not results.read_bytes().endswith(b"\n")
-    with results.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(row, ensure_ascii=False) + "\n")

@@ -15,7 +15,9 @@ import torch
 
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES, RUNS
-from benchmarks.learning.harness import Bench, Run, add, finished, perform
+from benchmarks.learning.harness import Bench, perform
+from benchmarks.learning.rows import add, finished
+from benchmarks.learning.runs import Run
 
 
 class Performer:

@@ -28,7 +28,7 @@ from adapters.recipe import fast_passes, protect
 from adapters.replay import draw, encode_pools
 from benchmarks.learning.bases import BASES, Base
 from benchmarks.learning.batches import batch
-from benchmarks.learning.harness import RANK_BUDGET
+from benchmarks.learning.runs import RANK_BUDGET
 from demo.report import machine_in_use, versions_in_use
 from policies.records import PlanKind
 

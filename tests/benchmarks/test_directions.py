@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.learning import tables
 from benchmarks.learning.bases import BASES
-from benchmarks.learning.harness import Bench, Protocol, Run, perform
+from benchmarks.learning.harness import Bench, perform
+from benchmarks.learning.runs import Protocol, Run
 
 pytestmark = pytest.mark.endtoend
 ONCE = Protocol("once", batches=1, facts=16, measured=(1,))

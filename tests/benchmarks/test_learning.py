@@ -14,22 +14,15 @@ import torch
 
 from adapters import lora
 from adapters.plans import TrainPlan, TrainReport
-from benchmarks.learning import bases, harness, tables
+from benchmarks.learning import bases, harness, runs, tables
 from benchmarks.learning.__main__ import RESULTS, chosen_rate, counted, sweep
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.batches import Purpose, batch, contradicting
-from benchmarks.learning.harness import (
-    PROTOCOLS,
-    Bench,
-    Protocol,
-    Run,
-    add,
-    finished,
-    of_today,
-    perform,
-)
+from benchmarks.learning.harness import Bench, perform
 from benchmarks.learning.judge import Judge, Retriever
 from benchmarks.learning.methods import METHODS
+from benchmarks.learning.rows import add, finished, of_today
+from benchmarks.learning.runs import PROTOCOLS, Protocol, Run
 from mini import world
 from mini.splits import Split
 from policies.facts.updates import Updates
@@ -224,7 +217,9 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
         lora.write(out, lora.Lora({NAME: (down, up)}, {NAME: 1.0}), plan.base_name)
         return TrainReport.model_construct(steps=number, seconds=0.0, leak=0.0, free=16)
 
-    monkeypatch.setattr(harness, "METHODS", {"edit": replace(METHODS["palorad"], edit=edit)})
+    methods = {"edit": replace(METHODS["palorad"], edit=edit)}
+    monkeypatch.setattr(harness, "METHODS", methods)
+    monkeypatch.setattr(runs, "METHODS", methods)
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
     short = Protocol("ten", 4, 4, (1, 2, 4))
@@ -286,11 +281,9 @@ def test_what_is_retrained_from_scratch_learns_where_it_is_measured(
     method = replace(
         METHODS[name], edit=edit, settings={**METHODS[name].settings, "large_run_facts": 10}
     )
-    monkeypatch.setattr(
-        harness,
-        "METHODS",
-        {"edit": replace(method, retrain_at=20) if method.retrain_at else method},
-    )
+    methods = {"edit": replace(method, retrain_at=20) if method.retrain_at else method}
+    monkeypatch.setattr(harness, "METHODS", methods)
+    monkeypatch.setattr(runs, "METHODS", methods)
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
     run = Run("mini", Protocol("five", 5, 4, (1, 3, 5)), "edit", 1, "report", problems=2)
