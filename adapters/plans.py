@@ -92,7 +92,7 @@ class TrainSettings(Record):
         """The same at full batch_preset: the new facts of all `sub_steps` in one step, twice as
         much beside them that is replayed, and somewhat more steps.
 
-        More text a batch keeps more (docs/log.md). Small steps pay where time goes
+        More text a batch keeps more (benchmarks/notebook). Small steps pay where time goes
         with the text, as on a CPU; on a GPU a small step of a small model takes as long.
         """
         if self.sub_steps == 1:
