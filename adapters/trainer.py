@@ -43,7 +43,7 @@ CPU_TOKENS, GPU_TOKENS = 512, 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Hooks:
     """Where a method of the bench differs from the product: each part may be replaced.
 
     `protect` gives the protected subspaces by matrix name; `config` changes PEFT's configuration;
@@ -61,7 +61,7 @@ class Method:
     after_step: Callable[[Any, int], None] | None = None
 
 
-PRODUCT = Method()
+PRODUCT = Hooks()
 
 
 def train_adapter(
@@ -71,7 +71,7 @@ def train_adapter(
     work: Path,
     progress: Callable[[TrainProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
-    method: Method = PRODUCT,
+    hooks: Hooks = PRODUCT,
     records: Path | None = None,
 ) -> TrainReport:
     """Train one adapter by `plan` and write it to `out` as a plain PEFT LoRA in fp32.
@@ -90,9 +90,9 @@ def train_adapter(
     pools, pad = encode_pools(plan, tokenizer), int(tokenizer.pad_token_id)
     base = models.load_base(plan.model_dir, device)
     pools = _filled(pools, base, tokenizer, plan, records)
-    protected = (method.protect or protect)(base, plan)
+    protected = (hooks.protect or protect)(base, plan)
     free = projection.check_free_space(protected, plan.rank)
-    attached = attach(base, plan, method.config, method.start)
+    attached = attach(base, plan, hooks.config, hooks.start)
     model = attached.model
     projection.install(model, NEW, protected, begun=bool(plan.start))
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -117,14 +117,14 @@ def train_adapter(
         loss, rows, state.max_tokens = backward(
             model, aims, state.max_tokens, pad, device, partial(cheaply, model, device)
         )
-        if method.extra_loss is not None:
-            torch.autograd.backward(method.extra_loss(model, step))
+        if hooks.extra_loss is not None:
+            torch.autograd.backward(hooks.extra_loss(model, step))
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
         _require_finite(loss, float(norm), step, steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if method.after_step is not None:
-            method.after_step(model, step)
+        if hooks.after_step is not None:
+            hooks.after_step(model, step)
         state.note(loss, rows)
         if state.end is None and _learnt(state, plan, step, steps):
             state.stopped, state.end = step + 1, min(step + 1 + settings.cooldown, steps)
@@ -138,7 +138,7 @@ def train_adapter(
 
     projection.fold_into_weights(model, NEW)
     found = extract(model)
-    adapter = lora.beyond(attached.initial, found) if method.relieved else found
+    adapter = lora.beyond(attached.initial, found) if hooks.relieved else found
     lora.write(out, adapter, plan.base_name)
     return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
 

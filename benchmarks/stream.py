@@ -2,7 +2,7 @@
 
     python -m benchmarks.stream FILE … [--share 0.2] [--paraphrases N] [--set kl_weight=1.5]
 
-One JSON line a file: recall in held-out paraphrases by file, reasoning on fresh problems of the
+One JSON line a file: accuracy on held-out paraphrases by file, reasoning on fresh problems of the
 selection split, locality on known facts that are never replayed. No daemon, no gate: minutes.
 """
 
@@ -119,14 +119,14 @@ def stream(
             served, adapter = f"adapter-{number}", folder / f"adapter-{number}"
             learnt[file.stem] = facts
             generator.load(served, adapter)
-            recall = {
+            accuracy = {
                 stem: round(share(generator, served, _held_out(facts)), 4)
                 for stem, facts in learnt.items()
             }
             missed = [q.prompt for q in _held_out(facts) if not share(generator, served, [q])]
             measured = judge.measure(generator, served)
             generator.unload(served)
-            row: dict[str, Any] = {"file": file.stem, "recall": recall, **measured}
+            row: dict[str, Any] = {"file": file.stem, "accuracy": accuracy, **measured}
             say({**row, "steps": report.steps, "seconds": round(seconds), "missed": missed})
 
 

@@ -1,4 +1,4 @@
-"""One run: a method learns a stream of batches on a base and is measured on the way."""
+"""One run: a method learns a stream of batches on a base and is measured on the method."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from adapters.plans import TrainPlan, TrainReport, TrainSettings
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
 from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch, contradicting
-from benchmarks.learning.judge import Judge, recalls
-from benchmarks.learning.methods import WAYS, Way
+from benchmarks.learning.judge import Judge, accuracies
+from benchmarks.learning.methods import METHODS, Method
 from benchmarks.provenance import commit
 from policies.facts.updates import Updates
 from policies.lineage import learning_rank, outgrown, over_budget
@@ -101,42 +101,46 @@ class Run:
     @property
     def key(self) -> str:
         """The run's name among the results: another for another setting of the method."""
-        told = ", ".join(f"{name}={value!r}" for name, value in self.named.items())
-        return content_id(f"Run({told})", json.dumps(self.settings))
+        named = ", ".join(f"{name}={value!r}" for name, value in self.named.items())
+        return content_id(f"Run({named})", json.dumps(self.settings))
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the method is set to, the product's own defaults too."""
-        way = WAYS[self.method]
-        trained = TrainSettings(**{**way.settings, "learning_rate": self.rate})
+        method = METHODS[self.method]
+        trained = TrainSettings(**{**method.settings, "learning_rate": self.rate})
         # What changes nothing is left out: a setting that is new makes no older run another one.
-        nothing = {"many", "steps_per_doubling"} if trained.steps_per_doubling == 0 else set()
+        nothing = (
+            {"large_run_facts", "steps_per_doubling"} if trained.steps_per_doubling == 0 else set()
+        )
         nothing |= {"sub_steps"} if trained.sub_steps == 1 else set()
         nothing |= {"min_traces"} if trained.min_traces == 0 or not self.examples else set()
         nothing |= {"optimizer"} if trained.optimizer == "adamw" else set()
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
-            "protection": way.protection.model_dump(mode="json"),
-            "merge": 1000 if way.lineage == "afresh" else 0,
-            **({"probed": self.examples} if self.examples else {}),
-            **({"prefixed": True} if way.prefixed else {}),
-            **({} if way.paraphrases == FEW else {"paraphrases": way.paraphrases, "first": FIRST}),
-            **({"continues": True} if way.lineage == "warm-start" else {}),
-            **({} if way.lineage == "stack" else {"rank": way.rank or RANK_BUDGET}),
-            **({"retrain_at": way.retrain_at} if self._renews(way) else {}),
+            "protection": method.protection.model_dump(mode="json"),
+            "lineage": method.lineage,
+            **({"probe_traces": self.examples} if self.examples else {}),
+            **({"prefixed": True} if method.prefixed else {}),
             **(
-                {"by_need": True}
-                if way.by_need and self._takes_many(way, trained.large_run_facts)
-                else {}
+                {}
+                if method.paraphrases == FEW
+                else {"paraphrases": method.paraphrases, "first_texts": FIRST}
             ),
+            **({} if method.lineage == "stack" else {"rank": method.rank or RANK_BUDGET}),
+            **({"retrain_at": method.retrain_at} if self._retrains(method) else {}),
+            **({"auto_batch": True} if self._has_large_runs(method, trained) else {}),
         }
 
-    def _renews(self, way: Way) -> bool:
+    def _retrains(self, method: Method) -> bool:
         places = range(1, self.protocol.batches + 1)
-        return way.retrain_at > 0 and any(_begins_anew(way, self.protocol, n) for n in places)
+        return method.retrain_at > 0 and any(
+            _from_scratch(method, self.protocol, n) for n in places
+        )
 
-    def _takes_many(self, way: Way, many: int) -> bool:
-        return self._renews(way) or self.protocol.facts > many
+    def _has_large_runs(self, method: Method, trained: TrainSettings) -> bool:
+        large = self.protocol.facts > trained.large_run_facts
+        return method.auto_batch and (large or self._retrains(method))
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ class Reached:
 class Bench:
     """Performs runs one after the other; what they have in common is found once.
 
-    `folder` keeps what the reference says on replayed texts, `streams` how far runs have come
+    `folder` keeps what the base says on replayed texts, `streams` how far runs have come
     that are cut off.
     """
 
@@ -242,19 +246,19 @@ def perform(run: Run, base: Base, bench: Bench) -> dict[str, Any]:
     """
     judge = Judge.of(base, run.purpose, run.problems, run.seed)
     generator = _generator(base.model_dir)
-    reference = bench.keeps(base.bare_dir, run, judge)
-    expert = bench.keeps(base.expert_dir, run, judge)
+    of_base = bench.keeps(base.bare_dir, run, judge)
+    of_expert = bench.keeps(base.expert_dir, run, judge)
     folder = bench.stream(run, base)
     folder.mkdir(parents=True, exist_ok=True)
     reached = _stream(run, base, judge, generator, folder, bench.folder)
     return {
         "key": run.key,
         **run.named,
-        "says": WAYS[run.method].says,
+        "description": METHODS[run.method].description,
         "settings": run.settings,
         "base_hash": base.sha256,
-        "reference": reference,
-        "expert": expert,
+        "base_answers": of_base,
+        "expert_answers": of_expert,
         "batches": list(reached.measured),
         "seconds": round(reached.seconds, 1),
         "versions": _versions(),
@@ -286,7 +290,7 @@ def _stream(
     folder: Path,
     records: Path,
 ) -> Reached:
-    way, protocol = WAYS[run.method], run.protocol
+    method, protocol = METHODS[run.method], run.protocol
     reached = Reached.read(folder)
     adapters = list(reached.adapters)
     learnt: list[FactBatch] = []
@@ -294,22 +298,24 @@ def _stream(
         began = time.monotonic()
         made = contradicting if protocol.contradicts else batch
         asked = (number, protocol.facts, run.seed, run.purpose)
-        learnt.append(made(*asked, paraphrases=way.paraphrases, prefixed=way.prefixed))
+        learnt.append(made(*asked, paraphrases=method.paraphrases, prefixed=method.prefixed))
         if number <= reached.batches:
             continue
         report, replaced = None, []
-        if way.learns and _matters(way, protocol, number):
-            joined, rank = _joined(way, protocol.facts, adapters)
+        if method.learns and _matters(method, protocol, number):
+            joined, rank = _joined(method, protocol.facts, adapters)
             kept = len(adapters) - joined
             adapters, replaced = adapters[:kept], adapters[kept:]
-            anew = _begins_anew(way, protocol, number)
-            before = range(number - 1) if anew else chain(*(one.batches for one in replaced))
-            piece = Piece(folder / f"adapter-{number}", (*before, number - 1), rank)
-            start = replaced if way.lineage == "warm-start" and not anew else ()
-            plan = _plan(run, way, base, learnt, adapters, start, piece)
-            report = (way.edit or partial(_train, way, folder, records / f"records-{run.base}"))(
-                plan, piece.path
+            from_scratch = _from_scratch(method, protocol, number)
+            before = (
+                range(number - 1) if from_scratch else chain(*(one.batches for one in replaced))
             )
+            piece = Piece(folder / f"adapter-{number}", (*before, number - 1), rank)
+            start = replaced if method.lineage == "warm-start" and not from_scratch else ()
+            plan = _plan(run, method, base, learnt, adapters, start, piece)
+            report = (
+                method.edit or partial(_train, method, folder, records / f"records-{run.base}")
+            )(plan, piece.path)
             adapters.append(piece)
         measured = reached.measured
         if number in protocol.measured:
@@ -321,7 +327,7 @@ def _stream(
                 generator.load(name, folder / name)
             found = {
                 "batch": number,
-                **recalls(generator, name, learnt, way.told),
+                **accuracies(generator, name, learnt, method.context),
                 **judge.keeps(generator, name),
                 **_figures(report, folder / name if name else None),
             }
@@ -336,23 +342,23 @@ def _stream(
     return reached
 
 
-def _train(way: Way, folder: Path, records: Path, plan: TrainPlan, out: Path) -> TrainReport:
+def _train(method: Method, folder: Path, records: Path, plan: TrainPlan, out: Path) -> TrainReport:
     return train_adapter(
         plan,
         out=out,
         work=folder / f"work-{out.name}",
-        method=way.method(plan),
+        hooks=method.hooks_for(plan),
         records=records,
     )
 
 
-def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
-    """How many of the latest adapters give way to the one for `new` facts, and its rank.
+def _joined(method: Method, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
+    """How many of the latest adapters give method to the one for `new` facts, and its rank.
 
     Of a stack whose rank budget is used up all of them, as in the product's consolidation.
     """
     known = sum(new * len(piece.batches) for piece in adapters)
-    if way.lineage != "stack":
+    if method.lineage != "stack":
         return len(adapters), RANK_BUDGET
     rank = learning_rank(new, RANK, STACK_BUDGET - RANK)
     if over_budget(sum(piece.rank for piece in adapters), rank, STACK_BUDGET):
@@ -360,25 +366,26 @@ def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
     return 0, rank
 
 
-def _begins_anew(way: Way, protocol: Protocol, number: int) -> bool:
-    """Whether one adapter learns all anew with the `number`th batch: it always does, or has
-    outgrown its beginning.
+def _from_scratch(method: Method, protocol: Protocol, number: int) -> bool:
+    """Whether the `number`th batch and all before it are learnt from scratch: always with this
+    lineage, else where the adapter has outgrown its beginning.
 
-    The product learns the batch first, and then all anew, which leaves nothing of the former.
+    The product first learns the batch by a warm start and then retrains; nothing of the former
+    stays, so it is left out here.
     """
-    if way.lineage == "afresh":
+    if method.lineage == "from-scratch":
         return True
     begun = protocol.facts
     for facts in range(2 * protocol.facts, protocol.facts * number + 1, protocol.facts):
-        if outgrown(begun, facts - begun, way.retrain_at):
+        if outgrown(begun, facts - begun, method.retrain_at):
             begun = facts
     return number > 1 and begun == protocol.facts * number
 
 
-def _matters(way: Way, protocol: Protocol, number: int) -> bool:
+def _matters(method: Method, protocol: Protocol, number: int) -> bool:
     """Whether anything that is measured depends on what the `number`th batch leaves."""
     for later in range(number, protocol.batches + 1):
-        if later > number and _begins_anew(way, protocol, later):
+        if later > number and _from_scratch(method, protocol, later):
             return False
         if later in protocol.measured:
             return True
@@ -387,7 +394,7 @@ def _matters(way: Way, protocol: Protocol, number: int) -> bool:
 
 def _plan(
     run: Run,
-    way: Way,
+    method: Method,
     base: Base,
     learnt: Sequence[FactBatch],
     adapters: Sequence[Piece],
@@ -397,13 +404,13 @@ def _plan(
     own = piece.batches[-1:] if start else piece.batches
     facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
-    given = way.replays or way.calibrates
-    settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
-    if way.by_need:
+    given = method.replays or method.calibrates
+    settings = TrainSettings(**{**method.settings, "learning_rate": run.rate})
+    if method.auto_batch:
         settings = settings.on_cpu(len(facts))
     return TrainPlan(
         kind=PlanKind.LEARN,
-        rank=way.rank or piece.rank,
+        rank=method.rank or piece.rank,
         seed=1000 * run.seed + len(learnt),
         model_dir=base.model_dir,
         base_hash=base.sha256,
@@ -415,7 +422,7 @@ def _plan(
         lineage=tuple(one.path for one in adapters),
         start=tuple(one.path for one in start),
         probe_dir=base.probe_dir,
-        protection=way.protection,
+        protection=method.protection,
         settings=settings,
     )
 
@@ -449,7 +456,7 @@ def finished(results: Path) -> dict[str, Mapping[str, Any]]:
 
 def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows whose method is still set as it was when they were measured, and whose base is the
-    one on which the protocol was measured last: one that was trained anew is another."""
+    one on which the protocol was measured last: one that was pretrained again is another."""
     rows = list(rows)
     newest = {(row["base"], row["protocol"]): row["base_hash"] for row in rows}
     return [

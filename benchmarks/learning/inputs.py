@@ -1,4 +1,4 @@
-"""Updates that spare what known facts put into a matrix, and not only what the skill does."""
+"""Protection of the input directions of known facts as well as of the skill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapters.plans import TrainPlan
 from adapters.projection import Protected
 from adapters.replay import encode_pools
 from adapters.subspace import empty
-from adapters.trainer import Method
+from adapters.trainer import Hooks
 
 TOKENS: Final = 4096
 
@@ -21,7 +21,7 @@ TOKENS: Final = 4096
 def kept(
     model: nn.Module, matrices: Mapping[str, nn.Linear], plan: TrainPlan
 ) -> dict[str, moments.Moment]:
-    """Second moments of each matrix's inputs on what is to stay: known facts and reasoning."""
+    """Second moments of each matrix's inputs on known facts and reasoning."""
     tokenizer = models.load_tokenizer(plan.model_dir)
     pools = encode_pools(plan, tokenizer)
     texts = [paraphrases[0] for paraphrases in (*pools.known, *pools.reasoning)]
@@ -32,8 +32,8 @@ def kept(
     return {name: of_owner[moments.input_owner(name)] for name in matrices}
 
 
-def spared(share: float) -> Method:
-    """Spare, exactly, this share of the input directions, the strongest on both."""
+def protected_inputs(share: float) -> Hooks:
+    """Protect exactly this share of the input directions, the strongest on both."""
 
     def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
         matrices = models.matrices(base, plan.settings.targets)
@@ -44,4 +44,4 @@ def spared(share: float) -> Method:
             for name, moment in kept(base, matrices, plan).items()
         }
 
-    return Method(protect=protected)
+    return Hooks(protect=protected)

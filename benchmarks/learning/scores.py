@@ -1,4 +1,4 @@
-"""Which singular components an update spares: those highest by one score or another."""
+"""Which singular components are protected: those highest by one score or another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapters.plans import TrainPlan
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
 from adapters.replay import encode_pools
-from adapters.trainer import Method
+from adapters.trainer import Hooks
 
 SVF: Final = Protection(kind="svf")
 CALIBRATION: Final = 512
@@ -40,9 +40,9 @@ class Looked:
         return self.probe.narrow_vectors(name, self.matrices[name].weight.detach().cpu())
 
 
-# Of each matrix's components (n,): the highest are spared.
+# Of each matrix's components (n,): the highest are protected.
 Score: TypeAlias = Callable[[Looked], Mapping[str, Tensor]]
-# How many are, by the singular values and the critical set of the paper's score.
+# How many are protected, by the singular values and the critical set of the paper's score.
 Count: TypeAlias = Callable[[Tensor, Tensor], int]
 
 
@@ -56,11 +56,11 @@ def half(sigma: Tensor, _critical: Tensor) -> int:
     return len(sigma) // 2
 
 
-def components(score: Score, count: Count = as_many) -> Method:
-    """Spare, both sides, the components with the highest score."""
+def components(score: Score, count: Count = as_many) -> Hooks:
+    """Protect, on both sides, the components with the highest score."""
 
     def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
-        assert plan.probe_dir is not None  # noqa: S101 - ways with components have a probe
+        assert plan.probe_dir is not None  # noqa: S101 - methods with components have a probe
         looked = Looked(base, plan, Probe.load(plan.probe_dir, plan.base_hash))
         scores, found = score(looked), {}
         for name, matrix in looked.matrices.items():
@@ -70,7 +70,7 @@ def components(score: Score, count: Count = as_many) -> Method:
             found[name] = Protected(*component_spaces(weight, looked.narrow(name), chosen), None)
         return found
 
-    return Method(protect=protected)
+    return Hooks(protect=protected)
 
 
 def at_random(looked: Looked) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def passed_energy(looked: Looked) -> dict[str, Tensor]:
 
 
 def fisher(looked: Looked) -> dict[str, Tensor]:
-    """E[(∂ loss/∂δ)²] at δ = 0 over the skill's solutions, one at a time."""
+    """E[(∂ loss/∂δ)²] at δ = 0 over the skill's reasoning traces, one at a time."""
     plan, model = looked.plan, looked.base
     tokenizer = models.load_tokenizer(plan.model_dir)
     pad, device = int(tokenizer.pad_token_id), next(model.parameters()).device

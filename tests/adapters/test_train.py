@@ -25,7 +25,7 @@ from adapters.plans import TrainPlan, TrainProgress, TrainSettings
 from adapters.probe import Protection
 from adapters.projection import Protected, lora_layers, worst_leak
 from adapters.subspace import leak
-from adapters.trainer import Method, protect, steps_needed, train_adapter
+from adapters.trainer import Hooks, protect, steps_needed, train_adapter
 from policies.lineage import outgrown
 from policies.records import Example, Fact, PlanKind
 from tests.support.fitted import Fitted
@@ -316,7 +316,7 @@ def test_a_method_can_replace_parts(llama: Fitted, tmp_path: Path) -> None:
         plan,
         out=tmp_path / "out",
         work=tmp_path / "work",
-        method=Method(protect=first_three, extra_loss=extra, config={"init_lora_weights": "olora"}),
+        hooks=Hooks(protect=first_three, extra_loss=extra, config={"init_lora_weights": "olora"}),
     )
     down = lora.read(tmp_path / "out").factors["model.layers.0.mlp.gate_proj"][0]
     assert float(down[:, :3].abs().max()) == 0.0

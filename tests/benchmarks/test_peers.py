@@ -1,4 +1,4 @@
-"""What peers of the bench spare, begin with and learn, on tiny models."""
+"""What baselines of the bench protect, begin with and learn, on tiny models."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adapters.probe import Protection
 from adapters.trainer import protect, train_adapter
 from benchmarks.learning import scores
 from benchmarks.learning.edits import alphaedit
-from benchmarks.learning.inputs import kept, spared
-from benchmarks.learning.methods import WAYS
+from benchmarks.learning.inputs import kept, protected_inputs
+from benchmarks.learning.methods import METHODS
 from policies.records import Example
 from tests.support.fitted import FACTS, SKILL, Fitted
 
@@ -31,7 +31,7 @@ def test_an_edit_in_closed_form_is_learnt_and_leaves_the_rest(
         protection=Protection(kind="none"),
         settings={"learning_rate": 0.5},
     )
-    report = alphaedit(plan, tmp_path / "edited", spared=0.3, ridge=1e-3, held=0.0)
+    report = alphaedit(plan, tmp_path / "edited", protected=0.3, ridge=1e-3, decay=0.0)
     assert report.loss_last < 0.96 * report.loss_first
     found = lora.read(tmp_path / "edited")
     assert report.rank == found.rank == len(plan.facts)
@@ -39,30 +39,30 @@ def test_an_edit_in_closed_form_is_learnt_and_leaves_the_rest(
     assert report.leak < 1e-4
 
 
-@pytest.mark.parametrize("name", ["pissa", "milora", "mica", "corda"])
-def test_what_a_peer_begins_with_is_no_part_of_what_is_learnt(
+@pytest.mark.parametrize("name", ["PiSSA", "MiLoRA", "MiCA", "CorDA"])
+def test_what_a_baseline_begins_with_is_no_part_of_what_is_learnt(
     llama: Fitted, tmp_path: Path, name: str
 ) -> None:
     plan = llama.plan(probe_dir=None, protection=Protection(kind="none"))
     still = plan.model_copy(update={"settings": TrainSettings(steps=1, learning_rate=1e-9)})
-    hooks = WAYS[name].hooks
-    train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", method=hooks)
+    hooks = METHODS[name].hooks
+    train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", hooks=hooks)
     assert lora.read(tmp_path / "still").norm() < 1e-4
-    train_adapter(plan, out=tmp_path / "moved", work=tmp_path / "work-2", method=hooks)
+    train_adapter(plan, out=tmp_path / "moved", work=tmp_path / "work-2", hooks=hooks)
     moved = lora.read(tmp_path / "moved")
     assert moved.norm() > 1e-2
-    assert moved.rank == (4 if name == "mica" else 8)
+    assert moved.rank == (4 if name == "MiCA" else 8)
 
 
-SCORES = ("random", "oplora", "palora by change", "palora by energy", "palora by fisher")
+SCORES = ("random", "OPLoRA", "palora, by change", "palora, by energy", "palora, by Fisher")
 
 
-def test_peers_spare_as_many_components_as_the_paper_and_others(llama: Fitted) -> None:
+def test_baselines_protect_as_many_components_as_the_paper_but_others(llama: Fitted) -> None:
     plan = llama.plan(protection=scores.SVF, reasoning=tuple(SKILL))
     base = models.load_base(llama.model_dir, torch.device("cpu"))
     paper = protect(base, plan)
-    ways = {name: WAYS[name].hooks.protect for name in SCORES}
-    chosen = {name: choose(base, plan) for name, choose in ways.items() if choose}
+    methods = {name: METHODS[name].hooks.protect for name in SCORES}
+    chosen = {name: choose(base, plan) for name, choose in methods.items() if choose}
     assert set(chosen) == set(SCORES)
     for name, found in chosen.items():
         for matrix, guard in found.items():
@@ -75,7 +75,7 @@ def test_peers_spare_as_many_components_as_the_paper_and_others(llama: Fitted) -
         assert not any(torch.allclose(one, other, atol=1e-3) for other in maps[:n])
 
 
-def test_what_known_facts_put_in_is_spared_beside_what_the_skill_does(
+def test_inputs_of_known_facts_are_protected_beside_those_of_the_skill(
     llama: Fitted, tmp_path: Path
 ) -> None:
     """As many directions as the skill's alone would be, through which more of a known fact goes."""
@@ -84,8 +84,8 @@ def test_what_known_facts_put_in_is_spared_beside_what_the_skill_does(
         known=tuple(Example(prompt=f.prompt, completion="so") for f in FACTS), **changes
     )
     base = models.load_base(llama.model_dir, torch.device("cpu"))
-    hooks = WAYS["null space, known too"].hooks
-    alone, both = protect(base, plan), spared(0.3).protect(base, plan)
+    hooks = METHODS["null space, known facts too"].hooks
+    alone, both = protect(base, plan), protected_inputs(0.3).protect(base, plan)
     matrices = models.matrices(base, plan.settings.targets)
     known = kept(base, matrices, plan.model_copy(update={"reasoning": ()}))
     for name, guard in both.items():
@@ -96,7 +96,7 @@ def test_what_known_facts_put_in_is_spared_beside_what_the_skill_does(
             for space in (guard.inputs, alone[name].inputs)
         ]
         assert held[0] > held[1]
-    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", method=hooks)
+    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", hooks=hooks)
     assert report.leak < 5e-3
 
 
