@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
-import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from benchmarks.learning import labels, tables
+from benchmarks.learning import figures, labels, tables
+from benchmarks.learning.bases import BASES
 
 BASE: Final = "mini"
 PROTOCOL: Final = "ten"
 OURS: Final = "palorad"
 # What is shown, and under which label.
 LABELS: Final = {
-    OURS: "palorad, large preset",
-    "palorad, small batch": "palorad, small preset",
-    "stack": "palorad, stacked adapters",
+    OURS: "palorad (large preset)",
+    "palorad, small batch": "palorad (small preset)",
+    "stack": "palorad (stacked adapters)",
     "replay, warm start": "replay by label",
     "null space": "null space",
     "O-LoRA": "O-LoRA",
@@ -63,13 +63,13 @@ LAST_OF_FORTY: Final = "retrained from scratch"
 Pixel = tuple[float, float]
 
 
-def differences(rows: Iterable[tables.Row]) -> dict[str, dict[str, tables.Figure]]:
+def differences(rows: Iterable[figures.Row]) -> dict[str, dict[str, figures.Figure]]:
     """palorad minus each other method of the headline: figures by method and column.
 
     Paired by seed and item, over the seeds that both were measured with; intervals of 95 % as in
-    `tables.figures`.
+    `figures.figures`.
     """
-    by_method: dict[str, dict[int, tables.Row]] = {}
+    by_method: dict[str, dict[int, figures.Row]] = {}
     for row in rows:
         told = (row["purpose"], row["base"], row["protocol"], row["examples"])
         if told == ("report", BASE, PROTOCOL, None) and row["method"] in LABELS:
@@ -80,7 +80,7 @@ def differences(rows: Iterable[tables.Row]) -> dict[str, dict[str, tables.Figure
         theirs = by_method[method]
         pairs = [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
         if pairs:
-            found[method] = {key: tables.difference(pairs, key) for key in COLUMNS}
+            found[method] = {key: figures.difference(pairs, key) for key in COLUMNS}
     return found
 
 
@@ -93,14 +93,14 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     for name, label in LABELS.items():
         if name in methods:
-            cells = [tables.per_cent(methods[name][key]) for key in COLUMNS]
+            cells = [tables.percent(methods[name][key]) for key in COLUMNS]
             lines.append(f"| {label} | {' | '.join(cells)} | {len(methods[name]['seeds'])} |")
     return "\n".join(lines)
 
 
 def models(results: Mapping[str, Any]) -> str:
     """Markdown: palorad with the large preset on every model; in bold what misses its goal."""
-    heads = [f"{head} (goal {100 * tables.GOALS[key]:.0f} %)" for key, head in COLUMNS.items()]
+    heads = [f"{head} (goal {100 * figures.GOALS[key]:.0f} %)" for key, head in COLUMNS.items()]
     lines = [
         f"| model | learnt | {' | '.join(heads)} | seeds |",
         "| --- " * (len(COLUMNS) + 3) + "|",
@@ -109,7 +109,9 @@ def models(results: Mapping[str, Any]) -> str:
         measured = results.get(base, {}).get(protocol, {})
         one = measured.get(LAST_OF_FORTY) if protocol == "forty" else measured.get(OURS)
         if one:
-            cells = [tables.against(one[key], tables.GOALS[key]) for key in COLUMNS]
+            served = {"reasoning_vs_base": "reasoning_vs_expert"} if BASES[base].expert else {}
+            keys = [served.get(key, key) for key in COLUMNS]
+            cells = [tables.against(one[key], figures.GOALS[key]) for key in keys]
             lines.append(f"| {model} | {learnt} | {' | '.join(cells)} | {len(one['seeds'])} |")
     return "\n".join(lines)
 
@@ -122,8 +124,8 @@ def comparison(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         worse = [LABELS[name] for name, one in found.items() if one[key][2] < 0]
         alike = [LABELS[name] for name in found if LABELS[name] not in (*better, *worse)]
         groups = (("better than", better), ("not told apart from", alike), ("worse than", worse))
-        parts = [f"{said} {'; '.join(names)}" for said, names in groups if names]
-        lines.append(f"- **{words}**: {'. '.join(part[0].upper() + part[1:] for part in parts)}.")
+        parts = [f"{verdict} {', '.join(names)}" for verdict, names in groups if names]
+        lines.append(f"- **{words}**: {'; '.join(parts)}.")
     return "\n".join(lines)
 
 
@@ -131,6 +133,7 @@ def comparison(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 OWN: Final = "#0a7d55"
 OTHER: Final = "#3b5b92"
+BEHIND: Final = {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.5}
 # Of a point with its interval, in pixels.
 RADIUS: Final = 17.0
 
@@ -158,16 +161,15 @@ def _panel(axis: Axes, methods: Mapping[str, Any], key: str, title: str) -> None
     axis.set_yticks(range(0, 101, 20))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.axhline(100 * tables.GOALS[key], color="0.55", ls=":", lw=1)
-    axis.text(-4, 100 * tables.GOALS[key] + 1, "goal", color="0.45", fontsize=9, va="bottom")
-    axis.axvline(100 * tables.GOALS["accuracy"], color="0.55", ls=":", lw=1)
+    axis.axhline(100 * figures.GOALS[key], color="0.55", ls=":", lw=1)
+    axis.text(-4, 100 * figures.GOALS[key] + 1, "goal", color="0.45", fontsize=9, va="bottom")
+    axis.axvline(100 * figures.GOALS["accuracy"], color="0.55", ls=":", lw=1)
     for name, one in methods.items():
         (x, *across), (y, *up) = one["accuracy"], one[key]
-        bars = {
-            "xerr": [[100 * (x - across[0])], [100 * (across[1] - x)]],
-            "yerr": [[100 * (y - up[0])], [100 * (up[1] - y)]],
-        }
-        axis.errorbar(100 * x, 100 * y, **bars, fmt="o", ms=7, lw=1, color=_colour(name), mec="w")
+        across_bar = [[100 * (x - across[0])], [100 * (across[1] - x)]]
+        up_bar = [[100 * (y - up[0])], [100 * (up[1] - y)]]
+        style: dict[str, Any] = {"fmt": "o", "ms": 7, "lw": 1, "color": _colour(name), "mec": "w"}
+        axis.errorbar(100 * x, 100 * y, xerr=across_bar, yerr=up_bar, **style)
 
 
 def _points(axis: Axes, methods: Mapping[str, Any], key: str) -> list[tuple[str, Pixel, str]]:
@@ -189,7 +191,10 @@ def _colour(name: str) -> str:
 def _label(axis: Axes, points: Sequence[tuple[str, Pixel, str]]) -> None:
     """Write each label beside its point, with a line to it where another point is nearer."""
     marks = [mark for _, mark, _ in points]
-    drawn = [axis.text(0, 0, text, transform=None, color=c, va="bottom") for text, _, c in points]
+    drawn = [
+        axis.text(0, 0, text, transform=None, color=c, va="bottom", bbox=BEHIND)
+        for text, _, c in points
+    ]
     sizes = [(box.width, box.height) for box in (text.get_window_extent() for text in drawn)]
     boxes = labels.arrange(sizes, marks, RADIUS, axis.bbox.extents)
     for text, box, mark in zip(drawn, boxes, marks, strict=True):

@@ -28,13 +28,13 @@ CROSSED: Final = 50.0
 def arrange(
     sizes: Sequence[Point], marks: Sequence[Point], radius: float, bounds: Box
 ) -> list[Box]:
-    """A box for each label of `sizes` (width, height) at its mark, all in pixels, as near as can be.
+    """A box in pixels for each label of `sizes` (width, height), as near to its mark as can be.
 
     Labels are placed one after the other in several orders, of which the one with the nearest
     labels and the fewest crossed ones is taken. A mark takes `radius` on every side. Raises
     ValueError where the labels find no room within `bounds`.
     """
-    rng = random.Random(0)  # noqa: S311 - a layout, the same at every run
+    rng = random.Random(0)
     taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in marks]
     best: tuple[float, list[Box]] | None = None
     for _ in range(ORDERS):
@@ -69,7 +69,8 @@ def _in_turn(
             (reach + 0.1 * turn + CROSSED * _crossed(marks[n], box, others), box)
             for reach in REACHES
             for turn, box in enumerate(_around(marks[n], sizes[n], reach * radius))
-            if _within(box, bounds) and not any(overlap(box, other) for other in (*taken, *placed.values()))
+            if _within(box, bounds)
+            and not any(overlap(box, other) for other in (*taken, *placed.values()))
         ]
         if not found:
             return None, cost
@@ -104,6 +105,4 @@ def _crossed(mark: Point, box: Box, others: Sequence[Box]) -> int:
         (mark[0] + (end[0] - mark[0]) * n / 10, mark[1] + (end[1] - mark[1]) * n / 10)
         for n in range(1, 10)
     ]
-    return sum(
-        any(b[0] < x < b[2] and b[1] < y < b[3] for x, y in between) for b in others
-    )
+    return sum(any(b[0] < x < b[2] and b[1] < y < b[3] for x, y in between) for b in others)

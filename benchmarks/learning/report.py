@@ -12,7 +12,7 @@ from benchmarks.learning import headline, plots, tables
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs/results.md"
 PICTURE: Final = ROOT / "docs/img/results.png"
-WRITTEN: Final = "<!-- written by `python -m benchmarks.learning --tables` -->"
+WRITTEN: Final = "<!-- written by `make bench-tables` -->"
 LEARNT: Final = {
     "one": "One injection of 48 facts",
     "ten": "Ten batches of 36 facts",
@@ -23,13 +23,13 @@ LEARNT: Final = {
 }
 READING: Final = """\
 Percent with 95 % intervals over seeds and items, after the last batch. The columns are explained in
-[results.md]({docs}/results.md); "retention of batch 1" is the accuracy on the first batch's facts at
-the end, ‖ΔW‖ the norm of the whole update. Rates are those that a sweep of one injection on a
-selection seed chose; where there was none, the middle one. Each base's rows are of one training of
-it. Methods that stack adapters have rank 16 (OSF 128), 24 paraphrases a fact and 150 steps, as they
-were tuned; when their ranks exceed 64, one adapter is retrained on all facts. O-LoRA's first adapter
-is plain LoRA's. Known facts are the same questions for every seed. The settings and the machine of
-each row are in [learning.jsonl]({results}/learning.jsonl)."""
+[results.md](../../docs/results.md); "retention of batch 1" is the accuracy on the first batch's
+facts at the end, ‖ΔW‖ the norm of the whole update. Rates are those that a sweep of one injection
+on a selection seed chose; where there was none, the middle one. A base's rows are all of one
+training of it. Methods that stack adapters have rank 16 (OSF 128), 24 paraphrases a fact and 150
+steps, as they were tuned; when their ranks exceed 64, one adapter is retrained on all facts. The
+first adapter of O-LoRA is that of plain LoRA. Known facts are the same questions for every seed.
+The settings and the machine of each row are in [learning.jsonl](learning.jsonl)."""
 
 
 def blocks(found: Mapping[str, Any]) -> dict[str, str]:
@@ -79,7 +79,7 @@ def _index(found: Mapping[str, Any], name: str) -> str:
     described = [f"| {method} | {said} |" for method, said in sorted(methods.items())]
     parts = [
         f"# All figures\n\n{WRITTEN}",
-        READING.format(docs="../../docs", results="."),
+        READING,
         "## By base",
         "\n".join(links),
         "## The product beside its goals",
