@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from adapters import files
 
 
 def load(path: Path) -> dict[str, Tensor] | None:
@@ -25,9 +26,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], kind: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     save_file(dict(tensors), temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.rename(path)
+    files.put_in_place(temporary, path)
     for other in path.parent.glob(f"{kind}*"):
         if other != path:
             other.unlink(missing_ok=True)

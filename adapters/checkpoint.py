@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from adapters import files
 
 PREFIX = "checkpoint-"
 DATA = "state.pt"
@@ -35,22 +36,18 @@ def save(folder: Path, fingerprint: str, saved: Saved) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     content = {"factors": dict(saved.factors), "optimizer": dict(saved.optimizer)}
-    with (temporary / DATA).open("wb") as stream:
+    with files.replacing(temporary / DATA) as stream:
         torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
     manifest = {
         "step": saved.step,
         "fingerprint": fingerprint,
         "sha256": _sha256(temporary / DATA),
         "state": dict(saved.state),
     }
-    with (temporary / "manifest.json").open("w") as text:
-        json.dump(manifest, text)
-        text.flush()
-        os.fsync(text.fileno())
+    files.write_json(temporary / "manifest.json", manifest)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
+    files.sync(folder)
     for other in folder.glob(f"{PREFIX}*"):
         if other != target:
             shutil.rmtree(other, ignore_errors=True)

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from adapters.config import MLP
 from adapters.errors import UnusableModel
 
-MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)\.(?:mlp|self_attn)\.(\w+)$")
 HASHED = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*",

@@ -1,4 +1,4 @@
-"""The frozen probe of one base: what a skill needs of every matrix, and how to protect it."""
+"""The frozen probe of one base: what a skill uses of every matrix, and how to protect it."""
 
 from __future__ import annotations
 
@@ -12,46 +12,49 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters import moments, svf
+from adapters import moments, probe_size, svf
 from adapters.errors import ProbeMismatch
 from adapters.models import base_hash
 from adapters.moments import Moment
 from adapters.projection import Protected
 from adapters.subspace import empty, join, orthonormal
+from policies.errors import ConfigError
 from policies.records import Record
 
 TENSORS = "probe.safetensors"
 CARD = "probe.json"
 BASES = "bases"
+MOMENTS = "moments"
 FORMAT = 1
 
 __all__ = ["CARD", "FORMAT", "TENSORS", "Probe", "Protection", "base_hash"]
 
 
 class Protection(Record):
-    """What an adapter must leave alone, and how strictly."""
+    """Which directions an adapter must not touch, and how strictly."""
 
     kind: Literal["svf", "activations", "svf+activations", "none"] = "activations"
     form: Literal["hard", "soft"] = "hard"
-    """Of the activations' part: an exact projection, or λ(C+λI)⁻¹."""
+    """For the activations: an exact projection, or λ(C+λI)⁻¹."""
     share: float = Field(default=0.2, gt=0.0, le=1.0)
-    """Of the activations' part: share of the input directions, or of their energy."""
+    """For the activations: share of the input directions, or of their energy."""
     by: Literal["directions", "energy"] = "directions"
     strength: float = Field(default=0.01, gt=0.0)
-    """Of the soft form: λ as a multiple of the mean eigenvalue."""
+    """For the soft form: λ as a multiple of the mean eigenvalue."""
     svf_energy: float = Field(default=0.9, gt=0.0, le=1.0)
-    """Share of the score σ²δ² that a seed's critical set holds."""
+    """Share of the score σ²δ² that the critical components of one seed hold."""
     svf_cap: float = Field(default=0.5, gt=0.0, le=1.0)
-    """The most components of a matrix that can be critical, as a share of all."""
+    """Largest share of a matrix's components that can be critical."""
     svf_seeds: int = Field(default=2, ge=1)
-    """In how many seeds' sets a component must be."""
-    earlier: bool = False
-    """Whether a new adapter also keeps off the input directions that earlier adapters read."""
+    """For how many seeds a component must be critical."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Per matrix: singular values σ (n,), the seeds' δ (seeds, n) and the inputs' moments."""
+    """Per matrix: singular values σ (n,), the seeds' δ (seeds, n) and the inputs' moments.
+
+    Moments of wide inputs lie in files of their own and are read when they are asked for.
+    """
 
     directory: Path
     card: dict[str, Any]
@@ -78,6 +81,15 @@ class Probe:
             )
         return Probe(directory, card, tensors)
 
+    def require(self, share: float) -> None:
+        """Raise `ConfigError` where it keeps fewer than `share` of a matrix's directions."""
+        lacking = probe_size.shortfall(self.card, share)
+        if lacking is not None:
+            raise ConfigError(
+                f"{self.directory}: {lacking}; lower protection.share, or remove this directory "
+                "and a new probe is fitted"
+            )
+
     @property
     def matrices(self) -> tuple[str, ...]:
         """The names of the matrices that it covers."""
@@ -96,11 +108,11 @@ class Probe:
         owner = moments.input_owner(name)
         if owner not in self._moments:
             size = int(self.card["matrices"][name]["inputs"])
-            self._moments[owner] = moments.unpack(owner, size, self.tensors)
+            self._moments[owner] = moments.unpack(owner, size, self._saved_moment(owner))
         return self._moments[owner]
 
     def critical(self, name: str, protection: Protection) -> Tensor:
-        """Indices of the critical components by the rule in `protection`."""
+        """Indices of the critical components: those of the largest score, by `protection`."""
         return svf.critical(
             self.sigma(name),
             self.deltas(name),
@@ -110,14 +122,14 @@ class Probe:
         )
 
     def narrow_vectors(self, name: str, weight: Tensor) -> Tensor:
-        """Singular vectors (n, n) of the narrow side: as kept when fitting, else computed."""
+        """Singular vectors (n, n) of the narrow side: those kept by the fit, else computed."""
         kept = self.directory / BASES / f"{name}.safetensors"
         if kept.is_file():
             return load_file(kept)["vectors"].double()
         return svf.decompose(weight)[1]
 
     def protected(self, name: str, weight: Tensor, protection: Protection) -> Protected:
-        """The subspaces that an update of this matrix, whose served `weight` is given, spares.
+        """The directions that an update of this matrix with the served `weight` must not touch.
 
         `svf`: input and output vectors of the critical components. `activations`: the leading
         input directions of the skill. Both: the span of both inputs, and the outputs of `svf`.
@@ -135,8 +147,21 @@ class Probe:
             if protection.form == "soft":
                 soft = moment.soft(protection.strength)
             else:
-                inputs = join(inputs, moment.basis(share=protection.share, by=protection.by))
+                basis = moment.basis(share=protection.share, by=protection.by)
+                inputs = join(inputs, basis) if inputs.shape[1] else basis
         return Protected(inputs, outputs, soft)
+
+    def _saved_moment(self, owner: str) -> dict[str, Tensor]:
+        """The tensors that hold the moment of `owner`: the probe's own, or a file for it."""
+        if f"{owner}.trace" in self.tensors:
+            return self.tensors
+        path = self.directory / MOMENTS / f"{owner}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ProbeMismatch(
+                f"{path} cannot be read: {error}; remove {self.directory} and fit the probe again"
+            ) from error
 
     def _tensor(self, key: str) -> Tensor:
         try:
@@ -149,7 +174,7 @@ def component_spaces(weight: Tensor, narrow: Tensor, chosen: Tensor) -> tuple[Te
     """Bases of the chosen singular components' input and output vectors of a weight (out, in).
 
     `narrow` holds the narrow side's vectors; the other side follows as U = W V Σ⁻¹ (or
-    V = Wᵀ U Σ⁻¹), so that components with σ = 0 have none there.
+    V = Wᵀ U Σ⁻¹). Components with σ = 0 have no vectors there.
     """
     own = orthonormal(narrow[:, chosen])
     if svf.narrow_is_input(weight):

@@ -1,15 +1,17 @@
-"""What a probe says about itself: its settings, sizes, overlap between seeds, energies."""
+"""The card of a probe: its settings, sizes, overlap between seeds, energies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapters import moments, svf
+from adapters import svf
+from adapters.moments import Moment
 from adapters.probe import FORMAT, Protection
+from adapters.subspace import energy_rank
 from policies.records import Record
 
 INFORMATIVE_AGREEMENT = 0.25
@@ -19,6 +21,11 @@ LLAMA_8B = {"layers": 32, "narrow": 4096, "parameters": 8_030_261_248}
 class ProbeSettings(Record):
     """How a probe is fitted."""
 
+    share: float = Field(default=Protection().share, gt=0.0, le=1.0)
+    """Share of each matrix's input directions that is kept: as many as protection asks for."""
+    keep_bases: bool = False
+    """Whether large singular bases stay with the probe: protection by `svf` reads them."""
+
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = Field(default=300, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0.0)
@@ -27,17 +34,16 @@ class ProbeSettings(Record):
     batch: int = Field(default=16, ge=1)
     """Examples in a step."""
     max_length: int = Field(default=1024, ge=8)
-    """Tokens of an example; the rest is cut off."""
+    """Tokens of an example; longer ones are cut."""
     max_tokens: int = Field(default=8192, ge=8)
     """Padded tokens in one forward pass."""
-    moment_rank: int = Field(default=2048, ge=1)
-    """Input directions kept where a matrix has more than 1,024 inputs."""
 
 
 def describe(
     model: Any,
     matrices: Mapping[str, nn.Linear],
     tensors: Mapping[str, Tensor],
+    moment_of: Callable[[str], Moment],
     settings: ProbeSettings,
     before: float,
     after: Sequence[float],
@@ -56,8 +62,7 @@ def describe(
         overlap, chance = svf.agreement(chosen)
         overlaps.append(overlap)
         chances.append(chance)
-        moment = moments.unpack(moments.input_owner(name), matrix.in_features, tensors)
-        stored = moment.vectors.shape[1]
+        moment = moment_of(name)
         per_matrix[name] = {
             "inputs": matrix.in_features,
             "outputs": matrix.out_features,
@@ -66,9 +71,9 @@ def describe(
             "overlap": overlap,
             "chance": chance,
             "input_directions_for_energy": {
-                str(share): moment.basis(share=share, by="energy").shape[1]
+                str(share): min(energy_rank(moment.energies(), share), matrix.in_features)
                 for share in (0.9, 0.99, 0.999)
-                if moment.energy(stored) >= share
+                if moment.energy(len(moment.values)) >= share
             },
         }
     values = sum(entry["narrow"] for entry in per_matrix.values())

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adapters import models, moments, store, svf
+from adapters import models, moment_files, store, svf
 from adapters.errors import ProbeMismatch, UnusableExamples
 from adapters.examples import Batch, Encoded, buckets, collate, encode_example, length
 from adapters.losses import mean_loss
-from adapters.probe import BASES, CARD, TENSORS, Probe
+from adapters.probe import BASES, CARD, MOMENTS, TENSORS, Probe
 from adapters.probe_card import ProbeSettings, describe
 from policies.records import Example
 
@@ -68,12 +71,15 @@ def fit_probe(
 ) -> Probe:
     """Fit a probe of the base at `model_dir` and publish it at `out`; a fitted one is reused.
 
-    Decompositions and finished seeds are kept beside `out` until the end, so that a fit that was
-    cut off goes on. Every tenth example is held out to measure the skill's loss.
+    Decompositions, moments and finished seeds are kept beside `out` until the end: a fit that was
+    interrupted continues from them. Every tenth example is held out to measure the skill's loss.
+    Raises `ConfigError` where a fitted one keeps too few directions.
     """
     base = models.base_hash(model_dir)
     if out.exists():
-        return Probe.load(out, base)
+        found = Probe.load(out, base)
+        found.require(settings.share)
+        return found
     tokenizer = models.load_tokenizer(model_dir)
     pool = [encode_example(tokenizer, example, limit=settings.max_length) for example in skill]
     if len(pool) < 2:
@@ -88,20 +94,24 @@ def fit_probe(
     matrices = models.matrices(model)
     timer = _Clock(progress, clock)
     pad = int(tokenizer.pad_token_id)
-    sigmas, bases = _decompose(matrices, work, timer)
-    tensors = _moments(model, matrices, pool, settings, pad, work, timer)
+    sigmas = _decompose(matrices, work / BASES, settings.keep_bases, timer)
+    batches = _batches(pool, settings, pad, device)
+    moment_files.gather(
+        model, matrices, batches, work / MOMENTS, settings.share, partial(timer.tick, "moments")
+    )
     held_out = _batches(pool[::HELD_OUT_EVERY], settings, pad, device)
     before = mean_loss(model, held_out)
     training = [p for i, p in enumerate(pool) if i % HELD_OUT_EVERY]
-    deltas, after = _seeds(model, matrices, bases, training, settings, pad, held_out, work, timer)
+    deltas, after = _seeds(model, matrices, training, settings, pad, held_out, work, timer)
+    tensors = {}
     for name in matrices:
         tensors[f"{name}.sigma"] = sigmas[name].float()
         tensors[f"{name}.delta"] = torch.stack([d[name] for d in deltas]).float()
-    tokens = int(tensors.pop("tokens"))
-    card = describe(model, matrices, tensors, settings, before, after)
+    moment_of = moment_files.reader(work / MOMENTS, matrices)
+    card = describe(model, matrices, tensors, moment_of, settings, before, after)
     card |= {"base_hash": base, "base": model_dir.name}
-    card["skill"] |= {"examples": len(skill), "tokens": tokens}
-    return _publish(work, out, tensors, card)
+    card["skill"] |= {"examples": len(skill)}
+    return _publish(work, out, tensors, card, settings.keep_bases)
 
 
 def fold_expert(
@@ -112,12 +122,14 @@ def fold_expert(
     settings: ProbeSettings,
     seed: int = 0,
 ) -> Path:
-    """Write the checkpoint with z folded in, and its own probe at `out`/probe; return `out`.
+    """Write the SVF expert (the base with z folded in), its own probe at `out`/probe; return `out`.
 
     The expert has the base's singular vectors and the values σ ⊙ (1 + δ) of the `seed`-th fit.
-    Its probe carries the same δ, and moments gathered on the expert itself.
+    Its probe carries the same δ, and moments gathered on the expert itself. Raises `ConfigError`
+    where an expert is there whose probe keeps too few directions.
     """
     if out.exists():
+        Probe.load(out / "probe", models.base_hash(out)).require(settings.share)
         return out
     device = models.pick_device()
     tokenizer = models.load_tokenizer(model_dir)
@@ -131,81 +143,55 @@ def fold_expert(
     model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     pool = [encode_example(tokenizer, e, limit=settings.max_length) for e in skill]
-    pad = int(tokenizer.pad_token_id)
-    tensors = _moments(model, matrices, pool, settings, pad, None, _Clock(lambda _: None, float))
+    gathered = staging / MOMENTS
+    batches = _batches(pool, settings, int(tokenizer.pad_token_id), device)
+    moment_files.gather(model, matrices, batches, gathered, settings.share)
+    tensors = {}
     for name in matrices:
         scaled = probe.sigma(name).double() * (1 + probe.deltas(name)[seed].double())
         tensors[f"{name}.sigma"] = scaled.abs().float()
         tensors[f"{name}.delta"] = probe.deltas(name)
-    tensors.pop("tokens")
     card = {
         **probe.card,
+        "settings": {**probe.card["settings"], "share": settings.share},
+        "skill": dict(probe.card["skill"]),
         "base_hash": models.base_hash(staging),
         "expert_of": probe.card["base_hash"],
         "expert_seed": probe.card["settings"]["seeds"][seed],
     }
-    (staging / "probe").mkdir()
-    _write(staging / "probe", tensors, card)
+    _write(staging / "probe", tensors, card, gathered)
+    store.remove(gathered)
     return store.publish(staging, out.parent, {"expert_of": card["expert_of"]}, lambda _: out.name)
 
 
 def _decompose(
-    matrices: Mapping[str, nn.Linear], work: Path, timer: _Clock
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """σ and narrow vectors of every matrix, from the work folder where they are there already."""
-    folder = work / BASES
+    matrices: Mapping[str, nn.Linear], folder: Path, exact: bool, timer: _Clock
+) -> dict[str, Tensor]:
+    """σ of every matrix; the narrow side's vectors go to `folder`, where they are not there yet.
+
+    The vectors are in fp32 where `exact` says so, else in the precision of the weights, in which
+    the fit applies them.
+    """
     folder.mkdir(exist_ok=True)
-    sigmas, bases = {}, {}
+    sigmas = {}
     for done, (name, matrix) in enumerate(matrices.items()):
         timer.tick("decompose", done, len(matrices))
         path = folder / f"{name}.safetensors"
         if not path.is_file():
             sigma, vectors = svf.decompose(matrix.weight.detach())
-            saved = {"sigma": sigma.cpu(), "vectors": vectors.float().cpu().contiguous()}
-            temporary = path.with_suffix(".tmp")
-            save_file(saved, temporary)
-            temporary.replace(path)
-        kept = load_file(path)
-        sigmas[name], bases[name] = kept["sigma"], kept["vectors"]
+            kind = torch.float32 if exact else matrix.weight.dtype
+            moment_files.save(
+                path, {"sigma": sigma.cpu(), "vectors": vectors.to(kind).cpu().contiguous()}
+            )
+        with safe_open(path, framework="pt") as kept:
+            sigmas[name] = kept.get_tensor("sigma")
     timer.tick("decompose", len(matrices), len(matrices))
-    return sigmas, bases
-
-
-def _moments(
-    model: Any,
-    matrices: Mapping[str, nn.Linear],
-    pool: Sequence[Sequence[Encoded]],
-    settings: ProbeSettings,
-    pad: int,
-    work: Path | None,
-    timer: _Clock,
-) -> dict[str, Tensor]:
-    path = work / "moments.safetensors" if work else None
-    if path is not None and path.is_file():
-        return load_file(path)
-    device = next(iter(matrices.values())).weight.device
-    batches = _batches(pool, settings, pad, device)
-
-    def counted() -> Any:
-        for done, batch in enumerate(batches):
-            timer.tick("moments", done, len(batches))
-            yield batch
-
-    found = moments.collect(model, matrices, counted(), settings.moment_rank)
-    tensors: dict[str, Tensor] = {}
-    for name, collector in found.items():
-        tensors.update(moments.pack(name, collector, settings.moment_rank))
-    tensors["tokens"] = torch.tensor(next(iter(found.values())).tokens)
-    if path is not None:
-        save_file(tensors, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-    return tensors
+    return sigmas
 
 
 def _seeds(
     model: Any,
     matrices: Mapping[str, nn.Linear],
-    bases: Mapping[str, Tensor],
     pool: Sequence[Sequence[Encoded]],
     settings: ProbeSettings,
     pad: int,
@@ -225,7 +211,7 @@ def _seeds(
             found, loss = svf.train(
                 model,
                 matrices,
-                bases,
+                lambda name: load_file(work / BASES / f"{name}.safetensors")["vectors"],
                 pool,
                 pad_id=pad,
                 seed=seed,
@@ -238,8 +224,7 @@ def _seeds(
                 measure=lambda: mean_loss(model, held_out),
             )
             found["loss"] = torch.tensor(loss, dtype=torch.float64)
-            save_file(found, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
+            moment_files.save(path, found)
         kept = load_file(path)
         after.append(float(kept.pop("loss")))
         deltas.append(kept)
@@ -253,24 +238,32 @@ def _batches(
     return [collate(group, pad).to(device) for group in buckets(flat, settings.max_tokens, length)]
 
 
-def _write(directory: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    finite = all(bool(torch.isfinite(t).all()) for t in tensors.values())
+def _write(
+    directory: Path, tensors: Mapping[str, Tensor], card: dict[str, Any], gathered: Path
+) -> None:
+    """Write a probe from its tensors, its card and the moments in `gathered`."""
+    directory.mkdir(exist_ok=True)
+    small, card["skill"]["tokens"] = moment_files.settle(gathered, directory / MOMENTS)
+    every = {**tensors, **small}
+    finite = all(bool(torch.isfinite(t).all()) for t in every.values())
     if not finite or any(not math.isfinite(x) for x in card["skill"]["loss_after"]):
         raise ProbeMismatch(
             "the fitted probe holds NaN or infinite values; lower its learning rate"
         )
-    save_file(dict(tensors), directory / TENSORS)
+    save_file(every, directory / TENSORS)
     (directory / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 
-def _publish(work: Path, out: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> Probe:
+def _publish(
+    work: Path, out: Path, tensors: dict[str, Tensor], card: dict[str, Any], keep_bases: bool
+) -> Probe:
     staging = store.staging(out.parent, out.name)
-    _write(staging, tensors, card)
+    _write(staging, tensors, card, work / MOMENTS)
     big = [n for n, entry in card["matrices"].items() if entry["narrow"] >= KEEP_BASES_FROM]
-    if big:
+    if big and keep_bases:
         (staging / BASES).mkdir()
         for name in big:
             (work / BASES / f"{name}.safetensors").rename(staging / BASES / f"{name}.safetensors")
     store.publish(staging, out.parent, {"base_hash": card["base_hash"]}, lambda _: out.name)
-    store.remove(work)
+    shutil.rmtree(work, ignore_errors=True)
     return Probe.load(out, card["base_hash"])

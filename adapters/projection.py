@@ -1,8 +1,8 @@
-"""LoRA factors that can move only in the free subspace, structurally.
+"""LoRA factors that cannot leave the free subspace, whatever the optimiser does.
 
-The forward pass uses A·P_R and P_L·B, so that the update is P_L B A P_R whatever the optimiser
-does. At the end the projected factors are written into the plain LoRA weights and the variant is
-removed: what is saved is an ordinary PEFT LoRA. `LoraVariant` is private to PEFT: pin its version.
+The forward pass uses A·P_R and P_L·B: the update is P_L B A P_R. At the end the projected factors
+are written into the plain LoRA weights and the variant is removed: what is saved is an ordinary
+PEFT LoRA. `LoraVariant` is private to PEFT: pin its version.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Protected:
-    """What an update of one matrix (out, in) must leave alone.
+    """The protected directions of one matrix (out, in).
 
-    `inputs` is a basis (in, k) of directions that it must map to zero, `outputs` a basis (out, k')
-    that it must not reach, `soft` a symmetric map (in, in) that shrinks further inputs.
+    An update maps the span of `inputs`, a basis (in, k), to zero and does not reach the span of
+    `outputs`, a basis (out, k'); `soft` is a symmetric map (in, in) that shrinks further inputs.
     """
 
     inputs: Tensor
@@ -118,9 +118,10 @@ def install(
 ) -> None:
     """Constrain `adapter` to the free subspace; matrices not in `protected` stay unconstrained.
 
-    One that has `begun` went through the soft projectors before and comes out of them as it is:
-    what an adapter that goes on knows already must not shrink once more.
+    `begun` says that its factors went through the soft projectors before (a warm start): they are
+    scaled up first, and what the adapter knows does not shrink a second time.
     """
+    placed: dict[tuple[object, ...], Projector] = {}
     for name, layer in lora_layers(model, adapter).items():
         guard = protected.get(name)
         if guard is None:
@@ -128,9 +129,12 @@ def install(
         device = layer.lora_A[adapter].weight.device
         if begun and guard.soft is not None:
             _undo(guard.soft, layer.lora_A[adapter].weight)
-        layer.lora_variant[adapter] = ProjectedVariant(
-            projector(guard.inputs, guard.soft).to(device), projector(guard.outputs).to(device)
-        )
+        # Gate and up have the same protected inputs: of a wide model, gigabytes that fit once.
+        key = (device, guard.inputs.data_ptr(), guard.inputs.shape, id(guard.soft))
+        if key not in placed:
+            placed[key] = projector(guard.inputs, guard.soft).to(device)
+        right = placed[key]
+        layer.lora_variant[adapter] = ProjectedVariant(right, projector(guard.outputs).to(device))
 
 
 @torch.no_grad()
@@ -139,16 +143,16 @@ def _undo(soft: Tensor, down: Tensor) -> None:
     down.copy_(torch.linalg.solve(soft.double().mT, rows.mT).mT)
 
 
-class _Lent(NamedTuple):
-    """What passes of one layer share meanwhile: leaves in the place of what they were made of."""
+class _Shared(NamedTuple):
+    """What the passes of one layer share: leaf tensors that stand in for what they are made of."""
 
     variant: ProjectedVariant
     whole: tuple[Tensor, ...]
     leaves: tuple[Tensor, ...]
     weight: Tensor | None = None
-    """The base's, where the one leaf is its parameter with the update added."""
+    """The base's weight, where the one leaf is its parameter with the update added."""
 
-    def take_back(self) -> None:
+    def restore(self) -> None:
         self.variant.shared, self.variant.merged = None, False
         if self.weight is not None:
             (parameter,) = self.leaves
@@ -165,7 +169,7 @@ def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
     added to the parameters' gradients; after an exception nothing is added. Where so many tokens
     make it cheaper, and the weight is in fp32, the whole update is added to the weight meanwhile.
     """
-    found: list[_Lent] = []
+    found: list[_Shared] = []
     given = []
     for layer in lora_layers(model, adapter).values():
         variant = layer.lora_variant.get(adapter)
@@ -174,14 +178,14 @@ def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
         down, up = variant.scaled(layer, adapter)
         if _dense(layer, adapter, tokens):
             weight, update = layer.get_base_layer().weight, up @ down
-            found.append(_Lent(variant, (update,), (weight,), weight.data))
+            found.append(_Shared(variant, (update,), (weight,), weight.data))
             weight.data = weight.data + update.detach()
             weight.requires_grad_(update.requires_grad)
             variant.merged = True
         else:
             leaves = tuple(one.detach().requires_grad_(one.requires_grad) for one in (down, up))
             variant.shared = leaves
-            found.append(_Lent(variant, (down, up), leaves))
+            found.append(_Shared(variant, (down, up), leaves))
     try:
         yield
         given = [
@@ -192,7 +196,7 @@ def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
         ]
     finally:
         for one in found:
-            one.take_back()
+            one.restore()
     if given:
         torch.autograd.backward([whole for whole, _ in given], [grad for _, grad in given])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from adapters import files
 from adapters.errors import StoreConflict
 
 MANIFEST = "manifest.json"
@@ -38,8 +38,8 @@ def publish(
     the rename is the moment of truth. The same content published before is success, and `source`
     is removed. Raises `StoreConflict` when something else stands at that name.
     """
-    files = _hashes(source)
-    if not files:
+    hashes = _hashes(source)
+    if not hashes:
         raise StoreConflict(f"nothing to publish in {source}")
     sha = content_hash(source)
     target = parent / name(sha)
@@ -48,12 +48,12 @@ def publish(
             raise StoreConflict(f"{target} exists with other content; it is never overwritten")
         shutil.rmtree(source)
         return target
-    for file in files:
-        _fsync(source / file)
-    manifest = {"sha256": sha, "files": files, **facts_about_it}
-    _write_durably(source / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    for folder in sorted({(source / file).parent for file in files} | {source}):
-        _fsync(folder)
+    for file in hashes:
+        files.sync(source / file)
+    manifest = {"sha256": sha, "files": hashes, **facts_about_it}
+    files.write_json(source / MANIFEST, manifest)
+    for folder in sorted({(source / file).parent for file in hashes} | {source}):
+        files.sync(folder)
     parent.mkdir(parents=True, exist_ok=True)
     try:
         source.rename(target)
@@ -62,7 +62,7 @@ def publish(
             shutil.rmtree(source)
             return target
         raise StoreConflict(f"cannot publish {source.name} as {target}: {error}") from error
-    _fsync(parent)
+    files.sync(parent)
     return target
 
 
@@ -122,12 +122,6 @@ def staging(parent: Path, name: str) -> Path:
     return path
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace `path` atomically and durably with `value` as JSON."""
-    _write_durably(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-    _fsync(path.parent)
-
-
 def _hashes(directory: Path) -> dict[str, str]:
     found = {}
     for path in sorted(directory.rglob("*")):
@@ -146,28 +140,16 @@ def _published_hash(directory: Path) -> str | None:
     return sha if isinstance(sha, str) else None
 
 
-def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def text_hash(text: str) -> str:
     """SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def remove(directory: Path) -> None:
-    """Delete a directory that is no longer needed; not there is success."""
-    shutil.rmtree(directory, ignore_errors=True)
+    """Delete a directory that is no longer needed, durably; not there is success.
+
+    Raises `OSError` where something of it cannot be deleted.
+    """
+    if directory.exists() or directory.is_symlink():
+        shutil.rmtree(directory)
+        files.sync(directory.parent)

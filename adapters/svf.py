@@ -67,7 +67,7 @@ class Scaling(nn.Module):
 def train(
     model: Any,
     matrices: Mapping[str, nn.Linear],
-    bases: Mapping[str, Tensor],
+    basis_of: Callable[[str], Tensor],
     pool: Sequence[Sequence[Encoded]],
     *,
     pad_id: int,
@@ -82,11 +82,12 @@ def train(
 ) -> tuple[dict[str, Tensor], float]:
     """δ (n,) by matrix name after `steps` of Adam, and `measure()` with it in force.
 
-    `pool` holds the examples, each in its forms; `decay` is the weight of Σδ² in the loss. Raises
-    `TrainingDiverged` when the loss is no longer finite.
+    `basis_of` gives the narrow side's vectors (n, n) of a matrix; `pool` holds the examples, each
+    in its forms; `decay` is the weight of Σδ² in the loss. Raises `TrainingDiverged` when the loss
+    is no longer finite.
     """
     rng = random.Random(f"svf:{seed}")
-    scalings = {name: Scaling(matrix, bases[name]) for name, matrix in matrices.items()}
+    scalings = {name: Scaling(matrix, basis_of(name)) for name, matrix in matrices.items()}
     parameters: list[Tensor] = [scaling.delta for scaling in scalings.values()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     device = parameters[0].device
@@ -125,10 +126,11 @@ def fold(weight: Tensor, vectors: Tensor, delta: Tensor) -> Tensor:
 
 
 def critical(sigma: Tensor, deltas: Tensor, *, energy: float, cap: float, seeds: int) -> Tensor:
-    """Indices of the components that the skill needs, by score σ²δ² (energy of its own update).
+    """Indices of the critical components: those with the largest score σ²δ².
 
-    `deltas` is (number of seeds, n). A component counts when at least `seeds` of them have it in
-    their smallest set with a share `energy` of the score, at most `cap`·n large.
+    The score is the energy of a component's own update. `deltas` is (number of seeds, n). For one
+    seed the smallest set with a share `energy` of the score is critical, at most `cap`·n of them;
+    what is critical for at least `seeds` of them counts.
     """
     chosen = selections(sigma, deltas, energy=energy, cap=cap)
     return (chosen.sum(dim=0) >= min(seeds, deltas.shape[0])).nonzero()[:, 0]

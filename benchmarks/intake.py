@@ -168,11 +168,19 @@ def reading(state: str) -> dict[str, Any]:
     with Ledger.open(Layout(Path(state)).ledger) as ledger:
         started = time.perf_counter()
         indexed = 0
-        while done := ledger.index_text(5000):
+        while done := ledger.text.index(5000):
             indexed += done
         seconds = time.perf_counter() - started
-        searching = p95(lambda n: ledger.search(f"capital of Republic {n * 9973 % indexed:07}"))
-        status = p95(lambda _: (ledger.totals(), ledger.batches(20), ledger.waiting(NOW, 500)))
+        searching = p95(
+            lambda n: ledger.text.search(f"capital of Republic {n * 9973 % indexed:07}")
+        )
+        status = p95(
+            lambda _: (
+                ledger.batches.totals(),
+                ledger.batches.latest(20),
+                ledger.facts.waiting(NOW, 500),
+            )
+        )
     return {
         "search_p95_ms": searching,
         "status_p95_ms": status,

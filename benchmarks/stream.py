@@ -20,9 +20,10 @@ from typing import Any, Final
 
 import torch
 
+from adapters.config import TrainConfig
 from adapters.generate import Generator
 from adapters.models import base_hash
-from adapters.plans import TrainPlan, TrainSettings
+from adapters.plans import TrainPlan
 from adapters.probe import Protection
 from adapters.trainer import train_adapter
 from daemon.config.settings import Settings
@@ -80,7 +81,7 @@ def read(path: Path, paraphrases: int) -> tuple[Fact, ...]:
 def stream(
     files: Sequence[Path],
     protection: Protection,
-    settings: TrainSettings,
+    config: TrainConfig,
     judge: Judge,
     paraphrases: int = PARAPHRASES,
 ) -> None:
@@ -109,7 +110,7 @@ def stream(
                     start=() if adapter is None else (adapter,),
                     probe_dir=MODEL / "probe",
                     protection=protection,
-                    settings=settings,
+                    config=config,
                 ),
                 out=folder / f"adapter-{number}",
                 work=folder / f"work-{number}",
@@ -153,8 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     changes = {key: json.loads(value) for key, _, value in (x.partition("=") for x in given.set)}
     protection = Protection(kind="activations", share=given.share)
-    settings, judge = TrainSettings(**changes), Judge.of(given.problems)
-    stream(given.files, protection, settings, judge, given.paraphrases)
+    config, judge = TrainConfig(**changes), Judge.of(given.problems)
+    stream(given.files, protection, config, judge, given.paraphrases)
     return 0
 
 

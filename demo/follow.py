@@ -113,9 +113,9 @@ class Follow:
         try:
             with Ledger.open(self.layout.ledger, readonly=True) as ledger:
                 return (
-                    ledger.batch_state(batch) not in UNSETTLED
-                    and ledger.open_plan() is None
-                    and not ledger.fact_counts(batch).pending
+                    ledger.batches.state(batch) not in UNSETTLED
+                    and ledger.plans.open_plan() is None
+                    and not ledger.facts.counts(batch).pending
                 )
         except LedgerBusy:
             return False
@@ -137,10 +137,12 @@ class Follow:
 
     def _what_became(self, batch: str, waited: float) -> Settled:
         with Ledger.open(self.layout.ledger, readonly=True) as ledger:
-            state = ledger.batch_state(batch)
-            verdicts = [ledger.verdict(head.id) for head in ledger.heads(batch_id=batch)]
-            events = [e for e in ledger.events(EVENTS) if e.at >= self.dropped]
-            errors = [head.error for head in ledger.heads(batch_id=batch) if head.error]
+            state = ledger.batches.state(batch)
+            verdicts = [
+                ledger.steps.verdict(head.id) for head in ledger.plans.heads(batch_id=batch)
+            ]
+            events = [e for e in ledger.events.latest(EVENTS) if e.at >= self.dropped]
+            errors = [head.error for head in ledger.plans.heads(batch_id=batch) if head.error]
         # The first plan of a batch decides on the batch; later ones try again what it missed.
         first = next((v for v in reversed(verdicts) if v is not None), None)
         return Settled(
@@ -164,7 +166,7 @@ class Follow:
     def target(self) -> int:
         """The revision that the ledger wants served."""
         with Ledger.open(self.layout.ledger, readonly=True) as ledger:
-            return ledger.target().number
+            return ledger.revisions.target().number
 
     def change(self, command: str, to: int) -> None:
         """`palorad rollback` or `forward`, until clients see it."""

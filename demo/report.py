@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from rich.text import Text
 
+from policies.gate.figures import limit, percent
+
 BASE_KNOWS_AT_MOST = 0.05
 RECALL_AT_LEAST = 0.90
 REASONING_AT_LEAST = 0.99
@@ -127,27 +129,27 @@ def goals(
         Goal(
             name="before",
             reached=first.recall_all <= BASE_KNOWS_AT_MOST,
-            line=f"the base answers {first.recall_all:.1%} of the new facts "
-            f"(at most {BASE_KNOWS_AT_MOST:.0%})",
+            line=f"base answers {percent(first.recall_all)} of the new facts "
+            f"(at most {limit(BASE_KNOWS_AT_MOST)})",
         ),
         Goal(
             name="recall",
             reached=last.recall_all >= RECALL_AT_LEAST and not unlearnt,
-            line=f"recall in held-out paraphrases over all files at the end {last.recall_all:.1%} "
-            f"(at least {RECALL_AT_LEAST:.0%})"
+            line="accuracy on held-out paraphrases over all files at the end "
+            f"{percent(last.recall_all)} (at least {limit(RECALL_AT_LEAST)})"
             + (f"; did not go live: {', '.join(map(str, unlearnt))}" if unlearnt else ""),
         ),
         Goal(
             name="reasoning",
             reached=kept.value >= REASONING_AT_LEAST,
-            line=f"reasoning {kept.value:.1%} of the reference's "
-            f"[{kept.low:.1%}, {kept.high:.1%}] (at least {REASONING_AT_LEAST:.0%})",
+            line=f"reasoning {percent(kept.value)} relative to base "
+            f"[{percent(kept.low)}, {percent(kept.high)}] (at least {limit(REASONING_AT_LEAST)})",
         ),
         Goal(
             name="locality",
             reached=last.locality >= LOCALITY_AT_LEAST,
-            line=f"known facts that are never replayed {last.locality:.1%} "
-            f"(at least {LOCALITY_AT_LEAST:.0%})",
+            line=f"locality {percent(last.locality)} on known facts that are never replayed "
+            f"(at least {limit(LOCALITY_AT_LEAST)})",
         ),
         Goal(
             name="rejection",
@@ -175,15 +177,21 @@ def _rejection_line(
 
 
 def results_table(report: Report) -> Table:
-    """Revision by revision: recall by file, reasoning, locality, seconds."""
+    """Revision by revision: accuracy by file, reasoning, locality in percent; seconds."""
     stems = list(report.revisions[0].recall)
     table = Table(title="What clients got under the alias, revision by revision")
     table.add_column("", justify="right")
     table.add_column("file")
     table.add_column("verdict")
     for stem in stems:
-        table.add_column(f"recall\n{stem[:12]}", justify="right")
-    for name in ("recall\nall", "reasoning", "of reference\n[95 %]", "locality", "seconds"):
+        table.add_column(f"accuracy, %\n{stem[:12]}", justify="right")
+    for name in (
+        "accuracy, %\nall",
+        "reasoning, %",
+        "relative to base, %\n[95 %]",
+        "locality, %",
+        "seconds",
+    ):
         table.add_column(name, justify="right")
     for r in report.revisions:
         kept = r.reasoning_vs_reference
@@ -191,11 +199,11 @@ def results_table(report: Report) -> Table:
             str(r.number),
             r.batch or "(base)",
             r.verdict or "",
-            *(f"{r.recall[stem]:.2f}" for stem in stems),
-            f"{r.recall_all:.3f}",
-            f"{r.reasoning:.3f}",
-            f"{kept.value:.3f} [{kept.low:.3f}, {kept.high:.3f}]",
-            f"{r.locality:.3f}",
+            *(f"{100 * r.recall[stem]:.1f}" for stem in stems),
+            f"{100 * r.recall_all:.1f}",
+            f"{100 * r.reasoning:.1f}",
+            f"{100 * kept.value:.1f} [{100 * kept.low:.1f}, {100 * kept.high:.1f}]",
+            f"{100 * r.locality:.1f}",
             f"{sum(r.seconds.values()):.0f}" if r.seconds else "",
         )
     return table

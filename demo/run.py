@@ -46,6 +46,7 @@ from demo.setup import (
     fact_files,
     write_config,
 )
+from policies.gate.figures import percent
 
 __all__ = ["DemoOptions", "run_demo"]
 
@@ -211,9 +212,9 @@ class _Demonstration:
         )
         self.revisions.append(report)
         self._say(
-            f"revision {report.number} ({stem or 'the base'}): recall "
-            + " ".join(f"{r:.2f}" for r in report.recall.values())
-            + f", reasoning {report.reasoning:.3f}, locality {report.locality:.3f}"
+            f"revision {report.number} ({stem or 'base'}): accuracy "
+            + ", ".join(percent(r) for r in report.recall.values())
+            + f"; reasoning {percent(report.reasoning)}; locality {percent(report.locality)}"
         )
         return measured
 
@@ -244,14 +245,14 @@ class _Demonstration:
         self.follow.change("rollback", earlier.number)
         back = self._recall()
         self._say(
-            f"rolled back to revision {earlier.number}: recall "
-            + " ".join(f"{rate(back.recall, s):.2f}" for s in self.questions.stems)
+            f"rolled back to revision {earlier.number}: accuracy "
+            + ", ".join(percent(rate(back.recall, s)) for s in self.questions.stems)
         )
         self.follow.change("forward", last.number)
         again = self._recall()
         self._say(
-            f"forward to revision {last.number}: recall "
-            + " ".join(f"{rate(again.recall, s):.2f}" for s in self.questions.stems)
+            f"forward to revision {last.number}: accuracy "
+            + ", ".join(percent(rate(again.recall, s)) for s in self.questions.stems)
         )
         as_before = all(
             abs(rate(back.recall, s) - earlier.recall[s]) <= 0.02 for s in self.questions.stems
@@ -266,7 +267,7 @@ class _Demonstration:
             self._say("no probe, so no expert")
             return None
         expert = sum(correct) / len(correct)
-        self._say(f"the probe's expert, without any facts: reasoning {expert:.3f}")
+        self._say(f"the probe's expert, without any facts: reasoning {percent(expert)}")
         return expert
 
     def _say(self, line: str) -> None:

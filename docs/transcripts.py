@@ -105,7 +105,7 @@ class Place:
             self.daemon.check()
             try:
                 with Ledger.open(self.settings.layout.ledger, readonly=True) as ledger:
-                    if done(ledger) and self.follow.served() == ledger.target().number:
+                    if done(ledger) and self.follow.served() == ledger.revisions.target().number:
                         return
             except LedgerBusy:
                 pass
@@ -119,7 +119,7 @@ class Place:
             self.daemon.check()
             with suppress(ValueError, KeyError, TypeError):
                 said = json.loads(self.run("palorad status --json").split("\n", 1)[1])
-                if sum(replica["ready"] for replica in said["live"]["replicas"]) == count:
+                if sum(replica["ready"] for replica in said["daemon"]["replicas"]) == count:
                     return
             time.sleep(0.5)
         raise TimeoutError(f"never {count} replicas ready")
@@ -129,8 +129,8 @@ class Place:
         waiting = (BatchState.WAITING, BatchState.LEARNING)
 
         def settled(ledger: Ledger) -> bool:
-            found = [batch for batch in ledger.batches() if batch.name == name]
-            return bool(found) and ledger.batch_state(found[0].id) not in waiting
+            found = [batch for batch in ledger.batches.latest() if batch.name == name]
+            return bool(found) and ledger.batches.state(found[0].id) not in waiting
 
         self.until(settled)
 
@@ -155,7 +155,7 @@ def tell(place: Place) -> None:
     place.say("conflict", "cat clash.jsonl", "palorad quarantine list clash.jsonl")
 
     place.say("retract", 'palorad retract bt-1 --because "a takedown request"', "palorad status")
-    place.until(lambda ledger: all(r.certified_at for r in ledger.retractions()))
+    place.until(lambda ledger: all(r.certified_at for r in ledger.retractions.all()))
     place.say("certificate", "palorad certificate bt-1")
     state = shlex.quote(str(place.settings.state_dir))
     grep = f"grep -ril Thimphu {state}"
@@ -212,7 +212,7 @@ def serve(place: Place, replicas: list[Replica]) -> None:
     place.say("replica-back", "palorad status")
     asked = json.dumps({"model": "palora-live", "prompt": "The capital of Nepal is"})
     back = place.run("palorad rollback --to 0")
-    place.until(lambda ledger: ledger.target().number == 0)
+    place.until(lambda ledger: ledger.revisions.target().number == 0)
     place.until_ready(2)
     answer = place.run(
         f"curl -si {replicas[0].url}/v1/completions"

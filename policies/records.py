@@ -113,7 +113,6 @@ class PlanKind(StrEnum):
     LEARN = "learn"
     CONSOLIDATE = "consolidate"
     RETRACT = "retract"
-    REBASE = "rebase"
 
 
 class PlanState(StrEnum):
@@ -158,7 +157,8 @@ class Plan(Record):
 
     `parent` is the revision it builds on (0 is the base), `replaces` the adapters of that
     revision's lineage that the new adapter takes the place of: all for `consolidate` and
-    `retract`, the latest ones or none for `learn`, which learns their facts, `relearn_ids`, anew.
+    `retract`, all or none for `learn`. `fact_ids` are those that a `learn` plan learns; what it
+    replays, and what a rebuild learns, follows from `replaces` and `parent`.
     """
 
     id: int
@@ -168,8 +168,6 @@ class Plan(Record):
     replaces: tuple[str, ...] = ()
     batch_ids: tuple[str, ...] = ()
     fact_ids: tuple[str, ...] = ()
-    relearn_ids: tuple[str, ...] = ()
-    replay_ids: tuple[str, ...] = ()
     rank: int = Field(gt=0)
     seed: int
     attempts: int = 0
@@ -190,157 +188,6 @@ class Revision(Record):
     served_path: str | None
     sha256: str | None
     created_at: datetime
-
-
-# --- scorecards and verdicts ------------------------------------------------------------------
-
-
-class Role(StrEnum):
-    """What a suite watches over."""
-
-    REASONING = "reasoning"
-    FACTS = "facts"
-    RETENTION = "retention"
-    LOCALITY = "locality"
-    DRIFT = "drift"
-
-
-class Item(Record):
-    """One question of a suite.
-
-    `stratum` groups items that are watched together (a batch, a family, a fact). Items of one
-    `cluster` (one question worded twice) are no independent evidence and count as one.
-    """
-
-    id: str
-    prompt: str
-    answer: str
-    stratum: str = ""
-    cluster: str = ""
-
-
-class ItemResult(Record):
-    """What one model answered to one item."""
-
-    id: str
-    correct: bool
-    output: str = ""
-
-
-class SuiteScore(Record):
-    """One model on one suite; `fingerprint` is the hash of the suite's items and grader."""
-
-    suite: str
-    role: Role
-    fingerprint: str
-    results: tuple[ItemResult, ...]
-
-    @property
-    def rate(self) -> float:
-        """Share of correct answers; nan where nothing was asked."""
-        if not self.results:
-            return float("nan")
-        return sum(r.correct for r in self.results) / len(self.results)
-
-
-class Scorecard(Record):
-    """Everything measured on one model, identified by the hash of the bytes that were served."""
-
-    model: str
-    sha256: str
-    suites: tuple[SuiteScore, ...]
-
-
-class Outcome(StrEnum):
-    """What the gate says."""
-
-    PASS = "pass"  # noqa: S105 - a word, not a password
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
-
-
-class Rate(Record):
-    """A share with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-    items: int
-
-
-class Failure(Record):
-    """An item that the candidate answers wrongly and the reference (or live) did not."""
-
-    item: str
-    prompt: str
-    expected: str
-    was: str
-    now: str
-
-
-class SuiteVerdict(Record):
-    """One suite's part of a verdict."""
-
-    suite: str
-    role: Role
-    outcome: Outcome
-    reason: str
-    reference: Rate | None = None
-    live: Rate | None = None
-    candidate: Rate | None = None
-    items_used: int = 0
-    items_needed: int | None = None
-    newly_failing: tuple[Failure, ...] = ()
-    newly_passing: int = 0
-
-
-class Recall(Record):
-    """How a model takes an answer: the probability of the whole answer, and the worst rank among
-    its tokens, each after those before it (1: greedy decoding says the answer)."""
-
-    rank: int = Field(ge=1)
-    probability: float = Field(ge=0, le=1)
-
-
-class Recollection(Record):
-    """One paraphrase of a retracted fact, put to the reference, to what is live, and to the
-    candidate."""
-
-    fact: str
-    held_out: bool
-    reference: Recall
-    live: Recall | None = None
-    candidate: Recall
-
-
-class Forgotten(Record):
-    """Whether a candidate has forgotten a fact, over `trained` and `held_out` paraphrases.
-
-    `reference`, `live` and `candidate` belong to the paraphrase in which the answer is the most
-    probable beside the reference; the best ranks are over all paraphrases.
-    """
-
-    fact: str
-    trained: int
-    held_out: int
-    holds: bool
-    reference: Recall
-    live: Recall | None = None
-    candidate: Recall
-    best_rank: int
-    best_rank_reference: int
-
-
-class Verdict(Record):
-    """The gate's decision about one candidate, and why."""
-
-    outcome: Outcome
-    rule: str
-    reasons: tuple[str, ...]
-    suites: tuple[SuiteVerdict, ...]
-    learnt: tuple[str, ...] = ()
-    not_learnt: tuple[str, ...] = ()
-    forgotten: tuple[Forgotten, ...] = ()
 
 
 # --- training ---------------------------------------------------------------------------------

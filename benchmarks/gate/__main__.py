@@ -31,7 +31,7 @@ from benchmarks.gate.simulation import (
 )
 from benchmarks.gate.tables import fill
 from benchmarks.provenance import commit
-from policies.gate.limits import PRESETS, Limits
+from policies.gate.limits import PRESETS, GateLimits
 from policies.gate.sequential import Design, fixed_size, items_to_pass
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def presets(runs: int) -> dict[str, Json]:
     return {name: preset(limits, runs) for name, limits in PRESETS.items()}
 
 
-def preset(limits: Limits, runs: int) -> Json:
+def preset(limits: GateLimits, runs: int) -> Json:
     """Reasoning at 5 % discordance over a range of drops, and a whole gate of four tests."""
     discordance, tests = 0.05, 4
     design = Design(limits.reasoning_margin, limits.alpha, limits.beta / tests)
@@ -168,7 +168,7 @@ def preset(limits: Limits, runs: int) -> Json:
     }
 
 
-def harmless(limits: Limits, tests: int, runs: int) -> Json:
+def harmless(limits: GateLimits, tests: int, runs: int) -> Json:
     """A gate of four independent tests on a candidate that lost nothing anywhere."""
     margins = (limits.reasoning_margin,) * 2 + (limits.retention_margin, limits.locality_margin)
     passed, failed = np.ones(runs, dtype=bool), np.zeros(runs, dtype=bool)

@@ -20,7 +20,7 @@ Bools = NDArray[np.bool_]
 
 
 def shared_draws(design: Design, runs: int, seed: int) -> list[dict[str, Any]]:
-    """Forty batches that would each cost half a point, for several lengths of a draw.
+    """Forty batches that would each cost 0.5 pp, for several lengths of a draw.
 
     `accumulated_loss` after each batch; `passed_too_much`: the share that passed of the candidates
     that are worse than the reference by the margin or more.
@@ -30,10 +30,10 @@ def shared_draws(design: Design, runs: int, seed: int) -> list[dict[str, Any]]:
         live = np.zeros(runs, dtype=np.int64)
         losses, judged, passed = [], 0, 0
         rng = np.random.default_rng([seed, same])
-        draw = Draw(rng, live)
+        draw = SharedDraw(rng, live)
         for batch in range(BATCHES):
             if batch % same == 0:
-                draw = Draw(rng, live)
+                draw = SharedDraw(rng, live)
             accepted = draw.judge(design)
             live = live + accepted
             too_much = live + ~accepted >= round(design.margin / LOSS)
@@ -52,7 +52,7 @@ def shared_draws(design: Design, runs: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-class Draw:
+class SharedDraw:
     """One sample of items for each run: what the reference and the live revision answer to them.
 
     An item in doubt is right by a coin at every revision. Every other one is right with the

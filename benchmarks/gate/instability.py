@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gate.simulation import Draw, outcomes, sequential
-from policies.gate.evidence import Stability
 from policies.gate.sequential import Design, Floats
+from policies.gate.stability import Stability
 
 ITEMS = 1319
 DISCORDANCE = 0.05

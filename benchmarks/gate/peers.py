@@ -74,7 +74,7 @@ def _counts(
 
 
 def leak(accepts: Accepts, *, frozen: bool, runs: int, seed: int) -> list[float]:
-    """Mean loss against the base after each of forty batches that would each cost half a point.
+    """Mean loss against the base after each of forty batches that would each cost 0.5 pp.
 
     `frozen` compares with the base, else with the revision before. A candidate that is not
     accepted costs nothing and the next one builds on what was live.

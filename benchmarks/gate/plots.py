@@ -41,7 +41,7 @@ def calibration(result: Json, path: Path) -> None:
                 [100 * e for e in errors],
                 marker="o",
                 color=colour,
-                label=f"margin {100 * margin:.0f} points",
+                label=f"margin {100 * margin:.0f} pp",
                 capsize=3,
             )
         axis.axhline(100 * bound, color="black", linestyle="--", label="bound")
@@ -69,7 +69,7 @@ def items(result: Json, path: Path) -> None:
             )
         axis.axhline(75, color="black", linestyle="--", linewidth=1)
         axis.axvline(100 * margin, color="grey", linestyle=":", linewidth=1)
-        axis.set(title=f"margin {100 * margin:.0f} points", xlabel="true drop, points")
+        axis.set(title=f"margin {100 * margin:.0f} pp", xlabel="true drop, pp")
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="mean items, % of the fixed size", ylim=(0, None))
     axes[0].legend(fontsize=8)
@@ -90,8 +90,8 @@ def leak(result: Json, path: Path) -> None:
             linestyle="-" if "frozen" in name else "--",
         )
     axis.set(
-        xlabel=f"batches, each costing {100 * peers['loss_per_batch']:.1f} points if it goes live",
-        ylabel="reasoning lost against the base, points",
+        xlabel=f"batches, each costing {100 * peers['loss_per_batch']:.1f} pp if it goes live",
+        ylabel="reasoning lost against the base, pp",
         title="What each gate lets leak away",
     )
     axis.grid(alpha=0.3)
@@ -110,7 +110,7 @@ def presets(result: Json, path: Path) -> None:
             marker="o",
             label=f"{name}: margin {100 * preset['reasoning_margin']:.0f}",
         )
-    axis.set(xlabel="true drop on reasoning, points", ylabel="passed, %", ylim=(0, 102))
+    axis.set(xlabel="true drop on reasoning, pp", ylabel="passed, %", ylim=(0, 102))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     _save(figure, path)

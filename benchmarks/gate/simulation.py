@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.gate.sequential import (
+    BettingState,
     Design,
     Floats,
-    Path,
-    State,
+    WealthPath,
     advance,
     crossings,
     fixed_size,
@@ -79,8 +79,8 @@ def decide(
     return passed, failed, items
 
 
-def _keep(state: State, kept: NDArray[np.bool_]) -> State:
-    return State(
+def _keep(state: BettingState, kept: NDArray[np.bool_]) -> BettingState:
+    return BettingState(
         state.items, state.squares[kept], state.log_pass[kept], state.log_fail_by_bet[kept]
     )
 
@@ -125,7 +125,7 @@ def walk(
     draw: Draw,
     runs: int,
     largest: int,
-    score: Callable[[Floats], Path],
+    score: Callable[[Floats], WealthPath],
     bounds: tuple[float, float],
 ) -> Gates:
     """A test that adds up log scores of each item and stops at either bound."""
@@ -154,9 +154,9 @@ def wald(design: Design, discordance: float, draw: Draw, runs: int, largest: int
     gain = math.log(discordance / 2 / worse[0]) if worse[0] > 0 else 50.0
     loss = math.log(discordance / 2 / worse[1])
 
-    def score(x: Floats) -> Path:
+    def score(x: Floats) -> WealthPath:
         ratio = np.cumsum(np.where(x > 0, gain, 0) + np.where(x < 0, loss, 0), axis=1)
-        return Path(ratio, -ratio)
+        return WealthPath(ratio, -ratio)
 
     pass_bound = math.log((1 - design.beta) / design.alpha)
     return walk(
@@ -169,13 +169,13 @@ def mixture(design: Design, draw: Draw, runs: int, largest: int) -> Gates:
     ratios = np.geomspace(1, 20, 8)
     bets = 2 / (ratios + np.sqrt(ratios**2 + 4))
 
-    def score(x: Floats) -> Path:
+    def score(x: Floats) -> WealthPath:
         def wealth(payoff: Floats) -> Floats:
             logs = [np.cumsum(np.log1p(bet * payoff), axis=1) for bet in bets]
             total: Floats = np.logaddexp.reduce(np.stack(logs), axis=0) - math.log(len(bets))
             return total
 
-        return Path(wealth(x + design.margin), wealth(-x))
+        return WealthPath(wealth(x + design.margin), wealth(-x))
 
     return walk(
         design, draw, runs, largest, score, (math.log(1 / design.alpha), math.log(1 / design.beta))
@@ -187,8 +187,8 @@ def one_bet(design: Design, expected: float, draw: Draw, runs: int, largest: int
     ratio = expected / design.margin
     bet = 2 / (ratio + math.sqrt(ratio**2 + 4))
 
-    def score(x: Floats) -> Path:
-        return Path(
+    def score(x: Floats) -> WealthPath:
+        return WealthPath(
             np.cumsum(np.log1p(bet * (x + design.margin)), axis=1),
             np.cumsum(np.log1p(-bet * x), axis=1),
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pages
+from policies.gate.figures import pp
 from policies.gate.limits import PRESETS
 from policies.gate.sequential import (
     Design,
@@ -58,7 +59,7 @@ def calibration(cells: Sequence[Json], result: Json) -> str:
             rows.append(
                 (
                     _percent(discordance),
-                    _points(margin),
+                    _in_pp(margin),
                     _percent(worse["false_accept"], 2),
                     _percent(nothing["false_reject"], 2),
                     _percent(nothing["inconclusive"], 1),
@@ -70,7 +71,7 @@ def calibration(cells: Sequence[Json], result: Json) -> str:
     return table(
         (
             "discordant",
-            "margin, points",
+            "margin, pp",
             f"passed at a drop of the margin ({bound})",
             f"failed at no drop (at most {_percent(1 - result['power'])})",
             "inconclusive at no drop",
@@ -90,7 +91,7 @@ def presets(measured: Json) -> str:
             (
                 f"`{name}`",
                 " / ".join(
-                    _points(m)
+                    _in_pp(m)
                     for m in (
                         limits.reasoning_margin,
                         limits.retention_margin,
@@ -109,7 +110,7 @@ def presets(measured: Json) -> str:
     return table(
         (
             "preset",
-            "margins: reasoning / earlier / known facts, points",
+            "margins: reasoning / earlier / known facts, pp",
             "α / β",
             "facts learnt",
             "a drop of the margin gets through",
@@ -182,8 +183,8 @@ def instability(rows: Sequence[Json]) -> str:
     return table(
         (
             "answers that change",
-            "margin tested, points",
-            "passed at a drop of 2 points",
+            "margin tested, pp",
+            "passed at a drop of 2 pp",
             "frozen references that let more than 10 % through",
         ),
         [
@@ -202,7 +203,7 @@ def instability(rows: Sequence[Json]) -> str:
 def peers(got: Json) -> str:
     """Who accepts what."""
     return table(
-        ("gate", "items", *(f"drop {_points(drop)}" for drop in got["drops"])),
+        ("gate", "items", *(f"drop {pp(drop)}" for drop in got["drops"])),
         [
             (row["gate"], row["items"], *(_percent(share, 1) for share in row["accepted"]))
             for row in got["accepted"]
@@ -213,7 +214,7 @@ def peers(got: Json) -> str:
 def leak(got: Json) -> str:
     """What forty batches add up to."""
     return table(
-        ("gate", "reasoning lost after 10, 20, 40 batches, points"),
+        ("gate", "reasoning lost after 10, 20, 40 batches, pp"),
         [
             (name, ", ".join(f"{100 * losses[n - 1]:.1f}" for n in (10, 20, 40)))
             for name, losses in got["accumulated_loss"].items()
@@ -226,8 +227,8 @@ def draws(rows: Sequence[Json]) -> str:
     return table(
         (
             "revisions on one draw",
-            "passed of those worse by two points or more",
-            "reasoning lost after 10, 20, 40 batches, points",
+            "passed of those worse by 2 pp or more",
+            "reasoning lost after 10, 20, 40 batches, pp",
         ),
         [
             (
@@ -269,7 +270,7 @@ def example() -> str:
             "newly passing",
             "discordance expected",
             "next bet",
-            "wealth against “2 points worse”",
+            "wealth against “2 pp worse”",
             "wealth against “no drop”",
         ),
         rows,
@@ -304,5 +305,5 @@ def _percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _points(share: float) -> str:
+def _in_pp(share: float) -> str:
     return f"{100 * share:g}"

@@ -74,7 +74,7 @@ def alphaedit(
 
     `protected` is the share of input directions, the strongest on known facts and reasoning, that
     no edit reads; `ridge` the paper's λ, over the mean energy of a key; `decay` its weight decay
-    on the values that are sought. `plan.settings.learning_rate` is that of the search for the
+    on the values that are sought. `plan.config.learning_rate` is that of the search for the
     values, which on palorad-mini are as large as the residual stream (a norm above 1,000).
     """
     began = time.monotonic()
@@ -136,7 +136,7 @@ def _sought(
     model: Any, matrix: Any, asked: Subjects, plan: TrainPlan, decay: float
 ) -> tuple[Tensor, float]:
     """What (facts, n), added behind `matrix` at the subjects, makes the answers follow."""
-    rate = plan.settings.learning_rate or 8.0
+    rate = plan.config.learning_rate or 8.0
     size = _reached(model, matrix, asked, len(plan.facts)).norm(dim=1, keepdim=True)
     sought = torch.zeros(len(plan.facts), matrix.out_features, requires_grad=True)
     optimizer = torch.optim.Adam([sought], lr=rate)

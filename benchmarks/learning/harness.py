@@ -19,9 +19,10 @@ import torch
 
 from adapters import lora
 from adapters.compose import compose
+from adapters.config import TrainConfig
 from adapters.examples import FIRST
 from adapters.generate import Generator
-from adapters.plans import TrainPlan, TrainReport, TrainSettings
+from adapters.plans import TrainPlan, TrainReport
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
 from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch, contradicting
@@ -108,14 +109,16 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Everything that the method is set to, the product's own defaults too."""
         method = METHODS[self.method]
-        trained = TrainSettings(**{**method.settings, "learning_rate": self.rate})
+        trained = method.config(self.rate)
         # What changes nothing is left out: a setting that is new makes no older run another one.
         nothing = (
             {"large_run_facts", "steps_per_doubling"} if trained.steps_per_doubling == 0 else set()
         )
         nothing |= {"sub_steps"} if trained.sub_steps == 1 else set()
         nothing |= {"min_traces"} if trained.min_traces == 0 or not self.examples else set()
-        nothing |= {"optimizer"} if trained.optimizer == "adamw" else set()
+        # What the facts of a batch already say, or `auto_batch`.
+        nothing |= {"paraphrases", "prefixed", "paraphrase_source", "reversed_questions"}
+        nothing |= {"batch_preset"}
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": method.protection.model_dump(mode="json"),
@@ -138,7 +141,7 @@ class Run:
             _from_scratch(method, self.protocol, n) for n in places
         )
 
-    def _has_large_runs(self, method: Method, trained: TrainSettings) -> bool:
+    def _has_large_runs(self, method: Method, trained: TrainConfig) -> bool:
         large = self.protocol.facts > trained.large_run_facts
         return method.auto_batch and (large or self._retrains(method))
 
@@ -347,7 +350,7 @@ def _train(method: Method, folder: Path, records: Path, plan: TrainPlan, out: Pa
         plan,
         out=out,
         work=folder / f"work-{out.name}",
-        hooks=method.hooks_for(plan),
+        recipe=method.recipe(),
         records=records,
     )
 
@@ -405,9 +408,7 @@ def _plan(
     facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
     given = method.replays or method.calibrates
-    settings = TrainSettings(**{**method.settings, "learning_rate": run.rate})
-    if method.auto_batch:
-        settings = settings.on_cpu(len(facts))
+    config = method.config(run.rate).resolved("cpu", len(facts))
     return TrainPlan(
         kind=PlanKind.LEARN,
         rank=method.rank or piece.rank,
@@ -423,7 +424,7 @@ def _plan(
         start=tuple(one.path for one in start),
         probe_dir=base.probe_dir,
         protection=method.protection,
-        settings=settings,
+        config=config,
     )
 
 

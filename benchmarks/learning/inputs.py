@@ -11,9 +11,9 @@ from adapters import models, moments
 from adapters.examples import buckets, collate, length
 from adapters.plans import TrainPlan
 from adapters.projection import Protected
+from adapters.recipe import Recipe
 from adapters.replay import encode_pools
 from adapters.subspace import empty
-from adapters.trainer import Hooks
 
 TOKENS: Final = 4096
 
@@ -27,21 +27,25 @@ def kept(
     texts = [paraphrases[0] for paraphrases in (*pools.known, *pools.reasoning)]
     pad, device = int(tokenizer.pad_token_id), next(model.parameters()).device
     batches = (collate(part, pad).to(device) for part in buckets(texts, TOKENS, length))
-    found = moments.collect(model, matrices, batches, 0)
+    found = moments.collect(model, matrices, batches)
     of_owner = {name: collector.moment() for name, collector in found.items()}
     return {name: of_owner[moments.input_owner(name)] for name in matrices}
 
 
-def protected_inputs(share: float) -> Hooks:
-    """Protect exactly this share of the input directions, the strongest on both."""
+class ProtectedInputs(Recipe):
+    """Protects exactly this share of the input directions, the strongest on both."""
 
-    def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
-        matrices = models.matrices(base, plan.settings.targets)
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def protected(self, base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
+        """By matrix, its input directions."""
+        matrices = models.matrices(base, plan.config.targets)
         return {
             name: Protected(
-                moment.basis(share=share, by="directions"), empty(matrices[name].out_features), None
+                moment.basis(share=self._share, by="directions"),
+                empty(matrices[name].out_features),
+                None,
             )
             for name, moment in kept(base, matrices, plan).items()
         }
-
-    return Hooks(protect=protected)

@@ -15,12 +15,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
+from adapters import files
 from daemon.base import faults
 from daemon.children.threads import threads
 from policies.records import Record
@@ -71,7 +71,7 @@ class Jobs:
         """
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "error.json").unlink(missing_ok=True)
-        write_atomically(workdir / "request.json", request.model_dump_json(indent=1))
+        files.write_text(workdir / "request.json", request.model_dump_json(indent=1))
         faults.point(f"{step}:requested")
         with (workdir / "log").open("ab") as log:
             child = subprocess.Popen(
@@ -122,21 +122,6 @@ class Jobs:
         return tuple(w for w, child in self._children.items() if child.poll() is None)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing: written beside, fsynced, renamed."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def held(workdir: Path) -> bool:
     """Whether some process works in `workdir`."""
     try:
@@ -174,11 +159,6 @@ def started_at(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(stat.rpartition(")")[2].split()[19])
-
-
-def overdue(started: datetime, deadline_s: float, now: datetime) -> bool:
-    """Whether a step has run longer than it may."""
-    return (now - started).total_seconds() > deadline_s
 
 
 def _died(code: int, workdir: Path) -> JobError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from rich.table import Table
 
+from adapters import probe_size
 from daemon.cli.session import PASS, USAGE, console, print_json, say
 from daemon.gate.messages import SuiteSource
 from daemon.gate.suite_run import open_suite
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
     from daemon.config.settings import Settings
 
 ROOM_MB = 500
+CARD = "probe.json"
 
 
 class Finding(NamedTuple):
-    """One thing looked at; `advice` says what to do when it is not well."""
+    """One thing that was checked; `advice` says what to do when it is not well."""
 
     what: str
     well: bool
@@ -35,11 +38,14 @@ class Finding(NamedTuple):
 
 
 def check_config(path: Path, settings: Settings) -> int:
-    """Say what of the configuration leads nowhere; 0 when nothing does."""
-    bad = [f for f in _files(settings) if not f.well]
+    """Say which settings cannot work, and what the probe needs; 0 when all can."""
+    probe = list(_probe(settings))
+    bad = [f for f in (*_files(settings), *probe) if not f.well]
     for finding in bad:
         say(f"{finding.what}: {finding.advice}")
     if not bad:
+        for finding in probe:
+            say(finding.what)
         say(f"{path}: good")
     return USAGE if bad else PASS
 
@@ -71,6 +77,7 @@ def examine(path: Path, settings: Settings, as_json: bool) -> int:
         Finding(f"configuration {path}", True),
         *_names(),
         *_files(settings),
+        *_probe(settings),
         *_state(settings.state_dir),
         *_server(settings),
     ]
@@ -119,6 +126,67 @@ def _files(settings: Settings) -> Iterator[Finding]:
         found = shutil.which(settings.server.executable)
         advice = "" if found else "not found; run 'make setup-vllm' or correct server.executable"
         yield Finding(f"server.executable {settings.server.executable}", bool(found), advice)
+
+
+def _probe(settings: Settings) -> Iterator[Finding]:
+    """Whether adapters have room beside what is protected, and what the probe takes."""
+    shapes = _shapes(settings.model.path)
+    if shapes is None:
+        return
+    protection, train, share = settings.protection, settings.train, settings.protection.share
+    if "activations" in protection.kind and protection.form == "hard":
+        rank = train.rank if train.lineage == "stack" else train.rank_budget
+        crowded = probe_size.crowded(shapes, share, rank)
+        if crowded is not None:
+            advice = f"{crowded}; lower protection.share or the adapters' rank"
+            yield Finding(f"protection.share {share:g}", False, advice)
+    for directory in sorted(path.parent for path in settings.layout.probes.glob(f"*/{CARD}")):
+        lacking = _lacking(directory, shapes, share)
+        if lacking:
+            advice = f"{lacking}; lower protection.share, or remove the probe to fit a new one"
+            yield Finding(f"probe {directory}", False, advice)
+    yield _needs(settings, shapes)
+
+
+def _needs(settings: Settings, shapes: probe_size.Shapes) -> Finding:
+    need = probe_size.need(
+        shapes, settings.protection.share, keep_bases="svf" in settings.protection.kind
+    )
+    what = (
+        f"probe of {shapes.layers} layers, {shapes.hidden} and {shapes.intermediate} wide: "
+        f"{_size(need.disk)} on disk ({_size(need.fit_disk)} while it is fitted); beside the "
+        f"model {_size(need.fit_memory)} of memory to fit it, {_size(need.train_memory)} to train"
+    )
+    named = settings.probe.path
+    fitted = (*settings.layout.probes.glob("*"), *([] if named is None else [named]))
+    there = any(_lacking(one, shapes, settings.protection.share) == "" for one in fitted)
+    nearest = next(p for p in (settings.state_dir, *settings.state_dir.parents) if p.exists())
+    room = there or shutil.disk_usage(nearest).free >= need.fit_disk
+    return Finding(what, room, "" if room else f"make room in {nearest}")
+
+
+def _lacking(directory: Path, shapes: probe_size.Shapes, share: float) -> str | None:
+    """Which directions a probe lacks, "" if none; None if it is no probe of such a model."""
+    try:
+        card = json.loads((directory / CARD).read_text())
+        inputs = [int(matrix["inputs"]) for matrix in card["matrices"].values()]
+        if set(inputs) != set(shapes.inputs) or len(inputs) != 3 * shapes.layers:
+            return None
+        return probe_size.shortfall(card, share) or ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _shapes(model: Path) -> probe_size.Shapes | None:
+    try:
+        config = json.loads((model / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return probe_size.Shapes.of(config) if isinstance(config, dict) else None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _suite(

@@ -41,6 +41,7 @@ def fit(settings: Settings) -> None:
         probes=layout.probes,
         experts=layout.root / "expert",
         settings=settings.probe,
+        protection=settings.protection,
     )
     jobs = Jobs()
     jobs.start("probe", workdir, request)
@@ -72,7 +73,7 @@ def _followed(jobs: Jobs, workdir: Path) -> Any:  # noqa: ANN401 - JSON
 
 
 def show(settings: Settings, as_json: bool) -> None:
-    """What the probe in force says of itself; raises `NotFound` where there is none."""
+    """The card and the spectra of the probe in use; raises `NotFound` where there is none."""
     directory = _in_force(settings)
     card = json.loads((directory / CARD).read_text())
     found = _spectra(directory, card)
@@ -162,7 +163,7 @@ def _level(signs: str, share: float) -> str:
 
 
 def _in_force(settings: Settings) -> Path:
-    """The named probe if it belongs to the model, else the newest that was fitted."""
+    """The named probe where it belongs to the model, else the newest fitted one that does."""
     named = settings.probe.path
     fitted = sorted(settings.layout.probes.glob(f"*/{CARD}"), key=lambda p: p.stat().st_mtime)
     if named is not None and (named / CARD).is_file() and _belongs(named, settings.model.path):

@@ -46,8 +46,8 @@ def show(
     from daemon.cli.read import reading
 
     with reading(load_settings(config)) as ledger:
-        found = ledger.batch(batch)
-        lines = [q for q in ledger.quarantined(found.id, 1_000_000) if q.line == line]
+        found = ledger.batches.get(batch)
+        lines = [q for q in ledger.quarantine.lines(found.id, 1_000_000) if q.line == line]
     if not lines:
         raise NotFound(f"{found.name} has no line {line} in quarantine")
     if as_json:

@@ -40,10 +40,10 @@ def reading(settings: Settings) -> Iterator[Ledger]:
         yield ledger
 
 
-def live_of(settings: Settings) -> status.LiveView | None:
+def daemon_of(settings: Settings) -> status.DaemonView | None:
     """What only the running daemon knows; None where none runs."""
     try:
-        return status.LiveView.model_validate(tell(settings, "status"))
+        return status.DaemonView.model_validate(tell(settings, "status"))
     except DaemonUnreachable:
         return None
 
@@ -51,7 +51,7 @@ def live_of(settings: Settings) -> status.LiveView | None:
 def show_status(settings: Settings, as_json: bool) -> None:
     """`palorad status`."""
     with reading(settings) as ledger:
-        view = status.status(ledger, live_of(settings), datetime.now(UTC))
+        view = status.status(ledger, daemon_of(settings), datetime.now(UTC))
     if as_json:
         print_json(view)
     else:
@@ -81,7 +81,7 @@ def show_explain(settings: Settings, batch: str, as_json: bool) -> None:
 def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
     """`palorad certificate NAME`."""
     with reading(settings) as ledger:
-        view = status.retraction(ledger, ledger.retraction(name))
+        view = status.retraction(ledger, ledger.retractions.get(name))
     if as_json:
         print_json(view)
     else:
@@ -91,19 +91,19 @@ def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
 def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
     """`palorad why PROMPT`: what the ledger knows, and what the server says where it answers."""
     with reading(settings) as ledger:
-        target = ledger.target()
-        previous = None if target.parent is None else ledger.revision(target.parent)
-        said = asyncio.run(_said(settings, prompt, previous))
-        view = status.why(ledger, prompt, said)
+        target = ledger.revisions.target()
+        previous = None if target.parent is None else ledger.revisions.get(target.parent)
+        answers = asyncio.run(_answers(settings, prompt, previous))
+        view = status.why(ledger, prompt, answers)
     if as_json:
         print_json(view)
     else:
         console.print(why_view(view))
 
 
-async def _said(
+async def _answers(
     settings: Settings, prompt: str, previous: Revision | None
-) -> tuple[status.SaidView, ...]:
+) -> tuple[status.AnswerView, ...]:
     key = settings.server.user_key_file
     server = HttpServer(
         settings.server.urls[0],
@@ -113,21 +113,23 @@ async def _said(
     asked = {"base": settings.model.name, "live": settings.model.alias}
     if previous is not None and previous.number > 0:
         asked = {"base": asked["base"], "previous": previous.served_name, "live": asked["live"]}
-    said = []
+    answers = []
     try:
         for who, model in asked.items():
             try:
                 answer = await _answer(server, model, prompt)
             except ServerRefused as refused:
-                said.append(status.SaidView(who=who, model=model, answer=f"(refused: {refused})"))
+                answers.append(
+                    status.AnswerView(who=who, model=model, answer=f"(refused: {refused})")
+                )
             else:
                 by = answer.headers.get("x-palorad-model", answer.model)
-                said.append(status.SaidView(who=who, model=by, answer=answer.text.strip()))
+                answers.append(status.AnswerView(who=who, model=by, answer=answer.text.strip()))
     except ServerUnreachable:
         return ()
     finally:
         await server.aclose()
-    return tuple(said)
+    return tuple(answers)
 
 
 async def _answer(server: HttpServer, model: str, prompt: str) -> Completion:
@@ -144,12 +146,12 @@ async def _answer(server: HttpServer, model: str, prompt: str) -> Completion:
 def show_quarantine(settings: Settings, batch: str | None, as_json: bool) -> None:
     """`palorad quarantine [BATCH]`."""
     with reading(settings) as ledger:
-        batches = ledger.batches() if batch is None else (ledger.batch(batch),)
+        batches = ledger.batches.latest() if batch is None else (ledger.batches.get(batch),)
         lines = [
             (found.name, line)
             for found in batches
             if found.quarantined
-            for line in ledger.quarantined(found.id, QUARANTINE_SHOWN)
+            for line in ledger.quarantine.lines(found.id, QUARANTINE_SHOWN)
         ]
     if as_json:
         print_json([{"file": name, **line.model_dump()} for name, line in lines])

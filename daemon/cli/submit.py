@@ -131,7 +131,7 @@ def _settled(settings: Settings, batch: str) -> str:
     with stderr.status(f"waiting for {batch[:12]}"):
         while True:
             with reading(settings) as ledger:
-                state = ledger.batch_state(batch)
+                state = ledger.batches.state(batch)
             if state not in _UNSETTLED:
                 return state.value
             tell(settings, "status")  # raises when the daemon is gone

@@ -14,13 +14,13 @@ from rich.text import Text
 from daemon.children.jobs import Progress
 from daemon.ledger.records import Event
 from daemon.views.status import (
+    AnswerView,
     BatchView,
+    DaemonView,
+    FactView,
     HistoryView,
-    KnownView,
-    LiveView,
     RetractionView,
     RevisionView,
-    SaidView,
     StatusView,
     StepView,
     WhyView,
@@ -29,8 +29,8 @@ from policies.records import BatchState, Quarantined
 
 ID: Final = 12
 _STAGES: Final = {
-    "still served": "STILL SERVED until a revision without it is live",
-    "still loaded": "no longer wanted, but not yet unloaded on every replica",
+    "still served": "STILL SERVED until a revision without it is active",
+    "still loaded": "not in the target revision, but still loaded on a replica",
     "being erased": "no longer served; its text is being erased",
 }
 _COLOURS: Final = {
@@ -44,8 +44,8 @@ _COLOURS: Final = {
 def status_view(view: StatusView) -> RenderableType:
     """Who runs, what is served, what is under way, the latest batches."""
     parts: list[RenderableType] = [*_head(view), *(Text(_step(step)) for step in view.steps)]
-    if view.live is not None and view.live.replicas:
-        parts.append(_replicas(view.live))
+    if view.daemon is not None and view.daemon.replicas:
+        parts.append(_replicas(view.daemon))
     if view.batches:
         parts.append(_batches(view.batches))
     else:
@@ -54,16 +54,16 @@ def status_view(view: StatusView) -> RenderableType:
 
 
 def _head(view: StatusView) -> list[RenderableType]:
-    if view.live is None:
+    if view.daemon is None:
         running = Text("the daemon does not run; start it with 'palorad run'", style="yellow")
     else:
-        running = Text(f"running (pid {view.live.pid}), {view.live.server} server")
+        running = Text(f"running (pid {view.daemon.pid}), {view.daemon.server} server")
     lines: list[RenderableType] = [running]
     if view.paused:
         lines.append(Text("paused: no new training until 'palorad resume'", style="yellow"))
     lines.append(
         Text(
-            f"revision {view.target.number} is wanted: {view.target.name}, "
+            f"target: revision {view.target.number}, {view.target.name}, "
             f"{view.target.adapters} adapters, rank {view.target.rank}"
         )
     )
@@ -74,15 +74,15 @@ def _head(view: StatusView) -> list[RenderableType]:
         facts += f"; {view.quarantined} lines in quarantine"
     lines.append(Text(facts))
     lines += [Text(line, style="yellow") for line in _retractions(view)]
-    if view.live is not None:
-        problems = (*((view.live.blocked,) if view.live.blocked else ()), *view.live.trouble)
+    if view.daemon is not None:
+        problems = (*((view.daemon.blocked,) if view.daemon.blocked else ()), *view.daemon.trouble)
         lines += [Text(problem, style="yellow") for problem in problems]
     return lines
 
 
 def _retractions(view: StatusView) -> list[str]:
     """One line for each stage, so that many retractions stay readable."""
-    told = []
+    lines = []
     for stage, words in _STAGES.items():
         found = [r for r in view.retractions if r.stage == stage]
         if found:
@@ -90,14 +90,14 @@ def _retractions(view: StatusView) -> list[str]:
             count = (
                 "1 retracted fact is" if len(found) == 1 else f"{len(found)} retracted facts are"
             )
-            told.append(f"{count} {words}{plan} (palorad certificate {found[0].handle})")
-    return told
+            lines.append(f"{count} {words}{plan} (palorad certificate {found[0].handle})")
+    return lines
 
 
 def retraction_view(view: RetractionView) -> RenderableType:
     """Where a retraction stands, or its certificate."""
-    told = _STAGES.get(view.stage, "certified as forgotten and erased")
-    head = Text(f"{view.handle}: the fact is {told}; asked for {clock(view.asked_at)}")
+    stands = _STAGES.get(view.stage, "certified as unlearned and erased")
+    head = Text(f"{view.handle}: the fact is {stands}; asked for {clock(view.asked_at)}")
     if view.certificate is None:
         return head
     return Group(head, Text(json.dumps(view.certificate, indent=2, ensure_ascii=False)))
@@ -120,9 +120,9 @@ def progress_text(progress: Progress) -> str:
     return text
 
 
-def _replicas(live: LiveView) -> RenderableType:
-    table = Table("replica", "ready", "should answer", "answers", "verified")
-    for r in live.replicas:
+def _replicas(daemon: DaemonView) -> RenderableType:
+    table = Table("replica", "ready", "target", "active", "verified")
+    for r in daemon.replicas:
         table.add_row(
             r.url,
             Text("yes", style="green") if r.ready else Text("no", style="red"),
@@ -132,7 +132,7 @@ def _replicas(live: LiveView) -> RenderableType:
         )
     reasons = (
         r.reason if r.reason.startswith(r.url) else f"{r.url}: {r.reason}"
-        for r in live.replicas
+        for r in daemon.replicas
         if r.reason
     )
     return Group(table, *map(Text, reasons))
@@ -177,7 +177,7 @@ def _revision(r: RevisionView) -> tuple[str, ...]:
         str(r.adapters),
         str(r.rank),
         clock(r.created_at),
-        "wanted" if r.target else "",
+        "target" if r.target else "",
     )
 
 
@@ -186,18 +186,18 @@ def _payload(event: Event) -> str:
 
 
 def why_view(view: WhyView) -> RenderableType:
-    """The facts behind a question, and what the models say to it now."""
+    """The facts behind a question, and what the models answer to it now."""
     parts: list[RenderableType] = []
     if view.facts:
         table = Table(
-            "fact", "answer", "batch", "stands", "learnt by", "since revision", "in what is served"
+            "fact", "answer", "batch", "validity", "learnt by", "since revision", "in target"
         )
         for known in view.facts:
             table.add_row(
                 Text(known.fact.prompt),
                 Text(known.fact.answer),
                 Text(known.batch_name),
-                Text(_stands(known)),
+                Text(_validity(known)),
                 f"plan {known.plan}, {known.adapter[:ID]}" if known.adapter else "–",
                 "–" if known.revision is None else str(known.revision),
                 "yes" if known.served else "no",
@@ -205,23 +205,23 @@ def why_view(view: WhyView) -> RenderableType:
         parts.append(table)
     else:
         parts.append(Text("no fact of the ledger is about this"))
-    if view.said:
-        parts.append(_said(view.said))
+    if view.answers:
+        parts.append(_answers(view.answers))
     return Group(*parts)
 
 
-def _stands(known: KnownView) -> str:
+def _validity(known: FactView) -> str:
     if known.replaced_by is None:
         return known.validity
     if known.validity == "valid":
-        return f"valid, to give way to {known.replaced_by}"
+        return f"valid until {known.replaced_by} is learnt"
     return f"{known.validity} by {known.replaced_by}"
 
 
-def _said(said: Sequence[SaidView]) -> Table:
-    table = Table("who", "model", "says now")
-    for s in said:
-        table.add_row(s.who, s.model, Text(s.answer))
+def _answers(answers: Sequence[AnswerView]) -> Table:
+    table = Table("who", "model", "answers now")
+    for a in answers:
+        table.add_row(a.who, a.model, Text(a.answer))
     return table
 
 

@@ -84,9 +84,9 @@ class Layout:
         return self.root / "records"
 
     @property
-    def measurements(self) -> Path:
+    def answers(self) -> Path:
         """What models answered to suites, kept for ever."""
-        return self.root / "measurements"
+        return self.root / "answers"
 
     @property
     def certificates(self) -> Path:
@@ -117,6 +117,6 @@ class Layout:
             self.adapters,
             self.served,
             self.work,
-            self.measurements,
+            self.answers,
             self.certificates,
         )

@@ -18,17 +18,17 @@ from pydantic_settings import (
 
 from daemon.config.errors import check_environment, explain
 from daemon.config.feeds import FeedSettings
+from daemon.config.gate import GateSettings
 from daemon.config.layout import Layout
 from daemon.config.sections import (
     DaemonSettings,
-    GateSettings,
     IntakeSettings,
     ModelSettings,
     ProbeSettings,
     ProtectionSettings,
     ServerSettings,
-    TrainSettings,
 )
+from daemon.config.training import TrainSettings
 from policies.errors import ConfigError
 
 PREFIX: Final = "PALORAD_"

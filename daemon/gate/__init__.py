@@ -1,4 +1,4 @@
-"""Asks a candidate the suites beside its reference and has the answers judged.
+"""Asks a candidate the suites beside base and live and has the answers judged.
 
 Touches servers and work folders; what a verdict is, `policies.gate` decides.
 """

@@ -1,97 +1,91 @@
-"""What each model answered to each suite: append-only, kept for ever."""
+"""Graded answers of one model to some items of one suite; what was answered is not asked again."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import IO, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from daemon.gate.answer_store import AnswerStore
+from daemon.gate.asking import Asker, Query
+from daemon.gate.messages import ServedModel
+from daemon.gate.suites import Suite
 from policies.errors import PaloradError
-from policies.records import ItemResult
+from policies.gate.records import ItemResult, SuiteItem
+from policies.records import content_id
 
-_NAME: Final = re.compile(r"[0-9A-Za-z_-]{8,128}")
-
-
-class DamagedMeasurements(PaloradError, ValueError):
-    """A line within a file of measurements that is no measurement."""
-
-    final = True
+Grade = Callable[[SuiteItem, str], bool]
 
 
-class Measurements:
-    """Answers under `root/<model-sha12>/<suite-fingerprint>.jsonl`, one line an item.
+class GraderFailed(PaloradError, RuntimeError):
+    """A grader that raised instead of saying right or wrong."""
 
-    A model is named by the hash of the bytes that were served, a suite by its fingerprint, so
-    nothing here ever becomes stale: a changed suite or model has another file. One process
-    writes a file at a time (the evaluation child holds its work directory's lock).
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Graded answers by item, and why the other items asked have none."""
+
+    results: Mapping[str, ItemResult]
+    problems: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class AnswerSource:
+    """Asks, grades and stores through one server.
+
+    `engine` names what decodes (its kind and version), because the same weights need not give
+    the same tokens elsewhere. It is part of every stored answer's address.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    asker: Asker
+    store: AnswerStore
+    grade: Mapping[str, Grade]
+    engine: str
+    _known: dict[tuple[str, str], dict[str, ItemResult]] = field(default_factory=dict)
 
-    def path(self, sha256: str, fingerprint: str) -> Path:
-        """Where the answers of one model to one suite lie."""
-        if not _NAME.fullmatch(sha256) or not _NAME.fullmatch(fingerprint):
-            raise ValueError(f"not a content hash: {sha256!r}, {fingerprint!r}")
-        return self._root / sha256[:12] / f"{fingerprint}.jsonl"
+    async def answers(
+        self, model: ServedModel, suite: Suite, items: Sequence[int], *, trial: int = 0
+    ) -> Answers:
+        """What `model` answers to the suite's items with these numbers.
 
-    def read(self, sha256: str, fingerprint: str) -> Mapping[str, ItemResult]:
-        """Every answer stored, by item; a last line torn by a crash does not count."""
-        path = self.path(sha256, fingerprint)
+        `trial` 1, 2, … are independent repetitions, kept apart from the first. Raises
+        `GraderFailed`, `asking.ModelNotServed` and `errors.ServerUnreachable`.
+        """
+        address = content_id(suite.fingerprint, self.engine, *([f"trial {trial}"] if trial else []))
+        known = self._stored(model, suite, address)
+        missing = [n for n in items if suite.items[n].id not in known]
+        queries = [
+            Query(suite.items[n].id, suite.items[n].prompt, suite.form_of(n)) for n in missing
+        ]
+        replies = await self.asker.ask(model.name, queries, max_tokens=suite.max_tokens)
+        fresh = [
+            self._graded(suite, suite.items[n], reply.text)
+            for n, reply in zip(missing, replies, strict=True)
+            if reply.text is not None
+        ]
+        self.store.append(model.sha256, address, fresh)
+        known.update((result.id, result) for result in fresh)
+        return Answers(
+            {name: known[name] for n in items if (name := suite.items[n].id) in known},
+            {reply.id: reply.problem for reply in replies if reply.text is None},
+        )
+
+    def _stored(self, model: ServedModel, suite: Suite, address: str) -> dict[str, ItemResult]:
+        """The answers kept, graded again: a corrected grader judges old answers, too."""
+        key = (model.sha256, address)
+        if key not in self._known:
+            kept = self.store.read(model.sha256, address)
+            self._known[key] = {
+                item.id: self._graded(suite, item, kept[item.id].output)
+                for item in suite.items
+                if item.id in kept
+            }
+        return self._known[key]
+
+    def _graded(self, suite: Suite, item: SuiteItem, text: str) -> ItemResult:
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        whole = data[: data.rfind(b"\n") + 1]
-        found: dict[str, ItemResult] = {}
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            result = _parse(line, path, number)
-            found.setdefault(result.id, result)
-        return found
-
-    def append(self, sha256: str, fingerprint: str, results: Iterable[ItemResult]) -> None:
-        """Add answers and wait until they are on the disk; a torn last line is cut off first."""
-        block = "".join(
-            json.dumps(result.model_dump(mode="json"), ensure_ascii=False) + "\n"
-            for result in results
-        ).encode(errors="replace")
-        if not block:
-            return
-        path = self.path(sha256, fingerprint)
-        fresh = not path.exists()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x+b" if fresh else "r+b") as file:
-            _to_end_of_last_line(file)
-            file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        if fresh:
-            _sync_directory(path.parent)
-            _sync_directory(self._root)
-
-
-def _parse(line: bytes, path: Path, number: int) -> ItemResult:
-    try:
-        return ItemResult.model_validate_json(line)
-    except ValueError:
-        raise DamagedMeasurements(
-            f"{path}: line {number} is no measurement; delete the file to have it measured anew"
-        ) from None
-
-
-def _to_end_of_last_line(file: IO[bytes]) -> None:
-    data = file.read()
-    end = data.rfind(b"\n") + 1
-    file.seek(end)
-    file.truncate()
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            correct = self.grade[suite.grader](item, text)
+        except Exception as error:
+            raise GraderFailed(
+                f"the grader {suite.grader!r} failed on item {item.id}: {error!r}"
+            ) from error
+        return ItemResult(id=item.id, correct=bool(correct), output=text)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from daemon.gate.suites import Form
+from daemon.gate.suites import PromptForm
 from daemon.serving.protocol import Server, ServerRefused, ServerUnreachable
 from policies.errors import PaloradError
 
@@ -24,16 +24,16 @@ class ModelNotServed(PaloradError, RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Query:
     """One prompt in the form in which it is put."""
 
     id: str
     prompt: str
-    form: Form
+    form: PromptForm
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class QueryResult:
     """What came back: `text`, or None and the `problem` that outlasted every retry."""
 
     id: str
@@ -56,8 +56,8 @@ class Asker:
     sleep: Sleep = field(default=asyncio.sleep)
 
     async def ask(
-        self, model: str, questions: Sequence[Question], *, max_tokens: int
-    ) -> tuple[Reply, ...]:
+        self, model: str, questions: Sequence[Query], *, max_tokens: int
+    ) -> tuple[QueryResult, ...]:
         """One reply for each question, in their order.
 
         Raises `ModelNotServed` when the server does not know the model or refuses the key, and
@@ -66,9 +66,9 @@ class Asker:
         size = max(1, min(_GROUP, self.concurrency // 2))
         # Like lengths together: less padding.
         ordered = sorted(questions, key=lambda q: len(q.prompt))
-        plain = [q for q in ordered if q.form is Form.PLAIN]
+        plain = [q for q in ordered if q.form is PromptForm.PLAIN]
         groups = [plain[n : n + size] for n in range(0, len(plain), size)]
-        chats = [[q] for q in ordered if q.form is Form.CHAT]
+        chats = [[q] for q in ordered if q.form is PromptForm.CHAT]
         replies = await self._all(model, groups, max_tokens, self.concurrency // size)
         replies |= await self._all(model, chats, max_tokens, self.concurrency)
         if questions and all(r.text is None for r in replies.values()):
@@ -76,11 +76,11 @@ class Asker:
         return tuple(replies[q.id] for q in questions)
 
     async def _all(
-        self, model: str, groups: list[list[Question]], max_tokens: int, at_once: int
-    ) -> dict[str, Reply]:
+        self, model: str, groups: list[list[Query]], max_tokens: int, at_once: int
+    ) -> dict[str, QueryResult]:
         room = asyncio.Semaphore(max(1, at_once))
 
-        async def one(group: list[Question]) -> list[Reply]:
+        async def one(group: list[Query]) -> list[QueryResult]:
             async with room:
                 return await self._group(model, group, max_tokens)
 
@@ -91,17 +91,17 @@ class Asker:
             raise several.exceptions[0] from None
         return {reply.id: reply for task in running for reply in task.result()}
 
-    async def _group(self, model: str, group: list[Question], max_tokens: int) -> list[Reply]:
+    async def _group(self, model: str, group: list[Query], max_tokens: int) -> list[QueryResult]:
         texts, problem, alone = await self._tried(model, group, max_tokens)
         if texts is not None:
-            return [Reply(q.id, text) for q, text in zip(group, texts, strict=True)]
+            return [QueryResult(q.id, text) for q, text in zip(group, texts, strict=True)]
         if not alone or len(group) == 1:
-            return [Reply(q.id, None, problem) for q in group]
+            return [QueryResult(q.id, None, problem) for q in group]
         # One prompt that the server refuses must not take its neighbours with it.
         return [(await self._group(model, [q], max_tokens))[0] for q in group]
 
     async def _tried(
-        self, model: str, group: list[Question], max_tokens: int
+        self, model: str, group: list[Query], max_tokens: int
     ) -> tuple[list[str] | None, str, bool]:
         problem, pause = "", self.pause_s
         for attempt in range(self.attempts):
@@ -120,8 +120,8 @@ class Asker:
                 problem = str(error)
         return None, problem, False
 
-    async def _request(self, model: str, group: list[Question], max_tokens: int) -> list[str]:
-        if group[0].form is Form.CHAT:
+    async def _request(self, model: str, group: list[Query], max_tokens: int) -> list[str]:
+        if group[0].form is PromptForm.CHAT:
             answer = await self.server.chat(model, group[0].prompt, max_tokens=max_tokens)
             return [answer.text]
         prompts = [q.prompt for q in group]

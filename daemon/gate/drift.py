@@ -1,4 +1,4 @@
-"""How much less a candidate expects fixed text than the reference does."""
+"""How much higher a candidate's loss on fixed text is than base's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from daemon.gate.measuring import Target
+from daemon.gate.messages import ServedModel
 from daemon.serving.protocol import Scorer
 
 TOKENS: Final = 512
@@ -19,21 +19,21 @@ async def rise(
     encode: Encode,
     texts: Sequence[str],
     *,
-    reference: Target,
-    candidate: Target,
+    base: ServedModel,
+    candidate: ServedModel,
 ) -> float:
     """Rise of the loss in nats a token, over the first `TOKENS` tokens of every text.
 
     A text's first token is not counted, since nothing stands before it; nan where no text has a
-    second. Raises `seams.ServerRefused` and `ServerUnreachable`.
+    second. Raises `errors.ServerRefused` and `ServerUnreachable`.
     """
     cut = [ids for text in texts if len(ids := tuple(encode(text))[:TOKENS]) > 1]
     if not cut:
         return math.nan
-    before = await _loss(server, reference, cut)
+    before = await _loss(server, base, cut)
     return await _loss(server, candidate, cut) - before
 
 
-async def _loss(server: Scorer, target: Target, texts: Sequence[Sequence[int]]) -> float:
-    taken = [token.logprob for text in await server.score(target.name, texts) for token in text]
+async def _loss(server: Scorer, model: ServedModel, texts: Sequence[Sequence[int]]) -> float:
+    taken = [token.logprob for text in await server.score(model.name, texts) for token in text]
     return -math.fsum(taken) / len(taken)

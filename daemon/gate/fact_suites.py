@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from daemon.gate.suites import Form, Suite, alternating
-from policies.records import Fact, Item, Operation, Role
+from daemon.gate.suites import PromptForm, Suite, alternating
+from policies.gate.records import Role, SuiteItem
+from policies.records import Fact, Operation
 
 NEW_FACTS: Final = "new facts"
 EARLIER_FACTS: Final = "earlier facts"
@@ -52,20 +53,20 @@ def _suite(
     With a chat template the paraphrases of one fact are asked in chat form and plainly in turn, and
     every other fact begins plainly, so that both forms are judged alike and nothing is drawn.
     """
-    items: list[Item] = []
-    forms: list[Form] = []
+    items: list[SuiteItem] = []
+    forms: list[PromptForm] = []
     for number, (stratum, fact) in enumerate(pairs):
         asked = (fact.eval_prompts or (fact.prompt,))[:paraphrases]
         forms += alternating(len(asked), chat=chat, offset=number)
         items += [
-            Item(id=item_id(fact.id, n), prompt=prompt, answer=fact.answer, stratum=stratum)
+            SuiteItem(id=item_id(fact.id, n), prompt=prompt, answer=fact.answer, stratum=stratum)
             for n, prompt in enumerate(asked)
         ]
     return Suite(
         name=name,
         role=role,
         grader=grader,
-        form=Form.CHAT if chat else Form.PLAIN,
+        form=PromptForm.CHAT if chat else PromptForm.PLAIN,
         max_tokens=max_tokens,
         items=tuple(items),
         forms=tuple(forms),

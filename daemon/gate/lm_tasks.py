@@ -2,7 +2,7 @@
 
 The harness brings the questions, its filters and its metrics; palorad asks them through the same
 server, in the same order and with the same stored answers as every other suite, so that candidate
-and reference stay paired item by item.
+and base stay paired item by item.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.gate.suites import BadSuite, Form, Suite
-from policies.records import Item, Role
+from daemon.gate.suites import BadSuite, PromptForm, Suite
+from policies.gate.records import Role, SuiteItem
 
 _FREE: Final = "generate_until"
 _METRICS: Final = ("exact_match", "acc", "acc_norm", "pass@1", "em")
@@ -32,7 +32,7 @@ class TaskGrader:
     metric: str
     until: tuple[str, ...]
 
-    def __call__(self, item: Item, output: str) -> bool:
+    def __call__(self, item: SuiteItem, output: str) -> bool:
         """Whether the harness counts this answer as right."""
         asked = copy(self.instances[item.id])
         ends = [at for stop in self.until if stop and (at := output.find(stop)) >= 0]
@@ -47,7 +47,7 @@ def load_task(
     *,
     name: str,
     role: Role,
-    form: Form,
+    form: PromptForm,
     max_tokens: int,
     filter_name: str | None = None,
     folder: Path | None = None,
@@ -75,7 +75,7 @@ def load_task(
         form=form,
         max_tokens=max_tokens,
         items=tuple(
-            Item(id=key, prompt=asked.args[0], answer=_shown(found.doc_to_target(asked.doc)))
+            SuiteItem(id=key, prompt=asked.args[0], answer=_shown(found.doc_to_target(asked.doc)))
             for key, asked in instances.items()
         ),
     )

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from daemon.gate.measuring import Target
-from policies.gate.limits import Limits
-from policies.gate.unlearning import Tolerance
-from policies.records import Fact, Record, Role, Scorecard, Verdict
+from policies.gate.baselines import Model
+from policies.gate.limits import GateLimits
+from policies.gate.records import Role, Scorecard, Verdict
+from policies.records import Fact, Record
 
 
 class SuiteSource(Record):
@@ -31,24 +31,32 @@ class SuiteSource(Record):
     margin: float | None = Field(default=None, gt=0, lt=1)
 
 
+class ServedModel(Record):
+    """A model to ask: the name it is served under, and the hash of the bytes behind the name."""
+
+    name: str
+    sha256: str
+
+
 class EvaluationRequest(Record):
     """One candidate to judge.
 
-    `reference` is the served checkpoint without adapters, `live` what answers under the alias
-    now (None where that is the reference itself), `engine` what decodes. `earlier` holds the
-    sample of `policies.gate.sampling.draw_earlier`, and all there are where `earlier_complete`;
-    `standing` are all valid facts learnt before, or an even sample of many: what they or the new
-    ones answer otherwise than a suite of known facts is not asked there.
-    `superseded` are facts that gave way to others, whose answers are no longer to be given. `chat`
-    says whether the model has a chat template. `trained_on` are the files whose questions training
-    and the probe use: no suite may ask them. Requests with one `order` draw a suite's items alike,
-    so that reference and live need not answer others for each candidate.
+    `base` is the served checkpoint without adapters, `live` what answers under the alias now (None
+    where that is base itself), `engine` what decodes. `earlier` holds the sample of
+    `policies.gate.sampling.draw_earlier`, and all there are where `earlier_complete`; `standing`
+    are all valid facts learnt before, or an even sample of many: a question of a suite of known
+    facts to which they or the new ones give another answer is not asked. `superseded` are facts
+    whose answers are no longer to be given, `unlearn` retracted facts that the candidate must not
+    give away more than base does. `chat` says whether the model has a chat template. `trained_on`
+    are the files whose questions training and the probe use: no suite may ask them. Requests with
+    one `order` draw a suite's items alike, so that base and live need not answer others for each
+    candidate.
     """
 
     engine: str
-    reference: Target
-    live: Target | None
-    candidate: Target
+    base: ServedModel
+    live: ServedModel | None
+    candidate: ServedModel
     order: str
     suites: tuple[SuiteSource, ...]
     trained_on: tuple[Path, ...] = ()
@@ -58,8 +66,9 @@ class EvaluationRequest(Record):
     standing: tuple[Fact, ...] = ()
     superseded: tuple[Fact, ...] = ()
     superseded_complete: bool = False
+    unlearn: tuple[Fact, ...] = ()
     chat: bool
-    limits: Limits
+    limits: GateLimits
     concurrency: int = Field(default=32, gt=0)
     chunk: int = Field(default=64, gt=0)
     facts_grader: str = "normalised"
@@ -67,12 +76,17 @@ class EvaluationRequest(Record):
     paraphrases: int = Field(default=2, gt=0)
     aa_sample: int = Field(default=0, ge=0)
 
+    def served(self, model: Model) -> ServedModel | None:
+        """The model in this part; None where no revision is live."""
+        found: ServedModel | None = getattr(self, model)
+        return found
+
 
 class JudgingRequest(Record):
-    """What the evaluation child needs besides: where the server is, and where answers are kept.
+    """What the evaluation child needs besides: where the server is, where answers are kept
+    (`answers`), and the checkpoint that is served (`model_dir`).
 
-    The candidate and the live revision are loaded there already. `forget` are retracted facts that
-    the candidate must not give away more than the reference does, within `tolerance`.
+    The candidate and the live revision are loaded there already.
     """
 
     evaluation: EvaluationRequest
@@ -80,15 +94,13 @@ class JudgingRequest(Record):
     admin_key_file: Path | None = None
     user_key_file: Path | None = None
     request_timeout_s: float = Field(default=120, gt=0)
-    measurements: Path
-    model_dir: Path | None = None
-    forget: tuple[Fact, ...] = ()
-    tolerance: Tolerance = Tolerance()
+    answers: Path
+    model_dir: Path
 
 
 class EvaluationReport(Record):
-    """The verdict, what it rests on (reference, live where there is one, candidate), and seconds
-    by suite."""
+    """The verdict, what it rests on (base, live where there is one, candidate), and seconds by
+    suite."""
 
     verdict: Verdict
     scorecards: tuple[Scorecard, ...]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from daemon.gate.answers import Grade
 from daemon.gate.fact_suites import (
     EARLIER_FACTS,
     NOT,
@@ -13,11 +15,10 @@ from daemon.gate.fact_suites import (
     superseded_facts,
 )
 from daemon.gate.lm_tasks import load_task
-from daemon.gate.measuring import Grade, Target
-from daemon.gate.messages import EvaluationRequest, SuiteSource
+from daemon.gate.messages import EvaluationRequest, ServedModel, SuiteSource
 from daemon.gate.suites import (
     BadSuite,
-    Form,
+    PromptForm,
     Suite,
     load_suite,
     load_texts,
@@ -25,32 +26,35 @@ from daemon.gate.suites import (
     trained_questions,
 )
 from policies.facts.updates import Updates
-from policies.gate.evidence import Questions, Stability, SuiteEvidence
+from policies.gate.baselines import Model, models_asked
+from policies.gate.evidence import SuiteEvidence, SuiteQuestions
 from policies.gate.grading import GRADERS
-from policies.records import Item, ItemResult, Role, SuiteScore
+from policies.gate.records import ItemResult, Role, SuiteItem, SuiteScore
+from policies.gate.stability import Stability
 
 
 @dataclass(slots=True)
-class Run:
-    """One suite under way: what each target has answered, and what went wrong.
+class SuiteRun:
+    """One suite under way: what each model has answered, and what went wrong.
 
-    `left_out` are items that are not asked, since facts have changed their answer.
+    `models` are asked in their order, the candidate last. `left_out` are items that are not asked,
+    since facts have changed their answers.
     """
 
     suite: Suite
     margin: float | None
-    targets: tuple[Target, ...]
+    models: Mapping[Model, ServedModel]
     left_out: frozenset[str] = frozenset()
     complete: bool = False
-    results: dict[Target, dict[str, ItemResult]] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
+    results: dict[Model, dict[str, ItemResult]] = field(default_factory=dict)
+    unanswered: dict[str, str] = field(default_factory=dict)
     broken: str = ""
     stability: Stability | None = None
     drift: float | None = None
     seconds: float = 0.0
 
     @property
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> tuple[SuiteItem, ...]:
         """The items that may be asked."""
         return tuple(item for item in self.suite.items if item.id not in self.left_out)
 
@@ -59,47 +63,42 @@ class Run:
         """How many items the candidate has answered or could not; texts are scored at once."""
         if self.suite.role is Role.DRIFT:
             return len(self.suite.items)
-        return len(self.results.get(self.targets[-1], {}).keys() | self.problems.keys())
+        return len(self.results.get("candidate", {}).keys() | self.unanswered.keys())
 
-    @property
-    def silent(self) -> bool:
-        """Whether some target has said nothing at all: more items would tell no more."""
-        return any(
-            answers and not any(result.output.strip() for result in answers.values())
-            for answers in self.results.values()
-        )
-
-    def score(self, target: Target | None) -> SuiteScore | None:
-        """The answers of one target; None where it is not asked at all."""
-        if target not in self.targets or self.suite.role is Role.DRIFT:
+    def score(self, model: Model) -> SuiteScore | None:
+        """The answers of one model; None where it is not asked at all."""
+        if model not in self.models or self.suite.role is Role.DRIFT:
             return None
         return SuiteScore(
             suite=self.suite.name,
             role=self.suite.role,
             fingerprint=self.suite.fingerprint,
-            results=tuple(self.results.get(target, {}).values()),
+            results=tuple(self.results.get(model, {}).values()),
         )
 
-    def evidence(self, request: EvaluationRequest) -> SuiteEvidence:
+    def evidence(self) -> SuiteEvidence:
         """The suite as the gate judges it."""
         return SuiteEvidence(
-            questions=Questions(
+            questions=SuiteQuestions(
                 suite=self.suite.name,
                 role=self.suite.role,
                 fingerprint=self.suite.fingerprint,
                 items=self.items,
                 margin=self.margin,
                 complete=self.complete,
+                left_out=len(self.left_out),
             ),
-            candidate=self.score(request.candidate),
-            reference=self.score(request.reference),
-            live=self.score(request.live),
+            candidate=self.score("candidate"),
+            base=self.score("base"),
+            live=self.score("live"),
             stability=self.stability,
             drift=self.drift,
+            unanswered=dict(self.unanswered),
+            broken=self.broken,
         )
 
 
-def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]]:
+def begin(request: EvaluationRequest) -> tuple[tuple[SuiteRun, ...], dict[str, Grade]]:
     """New, earlier and superseded facts, then the configured suites, and every grader by name.
 
     A suite of which every item is left out is among them; it has nothing to ask.
@@ -132,10 +131,10 @@ def begin(request: EvaluationRequest) -> tuple[tuple[Run, ...], dict[str, Grade]
         suites.append((suite, source.margin))
         grades |= {suite.grader: grade} if grade else {}
     runs = [
-        Run(
+        SuiteRun(
             suite=suite,
             margin=margin,
-            targets=compared(request, suite.role),
+            models=_models(request, suite.role),
             left_out=_left_out(suite, updates),
             complete=whole.get(suite.name, False) and suite.role is Role.RETENTION,
         )
@@ -166,7 +165,7 @@ def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]
             source.task,
             name=source.name,
             role=source.role,
-            form=Form.CHAT if source.form == "chat" else Form.PLAIN,
+            form=PromptForm.CHAT if source.form == "chat" else PromptForm.PLAIN,
             max_tokens=source.max_tokens,
             filter_name=source.filter,
             folder=source.path,
@@ -187,17 +186,6 @@ def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]
     return suite, None
 
 
-def compared(request: EvaluationRequest, role: Role) -> tuple[Target, ...]:
-    """Who is asked, in this order, the candidate last.
-
-    The reference never learnt the earlier facts, so what is live is asked instead. The new facts
-    are asked of what answers now, too: not for the verdict, but to show what has changed.
-    """
-    live = (request.live,) if request.live else ()
-    if role is Role.RETENTION:
-        return (*live, request.candidate)
-    if role is Role.FACTS:
-        return (*(live or (request.reference,)), request.candidate)
-    if role is Role.REASONING:
-        return (request.reference, *live, request.candidate)
-    return (request.reference, request.candidate)
+def _models(request: EvaluationRequest, role: Role) -> Mapping[Model, ServedModel]:
+    asked = models_asked(role, live=request.live is not None)
+    return {part: model for part in asked if (model := request.served(part)) is not None}

@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 from policies.errors import PaloradError, Ungradable, UnknownGrader
 from policies.gate.grading import check_expected
-from policies.records import Item, Record, Role, content_id
+from policies.gate.records import Role, SuiteItem
+from policies.records import Record, content_id
 
 _GSM8K_MARK: Final = "####"
 _NATIVE: Final = frozenset({"id", "prompt", "answer", "family"})
@@ -25,7 +26,7 @@ class BadSuite(PaloradError, ValueError):
     final = True
 
 
-class Form(StrEnum):
+class PromptForm(StrEnum):
     """How a question is put to the model."""
 
     CHAT = "chat"
@@ -38,10 +39,10 @@ class Suite(Record):
     name: str
     role: Role
     grader: str
-    form: Form
+    form: PromptForm
     max_tokens: int
-    items: tuple[Item, ...]
-    forms: tuple[Form, ...] = ()
+    items: tuple[SuiteItem, ...]
+    forms: tuple[PromptForm, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,7 +61,7 @@ class Suite(Record):
             digest.update(line.encode() + b"\n")
         return digest.hexdigest()[:16]
 
-    def form_of(self, number: int) -> Form:
+    def form_of(self, number: int) -> PromptForm:
         """The form in which item `number` is asked."""
         return self.forms[number] if self.forms else self.form
 
@@ -86,7 +87,9 @@ def load_suite(
         name=name,
         role=role,
         grader=grader,
-        form=(Form.CHAT if chat else Form.PLAIN) if form == "auto" else Form(form),
+        form=(PromptForm.CHAT if chat else PromptForm.PLAIN)
+        if form == "auto"
+        else PromptForm(form),
         max_tokens=max_tokens,
         items=parse_items(text, where, grader),
     )
@@ -102,19 +105,19 @@ def load_texts(path: Path, *, name: str) -> Suite:
         name=name,
         role=Role.DRIFT,
         grader="",
-        form=Form.PLAIN,
+        form=PromptForm.PLAIN,
         max_tokens=0,
         items=_parse(_read(path, where), where, _drift_text),
     )
 
 
-def parse_items(text: str, where: str, grader: str = "exact") -> tuple[Item, ...]:
+def parse_items(text: str, where: str, grader: str = "exact") -> tuple[SuiteItem, ...]:
     """The items of a suite's text, in their order; raises `BadSuite` naming the bad lines.
 
     An expected answer that `grader` cannot compare with is a bad line, too.
     """
 
-    def question(row: Mapping[str, object]) -> Item:
+    def question(row: Mapping[str, object]) -> SuiteItem:
         item = _gsm8k(row) if "question" in row and "prompt" not in row else _native(row)
         check_expected(grader, item.answer)
         return item
@@ -131,8 +134,10 @@ def _read(path: Path, where: str) -> str:
         raise BadSuite(f"{where}: cannot be read: {error}") from None
 
 
-def _parse(text: str, where: str, make: Callable[[Mapping[str, object]], Item]) -> tuple[Item, ...]:
-    items: list[Item] = []
+def _parse(
+    text: str, where: str, make: Callable[[Mapping[str, object]], SuiteItem]
+) -> tuple[SuiteItem, ...]:
+    items: list[SuiteItem] = []
     problems: list[str] = []
     ids: dict[str, int] = {}
     prompts: dict[str, int] = {}
@@ -156,7 +161,9 @@ def _parse(text: str, where: str, make: Callable[[Mapping[str, object]], Item]) 
     return tuple(items)
 
 
-def _refuse_twice(item: Item, number: int, ids: dict[str, int], prompts: dict[str, int]) -> None:
+def _refuse_twice(
+    item: SuiteItem, number: int, ids: dict[str, int], prompts: dict[str, int]
+) -> None:
     folded = _folded(item.prompt)
     if folded in prompts:
         raise BadSuite(f"asks the same as line {prompts[folded]}; remove one of them")
@@ -176,21 +183,21 @@ def _object(line: str) -> Mapping[str, object]:
     return row
 
 
-def _native(row: Mapping[str, object]) -> Item:
+def _native(row: Mapping[str, object]) -> SuiteItem:
     if unknown := sorted(set(row) - _NATIVE):
         raise BadSuite(f"has the unknown key {unknown[0]!r}; known: {', '.join(sorted(_NATIVE))}")
     prompt, answer = _text(row, "prompt"), _text(row, "answer")
     family = row.get("family", "")
     if not isinstance(family, str):
         raise BadSuite('"family" must be text')
-    return Item(id=_id(row, prompt), prompt=prompt, answer=answer, stratum=family)
+    return SuiteItem(id=_id(row, prompt), prompt=prompt, answer=answer, stratum=family)
 
 
-def _drift_text(row: Mapping[str, object]) -> Item:
+def _drift_text(row: Mapping[str, object]) -> SuiteItem:
     if unknown := sorted(set(row) - {"id", "text"}):
         raise BadSuite(f"has the unknown key {unknown[0]!r}; a drift suite has: id, text")
     text = _text(row, "text")
-    return Item(id=_id(row, text), prompt=text, answer="")
+    return SuiteItem(id=_id(row, text), prompt=text, answer="")
 
 
 def _id(row: Mapping[str, object], prompt: str) -> str:
@@ -200,13 +207,13 @@ def _id(row: Mapping[str, object], prompt: str) -> str:
     return str(given) if given is not None else content_id(prompt)
 
 
-def _gsm8k(row: Mapping[str, object]) -> Item:
+def _gsm8k(row: Mapping[str, object]) -> SuiteItem:
     question, solution = _text(row, "question"), _text(row, "answer")
     before, mark, result = solution.rpartition(_GSM8K_MARK)
     answer = result.strip().replace(",", "")
     if not mark or not answer:
         raise BadSuite(f'"answer" has no result after {_GSM8K_MARK}')
-    return Item(id=content_id(question, before), prompt=question, answer=answer)
+    return SuiteItem(id=content_id(question, before), prompt=question, answer=answer)
 
 
 def _text(row: Mapping[str, object], key: str) -> str:
@@ -235,11 +242,11 @@ def has_chat_template(model: Path) -> bool:
     return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
-def alternating(count: int, *, chat: bool, offset: int = 0) -> tuple[Form, ...]:
+def alternating(count: int, *, chat: bool, offset: int = 0) -> tuple[PromptForm, ...]:
     """Forms for `count` paraphrases: chat and plain in turn, or plain alone without a template."""
     if not chat:
-        return (Form.PLAIN,) * count
-    return tuple(Form.PLAIN if (n + offset) % 2 else Form.CHAT for n in range(count))
+        return (PromptForm.PLAIN,) * count
+    return tuple(PromptForm.PLAIN if (n + offset) % 2 else PromptForm.CHAT for n in range(count))
 
 
 def trained_questions(paths: Iterable[Path]) -> dict[str, str]:

@@ -1,21 +1,19 @@
-"""Retracted facts put to a candidate, to what is live and to the reference, over the endpoint."""
+"""How likely candidate, live and base are to give the answers of retracted facts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from adapters.examples import encode, forms
-from adapters.models import load_tokenizer
-from daemon.gate.measuring import Target
+from daemon.gate.messages import ServedModel
 from daemon.serving.protocol import Scorer, Taken
-from policies.records import Fact, Recall, Recollection
+from policies.gate.records import AnswerLikelihood, UnlearningCheck
+from policies.records import Fact
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnswerTokens:
     """One paraphrase of one fact as tokens; the answer's begin at `start`."""
 
     fact: str
@@ -24,61 +22,49 @@ class Asked:
     start: int
 
 
-async def recollect(
-    server: Scorer,
-    facts: Sequence[Fact],
-    model_dir: Path,
-    *,
-    reference: Target,
-    live: Target | None,
-    candidate: Target,
-) -> tuple[Recollection, ...]:
-    """Every paraphrase of every fact, trained and held out, in every form that is trained.
+EncodeAnswers = Callable[[Sequence[Fact]], Sequence[AnswerTokens]]
+"""Every paraphrase of every fact, trained and held out, in every form that is trained."""
 
-    Models are asked one after the other. Raises `seams.ServerRefused` and `ServerUnreachable`.
+
+async def check_unlearning(
+    server: Scorer,
+    answers: Sequence[AnswerTokens],
+    *,
+    base: ServedModel,
+    live: ServedModel | None,
+    candidate: ServedModel,
+) -> tuple[UnlearningCheck, ...]:
+    """One check for each paraphrase; models are asked one after the other.
+
+    Raises `errors.ServerRefused` and `ServerUnreachable`.
     """
-    asked = tuple(_asked(facts, model_dir))
-    texts = [one.ids for one in asked]
-    by_model: dict[str, tuple[Recall, ...]] = {}
-    for target in (reference, *((live,) if live else ()), candidate):
-        taken = await server.score(target.name, texts)
-        by_model[target.name] = tuple(
-            _recall(row[one.start - 1 :]) for one, row in zip(asked, taken, strict=True)
-        )
+    by_base = await _likelihoods(server, base, answers)
+    by_live = await _likelihoods(server, live, answers) if live else None
+    by_candidate = await _likelihoods(server, candidate, answers)
     return tuple(
-        Recollection(
-            fact=one.fact,
-            held_out=one.held_out,
-            reference=by_model[reference.name][n],
-            live=by_model[live.name][n] if live else None,
-            candidate=by_model[candidate.name][n],
+        UnlearningCheck(
+            fact=answer.fact,
+            held_out=answer.held_out,
+            base=by_base[n],
+            live=by_live[n] if by_live else None,
+            candidate=by_candidate[n],
         )
-        for n, one in enumerate(asked)
+        for n, answer in enumerate(answers)
     )
 
 
-def _asked(facts: Sequence[Fact], model_dir: Path) -> Iterator[Asked]:
-    """The answer's tokens without the end-of-text: what follows an answer tells nothing of it."""
-    tokenizer = load_tokenizer(model_dir)
-    for fact in facts:
-        for held_out, paraphrases in ((False, fact.training_prompts), (True, fact.eval_prompts)):
-            for paraphrase in paraphrases:
-                for form in forms(tokenizer):
-                    whole = encode(tokenizer, paraphrase, fact.answer, form, key=fact.id)
-                    end = _end(tokenizer, whole.ids, whole.start)
-                    yield Asked(fact.id, held_out, whole.ids[:end], whole.start)
+async def _likelihoods(
+    server: Scorer, model: ServedModel, answers: Sequence[AnswerTokens]
+) -> tuple[AnswerLikelihood, ...]:
+    scored = await server.score(model.name, [answer.ids for answer in answers])
+    return tuple(
+        _likelihood(tokens[answer.start - 1 :])
+        for answer, tokens in zip(answers, scored, strict=True)
+    )
 
 
-def _end(tokenizer: object, ids: Sequence[int], start: int) -> int:
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    end = len(ids)
-    while end > start + 1 and ids[end - 1] in special:
-        end -= 1
-    return end
-
-
-def _recall(taken: Sequence[Taken]) -> Recall:
-    total = sum(one.logprob for one in taken)
-    return Recall(
-        rank=max(one.rank for one in taken), probability=min(1.0, math.exp(min(0.0, total)))
+def _likelihood(tokens: Sequence[Taken]) -> AnswerLikelihood:
+    total = math.fsum(token.logprob for token in tokens)
+    return AnswerLikelihood(
+        rank=max(token.rank for token in tokens), probability=math.exp(min(0.0, total))
     )

@@ -84,7 +84,7 @@ def admit_pieces(
     the last transaction. Raises `OSError` and the ledger's errors; whatever was committed before
     stays and the next call goes on.
     """
-    arriving = ledger.begin_batch(batch, signature=signature)
+    arriving = ledger.admission.begin_batch(batch, signature=signature)
     if arriving.complete:
         return
     yield None
@@ -108,7 +108,7 @@ def admit_pieces(
                     yield None
             begins = records.number, records.position
             yield None
-    ledger.finish_batch(batch.id, now(), cursor=cursor)
+    ledger.admission.finish_batch(batch.id, now(), cursor=cursor)
 
 
 def _admit(
@@ -121,7 +121,7 @@ def _admit(
 ) -> None:
     """Records that have been read go into the ledger together with the place behind them."""
     admitted, bad = _sort_out(ledger, read, rules, now)
-    ledger.append_facts(
+    ledger.admission.append_facts(
         batch_id, admitted, bad, now, line=records.number, position=records.position
     )
 
@@ -145,7 +145,7 @@ def _admit_alone(
             except Exception as error:
                 bad = unexpected(raw.text, raw.number, error)
                 place = {"line": records.number, "position": records.position}
-                ledger.append_facts(batch_id, [], [bad], now, **place)
+                ledger.admission.append_facts(batch_id, [], [bad], now, **place)
         return records.number, records.position
 
 
@@ -174,7 +174,7 @@ def retry_quarantined(
     Gives how many were read since the last pause, and how many of those are bad still. What is left
     out when it is cut off stays in quarantine. Raises `NotFound` where there is no such line.
     """
-    waiting = ledger.quarantined_lines(batch_id)
+    waiting = ledger.quarantine.line_numbers(batch_id)
     wanted = waiting if line is None else waiting & {line}
     if not wanted:
         which = "line" if line is None else f"line {line}"
@@ -186,7 +186,7 @@ def retry_quarantined(
             numbers = wanted & {raw.number for raw in taken}
             if numbers:
                 # Another command may have taken some out since the last pause.
-                numbers &= ledger.quarantined_lines(batch_id, min(numbers), max(numbers))
+                numbers &= ledger.quarantine.line_numbers(batch_id, min(numbers), max(numbers))
             read = [(raw, _read(records, raw, rules)) for raw in taken if raw.number in numbers]
             yield len(read), _readmit(ledger, batch_id, read, rules, now)
 
@@ -203,7 +203,7 @@ def _readmit(
         return 0
     try:
         admitted, bad = _sort_out(ledger, read, rules, now)
-        ledger.readmit(batch_id, [raw.number for raw, _ in read], admitted, bad, now)
+        ledger.quarantine.readmit(batch_id, [raw.number for raw, _ in read], admitted, bad, now)
     except _ELSEWHERE:
         raise
     except Exception:
@@ -241,7 +241,7 @@ def _sort_out(
     understood = [(raw, fact) for raw, fact in read if isinstance(fact, Fact)]
     bad = [refused for _, refused in read if isinstance(refused, Quarantined)]
     facts = [fact for _, fact in understood]
-    ruled = rule_each(facts, ledger.rivals(facts), rules.conflicts, now)
+    ruled = rule_each(facts, ledger.admission.rivals(facts), rules.conflicts, now)
     admitted = []
     for (raw, _), (fact, ruling) in zip(understood, ruled, strict=True):
         if ruling.relation in (Relation.CONFLICT, Relation.NO_TARGET):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpx
 import structlog
 
+from adapters import files
 from daemon.base import faults
 from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
 from daemon.intake.admit import FEED
 from daemon.intake.feed_entries import lines_of_feed
-from daemon.intake.inbox import sync_folder
 from daemon.intake.public_http import CONNECT_S, EXPECTED, GuardedTransport, bounded_body, told
 from daemon.ledger.ledger import Ledger
 from policies.errors import FeedFailed
@@ -84,12 +85,14 @@ class Feeds:
         layout: Layout,
         jitter: Callable[[], float],
         transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feeds = {feed.name: feed for feed in feeds}
         self._ledger = ledger
         self._layout = layout
         self._jitter = jitter
         self._transport = transport
+        self._clock = clock
         self._pulses: dict[str, Pulse] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._under_way: set[str] = set()
@@ -100,55 +103,56 @@ class Feeds:
         found = []
         for name, pulse in self._pulses.items():
             if pulse.open:
+                minutes = max(0.0, pulse.due - self._clock()) / 60
                 found.append(
                     f"feed {name}: {pulse.failures} failures in a row, the last: {pulse.problem};"
-                    f" asked again at {pulse.due:%Y-%m-%d %H:%M:%SZ}"
+                    f" asked again in {minutes:.0f} min"
                 )
             elif pulse.failures:
                 found.append(f"feed {name}: {pulse.problem}")
         return tuple(found)
 
-    def due(self, now: datetime) -> tuple[str, ...]:
+    def due(self) -> tuple[str, ...]:
         """The feeds to be asked now."""
-        return tuple(name for name in self._feeds if self.is_due(name, now))
+        return tuple(name for name in self._feeds if self.is_due(name))
 
-    def is_due(self, name: str, now: datetime) -> bool:
+    def is_due(self, name: str) -> bool:
         """Whether a feed is to be asked now."""
         pulse = self._pulses.get(name)
-        return name not in self._under_way and (pulse is None or pulse.due <= now)
+        return name not in self._under_way and (pulse is None or pulse.due <= self._clock())
 
     async def poll(self, now: datetime) -> list[Polled]:
         """Ask every feed that is due. Failures are told in the results, never raised."""
-        return list(await asyncio.gather(*(self.poll_one(name, now) for name in self.due(now))))
+        return list(await asyncio.gather(*(self.poll_one(name, now) for name in self.due())))
 
     async def poll_one(self, name: str, now: datetime) -> Polled:
         """Ask one feed, whether it is due or not."""
-        feed = self._feeds[name]
+        feed, begun = self._feeds[name], self._clock()
         self._under_way.add(name)
         try:
             async with self._slots, asyncio.timeout(feed.timeout_s):
                 polled = await self._poll(feed, now)
         except EXPECTED as error:
-            return self._failed(feed, error, now)
+            return self._failed(feed, error, begun, now)
         except Exception as error:
             log.exception("feed.unexpected", feed=name)
-            return self._failed(feed, error, now)
+            return self._failed(feed, error, begun, now)
         finally:
             self._under_way.discard(name)
         before = self._pulses.get(name)
-        self._pulses[name] = after_success(now, feed.every_s)
+        self._pulses[name] = after_success(begun, feed.every_s)
         if before is not None and before.open:
-            self._ledger.record("feed.closed", name, {"failures": before.failures}, now)
+            self._ledger.events.record("feed.closed", name, {"failures": before.failures}, now)
         return polled
 
-    def _failed(self, feed: FeedSettings, error: Exception, now: datetime) -> Polled:
+    def _failed(self, feed: FeedSettings, error: Exception, begun: float, now: datetime) -> Polled:
         problem = told(error, feed.timeout_s)
-        before = self._pulses.get(feed.name) or Pulse(due=now)
+        before = self._pulses.get(feed.name) or Pulse(due=begun)
         final = isinstance(error, FeedFailed) and error.final
         pulse = after_failure(
             before,
             problem,
-            now,
+            begun,
             open_after=1 if final else feed.open_after,
             jitter=self._jitter(),
             wait_s=error.wait_s if isinstance(error, FeedFailed) else 0.0,
@@ -156,13 +160,13 @@ class Feeds:
         self._pulses[feed.name] = pulse
         log.warning("feed.failed", feed=feed.name, problem=problem, failures=pulse.failures)
         if pulse.open and not before.open:
-            self._ledger.record("feed.opened", feed.name, {"problem": problem}, now)
+            self._ledger.events.record("feed.opened", feed.name, {"problem": problem}, now)
         return Polled(feed.name, "failed", problem=problem)
 
     # --- one poll ------------------------------------------------------------------------------
 
     async def _poll(self, feed: FeedSettings, now: datetime) -> Polled:
-        stored = self._ledger.feed_cursor(feed.name)
+        stored = self._ledger.feeds.cursor(feed.name)
         cursor = Cursor.model_validate_json(stored) if stored else Cursor()
         part = self._layout.archive / f".{os.getpid()}.feed.{feed.name}.part"
         try:
@@ -184,12 +188,11 @@ class Feeds:
             body=answer.digest,
             full_at=now if answer.full else before.full_at,
         ).model_dump_json(exclude_defaults=True)
-        if not changed or self._ledger.known_batch(batch_id):
-            self._ledger.set_feed_cursor(feed.name, cursor, now)
+        if not changed or self._ledger.batches.is_complete(batch_id):
+            self._ledger.feeds.set_cursor(feed.name, cursor, now)
             return Polled(feed.name, "unchanged")
         archived = self._layout.archived(batch_id)
-        answer.part.replace(archived)
-        sync_folder(self._layout.archive)
+        files.put_in_place(answer.part, archived)
         faults.point("feed:archived")
         batch = Batch(
             id=batch_id,
@@ -199,7 +202,7 @@ class Feeds:
             accepted=0,
             quarantined=0,
         )
-        self._ledger.begin_batch(batch, signature=cursor)
+        self._ledger.admission.begin_batch(batch, signature=cursor)
         log.info("feed.new", feed=feed.name, batch=batch_id)
         return Polled(feed.name, "new", batch=batch_id)
 
@@ -210,7 +213,7 @@ class Feeds:
     ) -> Answer | None:
         """The body as lines of facts in `part`; none where the server says nothing changed."""
         conditional = cursor.full_at is not None and (
-            (now - cursor.full_at).total_seconds() < feed.full_every_s
+            0 <= (now - cursor.full_at).total_seconds() < feed.full_every_s
         )
         url = feed.url.replace("{cursor}", quote(cursor.place, safe=""))
         async with self._client(feed) as client:
@@ -265,8 +268,7 @@ async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, ful
             digest = hashlib.sha256(data)
         else:
             _check_end(last)
-        out.flush()
-        await asyncio.to_thread(os.fsync, out.fileno())
+        await asyncio.to_thread(files.sync_stream, out)
     return Answer(
         part=part,
         etag=_mark(response, "etag", 200),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
+from policies.backoff import pause_s
 from policies.errors import DiskFull, LedgerBusy, PaloradError
 from policies.text import storable
 
@@ -25,12 +25,15 @@ class Held:
 
     signature: str
     failures: int
-    until: datetime
+    until: float
     problem: str
 
 
 class Holding:
-    """What waits after a failure; pauses double while the drop stays the same."""
+    """What waits after a failure; pauses double while the drop stays the same.
+
+    Every `now` is in seconds of a clock that nobody sets.
+    """
 
     def __init__(self) -> None:
         self._held: dict[str, Held] = {}
@@ -40,18 +43,17 @@ class Holding:
         """One line for each."""
         return tuple(held.problem for held in self._held.values())
 
-    def waits(self, name: str, signature: str, now: datetime) -> bool:
+    def waits(self, name: str, signature: str, now: float) -> bool:
         """Whether a drop is not to be tried yet; one that has changed is."""
         held = self._held.get(name)
         return held is not None and held.signature == signature and now < held.until
 
-    def hold(self, name: str, signature: str, problem: str, now: datetime) -> None:
+    def hold(self, name: str, signature: str, problem: str, now: float) -> None:
         """It failed: wait."""
         before = self._held.get(name)
-        failures = before.failures + 1 if before and before.signature == signature else 0
-        pause = min(FIRST_WAIT_S * 2.0 ** min(failures, 20), LONGEST_WAIT_S)
-        until = now + timedelta(seconds=pause)
-        self._held[name] = Held(signature, failures, until, problem)
+        failures = before.failures + 1 if before and before.signature == signature else 1
+        pause = pause_s(failures, FIRST_WAIT_S, LONGEST_WAIT_S)
+        self._held[name] = Held(signature, failures, now + pause, problem)
         log.warning("intake.held", name=name, problem=problem, again_in_s=pause)
 
     def release(self, name: str) -> None:

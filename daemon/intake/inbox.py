@@ -8,10 +8,10 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from adapters import files
 from policies.errors import Refused
 from policies.records import content_id
 
@@ -63,18 +63,21 @@ def receipt_path(drop: Path, accepted: bool) -> Path:
 
 
 class Inbox:
-    """The folder and what has been seen of it; an entry is ripe once it has rested `stable_s`."""
+    """The folder and what has been seen of it; an entry is ripe once it has rested `stable_s`.
+
+    Every `now` is in seconds of a clock that nobody sets.
+    """
 
     def __init__(self, folder: Path, stable_s: float, max_bytes: int) -> None:
         self.folder = folder
         self._stable_s = stable_s
         self._max_bytes = max_bytes
-        self._since: dict[str, tuple[str, datetime]] = {}
+        self._since: dict[str, tuple[str, float]] = {}
 
-    def ripe(self, now: datetime) -> list[Drop]:
+    def ripe(self, now: float) -> list[Drop]:
         """Entries that have rested, the oldest first."""
         found: list[tuple[int, str, Drop]] = []
-        seen: dict[str, tuple[str, datetime]] = {}
+        seen: dict[str, tuple[str, float]] = {}
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if is_ignored(entry.name):
@@ -85,9 +88,9 @@ class Inbox:
                     continue
                 mark = signature(status)
                 before = self._since.get(entry.name)
-                since = before[1] if before and before[0] == mark and before[1] <= now else now
+                since = before[1] if before and before[0] == mark else now
                 seen[entry.name] = (mark, since)
-                if (now - since).total_seconds() >= self._stable_s:
+                if now - since >= self._stable_s:
                     found.append((status.st_mtime_ns, entry.name, self._drop(entry.path, status)))
         self._since = seen
         return [drop for _, _, drop in sorted(found, key=lambda f: f[:2])]
@@ -112,10 +115,9 @@ class Inbox:
                 return path
         raise AssertionError
 
-    def rested(self, path: Path, now: datetime) -> None:
+    def rested(self, path: Path, now: float) -> None:
         """An entry is known to be whole: it need not rest."""
-        since = now - timedelta(seconds=self._stable_s)
-        self._since[path.name] = (signature(path.lstat()), since)
+        self._since[path.name] = (signature(path.lstat()), now - self._stable_s)
 
     def _drop(self, path: str, status: os.stat_result) -> Drop:
         return Drop(
@@ -157,18 +159,7 @@ def copy_and_hash(drop: Drop, target: Path) -> Iterator[str]:
             if len(block) == _BLOCK:
                 written += _BLOCK
                 if written % _SYNCED == 0:
-                    out.flush()
-                    os.fsync(out.fileno())
+                    files.sync_stream(out)
                 yield ""
-        out.flush()
-        os.fsync(out.fileno())
+        files.sync_stream(out)
     yield digest.hexdigest()[:32]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

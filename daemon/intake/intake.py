@@ -12,12 +12,13 @@ from typing import Final
 
 import structlog
 
+from adapters import files
 from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
 from daemon.intake.admit import admit_pieces, count_bad, feed_cursor, retry_quarantined, rules_of
 from daemon.intake.holding import Holding, problem_of
-from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash, sync_folder
+from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash
 from daemon.intake.receipts import (
     LISTED,
     BadLine,
@@ -98,16 +99,19 @@ class Intake:
     # --- one pass over what there is -----------------------------------------------------------
 
     def _run(self) -> Iterator[Receipt | None]:
-        for arriving in (*self._ledger.admitting(), *self._ledger.admitting(aside=True)):
+        for arriving in (
+            *self._ledger.admission.admitting(),
+            *self._ledger.admission.admitting(aside=True),
+        ):
             path = self._layout.inbox / arriving.batch.name
             drop = Drop(path, size=0, signature=arriving.signature)
             if not self._waits(drop):
                 yield from self._guarded(drop, self._go_on(arriving.batch, drop))
         try:
-            drops = self._inbox.ripe(self._now)
+            drops = self._inbox.ripe(self._clock())
         except OSError as error:
             told = f"{self._layout.inbox}: cannot be read: {error.strerror}"
-            self._held.hold("inbox", "", told, self._now)
+            self._held.hold("inbox", "", told, self._clock())
             return
         self._held.release("inbox")
         for drop in drops:
@@ -133,22 +137,22 @@ class Intake:
 
     def _hold(self, drop: Drop, error: Exception) -> str:
         problem = problem_of(drop.name, error)
-        self._held.hold(drop.name, drop.signature, problem, self._now)
+        self._held.hold(drop.name, drop.signature, problem, self._clock())
         return problem
 
     def _set_aside(self, drop: Drop, problem: str) -> None:
         """If what has failed is a batch already, nothing else waits until it is whole."""
         try:
-            for arriving in self._ledger.admitting():
+            for arriving in self._ledger.admission.admitting():
                 if (arriving.batch.name, arriving.signature) == (drop.name, drop.signature):
-                    self._ledger.set_aside(arriving.batch.id, problem, self._now)
+                    self._ledger.admission.set_aside(arriving.batch.id, problem, self._now)
         except (OSError, PaloradError) as error:
             log.warning("intake.not_set_aside", file=drop.name, reason=str(error))
 
     def _waits(self, drop: Drop) -> bool:
         if self._refused.get(drop.name) == drop.signature:
             return True
-        return self._held.waits(drop.name, drop.signature, self._now)
+        return self._held.waits(drop.name, drop.signature, self._clock())
 
     # --- one drop ------------------------------------------------------------------------------
 
@@ -167,7 +171,7 @@ class Intake:
         if not drop.unchanged():
             part.unlink(missing_ok=True)
             return
-        if self._ledger.known_batch(batch_id):
+        if self._ledger.batches.is_complete(batch_id):
             part.unlink(missing_ok=True)
             yield self._known(drop, batch_id)
             return
@@ -178,8 +182,7 @@ class Intake:
                 told = f"has bad lines, {len(bad)} of {lines} (setting intake.bad_lines)"
                 yield from self._refuse(drop, told, bad_lines(bad[:LISTED]))
                 return
-        part.replace(self._layout.archived(batch_id))
-        sync_folder(self._layout.archive)
+        files.put_in_place(part, self._layout.archived(batch_id))
         faults.point("intake:archived")
         batch = Batch(
             id=batch_id,
@@ -204,7 +207,7 @@ class Intake:
             cursor=feed_cursor(batch, drop.signature),
         )
         if batch.source == INBOX:
-            yield self._finish(drop, self._ledger.batch(batch.id))
+            yield self._finish(drop, self._ledger.batches.get(batch.id))
 
     def _finish(self, drop: Drop, batch: Batch, again: bool = False) -> Receipt:
         receipt = receipt_of(self._ledger, batch)
@@ -220,7 +223,7 @@ class Intake:
 
     def _known(self, drop: Drop, batch_id: str) -> Receipt:
         """The same bytes again: the same drop after a crash, or another one."""
-        arrived = self._ledger.arriving(batch_id)
+        arrived = self._ledger.admission.arriving(batch_id)
         same = arrived.signature == drop.signature and arrived.batch.name == drop.name
         return self._finish(drop, arrived.batch, again=not same)
 
@@ -228,7 +231,7 @@ class Intake:
         """Take a drop away unless something else has come under its name meanwhile."""
         if drop.unchanged():
             drop.path.unlink()
-            sync_folder(drop.path.parent)
+            files.sync(drop.path.parent)
         faults.point("intake:removed")
 
     def _refuse(self, drop: Drop, why: str, listed: tuple[BadLine, ...] = ()) -> Iterator[Receipt]:
@@ -261,7 +264,7 @@ class Intake:
 
     # --- from outside --------------------------------------------------------------------------
 
-    def submit(self, path: Path, now: datetime) -> tuple[str, bool]:
+    def submit(self, path: Path) -> tuple[str, bool]:
         """Put a copy of a file into the inbox, ripe at once; its batch id, and whether it is known.
 
         Raises `Refused` with one clear line, or `OSError`. Bytes that are known are not copied.
@@ -273,10 +276,10 @@ class Intake:
         part = target.with_name(f".{os.getpid()}.submit.part")
         try:
             *_, batch_id = copy_and_hash(drop, part)
-            known = self._ledger.known_batch(batch_id)
+            known = self._ledger.batches.is_complete(batch_id)
             if not known:
-                part.replace(target)
-                self._inbox.rested(target, now)
+                files.put_in_place(part, target)
+                self._inbox.rested(target, self._clock())
             return batch_id, known
         except PermissionError:
             raise Refused(f"{path} may not be read by palorad's user") from None
@@ -300,7 +303,7 @@ class Intake:
 
     def tell(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
         """Bring a batch's receipt up to date, if it still stands beside where the drop was."""
-        batch = self._ledger.batch(batch_id)
+        batch = self._ledger.batches.get(batch_id)
         if batch.source != INBOX:
             return None
         drop = self._layout.inbox / batch.name

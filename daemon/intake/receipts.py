@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
-from daemon.intake.inbox import receipt_path, sync_folder
+from adapters import files
+from daemon.intake.inbox import receipt_path
 from daemon.ledger.ledger import Ledger
 from policies.records import Batch, Quarantined, Record
 
@@ -62,8 +62,8 @@ def bad_lines(found: Sequence[Quarantined]) -> tuple[BadLine, ...]:
 
 def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:
     """The receipt of an admitted batch, as the ledger knows it now."""
-    bad = ledger.quarantined(batch.id, LISTED)
-    counts = ledger.admitted(batch.id)
+    bad = ledger.quarantine.lines(batch.id, LISTED)
+    counts = ledger.admission.admitted(batch.id)
     return Receipt(
         file=batch.name,
         batch=batch.id,
@@ -72,7 +72,7 @@ def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:
         quarantined=batch.quarantined,
         duplicates=counts.known,
         conflicts=counts.conflicts,
-        state=ledger.batch_state(batch.id).value,
+        state=ledger.batches.state(batch.id).value,
         bad_lines=bad_lines(bad),
         bad_lines_left_out=batch.quarantined - len(bad),
     )
@@ -81,15 +81,10 @@ def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:
 def write_receipt(drop: Path, receipt: Receipt) -> Path:
     """Put the receipt beside the drop in one step; an older one of the other kind goes."""
     path = receipt_path(drop, receipt.taken)
-    beside = path.with_name(f".{path.name[-200:]}.tmp")
-    with beside.open("w", encoding="utf-8") as out:
-        json.dump(receipt.model_dump(mode="json", exclude_none=True), out, indent=2)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(path)
+    content = receipt.model_dump(mode="json", exclude_none=True)
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
     receipt_path(drop, not receipt.taken).unlink(missing_ok=True)
-    sync_folder(path.parent)
+    files.sync(path.parent)
     return path
 
 

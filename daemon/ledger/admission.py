@@ -8,72 +8,51 @@ from datetime import date, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from daemon.ledger.database import Row, stamp, unstamp
-from daemon.ledger.facts import chunks, marks
-from daemon.ledger.paraphrases import LedgerParaphrases
+from daemon.ledger.batches import Batches
+from daemon.ledger.database import Database, Row, chunks, marks, stamp, unstamp
+from daemon.ledger.facts import LOST_NOW, key_of
+from daemon.ledger.feeds import Feeds
 from daemon.ledger.records import Admitted, Arriving
+from daemon.ledger.retractions import Retractions
 from policies.errors import NotFound
 from policies.facts.supersession import (
-    ConflictPolicy,
     Relation,
     Ruling,
     Standing,
     Validity,
     lost_by,
     moment,
-    rule_each,
     stem_of,
     to_come,
 )
 from policies.records import Batch, Fact, Operation, Priority, Quarantined
 
-_SEPARATOR: Final = "\x1f"
 
+class Admission:
+    """Admits batches, large ones chunk by chunk."""
 
-class LedgerAdmission(LedgerParaphrases):
-    """Admitting whole batches, or large ones chunk by chunk."""
-
-    def admit(
-        self,
-        batch: Batch,
-        facts: Sequence[Fact],
-        quarantined: Sequence[Quarantined],
-        now: datetime | None = None,
-        *,
-        cursor: tuple[str, str] | None = None,
-        policy: ConflictPolicy = ConflictPolicy.NEWEST,
-    ) -> Admitted:
-        """Take in a whole batch in one transaction, with a feed's (name, cursor) if it has one.
-
-        The same bytes again change nothing and come back with `already` set.
-        """
-        at = now or batch.received_at
-        with self._write("admit"):
-            if cursor is not None:
-                self._set_cursor(*cursor, at)
-            row = self._batch_row(batch.id)
-            if row is not None and row[1]:
-                return self.admitted(batch.id, already=True)
-            seq = self._insert_batch(batch, "") if row is None else int(row[0])
-            rulings = rule_each(facts, self.rivals(facts), policy, at)
-            self._append(seq, rulings, quarantined, at)
-            return self._complete(seq, batch.id, at)
+    def __init__(
+        self, db: Database, batches: Batches, feeds: Feeds, retractions: Retractions
+    ) -> None:
+        self._db = db
+        self._batches = batches
+        self._feeds = feeds
+        self._retractions = retractions
 
     def begin_batch(self, batch: Batch, *, signature: str = "") -> Arriving:
-        """Start, or go on with, a batch that is too large for one transaction.
+        """Begin a batch, or resume one that was begun: it may be too large for one transaction.
 
         Planning sees nothing of it before `finish_batch`.
         """
-        with self._write("begin_batch"):
-            row = self._batch_row(batch.id)
+        with self._db.write("begin_batch"):
+            row = self.row_of(batch.id)
             if row is None:
                 self._insert_batch(batch, signature)
-                return Arriving(batch=batch, signature=signature)
         return self.arriving(batch.id)
 
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
-        """The batches that were begun and not finished, or else those of them set aside."""
-        rows = self._rows(
+        """Unfinished batches: those being read, or with `aside` those set aside."""
+        rows = self._db.rows(
             "SELECT id FROM batches WHERE complete = 0 AND (aside <> '') = ? ORDER BY seq",
             (aside,),
         )
@@ -82,39 +61,39 @@ class LedgerAdmission(LedgerParaphrases):
     def set_aside(self, batch_id: str, because: str, now: datetime) -> None:
         """A batch cannot be read on for the moment: from here on nothing else waits for it.
 
-        It may be gone on with and finished at any time.
+        It may be resumed and finished at any time.
         """
-        with self._write("set_aside"):
-            if self._do(
+        with self._db.write("set_aside"):
+            if self._db.do(
                 "UPDATE batches SET aside = ?1 WHERE id = ?2 AND NOT complete AND aside <> ?1",
                 (because, batch_id),
             ):
-                self._event("batch.set_aside", batch_id, {"because": because}, now)
+                self._db.event("batch.set_aside", batch_id, {"because": because}, now)
 
     def rivals(self, facts: Sequence[Fact]) -> list[list[Standing]]:
         """For each fact those admitted earlier with its key or its explicit id, as they came.
 
         A later version of an explicit id is stored as `id~something` and counts as that id. Of
-        those that were erased no more than the id is known, so that it is not given again.
+        those that were erased only the id is known: it is not given again.
         """
         by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         columns = "key, stem, seq, id, answer, valid_from, valid_until, validity"
         keys = [key_of(fact) for fact in facts]
         for chunk in chunks(sorted(set(keys))):
-            for row in self._rows(
+            for row in self._db.rows(
                 f"SELECT {columns} FROM facts WHERE op <> 'retract' AND key IN ({marks(chunk)})",
                 chunk,
             ):
                 by_key[row[0]].append((row[2], _standing(row[3:])))
         stems = sorted({stem_of(fact.id) for fact in facts})
         for chunk in chunks(stems):
-            for row in self._rows(
+            for row in self._db.rows(
                 f"SELECT {columns} FROM facts WHERE op <> 'retract' AND stem IN ({marks(chunk)})",
                 chunk,
             ):
                 by_id[row[1]].append((row[2], _standing(row[3:])))
-        for stem, seq, former in self._erased(stems):
+        for stem, seq, former in self._retractions.erased(stems):
             gone = Standing(id=former, answer="", validity=Validity.RETRACTED)
             by_id[stem].append((seq, gone))
         found = []
@@ -137,14 +116,14 @@ class LedgerAdmission(LedgerParaphrases):
 
         A chunk that ends no later than what was stored already changes nothing.
         """
-        with self._write("append_facts"):
-            row = self._batch_row(batch_id)
+        with self._db.write("append_facts"):
+            row = self.row_of(batch_id)
             if row is None:
                 raise NotFound(f"no batch {batch_id}")
             seq, complete, stored, _ = row
             if not complete and line > stored:
-                self._append(seq, admitted, quarantined, now)
-                self._do(
+                self.append(seq, admitted, quarantined, now)
+                self._db.do(
                     "UPDATE batches SET line = ?, position = ? WHERE seq = ?",
                     (line, position, seq),
                 )
@@ -154,57 +133,58 @@ class LedgerAdmission(LedgerParaphrases):
         self, batch_id: str, now: datetime, *, cursor: tuple[str, str] | None = None
     ) -> Admitted:
         """The batch is whole: its facts may be planned from now on."""
-        with self._write("finish_batch"):
-            row = self._batch_row(batch_id)
+        with self._db.write("finish_batch"):
+            row = self.row_of(batch_id)
             if row is None:
                 raise NotFound(f"no batch {batch_id}")
             if cursor is not None:
-                self._set_cursor(*cursor, now)
+                self._feeds.put(*cursor, now)
             if row[1]:
                 return self.admitted(batch_id, already=True)
             return self._complete(row[0], batch_id, now)
 
     def _insert_batch(self, batch: Batch, signature: str) -> int:
-        self._do(
+        self._db.do(
             "INSERT INTO batches (id, name, source, received_at, signature, first_fact)"
             " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
-            (batch.id, batch.name, batch.source, stamp(batch.received_at), signature),
+            (batch.id, batch.name, batch.source, self._db.at(batch.received_at), signature),
         )
-        return int(self._one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
+        return int(self._db.one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
 
     def _complete(self, seq: int, batch_id: str, now: datetime) -> Admitted:
-        self._do("UPDATE batches SET complete = 1, aside = '' WHERE seq = ?", (seq,))
+        self._db.do("UPDATE batches SET complete = 1, aside = '' WHERE seq = ?", (seq,))
         admitted = self.admitted(batch_id)
         counts = {
             "accepted": admitted.batch.accepted,
             "known": admitted.known,
             "quarantined": admitted.batch.quarantined,
         }
-        self._event("batch.admitted", batch_id, counts, now)
+        self._db.event("batch.admitted", batch_id, counts, now)
         return admitted
 
-    def _batch_row(self, batch_id: str) -> Row | None:
-        return self._row(
+    def row_of(self, batch_id: str) -> Row | None:
+        """Row number, completeness, next line and byte offset of a batch, if it is known."""
+        return self._db.row(
             "SELECT seq, complete, line, position FROM batches WHERE id = ?", (batch_id,)
         )
 
     def admitted(self, batch_id: str, already: bool = False) -> Admitted:
         """What became of a batch's facts."""
-        known, conflicts = self._rows(
+        known, conflicts = self._db.rows(
             "SELECT known, conflicts FROM batches WHERE id = ?", (batch_id,)
         )[0]
         return Admitted(
-            batch=self.batch(batch_id), already=already, known=known, conflicts=conflicts
+            batch=self._batches.get(batch_id), already=already, known=known, conflicts=conflicts
         )
 
     def arriving(self, batch_id: str) -> Arriving:
         """How far a batch has been read."""
-        complete, line, position, signature, aside = self._rows(
+        complete, line, position, signature, aside = self._db.rows(
             "SELECT complete, line, position, signature, aside FROM batches WHERE id = ?",
             (batch_id,),
         )[0]
         return Arriving(
-            batch=self.batch(batch_id),
+            batch=self._batches.get(batch_id),
             complete=bool(complete),
             line=line,
             position=position,
@@ -212,13 +192,14 @@ class LedgerAdmission(LedgerParaphrases):
             aside=aside,
         )
 
-    def _append(
+    def append(
         self,
         batch: int,
         admitted: Sequence[tuple[Fact, Ruling]],
         quarantined: Sequence[Quarantined],
         now: datetime,
     ) -> None:
+        """Within a change: store what each fact means, and the lines that were not admitted."""
         self._store([pair for pair in admitted if pair[1].relation not in _NOT_STORED], batch, now)
         replacing = [
             (fact, old)
@@ -228,13 +209,13 @@ class LedgerAdmission(LedgerParaphrases):
         ]
         self._replace(replacing, now)
         gone = [old for fact, old in replacing if fact.op is Operation.RETRACT]
-        self._note_retracted(gone, "a line said so", now)
-        self._do_all(
+        self._retractions.note(gone, "a line said so", now)
+        self._db.do_all(
             "INSERT INTO quarantine (batch, line, kind, reason, text) VALUES (?, ?, ?, ?, ?)",
             [(batch, q.line, q.kind, q.reason, q.text) for q in quarantined],
         )
         conflicts = sum(r.relation is Relation.CONFLICT for _, r in admitted)
-        self._do(
+        self._db.do(
             "UPDATE batches SET accepted = accepted + ?, known = known + ?,"
             " conflicts = conflicts + ?, quarantined = quarantined + ? WHERE seq = ?",
             (
@@ -247,9 +228,9 @@ class LedgerAdmission(LedgerParaphrases):
         )
 
     def _store(self, found: Sequence[tuple[Fact, Ruling]], batch: int, now: datetime) -> None:
-        first = int(self._one("SELECT coalesce(max(seq), 0) + 1 FROM facts"))
-        recorded = stamp(now)
-        stored = self._do_all(
+        first = int(self._db.one("SELECT coalesce(max(seq), 0) + 1 FROM facts"))
+        recorded = self._db.at(now)
+        stored = self._db.do_all(
             "INSERT INTO facts (id, stem, batch, key, answer, body, op, urgent,"
             " validity, valid_from, valid_until, recorded_at, state)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -258,20 +239,20 @@ class LedgerAdmission(LedgerParaphrases):
                 for seq, (fact, ruling) in enumerate(found, first)
             ],
         )
-        self._expect(stored, len(found), "facts are stored")
+        self._db.expect(stored, len(found), "facts are stored")
 
     def _replace(self, replacing: Sequence[tuple[Fact, str]], now: datetime) -> None:
-        """Each fact takes the place of an older one, at once or from when it comes to hold."""
+        """Each fact takes the place of an older one, now or once it becomes valid."""
         others = sum(fact.id != old or fact.op is Operation.RETRACT for fact, old in replacing)
-        self._expect(others, len(replacing), "no fact replaces itself")
+        self._db.expect(others, len(replacing), "no fact replaces itself")
         lost = [(fact, old) for fact, old in replacing if not to_come(fact, now)]
-        done = self._do_all(
-            "UPDATE facts SET validity = ?, replaced_by = ?,"
+        done = self._db.do_all(
+            f"UPDATE facts SET validity = ?, replaced_by = ?, lost_after = {LOST_NOW},"
             " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
             [(lost_by(fact).value, fact.id, old) for fact, old in lost],
         )
         # What a fact replaces from a later day on stays valid until then.
-        done += self._do_all(
+        done += self._db.do_all(
             "UPDATE facts SET valid_until = min(coalesce(valid_until, ?1), ?1), replaced_by = ?2"
             " WHERE id = ?3",
             [
@@ -280,19 +261,11 @@ class LedgerAdmission(LedgerParaphrases):
                 if to_come(fact, now)
             ],
         )
-        self._expect(done, len(replacing), "facts are replaced")
+        self._db.expect(done, len(replacing), "facts are replaced")
 
 
 _REPLACING: Final = frozenset({Relation.SUPERSEDES, Relation.RETRACTS})
 _NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
-
-
-def key_of(fact: Fact) -> str:
-    """What the fact is about, as one text."""
-    key = _SEPARATOR.join(fact.key)
-    if "  " in key or f" {_SEPARATOR}" in key or not key.replace(_SEPARATOR, "").isprintable():
-        return _SEPARATOR.join(" ".join(part.split()) for part in fact.key)
-    return key.strip(" ")
 
 
 def _stored_id(fact: Fact, seq: int) -> str:

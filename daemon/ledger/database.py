@@ -1,4 +1,4 @@
-"""The ledger's connection, transactions and chain of events."""
+"""The ledger's one connection: transactions, named values, and the end of the chain of events."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
-from sqlite_utils import Database
+import sqlite_utils
 
 from daemon.base import faults
-from daemon.ledger.records import Event
-from daemon.ledger.schema import GENESIS, chained, migrations, salted
+from daemon.ledger.chain import GENESIS, chained, salted
+from daemon.ledger.schema import SCHEMA, foreign, migrations
 from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerUnusable
 
 Row = tuple[Any, ...]
 BUSY_S: Final = 0.8
-_EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
+# SQLite before 3.32 takes 999 parameters; one chunk of names stays below that.
+_CHUNK: Final = 900
+_LATEST: Final = (
+    "SELECT max(at) FROM (SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1) AS at"
+    " UNION ALL SELECT (SELECT received_at FROM batches ORDER BY seq DESC LIMIT 1)"
+    " UNION ALL SELECT (SELECT recorded_at FROM facts ORDER BY seq DESC LIMIT 1)"
+    " UNION ALL SELECT max(polled_at) FROM feeds UNION ALL SELECT moved_at FROM target)"
+)
 
 
 def stamp(moment: datetime) -> str:
@@ -35,149 +42,133 @@ def unstamp(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-class LedgerDb:
+class Database:
     """One connection; every change is one short transaction around a named step."""
 
-    def __init__(self, db: Database, path: Path) -> None:
+    def __init__(self, db: sqlite_utils.Database, path: Path) -> None:
         self._db = db
-        self._path = path
+        self.path = path
+        self._latest: str | None = None
 
     @classmethod
     def open(cls, path: Path, readonly: bool = False) -> Self:
-        """The ledger at `path`, made and migrated when it is written; raises `LedgerUnusable`."""
+        """The ledger at `path`, made if it is to be written; raises `LedgerUnusable`."""
         try:
-            db = Database(_connect(path, readonly))
-            if readonly:
-                pending = migrations.pending(db)
-                if pending:
-                    raise LedgerUnusable(f"{path}: of another version; start the daemon once")
-            else:
+            db = sqlite_utils.Database(_connect(path, readonly))
+            if found := foreign(db):
+                db.close()
+                raise LedgerUnusable(
+                    f"{path}: a ledger of {found}, and this palorad reads {SCHEMA}: move the file "
+                    "away to begin a new one, or use the palorad that wrote it"
+                )
+            if not readonly:
                 _configure(db)
                 migrations.apply(db)
+            elif migrations.pending(db):
+                raise LedgerUnusable(f"{path}: an empty ledger; start the daemon once")
         except sqlite3.DatabaseError as error:
             raise translated(error, path) from error
         return cls(db, path)
 
+    @classmethod
+    def in_memory(cls, path: Path) -> Self:
+        """An empty ledger in memory; its errors name `path`, where no file need be."""
+        db = sqlite_utils.Database(memory=True)
+        migrations.apply(db)
+        return cls(db, path)
+
     def close(self) -> None:
         """End the connection."""
-        self._db.conn.close()
+        self.connection.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection itself, for pragmas and counts of changes."""
+        return self._db.conn
 
     # --- reading and writing -------------------------------------------------------------------
 
-    def _rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
+    def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
+        """All rows of a query; raises palorad's own errors."""
         try:
-            return cast(list[Row], self._db.conn.execute(sql, parameters).fetchall())
+            return cast(list[Row], self.connection.execute(sql, parameters).fetchall())
         except sqlite3.DatabaseError as error:
-            raise translated(error, self._path) from error
+            raise translated(error, self.path) from error
 
-    def _row(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
-        rows = self._rows(sql, parameters)
+    def row(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
+        """The first row, if there is one."""
+        rows = self.rows(sql, parameters)
         return rows[0] if rows else None
 
-    def _one(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Any:  # noqa: ANN401 - a column
-        row = self._row(sql, parameters)
+    def one(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Any:  # noqa: ANN401 - a column
+        """The first column of the first row, if there is one."""
+        row = self.row(sql, parameters)
         return None if row is None else row[0]
 
-    def _do(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
-        return self._db.conn.execute(sql, parameters).rowcount
+    def do(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
+        """Within a change: one statement; how many rows it changed."""
+        return self.connection.execute(sql, parameters).rowcount
 
-    def _do_all(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
-        return self._db.conn.executemany(sql, rows).rowcount if rows else 0
+    def do_all(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Within a change: one statement for each row of parameters; how many rows changed."""
+        return self.connection.executemany(sql, rows).rowcount if rows else 0
 
-    def _expect(self, done: int, expected: int, what: str) -> None:
+    def expect(self, done: int, expected: int, what: str) -> None:
         """Within a change: undo all of it, by `Inconsistent`, unless this many rows were meant."""
         if done != expected:
             raise Inconsistent(
-                f"{self._path}: {what}: {done} rows instead of {expected}; nothing of the change "
+                f"{self.path}: {what}: {done} rows instead of {expected}; nothing of the change "
                 "was kept"
             )
 
     @contextmanager
-    def _write(self, name: str) -> Iterator[None]:
+    def write(self, name: str) -> Iterator[None]:
+        """A change: one transaction, kept whole or not at all, with a fault point on each side."""
         faults.point(f"{name}:before")
         try:
             with self._db.atomic():
                 yield
                 faults.point(f"{name}:within")
         except sqlite3.DatabaseError as error:
-            raise translated(error, self._path) from error
+            raise translated(error, self.path) from error
         faults.point(f"{name}:after")
+
+    def at(self, now: datetime) -> str:
+        """`now` as history stores it: never before what was stored last, whatever the clock says.
+
+        What is compared with the calendar, or waited for, is stored as it is.
+        """
+        if self._latest is None:
+            self._latest = self.one(_LATEST) or ""
+        self._latest = max(self._latest, stamp(now))
+        return self._latest
 
     # --- meta ----------------------------------------------------------------------------------
 
     def meta(self, key: str) -> str | None:
         """A named value, such as the base's hash or whether work is paused."""
-        found = self._one("SELECT value FROM meta WHERE key = ?", (key,))
+        found = self.one("SELECT value FROM meta WHERE key = ?", (key,))
         return None if found is None else str(found)
 
-    def _set_meta(self, key: str, value: str) -> None:
-        self._do("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+    def set_meta(self, key: str, value: str) -> None:
+        """Within a change: keep a named value."""
+        self.do("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
     # --- events --------------------------------------------------------------------------------
 
-    def record(self, kind: str, subject: str, payload: Mapping[str, Any], now: datetime) -> None:
-        """Append one event by itself."""
-        with self._write("record"):
-            self._event(kind, subject, payload, now)
-
-    def _event(self, kind: str, subject: str, payload: Mapping[str, Any], now: datetime) -> None:
-        last = self._row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
+    def event(self, kind: str, subject: str, payload: Mapping[str, Any], now: datetime) -> None:
+        """Within a change: append one event to the chain."""
+        last = self.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         seq, prev = (last[0] + 1, last[1]) if last else (1, GENESIS)
         body = json.dumps(dict(payload), sort_keys=True, ensure_ascii=False, default=str)
-        at, salt = stamp(now), secrets.token_hex(16)
+        at, salt = self.at(now), secrets.token_hex(16)
         digest = salted(salt, body)
         chain = chained(prev, seq, at, kind, subject, digest)
-        self._do(
+        self.do(
             "INSERT INTO events (seq, at, kind, subject, payload, prev_hash, hash, salt, digest)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, at, kind, subject, body, prev, chain, salt, digest),
         )
-
-    def events(self, limit: int = 100, subject: str | None = None) -> tuple[Event, ...]:
-        """The latest events, the newest first."""
-        where = "" if subject is None else "WHERE subject = :subject"
-        rows = self._rows(
-            f"SELECT {_EVENT} FROM events {where} ORDER BY seq DESC LIMIT :limit",
-            {"subject": subject, "limit": limit},
-        )
-        return tuple(_event_of(row) for row in rows)
-
-    def verify_chain(self) -> int:
-        """How many events there are; raises `LedgerUnusable` naming the first that was altered.
-
-        What an event says may have been erased with a retracted fact; that it happened stands.
-        """
-        prev, expected = GENESIS, 1
-        for row in self._rows(f"SELECT {_EVENT}, salt, digest FROM events ORDER BY seq"):
-            seq, at, kind, subject, body, before, chain, salt, digest = row
-            erased = not body and not salt
-            if (
-                seq != expected
-                or before != prev
-                or not (erased or digest == salted(salt, body))
-                or chain != chained(prev, seq, at, kind, subject, digest)
-            ):
-                raise LedgerUnusable(f"{self._path}: event {expected} is not what was written")
-            prev, expected = chain, seq + 1
-        return expected - 1
-
-
-def _event_of(row: Row) -> Event:
-    return Event(
-        seq=row[0],
-        at=unstamp(row[1]),
-        kind=row[2],
-        subject=row[3],
-        payload=json.loads(row[4]) if row[4] else {"erased": True},
-        prev_hash=row[5],
-        hash=row[6],
-    )
 
 
 def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
@@ -188,7 +179,7 @@ def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=BUSY_S, cached_statements=256)
 
 
-def _configure(db: Database) -> None:
+def _configure(db: sqlite_utils.Database) -> None:
     # Before 3.51.3 a reset of the write-ahead log can corrupt the database.
     safe_wal = sqlite3.sqlite_version_info >= (3, 51, 3)
     db.execute(f"PRAGMA journal_mode={'WAL' if safe_wal else 'DELETE'}")
@@ -201,7 +192,7 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     """What SQLite says as one of palorad's own errors, with what to do."""
     text = str(error)
     if "disk is full" in text or "disk I/O error" in text:
-        return DiskFull(f"{path}: {text}; make room and it goes on by itself")
+        return DiskFull(f"{path}: {text}; free some space; work resumes by itself")
     if "locked" in text or "busy" in text:
         return LedgerBusy(f"{path}: in use by another process for more than {BUSY_S} s")
     if isinstance(error, sqlite3.OperationalError):
@@ -209,3 +200,14 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     if isinstance(error, sqlite3.IntegrityError):
         return Inconsistent(f"{path}: {text}; nothing of the change was kept")
     return LedgerUnusable(f"{path}: {text}; restore it from a backup or move it away")
+
+
+def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Pieces small enough for one statement."""
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]
+
+
+def marks(values: Sequence[Any]) -> str:
+    """A question mark for each value."""
+    return ",".join("?" * len(values))

@@ -1,4 +1,4 @@
-"""Plans, what they learn and replay, leases and verdicts in the ledger."""
+"""Plans: what each learns and replays, and where it stands."""
 
 from __future__ import annotations
 
@@ -7,131 +7,115 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from daemon.ledger.database import LedgerDb, Row, stamp
+from daemon.ledger.database import Database, Row, stamp
 from daemon.ledger.records import PlanHead, Served
 from policies.errors import NotFound, StateConflict
-from policies.records import (
-    OPEN_STATES,
-    TRANSITIONS,
-    Plan,
-    PlanKind,
-    PlanState,
-)
+from policies.records import OPEN_STATES, TRANSITIONS, Plan, PlanKind, PlanState
 
 _HEAD: Final = (
-    "id, kind, state, parent, replaces, rank, seed, attempts, interruptions, not_before, adapter,"
-    " served, because, error, error_kind, created_at, moved_at"
+    "id, kind, state, parent, replaces, rank, seed, facts, replays, attempts, interruptions,"
+    " not_before, adapter, served, because, error, error_kind, created_at, moved_at"
 )
 _FIELDS: Final = frozenset({"attempts", "not_before", "error", "error_kind", "because"})
 
 
-class LedgerPlans(LedgerDb):
-    """The units of work and where each stands."""
+class Plans:
+    """The units of work."""
 
-    def create_plan(
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def create(
         self,
         kind: PlanKind,
         *,
         parent: int,
         replaces: Sequence[str] = (),
         fact_ids: Sequence[str] = (),
-        relearn_ids: Sequence[str] = (),
-        replay_ids: Sequence[str] = (),
+        rebuilt: int = 0,
+        replays: int = 0,
+        batches: Sequence[int] = (),
         rank: int,
         seed: int,
         because: str,
         now: datetime,
-    ) -> Plan:
+    ) -> PlanHead:
         """A new plan; the facts of a `learn` plan wait for it alone from here on.
 
-        Those of `relearn_ids`, which the adapters that it replaces know, are replayed beside them.
-        Raises `StateConflict` if one of them is no longer waiting.
+        A rebuild learns `rebuilt` facts, and a `learn` plan replays up to `replays` beside its
+        own: they follow from the adapters it replaces and are not stored. `batches` are row
+        numbers of those that a rebuild touches. Raises `StateConflict` if a fact of the plan is
+        no longer waiting.
         """
-        with self._write("create_plan"):
-            at = stamp(now)
-            self._do(
-                "INSERT INTO plans (kind, state, parent, replaces, rank, seed, because,"
-                " created_at, moved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        with self._db.write("create_plan"):
+            at = self._db.at(now)
+            self._db.do(
+                "INSERT INTO plans (kind, state, parent, replaces, rank, seed, facts, replays,"
+                " because, created_at, moved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    kind.value,
-                    PlanState.PLANNED.value,
-                    parent,
-                    json.dumps(list(replaces)),
-                    rank,
-                    seed,
-                    because,
-                    at,
-                    at,
+                    *(kind.value, PlanState.PLANNED.value, parent, json.dumps(list(replaces))),
+                    *(rank, seed, len(fact_ids) + rebuilt, replays, because),
+                    *(at, at),
                 ),
             )
-            plan_id = int(self._one("SELECT max(id) FROM plans"))
-            self._set_facts(plan_id, "learn", fact_ids)
-            self._set_facts(plan_id, "relearn", relearn_ids)
-            self._set_facts(plan_id, "replay", replay_ids)
-            if kind is PlanKind.LEARN:
-                self._inherit(plan_id, replaces)
-            self._do(
-                "INSERT INTO plan_batches SELECT DISTINCT ?, f.batch FROM plan_facts p"
-                " JOIN facts f ON f.seq = p.fact WHERE p.plan = ? AND p.role = 'learn'",
-                (plan_id, plan_id),
+            plan_id = int(self._db.one("SELECT max(id) FROM plans"))
+            self._take(plan_id, fact_ids)
+            self._db.do_all(
+                "INSERT INTO plan_batches (plan, batch) VALUES (?, ?)",
+                [(plan_id, batch) for batch in batches],
             )
-            if kind is PlanKind.LEARN:
-                taken = self._do(
-                    "UPDATE facts SET state = 'planned', plan = ? WHERE state = 'pending'"
-                    " AND seq IN (SELECT fact FROM plan_facts WHERE plan = ? AND role = 'learn')",
-                    (plan_id, plan_id),
-                )
-                if taken != len(fact_ids):
-                    raise StateConflict("a fact of the plan is no longer waiting")
-            replays = len(relearn_ids) + len(replay_ids)
-            counts = {"kind": kind, "facts": len(fact_ids), "replays": replays}
-            self._event(
+            counts = {"kind": kind, "facts": len(fact_ids) + rebuilt, "replays": replays}
+            self._db.event(
                 "plan.made", f"plan:{plan_id}", {**counts, "parent": parent, "seed": seed}, now
             )
-        return self.plan(plan_id)
+        return self.head(plan_id)
 
-    def _inherit(self, plan_id: int, replaces: Sequence[str]) -> None:
-        """An adapter that goes on keeps in its weights whatever the former ones saw."""
-        self._do(
-            "INSERT INTO plan_facts (plan, role, fact) SELECT DISTINCT ?, 'trace', p.fact"
-            " FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
-            " WHERE a.sha256 IN (SELECT value FROM json_each(?))"
-            " AND p.fact NOT IN (SELECT fact FROM plan_facts WHERE plan = ?)",
-            (plan_id, json.dumps(list(replaces)), plan_id),
+    def _take(self, plan_id: int, fact_ids: Sequence[str]) -> None:
+        """The facts wait for this plan alone."""
+        stored = self._db.do_all(
+            "INSERT INTO plan_facts (plan, fact) SELECT ?, seq FROM facts WHERE id = ?",
+            [(plan_id, fact_id) for fact_id in fact_ids],
         )
-
-    def _set_facts(self, plan_id: int, role: str, ids: Sequence[str]) -> None:
-        stored = self._do_all(
-            "INSERT INTO plan_facts (plan, role, fact) SELECT ?, ?, seq FROM facts WHERE id = ?",
-            [(plan_id, role, fact_id) for fact_id in ids],
+        self._db.expect(stored, len(fact_ids), "facts of the plan")
+        self._db.do(
+            "INSERT INTO plan_batches SELECT DISTINCT ?, f.batch FROM plan_facts p"
+            " JOIN facts f ON f.seq = p.fact WHERE p.plan = ?",
+            (plan_id, plan_id),
         )
-        self._expect(stored, len(ids), f"facts of the plan ({role})")
+        taken = self._db.do(
+            "UPDATE facts SET state = 'planned', plan = ? WHERE state = 'pending'"
+            " AND seq IN (SELECT fact FROM plan_facts WHERE plan = ?)",
+            (plan_id, plan_id),
+        )
+        if taken != len(fact_ids):
+            raise StateConflict("a fact of the plan is no longer waiting")
 
     # --- reading -------------------------------------------------------------------------------
 
-    def plan(self, plan_id: int) -> Plan:
-        """A plan with all its facts; raises `NotFound`."""
+    def get(self, plan_id: int) -> Plan:
+        """A plan with the facts that it takes from those that wait; raises `NotFound`."""
         head = self.head(plan_id)
         return Plan(
             **head.model_dump(include={*Plan.model_fields} - {"batch_ids"}),
             batch_ids=head.batches,
-            fact_ids=self.plan_fact_ids(plan_id, "learn"),
-            relearn_ids=self.plan_fact_ids(plan_id, "relearn"),
-            replay_ids=self.plan_fact_ids(plan_id, "replay"),
+            fact_ids=self.fact_ids(plan_id),
         )
 
-    def plan_fact_ids(self, plan_id: int, role: str) -> tuple[str, ...]:
-        """The facts that a plan learns, learns again or replays, in the order of their coming."""
-        rows = self._rows(
+    def fact_ids(self, plan_id: int) -> tuple[str, ...]:
+        """The facts that a `learn` plan takes from those that wait, in the order of their coming.
+
+        What a rebuild learns is `Planning.to_learn`.
+        """
+        rows = self._db.rows(
             "SELECT f.id FROM plan_facts p JOIN facts f ON f.seq = p.fact"
-            " WHERE p.plan = ? AND p.role = ? ORDER BY p.fact",
-            (plan_id, role),
+            " WHERE p.plan = ? ORDER BY p.fact",
+            (plan_id,),
         )
         return tuple(row[0] for row in rows)
 
     def head(self, plan_id: int) -> PlanHead:
         """A plan without its facts; raises `NotFound`."""
-        row = self._row(f"SELECT {_HEAD} FROM plans WHERE id = ?", (plan_id,))
+        row = self._db.row(f"SELECT {_HEAD} FROM plans WHERE id = ?", (plan_id,))
         if row is None:
             raise NotFound(f"no plan {plan_id}; 'palorad history' lists them")
         return self._head_of(row)
@@ -154,17 +138,17 @@ class LedgerPlans(LedgerDb):
                 " (SELECT seq FROM batches WHERE id = ?))"
             )
             parameters.append(batch_id)
-        rows = self._rows(
+        rows = self._db.rows(
             f"SELECT {_HEAD} FROM plans WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",
             (*parameters, limit),
         )
         return tuple(self._head_of(row) for row in rows)
 
-    def plans(
+    def all(
         self, states: Collection[PlanState] | None = None, limit: int = 100
     ) -> tuple[Plan, ...]:
         """Plans with all their facts, the newest first; `heads` is lighter."""
-        return tuple(self.plan(head.id) for head in self.heads(states, limit=limit))
+        return tuple(self.get(head.id) for head in self.heads(states, limit=limit))
 
     def open_plan(self) -> PlanHead | None:
         """The plan under way: of those that are open the one that has come furthest.
@@ -172,7 +156,7 @@ class LedgerPlans(LedgerDb):
         There are two where a failed plan is retried while another is under way.
         """
         states = ",".join(f"'{state.value}'" for state in OPEN_STATES)
-        row = self._row(
+        row = self._db.row(
             f"SELECT {_HEAD} FROM plans WHERE state IN ({states}) ORDER BY"
             " EXISTS (SELECT 1 FROM leases WHERE plan = id) DESC,"
             " CASE state WHEN 'passed' THEN 0 WHEN 'trained' THEN 1 ELSE 2 END, id LIMIT 1"
@@ -182,13 +166,7 @@ class LedgerPlans(LedgerDb):
     def _head_of(self, row: Row) -> PlanHead:
         names = [name.strip() for name in _HEAD.split(",")]
         found: dict[str, Any] = dict(zip(names, row, strict=True))
-        counts: dict[str, int] = dict(
-            self._rows(
-                "SELECT role, count(*) FROM plan_facts WHERE plan = ? GROUP BY role",
-                (found["id"],),
-            )
-        )
-        batches = self._rows(
+        batches = self._db.rows(
             "SELECT b.id FROM plan_batches p JOIN batches b ON b.seq = p.batch"
             " WHERE p.plan = ? ORDER BY b.seq",
             (found["id"],),
@@ -198,8 +176,6 @@ class LedgerPlans(LedgerDb):
             **found | {"replaces": tuple(json.loads(found["replaces"]))},
             served=None if served is None else Served.model_validate_json(served),
             batches=tuple(b[0] for b in batches),
-            facts=counts.get("learn", 0),
-            replays=counts.get("relearn", 0) + counts.get("replay", 0),
         )
 
     # --- moving --------------------------------------------------------------------------------
@@ -217,11 +193,19 @@ class LedgerPlans(LedgerDb):
         `fields` are attempts, not_before, error, error_kind or because. Promotion, which moves
         to LIVE, is `promote`.
         """
-        with self._write(f"move:{to.value}"):
-            self._move(plan_id, expect, to, now, **fields)
-        return self.plan(plan_id)
+        with self._db.write(f"move:{to.value}"):
+            self.set_state(plan_id, expect, to, now, **fields)
+        return self.get(plan_id)
 
-    def _move(
+    def decide(self, plan_id: int, to: PlanState, because: str, now: datetime) -> Plan:
+        """A person decides about an inconclusive plan: PASSED or REJECTED; recorded."""
+        return self.move(plan_id, PlanState.INCONCLUSIVE, to, now, because=f"a person: {because}")
+
+    def retry(self, plan_id: int, because: str, now: datetime) -> Plan:
+        """A failed plan is planned again; raises `StateConflict` where it has not failed."""
+        return self.move(plan_id, PlanState.FAILED, PlanState.PLANNED, now, because=because)
+
+    def set_state(
         self,
         plan_id: int,
         expect: PlanState,
@@ -229,6 +213,7 @@ class LedgerPlans(LedgerDb):
         now: datetime,
         **fields: Any,  # noqa: ANN401 - columns of several types
     ) -> None:
+        """Within a change: `move`."""
         if to not in TRANSITIONS[expect]:
             raise StateConflict(f"plan {plan_id}: no way from {expect.value} to {to.value}")
         if not fields.keys() <= _FIELDS:
@@ -237,43 +222,49 @@ class LedgerPlans(LedgerDb):
         if isinstance(values["not_before"], datetime):
             values["not_before"] = stamp(values["not_before"])
         columns = ", ".join(f"{name} = :{name}" for name in values)
-        moved = self._do(
+        moved = self._db.do(
             f"UPDATE plans SET state = :to, moved_at = :at, {columns}"
             " WHERE id = :id AND state = :expect",
-            {**values, "to": to.value, "at": stamp(now), "id": plan_id, "expect": expect.value},
+            {
+                **values,
+                "to": to.value,
+                "at": self._db.at(now),
+                "id": plan_id,
+                "expect": expect.value,
+            },
         )
         if not moved:
             actual = self.head(plan_id).state
             raise StateConflict(f"plan {plan_id} is {actual.value}, not {expect.value}")
         self._release_facts(plan_id, to)
         said = {name: value for name, value in fields.items() if value is not None}
-        self._event(f"plan.{to.value}", f"plan:{plan_id}", {"from": expect.value, **said}, now)
+        self._db.event(f"plan.{to.value}", f"plan:{plan_id}", {"from": expect.value, **said}, now)
 
     def _release_facts(self, plan_id: int, to: PlanState) -> None:
         """What becomes of the facts that waited for this plan."""
         if to is PlanState.CANCELLED:
             self._to_pending(plan_id)
         elif to is PlanState.REJECTED:
-            batches = self._rows("SELECT batch FROM plan_batches WHERE plan = ?", (plan_id,))
-            self._do(
+            batches = self._db.rows("SELECT batch FROM plan_batches WHERE plan = ?", (plan_id,))
+            self._db.do(
                 "UPDATE facts SET tries = tries + 1 WHERE plan = ? AND state = 'planned'",
                 (plan_id,),
             )
             if len(batches) > 1:
-                self._do(
+                self._db.do(
                     "UPDATE batches SET alone = 1 WHERE seq IN"
                     " (SELECT batch FROM plan_batches WHERE plan = ?)",
                     (plan_id,),
                 )
                 self._to_pending(plan_id)
             else:
-                self._do(
+                self._db.do(
                     "UPDATE facts SET state = 'rejected' WHERE plan = ? AND state = 'planned'",
                     (plan_id,),
                 )
 
     def _to_pending(self, plan_id: int) -> None:
-        self._do(
+        self._db.do(
             "UPDATE facts SET state = CASE validity WHEN 'valid' THEN 'pending' ELSE 'idle' END"
             " WHERE plan = ? AND state = 'planned'",
             (plan_id,),

@@ -88,6 +88,11 @@ class Lease(Record):
     deadline: datetime
     started_at: datetime
 
+    @property
+    def allowed_s(self) -> float:
+        """How many seconds it may take; both moments are of one clock, right or wrong."""
+        return (self.deadline - self.started_at).total_seconds()
+
 
 class Event(Record):
     """One line of history; `hash` covers it and the one before."""
@@ -105,7 +110,8 @@ class Retraction(Record):
     """One retracted fact on its way out.
 
     `fact` is its place in the ledger, `id` its name until it is erased (then `salt` and `digest`
-    still tell whether a name was its own). `served` says whether the target lineage knows it.
+    still tell whether a name was its own). `last_batch` is the place of the last batch that had
+    come when it was asked for. `served` says whether the target lineage knows it.
     """
 
     handle: str
@@ -115,6 +121,7 @@ class Retraction(Record):
     digest: str
     because: str
     asked_at: datetime
+    last_batch: int = 0
     unloaded_at: datetime | None = None
     erased_at: datetime | None = None
     certified_at: datetime | None = None

@@ -1,17 +1,15 @@
-"""The tables of the ledger."""
+"""The tables of the ledger: schema 1."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from typing import Final
 
 from sqlite_utils import Database, Migrations
 
+SCHEMA: Final = "schema_1"
 migrations: Final = Migrations("palorad")
-GENESIS: Final = "0" * 64
 
-_FIRST: Final = """
+_SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE batches (
@@ -54,7 +52,8 @@ CREATE TABLE facts (
   plan INTEGER,
   tries INTEGER NOT NULL DEFAULT 0,
   misses INTEGER NOT NULL DEFAULT 0,
-  learnt INTEGER
+  learnt INTEGER,
+  lost_after INTEGER
 );
 CREATE INDEX facts_batch ON facts (batch, state);
 CREATE INDEX facts_key ON facts (key);
@@ -62,7 +61,8 @@ CREATE INDEX facts_stem ON facts (stem);
 CREATE INDEX facts_pending ON facts (urgent DESC, seq) WHERE state = 'pending';
 CREATE INDEX facts_plan ON facts (plan) WHERE state = 'planned';
 CREATE INDEX facts_unlearnt ON facts (seq) WHERE state = 'unlearnt';
-CREATE INDEX facts_retracted ON facts (seq) WHERE validity = 'retracted';
+CREATE INDEX facts_validity ON facts (seq, validity, valid_from, valid_until);
+CREATE INDEX facts_replaced ON facts (seq) WHERE replaced_by IS NOT NULL;
 
 CREATE TABLE quarantine (
   id INTEGER PRIMARY KEY,
@@ -90,6 +90,8 @@ CREATE TABLE plans (
   replaces TEXT NOT NULL,
   rank INTEGER NOT NULL,
   seed INTEGER NOT NULL,
+  facts INTEGER NOT NULL,
+  replays INTEGER NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0,
   interruptions INTEGER NOT NULL DEFAULT 0,
   not_before TEXT,
@@ -113,12 +115,12 @@ CREATE INDEX plan_batches_batch ON plan_batches (batch);
 
 CREATE TABLE plan_facts (
   plan INTEGER NOT NULL REFERENCES plans (id),
-  role TEXT NOT NULL,
   fact INTEGER NOT NULL REFERENCES facts (seq),
   learnt INTEGER,
-  PRIMARY KEY (plan, role, fact)
+  PRIMARY KEY (plan, fact)
 ) WITHOUT ROWID;
 CREATE INDEX plan_facts_fact ON plan_facts (fact);
+CREATE INDEX plan_facts_missed ON plan_facts (fact, plan) WHERE learnt = 0;
 
 CREATE TABLE leases (
   plan INTEGER NOT NULL,
@@ -160,6 +162,29 @@ CREATE TABLE target (
   because TEXT NOT NULL
 );
 
+CREATE TABLE retractions (
+  fact INTEGER PRIMARY KEY REFERENCES facts (seq),
+  handle TEXT NOT NULL UNIQUE,
+  salt TEXT NOT NULL,
+  digest TEXT NOT NULL,
+  mark TEXT NOT NULL,
+  version INTEGER NOT NULL,
+  because TEXT NOT NULL,
+  asked_at TEXT NOT NULL,
+  last_batch INTEGER NOT NULL,
+  unloaded_at TEXT,
+  erased_at TEXT,
+  certified_at TEXT,
+  certificate TEXT
+);
+CREATE INDEX retractions_open ON retractions (fact) WHERE certified_at IS NULL;
+CREATE INDEX retractions_mark ON retractions (mark);
+
+CREATE TABLE paraphrases (
+  fact INTEGER PRIMARY KEY REFERENCES facts (seq),
+  paraphrases TEXT NOT NULL
+);
+
 CREATE TABLE feeds (
   name TEXT PRIMARY KEY,
   cursor TEXT NOT NULL,
@@ -173,10 +198,16 @@ CREATE TABLE events (
   subject TEXT NOT NULL,
   payload TEXT NOT NULL,
   prev_hash TEXT NOT NULL,
-  hash TEXT NOT NULL
+  hash TEXT NOT NULL,
+  salt TEXT NOT NULL,
+  digest TEXT NOT NULL
 );
 CREATE INDEX events_subject ON events (subject, seq);
-CREATE TRIGGER events_stand BEFORE UPDATE ON events
+CREATE TRIGGER events_stand
+  BEFORE UPDATE OF seq, at, kind, subject, prev_hash, hash, digest ON events
+  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER events_say BEFORE UPDATE OF payload, salt ON events
+  WHEN NEW.payload <> '' OR NEW.salt <> ''
   BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER events_stay BEFORE DELETE ON events
   BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
@@ -188,89 +219,20 @@ CREATE VIRTUAL TABLE facts_text USING fts5 (
 """
 
 
-_RETRACTIONS: Final = """
-CREATE TABLE retractions (
-  fact INTEGER PRIMARY KEY REFERENCES facts (seq),
-  handle TEXT NOT NULL UNIQUE,
-  salt TEXT NOT NULL,
-  digest TEXT NOT NULL,
-  mark TEXT NOT NULL DEFAULT '',
-  version INTEGER NOT NULL DEFAULT 1,
-  because TEXT NOT NULL,
-  asked_at TEXT NOT NULL,
-  unloaded_at TEXT,
-  erased_at TEXT,
-  certified_at TEXT,
-  certificate TEXT
-);
-CREATE INDEX retractions_open ON retractions (fact) WHERE certified_at IS NULL;
-CREATE INDEX retractions_mark ON retractions (mark);
-
-DROP TRIGGER events_stand;
-ALTER TABLE events ADD COLUMN salt TEXT NOT NULL DEFAULT '';
-ALTER TABLE events ADD COLUMN digest TEXT NOT NULL DEFAULT '';
-"""
-_STAND: Final = """
-CREATE TRIGGER events_stand
-  BEFORE UPDATE OF seq, at, kind, subject, prev_hash, hash, digest ON events
-  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER events_say BEFORE UPDATE OF payload, salt ON events
-  WHEN NEW.payload <> '' OR NEW.salt <> ''
-  BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
-
-
-@migrations()
-def first(db: Database) -> None:
-    """The first form."""
-    for statement in _statements(_FIRST):
+@migrations(name=SCHEMA)
+def _schema(db: Database) -> None:
+    for statement in _statements(_SCHEMA):
         db.execute(statement)
 
 
-@migrations()
-def retractions(db: Database) -> None:
-    """What becomes of retracted facts; events whose payload can be erased."""
-    for statement in _statements(_RETRACTIONS):
-        db.execute(statement)
-    prev = GENESIS
-    for seq, at, kind, subject, body in db.conn.execute(
-        "SELECT seq, at, kind, subject, payload FROM events ORDER BY seq"
-    ).fetchall():
-        salt = secrets.token_hex(16)
-        digest = salted(salt, body)
-        chain = chained(prev, seq, at, kind, subject, digest)
-        db.execute(
-            "UPDATE events SET salt = ?, digest = ?, prev_hash = ?, hash = ? WHERE seq = ?",
-            (salt, digest, prev, chain, seq),
-        )
-        prev = chain
-    db.execute(
-        "INSERT INTO retractions (fact, handle, salt, digest, because, asked_at)"
-        " SELECT seq, 'r-' || lower(hex(randomblob(8))), '', '', '', recorded_at FROM facts"
-        " WHERE validity = 'retracted'"
-    )
-    for statement in _statements(_STAND):
-        db.execute(statement)
-
-
-@migrations()
-def paraphrases(db: Database) -> None:
-    """Paraphrases by the live model."""
-    db.execute(
-        "CREATE TABLE paraphrases"
-        " (fact INTEGER PRIMARY KEY REFERENCES facts (seq), paraphrases TEXT NOT NULL)"
-    )
-
-
-def salted(salt: str, body: str) -> str:
-    """What stands for a text in the chain; without its salt it tells nothing of the text."""
-    return hashlib.sha256(f"{salt}\0{body}".encode()).hexdigest()
-
-
-def chained(prev: str, seq: int, at: str, kind: str, subject: str, digest: str) -> str:
-    """Hash of an event and of everything before it."""
-    text = "\0".join((prev, str(seq), at, kind, subject, digest))
-    return hashlib.sha256(text.encode()).hexdigest()
+def foreign(db: Database) -> str | None:
+    """What schema a file has, if it is not this one; None for this one and for an empty file."""
+    applied = [migration.name for migration in migrations.applied(db)]
+    if applied == [SCHEMA] or not db.table_names():
+        return None
+    if SCHEMA in applied:
+        return f"a newer schema ({applied[-1]})"
+    return f"an older schema ({applied[-1]})" if applied else "another program's tables"
 
 
 def _statements(script: str) -> list[str]:

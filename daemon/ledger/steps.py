@@ -1,20 +1,25 @@
-"""Steps of plans in the ledger: leases, what children brought forth, verdicts."""
+"""Steps of plans: leases, what children published, verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
 
-from daemon.ledger.database import stamp, unstamp
-from daemon.ledger.plans import LedgerPlans
+from daemon.ledger.database import Database, stamp, unstamp
+from daemon.ledger.plans import Plans
 from daemon.ledger.records import Adapter, Lease, Served
 from policies.errors import NotFound
+from policies.gate.records import Scorecard, Verdict
 from policies.planning import Step
-from policies.records import Plan, PlanState, Scorecard, Verdict
+from policies.records import Plan, PlanState
 
 
-class LedgerSteps(LedgerPlans):
-    """Who works on what, and what came of it."""
+class Steps:
+    """Which child works on what, and what came of it."""
+
+    def __init__(self, db: Database, plans: Plans) -> None:
+        self._db = db
+        self._plans = plans
 
     def failed(
         self,
@@ -26,51 +31,46 @@ class LedgerSteps(LedgerPlans):
         now: datetime,
     ) -> None:
         """A step of an open plan failed: one more attempt used, none before `not_before`."""
-        with self._write("failed"):
+        with self._db.write("failed"):
             self._drop_lease(plan_id, step)
-            self._do(
+            self._db.do(
                 "UPDATE plans SET attempts = attempts + 1, not_before = ?, error = ?,"
                 " error_kind = ? WHERE id = ?",
                 (stamp(not_before), error, kind, plan_id),
             )
             payload = {"step": step, "error": error, "kind": kind}
-            self._event("step.failed", f"plan:{plan_id}", payload, now)
+            self._db.event("step.failed", f"plan:{plan_id}", payload, now)
 
     def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
         """A step ended without a word because the daemon did: its lease is given up."""
-        with self._write("interrupted"):
+        with self._db.write("interrupted"):
             if self._drop_lease(plan_id, step):
-                self._do(
+                self._db.do(
                     "UPDATE plans SET interruptions = interruptions + 1 WHERE id = ?", (plan_id,)
                 )
-                self._event("step.interrupted", f"plan:{plan_id}", {"step": step}, now)
+                self._db.event("step.interrupted", f"plan:{plan_id}", {"step": step}, now)
 
     def trained(self, plan_id: int, adapter: Adapter, served: Served, now: datetime) -> Plan:
         """PLANNED → TRAINED with what was published, in one transaction."""
-        with self._write("trained"):
-            self._move(plan_id, PlanState.PLANNED, PlanState.TRAINED, now)
+        with self._db.write("trained"):
+            self._plans.set_state(plan_id, PlanState.PLANNED, PlanState.TRAINED, now)
             self._adapter(plan_id, adapter, now)
-            self._do(
+            self._db.do(
                 "UPDATE plans SET served = ? WHERE id = ?", (served.model_dump_json(), plan_id)
             )
             self._drop_lease(plan_id, Step.TRAIN)
-        return self.plan(plan_id)
-
-    def record_adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
-        """Which adapter a plan brought forth."""
-        with self._write("record_adapter"):
-            self._adapter(plan_id, adapter, now)
+        return self._plans.get(plan_id)
 
     def _adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
-        self._do(
+        self._db.do(
             "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)",
-            (adapter.sha256, plan_id, adapter.rank, adapter.path, stamp(now)),
+            (adapter.sha256, plan_id, adapter.rank, adapter.path, self._db.at(now)),
         )
-        self._do("UPDATE plans SET adapter = ? WHERE id = ?", (adapter.sha256, plan_id))
+        self._db.do("UPDATE plans SET adapter = ? WHERE id = ?", (adapter.sha256, plan_id))
 
     def adapter(self, sha256: str) -> Adapter:
         """One adapter by its hash; raises `NotFound`."""
-        row = self._row("SELECT sha256, rank, path FROM adapters WHERE sha256 = ?", (sha256,))
+        row = self._db.row("SELECT sha256, rank, path FROM adapters WHERE sha256 = ?", (sha256,))
         if row is None:
             raise NotFound(f"no adapter {sha256}")
         return Adapter(sha256=row[0], rank=row[1], path=row[2])
@@ -86,8 +86,8 @@ class LedgerSteps(LedgerPlans):
         now: datetime,
     ) -> Plan:
         """TRAINED → what the verdict says, with the verdict, in one transaction."""
-        with self._write("judged"):
-            self._move(
+        with self._db.write("judged"):
+            self._plans.set_state(
                 plan_id,
                 PlanState.TRAINED,
                 to,
@@ -96,36 +96,31 @@ class LedgerSteps(LedgerPlans):
             )
             self._verdict(plan_id, verdict, scorecards, now)
             self._drop_lease(plan_id, Step.EVALUATE)
-        return self.plan(plan_id)
-
-    def record_verdict(
-        self, plan_id: int, verdict: Verdict, scorecards: Sequence[Scorecard], now: datetime
-    ) -> None:
-        """Keep a verdict and what it rests on."""
-        with self._write("record_verdict"):
-            self._verdict(plan_id, verdict, scorecards, now)
+        return self._plans.get(plan_id)
 
     def _verdict(
         self, plan_id: int, verdict: Verdict, scorecards: Sequence[Scorecard], now: datetime
     ) -> None:
-        self._do(
+        self._db.do(
             "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)",
-            (plan_id, verdict.model_dump_json(), stamp(now)),
+            (plan_id, verdict.model_dump_json(), self._db.at(now)),
         )
-        self._do("DELETE FROM scorecards WHERE plan = ?", (plan_id,))
-        self._do_all(
+        self._db.do("DELETE FROM scorecards WHERE plan = ?", (plan_id,))
+        self._db.do_all(
             "INSERT INTO scorecards VALUES (?, ?, ?, ?)",
             [(plan_id, c.model, c.sha256, c.model_dump_json()) for c in scorecards],
         )
 
     def verdict(self, plan_id: int) -> Verdict | None:
-        """What the gate said of a plan."""
-        body = self._one("SELECT body FROM verdicts WHERE plan = ?", (plan_id,))
+        """The gate's verdict on a plan, if there is one."""
+        body = self._db.one("SELECT body FROM verdicts WHERE plan = ?", (plan_id,))
         return None if body is None else Verdict.model_validate_json(body)
 
     def scorecards(self, plan_id: int) -> tuple[Scorecard, ...]:
         """What the verdict of a plan rests on."""
-        rows = self._rows("SELECT body FROM scorecards WHERE plan = ? ORDER BY model", (plan_id,))
+        rows = self._db.rows(
+            "SELECT body FROM scorecards WHERE plan = ? ORDER BY model", (plan_id,)
+        )
         return tuple(Scorecard.model_validate_json(row[0]) for row in rows)
 
     # --- leases --------------------------------------------------------------------------------
@@ -139,25 +134,27 @@ class LedgerSteps(LedgerPlans):
         deadline: datetime,
         now: datetime,
     ) -> None:
-        """A child works on this step from now on."""
-        with self._write("lease"):
-            self._do(
+        """A child works on this step from now on, `deadline - now` long at most."""
+        with self._db.write("lease"):
+            at = self._db.at(now)
+            until = stamp(unstamp(at) + (deadline - now))
+            self._db.do(
                 "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
-                (plan_id, step.value, pid, pid_started, stamp(deadline), stamp(now)),
+                (plan_id, step.value, pid, pid_started, until, at),
             )
-            self._event("step.started", f"plan:{plan_id}", {"step": step}, now)
+            self._db.event("step.started", f"plan:{plan_id}", {"step": step}, now)
 
     def release(self, plan_id: int, step: Step) -> None:
-        """Nobody works on this step any more."""
-        with self._write("release"):
+        """No child works on this step any more."""
+        with self._db.write("release"):
             self._drop_lease(plan_id, step)
 
     def _drop_lease(self, plan_id: int, step: Step) -> int:
-        return self._do("DELETE FROM leases WHERE plan = ? AND step = ?", (plan_id, step.value))
+        return self._db.do("DELETE FROM leases WHERE plan = ? AND step = ?", (plan_id, step.value))
 
     def leases(self) -> tuple[Lease, ...]:
         """Who works on what."""
-        rows = self._rows("SELECT * FROM leases ORDER BY plan, step")
+        rows = self._db.rows("SELECT * FROM leases ORDER BY plan, step")
         return tuple(
             Lease(
                 plan=plan,

@@ -13,7 +13,7 @@ from daemon.config.settings import Settings
 from daemon.intake.intake import Intake
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
-from daemon.views.status import LiveView
+from daemon.views.status import DaemonView
 from policies.errors import NotFound, Refused
 from policies.planning import rebuild
 from policies.records import BatchState, PlanKind, PlanState
@@ -32,10 +32,10 @@ class Commands:
         settings: Settings,
         *,
         now: Callable[[], datetime],
-        live: Callable[[], LiveView],
+        live: Callable[[], DaemonView],
         wake: Callable[[], None],
     ) -> None:
-        """`live` tells what only the daemon knows; `wake` has it look at once."""
+        """`live` is what only the daemon knows; `wake` has it act on a change at once."""
         self._ledger = ledger
         self._intake = intake
         self.settings = settings
@@ -56,54 +56,54 @@ class Commands:
         return self._live().model_dump(mode="json")
 
     async def submit(self, path: str, again: bool = False) -> Answer:
-        """Take a copy of a file; known bytes are learnt anew only if `again`."""
+        """Take a copy of a file; known bytes are learnt once more only if `again`."""
         try:
-            batch_id, known = self._intake.submit(Path(path), self._now())
+            batch_id, known = self._intake.submit(Path(path))
         except OSError as error:
             raise Refused(f"{path}: {error.strerror}") from None
         self._wake()
         short, name = batch_id[:12], Path(path).name
         if not known:
             return {"batch": batch_id, "known": False, "line": f"{name}: submitted as {short}"}
-        state = self._ledger.batch_state(batch_id)
+        state = self._ledger.batches.state(batch_id)
         line = f"{name}: already known as {short}, {state.value}"
         if again and state not in (BatchState.WAITING, BatchState.LEARNING):
-            facts = self._ledger.retry(batch_id, "submitted again", self._now())
-            line = f"{name}: known as {short}, was {state.value}; {facts} facts are learnt anew"
+            facts = self._ledger.batches.retry(batch_id, "submitted again", self._now())
+            line = f"{name}: known as {short}, was {state.value}; {facts} facts are planned again"
         return {"batch": batch_id, "known": True, "state": state.value, "line": line}
 
     async def retry(self, subject: str, because: str = "") -> Answer:
         """Try what failed or was rejected once more: a plan's number, or a batch."""
         if str(subject).isdigit():
-            plan = self._ledger.head(int(subject))
+            plan = self._ledger.plans.head(int(subject))
             if plan.state is PlanState.FAILED:
-                self._ledger.retry_plan(plan.id, because, self._now())
+                self._ledger.plans.retry(plan.id, because, self._now())
                 return self._done(f"plan {plan.id} is tried again")
             if not plan.batches:
                 raise Refused(f"plan {plan.id} is {plan.state.value}: there is nothing to retry")
-            facts = sum(self._ledger.retry(b, because, self._now()) for b in plan.batches)
+            facts = sum(self._ledger.batches.retry(b, because, self._now()) for b in plan.batches)
         else:
-            batch = self._ledger.batch(subject)
-            facts = self._ledger.retry(batch.id, because, self._now())
-        return self._done(f"{facts} facts are planned anew", facts=facts)
+            batch = self._ledger.batches.get(subject)
+            facts = self._ledger.batches.retry(batch.id, because, self._now())
+        return self._done(f"{facts} facts are planned again", facts=facts)
 
     async def rollback(self, to: int | None = None, because: str = "") -> Answer:
-        """Serve an earlier revision; without `to` the one that the target one was built on."""
-        target = self._ledger.target()
+        """Serve an earlier revision; without `to` the parent of the target."""
+        target = self._ledger.revisions.target()
         if to is None:
             to = target.parent
         if to is None:
-            raise Refused("the base is target: there is nothing to roll back to")
+            raise Refused("the base is the target: there is nothing to roll back to")
         return self._point(to, because)
 
     async def forward(self, to: int | None = None, because: str = "") -> Answer:
-        """Undo a rollback; without `to` the newest revision built on the target one."""
-        return self._point(self._ledger.forward_target() if to is None else to, because)
+        """Undo a rollback; without `to` the newest revision built on the target."""
+        return self._point(self._ledger.revisions.forward_target() if to is None else to, because)
 
     def _point(self, to: int, because: str) -> Answer:
-        before = self._ledger.target().number
-        revision = self._ledger.rollback(to, because or "asked for", self._now())
-        line = f"revision {revision.number} ({revision.served_name}) is target, was {before}"
+        before = self._ledger.revisions.target().number
+        revision = self._ledger.revisions.rollback(to, because or "asked for", self._now())
+        line = f"revision {revision.number} ({revision.served_name}) is the target, was {before}"
         return self._done(line, revision=revision.number, was=before)
 
     async def promote(self, plan: int, because: str = "") -> Answer:
@@ -115,27 +115,27 @@ class Commands:
         return self._decide(plan, PlanState.REJECTED, because)
 
     def _decide(self, plan: int, to: PlanState, because: str) -> Answer:
-        head = self._ledger.head(plan)
+        head = self._ledger.plans.head(plan)
         if head.state is not PlanState.INCONCLUSIVE:
             raise Refused(f"plan {plan} is {head.state.value}; only inconclusive ones are decided")
         if not because.strip():
             raise Refused('say why: --because "…"; it is recorded')
-        self._ledger.decide(plan, to, because, self._now())
+        self._ledger.plans.decide(plan, to, because, self._now())
         return self._done(f"plan {plan} is {to.value}", plan=plan, state=to.value)
 
     async def pause(self, because: str = "") -> Answer:
         """Start nothing new; intake and serving go on."""
-        self._ledger.pause(True, because, self._now())
+        self._ledger.meta.pause(True, because, self._now())
         return self._done("paused: nothing new is started; 'palorad resume' goes on")
 
     async def resume(self) -> Answer:
         """Undo a pause."""
-        self._ledger.pause(False, "", self._now())
+        self._ledger.meta.pause(False, "", self._now())
         return self._done("going on")
 
     async def requeue(self, batch: str, line: int | None = None, newest: bool = False) -> Answer:
         """Read quarantined lines of a batch again; `newest` has them win over what stands."""
-        found = self._ledger.batch(batch)
+        found = self._ledger.batches.get(batch)
         read = bad = 0
         try:
             for some, refused in self._intake.retry(found.id, self._now(), line, newest):
@@ -143,8 +143,8 @@ class Commands:
                 await asyncio.sleep(0)
         except OSError as error:
             raise Refused(f"{found.name}: its archive cannot be read: {error.strerror}") from None
-        told = f"{read - bad} of {read} quarantined lines are admitted now"
-        return self._done(told, read=read, admitted=read - bad)
+        summary = f"{read - bad} of {read} quarantined lines are admitted now"
+        return self._done(summary, read=read, admitted=read - bad)
 
     async def retract(
         self,
@@ -159,10 +159,10 @@ class Commands:
         search finds (`every` where it finds several).
         """
         ids = self._named(fact, subject, relation, search, every=every)
-        fresh = [i for i in ids if self._ledger.retract(i, because, self._now())]
+        fresh = [i for i in ids if self._ledger.retractions.retract(i, because, self._now())]
         if not fresh:
             raise Refused(f"fact {ids[0]} was retracted before")
-        found = [r for r in self._ledger.retractions(unfinished=True) if r.id in set(fresh)]
+        found = [r for r in self._ledger.retractions.all(unfinished=True) if r.id in set(fresh)]
         handles = [r.handle for r in found]
         served = any(r.served for r in found)
         what = f"fact {fresh[0]} is" if len(fresh) == 1 else f"{len(fresh)} facts are"
@@ -180,7 +180,7 @@ class Commands:
         if fact:
             return [self._fact(fact)]
         if search:
-            near = [f.id for f in self._ledger.search(search, FOUND) if self._stands(f.id)]
+            near = [f.id for f in self._ledger.text.search(search, FOUND) if self._stands(f.id)]
             if not near:
                 raise NotFound(f"no fact is about {search!r}")
             if len(near) > 1 and not every:
@@ -192,32 +192,32 @@ class Commands:
             return near
         if not (subject and relation):
             raise Refused("a subject and a relation are one key: give both")
-        known = self._ledger.about(subject, relation)
+        known = self._ledger.facts.about(subject, relation)
         if not known:
             raise NotFound(f"no fact about {relation} of {subject}")
         return list(known)
 
     def _fact(self, name: str) -> str:
-        for found in self._ledger.search(name, 5):
+        for found in self._ledger.text.search(name, 5):
             if found.id == name or found.prompt.casefold() == name.strip().casefold():
                 return found.id
         raise NotFound(f"no fact {name!r}; give its id or its prompt as 'palorad why' shows it")
 
     def _stands(self, fact_id: str) -> bool:
-        return bool(self._ledger.fact_state(fact_id)["validity"] != "retracted")
+        return bool(self._ledger.facts.state(fact_id)["validity"] != "retracted")
 
     async def consolidate(self, because: str = "") -> Answer:
         """Retrain one adapter from everything valid, in place of the lineage."""
         now, limits = self._now(), requests.limits_of(self.settings)
-        snapshot = self._ledger.snapshot(now, limits)
+        snapshot = self._ledger.planning.snapshot(now, limits)
         if snapshot.open is not None:
             raise Refused(f"plan {snapshot.open.id} is under way; wait until it is decided")
-        known = self._ledger.known_count(snapshot.lineage, now)
+        known = self._ledger.knowledge.known_count(snapshot.lineage, now)
         if not known:
             raise Refused("nothing is learnt that could be consolidated")
-        wanted = snapshot.model_copy(update={"known": known})
-        action = rebuild(wanted, PlanKind.CONSOLIDATE, because or "asked for")
-        plan = self._ledger.make_plan(action, now, max_replay=0)
+        complete = snapshot.model_copy(update={"known": known})
+        action = rebuild(complete, PlanKind.CONSOLIDATE, because or "asked for")
+        plan = self._ledger.planning.make_plan(action, now, max_replay=0)
         return self._done(f"plan {plan.id}: {known} facts in one adapter", plan=plan.id)
 
     def _done(self, line: str, **fields: object) -> Answer:

@@ -1,12 +1,13 @@
-"""What is durably true moves towards what is wanted, one action a tick."""
+"""Batches become revisions: records what children did, and begins one action a tick."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -14,11 +15,15 @@ from pydantic import BaseModel, ValidationError
 from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, started_at
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport
-from daemon.ledger.ledger import NO_SPACE, Ledger
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.planning import NO_SPACE
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
-from daemon.serving.fleet import Ensured, NotServed, ReplicaStatus
+from daemon.loop.rollout import Rollout
+from daemon.loop.waits import Waits
+from daemon.serving.replica import NotServed
 from daemon.training.messages import ProbeReport, TrainDone
+from policies.backoff import pause_s
 from policies.errors import (
     LedgerBusy,
     PaloradError,
@@ -27,7 +32,7 @@ from policies.errors import (
     StateConflict,
     Superseded,
 )
-from policies.lineage import backoff
+from policies.gate.records import Outcome
 from policies.planning import (
     Action,
     Clear,
@@ -39,7 +44,7 @@ from policies.planning import (
     Step,
     next_action,
 )
-from policies.records import Outcome, PlanKind, PlanState, Revision
+from policies.records import PlanKind, PlanState
 
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0
@@ -55,95 +60,77 @@ STATE_AFTER: Final = {
 log = structlog.get_logger(__name__)
 
 
-class Serving(Protocol):
-    """What is needed of `daemon.serving.fleet.Fleet`."""
-
-    @property
-    def statuses(self) -> tuple[ReplicaStatus, ...]:
-        """What was seen last."""
-        ...
-
-    async def ensure(
-        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
-    ) -> Ensured:
-        """Bring every replica to `target`."""
-        ...
-
-    async def stage(self, name: str) -> object:
-        """Load and verify a candidate on the first replica."""
-        ...
-
-
 class Reconciler:
-    """Collects what children have done, decides the next action, does it; and keeps serving."""
+    """Collects what children have done, decides the next action and does it."""
 
     def __init__(
         self,
         ledger: Ledger,
         jobs: Jobs,
-        fleet: Serving,
+        rollout: Rollout,
         settings: Settings,
         changed: Callable[[tuple[str, ...]], None] = lambda _: None,
         holds: Callable[[], bool] = lambda: False,
         worded: Callable[[PlanHead], Awaitable[bool]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`changed` is told the batches whose state may have changed; while `holds` says so,
-        nothing new is begun; a plan is trained once it is `worded`.
+        """`changed` hears of batches whose state may have changed. While `holds` is true, nothing
+        new is begun. A plan is trained once `worded` says that its facts have their paraphrases.
         """
         self._ledger = ledger
         self._jobs = jobs
-        self._fleet = fleet
+        self._rollout = rollout
         self.settings = settings
         self._layout = settings.layout
         self._changed = changed
         self._holds = holds
         self._worded = worded
-        self._fleet_lock = asyncio.Lock()
-        self._not_before: datetime | None = None
-        self.settled = False
+        self._clock = clock
+        self.waits = Waits(clock)
+        self._not_before = clock()
         self.waits_for: str = ""
 
     # --- planning ------------------------------------------------------------------------------
 
     async def tick(self, now: datetime) -> Action | None:
-        """One step: what was done is recorded, and at most one action begun."""
-        for lease in self._ledger.leases():
+        """Record what children did, then begin at most one action; which one."""
+        for lease in self._ledger.steps.leases():
             self._collect(lease, now)
         if self._holds():
             return None
         probe = requests.remembered_probe(self._ledger, self.settings)
         if probe is None and self.settings.probe.serve == "expert":
-            if self._not_before is None or now >= self._not_before:
+            if self._clock() >= self._not_before:
                 self._start(WITHOUT_PLAN, Step.PROBE, requests.probe_request(self.settings), now)
             return None
-        snapshot = self._ledger.snapshot(
+        snapshot = self._ledger.planning.snapshot(
             now, requests.limits_of(self.settings), probe_ready=probe is not None
         )
-        action = next_action(snapshot, now)
-        if action is None:
-            return None
-        return action if await self._do(action, probe, now) else None
+        action = next_action(self.waits.counted(snapshot, now), now)
+        return action if action and await self._do(action, probe, now) else None
 
     async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> bool:
-        """Whether the action could be begun now."""
+        """Begin an action; whether that was possible now."""
         match action:
             case MakePlan():
-                plan = self._ledger.make_plan(
+                plan = self._ledger.planning.make_plan(
                     action, now, max_replay=self.settings.train.max_replay
                 )
                 log.info("plan made", plan=plan.id, kind=plan.kind, because=action.because)
             case Run():
-                return await self._run(self._ledger.head(action.plan), action.step, probe, now)
+                return await self._run(
+                    self._ledger.plans.head(action.plan), action.step, probe, now
+                )
             case Promote():
-                self._promote(self._ledger.head(action.plan), now)
+                self._promote(self._ledger.plans.head(action.plan), now)
             case Discard():
-                self._discard(self._ledger.head(action.plan), action.because, now)
+                self._discard(self._ledger.plans.head(action.plan), action.because, now)
             case GiveUp():
-                head = self._ledger.head(action.plan)
+                head = self._ledger.plans.head(action.plan)
                 because = f"{action.because}: {head.error}" if head.error else action.because
                 self._end(head, PlanState.FAILED, now, because=because)
             case Clear():
-                self._ledger.rollback(0, action.because, now)
+                self._ledger.revisions.rollback(0, action.because, now)
         return True
 
     async def _run(
@@ -158,10 +145,8 @@ class Reconciler:
                 return False
             if step is Step.TRAIN and self._worded is not None and not await self._worded(plan):
                 return False
-            request: BaseModel = (
-                requests.train_request(self._ledger, self.settings, plan, probe)
-                if step is Step.TRAIN
-                else requests.evaluate_request(self._ledger, self.settings, plan, probe, now)
+            request = await requests.child_request(
+                self._ledger, self.settings, plan, step, probe, now
             )
         except LedgerBusy:
             raise
@@ -171,23 +156,24 @@ class Reconciler:
             )
             self._failed(plan, step, broken, now)
             return False
-        return self._start(plan.id, step, request, now)
+        # Somebody may have decided otherwise while the request was put together.
+        unmoved = self._ledger.plans.head(plan.id).state is plan.state
+        return unmoved and self._start(plan.id, step, request, now)
 
     async def _staged(self, plan: PlanHead, now: datetime) -> bool:
         """Whether the candidate is loaded and verified; a server that is away is waited for."""
-        if self._not_before is not None and now < self._not_before:
+        if self._clock() < self._not_before:
             return False
         name = plan.served.name if plan.served else ""
         try:
-            async with self._fleet_lock:
-                await self._fleet.stage(name)
+            await self._rollout.stage(name)
         except (ServerUnreachable, ServerRefused) as error:
             if isinstance(error, ServerRefused) and error.status not in NO_RIGHT:
                 raise
-            self._not_before = now + timedelta(seconds=WAIT_FOR_SERVER_S)
+            self._not_before = self._clock() + WAIT_FOR_SERVER_S
             self.waits_for = f"plan {plan.id} waits for the server: {error}"
             return False
-        self._not_before, self.waits_for = None, ""
+        self.waits_for = ""
         return True
 
     def _start(self, plan_id: int, step: Step, request: BaseModel, now: datetime) -> bool:
@@ -196,7 +182,8 @@ class Reconciler:
             return False
         pid = self._jobs.start(step.value, workdir, request)
         deadline = now + timedelta(seconds=self.settings.train.deadline_s)
-        self._ledger.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
+        self._ledger.steps.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
+        self.waits.seen(self._ledger.steps.leases())
         log.info("step started", plan=plan_id, step=step.value, pid=pid)
         return True
 
@@ -206,13 +193,13 @@ class Reconciler:
         workdir = self._layout.workdir(lease.plan, lease.step)
         seen = self._jobs.poll(workdir)
         if seen.outcome == "running":
-            if now >= lease.deadline:
+            if self.waits.overdue(lease):
                 self._jobs.kill(workdir)
-                took = (lease.deadline - lease.started_at).total_seconds()
-                late = f"the {lease.step} step took longer than train.deadline_s ({took:.0f} s)"
+                late = f"the {lease.step} step took longer than train.deadline_s"
+                late += f" ({lease.allowed_s:.0f} s)"
                 self._lease_failed(lease, JobError(kind="Deadline", error=late), now)
         elif seen.outcome == "absent":
-            self._ledger.interrupted(lease.plan, lease.step, now)
+            self._ledger.steps.interrupted(lease.plan, lease.step, now)
             log.info("step interrupted", plan=lease.plan, step=lease.step.value)
         elif seen.outcome == "failed" and seen.error is not None:
             self._lease_failed(lease, seen.error, now)
@@ -220,47 +207,47 @@ class Reconciler:
             try:
                 self._finished(lease, seen.report, now)
             except (ValidationError, StateConflict) as error:
-                told = str(error).splitlines()[0]
-                unusable = JobError(kind=type(error).__name__, error=told, final=True)
+                first_line = str(error).splitlines()[0]
+                unusable = JobError(kind=type(error).__name__, error=first_line, final=True)
                 (workdir / "report.json").unlink(missing_ok=True)
                 self._lease_failed(lease, unusable, now)
 
     def _finished(self, lease: Lease, report: Mapping[str, Any], now: datetime) -> None:
         if lease.step is Step.PROBE:
             requests.remember_probe(self._ledger, self.settings, ProbeReport.model_validate(report))
-            self._ledger.release(lease.plan, lease.step)
-            # The next plan has its own directory; a base that changes is looked at afresh.
+            self._ledger.steps.release(lease.plan, lease.step)
+            # The next plan has its own directory, and another base is probed again.
             shutil.rmtree(self._layout.workdir(lease.plan, lease.step), ignore_errors=True)
             return
-        head = self._ledger.head(lease.plan)
+        head = self._ledger.plans.head(lease.plan)
         if lease.step is Step.TRAIN:
             done = TrainDone.model_validate(report)
-            self._ledger.trained(lease.plan, done.adapter, done.served, now)
+            self._ledger.steps.trained(lease.plan, done.adapter, done.served, now)
         else:
             judged = EvaluationReport.model_validate(report)
             to = STATE_AFTER[judged.verdict.outcome]
-            self._ledger.judged(lease.plan, judged.verdict, judged.scorecards, to, now)
+            self._ledger.steps.judged(lease.plan, judged.verdict, judged.scorecards, to, now)
             log.info("judged", plan=lease.plan, outcome=judged.verdict.outcome.value)
             self._changed(head.batches)
 
     def _lease_failed(self, lease: Lease, error: JobError, now: datetime) -> None:
         if lease.plan == WITHOUT_PLAN:
-            self._ledger.release(lease.plan, lease.step)
-            self._not_before = now + timedelta(seconds=PROBE_AGAIN_S)
+            self._ledger.steps.release(lease.plan, lease.step)
+            self._not_before = self._clock() + PROBE_AGAIN_S
             self.waits_for = f"no server without the probe's expert: {error.error}"
             return
-        self._failed(self._ledger.head(lease.plan), lease.step, error, now)
+        self._failed(self._ledger.plans.head(lease.plan), lease.step, error, now)
 
     def _failed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> None:
         if error.kind == PROBE_MISMATCH:
             requests.forget_probe(self._ledger)
-        pause = backoff(head.attempts + 1, self.settings.train.backoff_s)
-        self._ledger.failed(head.id, step, error.error, error.kind, now + pause, now)
+        pause = timedelta(seconds=pause_s(head.attempts + 1, self.settings.train.backoff_s))
+        self._ledger.steps.failed(head.id, step, error.error, error.kind, now + pause, now)
         log.warning("step failed", plan=head.id, step=step.value, error=error.error)
         crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
         if crowded:
             kept = {"error": error.error, "error_kind": error.kind}
-            self._ledger.move(head.id, head.state, PlanState.CANCELLED, now, **kept)
+            self._ledger.plans.move(head.id, head.state, PlanState.CANCELLED, now, **kept)
         elif error.final or error.kind == NO_SPACE:
             self._end(head, PlanState.FAILED, now, because=error.error)
 
@@ -270,26 +257,25 @@ class Reconciler:
         if head.served is None:
             raise StateConflict(f"plan {head.id} has published nothing to serve")
         try:
-            revision = self._ledger.promote(
+            revision = self._ledger.revisions.promote(
                 head.id, head.served, now, relearn=self.settings.train.relearn
             )
         except Superseded as error:
             self._end(head, PlanState.CANCELLED, now, because=str(error))
             return
         log.info("promoted", plan=head.id, revision=revision.number, name=revision.served_name)
-        self.settled = False
         self._tidy(head.id)
         self._changed(head.batches)
 
     def _discard(self, head: PlanHead, because: str, now: datetime) -> None:
-        for lease in self._ledger.leases():
+        for lease in self._ledger.steps.leases():
             if lease.plan == head.id:
                 self._jobs.kill(self._layout.workdir(lease.plan, lease.step))
-                self._ledger.release(lease.plan, lease.step)
+                self._ledger.steps.release(lease.plan, lease.step)
         self._end(head, PlanState.CANCELLED, now, because=because)
 
     def _end(self, head: PlanHead, to: PlanState, now: datetime, because: str) -> None:
-        self._ledger.move(head.id, head.state, to, now, because=because)
+        self._ledger.plans.move(head.id, head.state, to, now, because=because)
         log.info("plan ended", plan=head.id, state=to.value, because=because)
         if to is PlanState.CANCELLED:
             self._tidy(head.id)
@@ -299,37 +285,17 @@ class Reconciler:
         for step in Step:
             shutil.rmtree(self._layout.workdir(plan_id, step) / "checkpoint", ignore_errors=True)
 
-    # --- serving -------------------------------------------------------------------------------
-
-    async def serve(self, now: datetime) -> Ensured:
-        """Bring what is served to what is target; whether it is, is `settled`."""
-        target = self._ledger.target()
-        previous = None if target.parent is None else self._ledger.revision(target.parent)
-        if previous is not None and self._ledger.bars(previous.lineage):
-            previous = None  # it is never to be served again, so it need not stay loaded
-        opened = self._ledger.open_plan()
-        keep = (opened.served.name,) if opened is not None and opened.served else ()
-        async with self._fleet_lock:
-            ensured = await self._fleet.ensure(target, previous, keep)
-        if ensured.steps:
-            self._ledger.record(
-                "served", f"revision:{target.number}", {"steps": ensured.steps}, now
-            )
-            log.info("served", revision=target.number, steps=ensured.steps)
-        self.settled = ensured.done and self._ledger.target() == target
-        return ensured
-
     # --- what status asks ----------------------------------------------------------------------
 
     def progress(self) -> Progress | None:
         """How far the running child is."""
-        for lease in self._ledger.leases():
+        for lease in self._ledger.steps.leases():
             return last_progress(self._layout.workdir(lease.plan, lease.step))
         return None
 
     async def stop(self, patience_s: float) -> None:
         """End the children at their next checkpoint, at last by force; nothing counts as failed."""
-        leases = self._ledger.leases()
+        leases = self._ledger.steps.leases()
         for lease in leases:
             self._jobs.cancel(self._layout.workdir(lease.plan, lease.step))
         try:
@@ -342,4 +308,4 @@ class Reconciler:
             workdir = self._layout.workdir(lease.plan, lease.step)
             if self._jobs.poll(workdir).outcome != "finished":
                 self._jobs.kill(workdir)
-                self._ledger.release(lease.plan, lease.step)
+                self._ledger.steps.release(lease.plan, lease.step)

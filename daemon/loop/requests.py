@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
 from daemon.config.settings import Settings
-from daemon.gate.child import judging_request
-from daemon.gate.measuring import Target
-from daemon.gate.messages import JudgingRequest
+from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
+from daemon.gate.suites import has_chat_template
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
@@ -23,7 +24,8 @@ from policies.facts.heldout import no_templates, with_held_out
 from policies.facts.paraphrasing import with_paraphrases
 from policies.facts.templates import varied
 from policies.gate.grading import grade
-from policies.planning import REBUILDS, Limits
+from policies.gate.sampling import draw_earlier
+from policies.planning import REBUILDS, Limits, Step
 from policies.records import Fact, Revision, content_id
 
 PROBE: Final = "probe"
@@ -59,24 +61,30 @@ def probe_request(settings: Settings) -> ProbeRequest:
         probes=settings.layout.probes,
         experts=settings.layout.root / "expert",
         settings=settings.probe,
+        protection=settings.protection,
     )
 
 
 def probe_key(settings: Settings) -> str:
-    """Changes when the model's files or the probe's settings do: then the probe is looked at
-    again.
+    """Changes when the model's files, the probe's settings or the protection do: then the probe is
+    looked at again.
     """
     seen = [
         (path.name, stat.st_size, stat.st_mtime_ns)
         for path in sorted(settings.model.path.glob("*"))
         if path.is_file() and (stat := path.stat())
     ]
-    return content_id(str(settings.model.path), json.dumps(seen), settings.probe.model_dump_json())
+    return content_id(
+        str(settings.model.path),
+        json.dumps(seen),
+        settings.probe.model_dump_json(),
+        settings.protection.model_dump_json(),
+    )
 
 
 def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
     """The probe in use, if it still is the one of this model and these settings."""
-    text = ledger.meta(PROBE)
+    text = ledger.meta.get(PROBE)
     if not text:
         return None
     try:
@@ -90,20 +98,53 @@ def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
 
 def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> None:
     """Use this probe from now on; raises `StateConflict` where revisions stand on another base."""
-    known = ledger.meta(BASE)
-    if known not in (None, report.served_sha256) and ledger.revisions(2)[-1].number:
+    known = ledger.meta.get(BASE)
+    if known not in (None, report.served_sha256) and ledger.revisions.all(2)[-1].number:
         raise StateConflict(
             f"{report.served_dir} is another model than the one the revisions were trained on: "
             "put the former one back, or start with another state_dir"
         )
-    ledger.remember(BASE, report.served_sha256)
+    ledger.meta.remember(BASE, report.served_sha256)
     kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
-    ledger.remember(PROBE, json.dumps(kept))
+    ledger.meta.remember(PROBE, json.dumps(kept))
 
 
 def forget_probe(ledger: Ledger) -> None:
     """Have the probe looked at again: it turned out to belong to other weights."""
-    ledger.remember(PROBE, "")
+    ledger.meta.remember(PROBE, "")
+
+
+# --- train and evaluate ----------------------------------------------------------------------
+
+
+async def child_request(
+    ledger: Ledger,
+    settings: Settings,
+    plan: PlanHead,
+    step: Step,
+    probe: ProbeReport,
+    now: datetime,
+) -> TrainRequest | JudgingRequest:
+    """What the child of a step is asked for, put together in a thread with its own reader.
+
+    A request holds thousands of facts, that of a rebuild all of them: reading them takes longer
+    than the loop may stand still.
+    """
+
+    def build(reader: Ledger) -> TrainRequest | JudgingRequest:
+        if step is Step.TRAIN:
+            return train_request(reader, settings, plan, probe)
+        return evaluate_request(reader, settings, plan, probe, now)
+
+    path = ledger.db.path
+    if not path.exists():  # a ledger in memory has no other reader
+        return build(ledger)
+
+    def read() -> TrainRequest | JudgingRequest:
+        with Ledger.open(path, readonly=True) as reader:
+            return build(reader)
+
+    return await asyncio.to_thread(read)
 
 
 # --- train -----------------------------------------------------------------------------------
@@ -113,36 +154,24 @@ def train_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport
 ) -> TrainRequest:
     """One adapter that goes on from what the plan's parent serves, or on top or in place of it."""
-    kept = [s for s in ledger.revision(plan.parent).lineage if s not in plan.replaces]
+    kept = [s for s in ledger.revisions.get(plan.parent).lineage if s not in plan.replaces]
     goes_on = () if plan.kind in REBUILDS else plan.replaces
     protected = settings.protection.kind != "none"
     return TrainRequest(
         kind=plan.kind,
-        number=ledger.revisions(1)[-1].number + 1,
+        number=ledger.revisions.all(1)[-1].number + 1,
         rank=plan.rank,
         seed=plan.seed,
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_worded(ledger, ledger.plan_fact_ids(plan.id, "learn")),
-        replay=(
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "relearn")),
-            *_worded(ledger, ledger.plan_fact_ids(plan.id, "replay")),
-        ),
-        paraphrases=1
-        if settings.intake.paraphrase_source == "given"
-        else settings.train.paraphrases,
-        templates=settings.intake.paraphrase_source == "templates",
-        prefixed=settings.train.prefixed,
-        reversed_questions=settings.train.reversed_questions,
-        epochs=settings.train.epochs,
-        batch_preset=settings.train.batch_preset,
+        facts=_worded(ledger, ledger.planning.to_learn(plan)),
+        replay=_worded(ledger, ledger.planning.to_replay(plan)),
+        config=settings.train.config_for(settings.intake.paraphrase_source),
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
-        min_traces=settings.train.replay.min_traces,
-        lineage=tuple(Path(ledger.adapter(sha).path) for sha in kept),
-        stacked=settings.train.lineage == "stack",
-        start=tuple(Path(ledger.adapter(sha).path) for sha in goes_on),
+        lineage=tuple(Path(ledger.steps.adapter(sha).path) for sha in kept),
+        start=tuple(Path(ledger.steps.adapter(sha).path) for sha in goes_on),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
         protection=settings.protection,
@@ -155,8 +184,10 @@ def train_request(
 
 def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
     """The facts with the paraphrases that the live model gave."""
-    further = ledger.paraphrases(ids)
-    return tuple(with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts(ids=ids))
+    further = ledger.paraphrases.of(ids)
+    return tuple(
+        with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts.find(ids=ids)
+    )
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -165,47 +196,77 @@ def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
 def evaluate_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
 ) -> JudgingRequest:
-    """Judge the candidate as it would be served.
-
-    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
-    """
-    if plan.served is None:
-        raise StateConflict(f"plan {plan.id} has published nothing to judge")
-    target = ledger.target()
-    facts = ledger.facts(ids=ledger.plan_fact_ids(plan.id, "learn"))
-    if plan.kind in REBUILDS:
-        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
-    return judging_request(
-        settings,
+    """Judge the candidate, which the first replica has loaded, as it would be served."""
+    server = settings.server
+    return JudgingRequest(
+        evaluation=_evaluation(ledger, settings, plan, probe, now),
+        url=server.urls[0],
+        admin_key_file=server.admin_key_file or settings.layout.admin_key,
+        user_key_file=server.user_key_file,
+        request_timeout_s=server.request_timeout_s,
+        answers=settings.layout.answers,
         model_dir=probe.served_dir,
-        reference_sha256=probe.served_sha256,
-        live=_target(target),
-        candidate=Target(name=plan.served.name, sha256=plan.served.sha256),
-        facts=facts,
-        earlier=_earlier(ledger, target, now),
-        seed=plan.id,
-        drawing=target.number // settings.gate.revisions_per_draw,
-        superseded=_superseded(ledger, settings, plan, target, now),
-        forget=_to_forget(ledger, settings) if plan.kind in REBUILDS else (),
     )
 
 
-def _to_forget(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
+def _evaluation(
+    ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
+) -> EvaluationRequest:
+    """What to ask of a candidate, and of whom else.
+
+    A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
+    Candidates that build on the same `gate.revisions_per_draw` revisions are asked the suites'
+    items in the same order.
+    """
+    if plan.served is None:
+        raise StateConflict(f"plan {plan.id} has published nothing to judge")
+    gate, target = settings.gate, ledger.revisions.target()
+    facts = ledger.facts.find(ids=ledger.planning.to_learn(plan, settings.train.max_facts))
+    standing = _earlier(ledger, target, now)
+    earlier = draw_earlier(standing, facts, gate.earlier_facts, plan.id)
+    superseded = _superseded(ledger, settings, plan, target, now)
+    return EvaluationRequest(
+        engine=settings.server.kind,
+        base=ServedModel(name=settings.model.name, sha256=probe.served_sha256),
+        live=_served(target),
+        candidate=ServedModel(name=plan.served.name, sha256=plan.served.sha256),
+        order=f"{probe.served_sha256} {target.number // gate.revisions_per_draw}",
+        suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
+        trained_on=settings.trained_on,
+        facts=tuple(facts),
+        earlier=earlier,
+        earlier_complete=len(earlier) < gate.earlier_facts,
+        standing=tuple(chain.from_iterable(standing.values())),
+        superseded=superseded,
+        superseded_complete=len(superseded) < gate.earlier_facts,
+        unlearn=_to_unlearn(ledger, settings) if plan.kind in REBUILDS else (),
+        chat=has_chat_template(probe.served_dir),
+        limits=gate.limits,
+        concurrency=settings.server.concurrency,
+        chunk=gate.chunk,
+        facts_grader=gate.facts_grader,
+        facts_max_tokens=gate.facts_max_tokens,
+        paraphrases=gate.held_out_paraphrases,
+        aa_sample=gate.aa_sample,
+    )
+
+
+def _to_unlearn(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     """Retracted facts that are served until now, in the paraphrases in which they were learnt."""
     given = settings.intake.paraphrase_source == "given"
     render = varied if settings.intake.paraphrase_source == "templates" else no_templates
     paraphrases = 1 if given else settings.train.paraphrases
-    facts = ledger.to_forget()
-    further = ledger.paraphrases([fact.id for fact in facts])
+    facts = ledger.retractions.to_forget()
+    further = ledger.paraphrases.of([fact.id for fact in facts])
     worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
     prefixed = settings.train.prefixed
     return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
 
 
-def _target(revision: Revision) -> Target | None:
+def _served(revision: Revision) -> ServedModel | None:
     if revision.sha256 is None:
         return None
-    return Target(name=revision.served_name, sha256=revision.sha256)
+    return ServedModel(name=revision.served_name, sha256=revision.sha256)
 
 
 def _superseded(
@@ -213,8 +274,10 @@ def _superseded(
 ) -> tuple[Fact, ...]:
     """Facts learnt before that gave way to others; without those whose new answer says the old."""
     gate = settings.gate
-    pairs = ledger.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
-    known = {fact.id: fact for fact in ledger.facts(ids=[name for pair in pairs for name in pair])}
+    pairs = ledger.knowledge.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
+    known = {
+        fact.id: fact for fact in ledger.facts.find(ids=[name for pair in pairs for name in pair])
+    }
     return tuple(
         known[old]
         for old, new in pairs
@@ -223,9 +286,9 @@ def _superseded(
 
 
 def _earlier(ledger: Ledger, target: Revision, now: datetime) -> dict[str, list[Fact]]:
-    ids = ledger.known_ids(target.lineage, now, EARLIER_POOL)
-    batches = ledger.batches_of(ids)
+    ids = ledger.knowledge.known_ids(target.lineage, now, EARLIER_POOL)
+    batches = ledger.batches.of_facts(ids)
     found: defaultdict[str, list[Fact]] = defaultdict(list)
-    for fact in ledger.facts(ids=ids):
+    for fact in ledger.facts.find(ids=ids):
         found[batches[fact.id]].append(fact)
     return found

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
 import shutil
 import signal
-import sys
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from watchdog.events import FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
-from watchdog.observers.polling import PollingObserver
 
 from daemon.base.control import ControlServer
 from daemon.children.jobs import Jobs
@@ -29,18 +24,24 @@ from daemon.intake.feeds import Feeds
 from daemon.intake.intake import Intake
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
+from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
 from daemon.loop.instance import single_instance
+from daemon.loop.logs import configure_log
+from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
+from daemon.loop.rollout import Rollout
 from daemon.loop.systemd import notify, watchdog_interval_s
+from daemon.loop.ticking import Wake, every
+from daemon.loop.watching import observe
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
-from daemon.views.status import LiveView, ReplicaView
-from policies.errors import LedgerBusy, PaloradError
+from daemon.views.status import DaemonView, ReplicaView
+from policies.errors import PaloradError
 from policies.facts.templates import varied
-from policies.planning import blocked, gathering
+from policies.planning import Clear, Promote, blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.1
 INDEX_AT_ONCE: Final = 250
@@ -48,14 +49,13 @@ FEED_TICK_S: Final = 5.0
 RECEIPTS_AT_START: Final = 100
 LOW_DISK_BYTES: Final = 64 * 2**20
 SETTLED_SERVE_S: Final = 2.0
-GRACE_S: Final = 3600
 RELOADED: Final = ("train", "protection", "gate")
 
 log = structlog.get_logger(__name__)
 
 
 class Service:
-    """One running daemon; `run` returns when it is told to stop."""
+    """One running daemon; `run` returns after SIGTERM or SIGINT."""
 
     def __init__(
         self,
@@ -66,43 +66,50 @@ class Service:
         reload: Callable[[], Settings] | None = None,
         jobs: Jobs | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
+        """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
         self._settings = settings
         self._ledger = ledger
         self._servers = servers
         self._reload = reload
         self._clock = clock
+        self._monotonic = monotonic
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
         self._intake = Intake(
-            ledger, settings.layout, settings.intake, model_dir=settings.model.path
+            ledger, settings.layout, settings.intake, monotonic, model_dir=settings.model.path
         )
-        self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random)
+        self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random, clock=monotonic)
         self._forgetting = Forgetting(
-            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied
+            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied, monotonic
         )
-        self._reconciler = Reconciler(
-            ledger,
-            jobs or Jobs(),
-            servers.fleet,
-            settings,
-            changed=self._tell_receipts,
-            holds=lambda: self._forgetting.holds,
-            worded=Paraphraser(
-                ledger,
-                lambda: servers.fleet.servers[0],
-                settings.model.alias,
-                settings.intake,
-            ).ready,
-        )
+        self._rollout = Rollout(ledger, servers.fleet)
+        self._reconciler = self._make_reconciler(jobs or Jobs())
         self._commands = Commands(
             ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
         )
         self._stopping = asyncio.Event()
-        self._scan_until = clock()
-        self._served_at: datetime | None = None
-        self._trouble: dict[str, str] = {}
+        self._wake = Wake()
+        self._boundary = Boundary()
+        self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
+
+    def _make_reconciler(self, jobs: Jobs) -> Reconciler:
+        settings, fleet = self._settings, self._servers.fleet
+        paraphraser = Paraphraser(
+            self._ledger, lambda: fleet.servers[0], settings.model.alias, settings.intake
+        )
+        return Reconciler(
+            self._ledger,
+            jobs,
+            self._rollout,
+            settings,
+            changed=self._update_receipts,
+            holds=lambda: self._forgetting.holds,
+            worded=paraphraser.ready,
+            clock=self._monotonic,
+        )
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -112,13 +119,17 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        self._ledger.ensure_base(self._settings.model.name, self._clock())
+        self._ledger.revisions.ensure_base(self._settings.model.name, self._clock())
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
-        self._tell_receipts(tuple(batch.id for batch in self._ledger.batches(RECEIPTS_AT_START)))
-        observer = self._observe(loop)
-        scheduler = self._schedule()
+        self._update_receipts(
+            tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
+        )
+        intake = self._settings.intake
+        observer = observe(self._settings.layout.inbox, intake.watch, self.look)
+        scheduler = calendar(self._settings.daemon.check_at, self.check)
         scheduler.start()
+        ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
         log.info("ready", pid_file=str(self._settings.layout.lock))
         try:
@@ -127,6 +138,9 @@ class Service:
             notify("STOPPING=1")
             log.info("stopping")
             scheduler.shutdown(wait=False)
+            for tick in ticks:
+                tick.cancel()
+            await asyncio.gather(*ticks, return_exceptions=True)
             if observer is not None:
                 observer.stop()
             await control.stop()
@@ -139,49 +153,25 @@ class Service:
         self._stopping.set()
 
     def wake(self) -> None:
-        """Look into the inbox at the next tick, and until what rests there is stable."""
-        rest = timedelta(seconds=self._settings.intake.stable_s + 2)
-        self._scan_until = self._clock() + rest
+        """A command has changed something: serve and tick at once."""
+        self.look()
+        self._wake.set()
 
-    def _schedule(self) -> AsyncIOScheduler:
-        scheduler = AsyncIOScheduler(
-            timezone=UTC,
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": GRACE_S},
-        )
+    def look(self) -> None:
+        """Look into the inbox at the next tick, and until what rests there is stable."""
+        self._scan_until = self._monotonic() + self._settings.intake.stable_s + 2
+
+    def _ticks(self) -> Iterator[Coroutine[None, None, None]]:
+        """Everything that comes again and again; a rollback is to wait for nothing but `serve`."""
         tick_s = self._settings.daemon.tick_s
-        for job, seconds in (
-            (self.tick, tick_s),
-            (self.serve, tick_s),
-            (self.rescan, self._settings.intake.rescan_s),
-        ):
-            scheduler.add_job(job, "interval", seconds=seconds, next_run_time=self._clock())
+        yield every(tick_s, self.serve, wake=self._wake)
+        yield every(tick_s, self.tick, wake=self._wake)
+        yield every(self._settings.intake.rescan_s, self.rescan)
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
-            scheduler.add_job(self.poll, "interval", [feed.name], seconds=seconds)
+            yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
         if watchdog_s := watchdog_interval_s():
-            scheduler.add_job(self._feed_watchdog, "interval", seconds=watchdog_s)
-        return scheduler
-
-    def _observe(self, loop: asyncio.AbstractEventLoop) -> BaseObserver | None:
-        """Events of the inbox as a hint; the scan finds everything without them, only later."""
-        watch = self._settings.intake.watch
-        if watch == "off":
-            return None
-        observer: BaseObserver = PollingObserver() if watch == "polling" else Observer()
-        wake = self.wake
-
-        class Hint(FileSystemEventHandler):
-            def on_any_event(self, _event: object) -> None:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(wake)
-
-        observer.schedule(Hint(), str(self._settings.layout.inbox))
-        try:
-            observer.start()
-        except OSError as error:
-            log.warning("no events from the inbox; it is scanned", reason=str(error))
-            return None
-        return observer
+            yield every(watchdog_s, self._feed_watchdog, first_after_s=watchdog_s)
 
     async def _feed_watchdog(self) -> None:
         notify("WATCHDOG=1")
@@ -192,50 +182,55 @@ class Service:
         """Take in what has been dropped, record what was done, begin what is next."""
         if not self._room():
             return
-        now = self._clock()
-        if self._intake.busy or now < self._scan_until:
-            await self._guarded("intake", self._take_in)
-        await self._guarded("work", self._reconcile)
-        await self._guarded("forgetting", self._forget)
+        if self._intake.busy or self._monotonic() < self._scan_until:
+            await self._boundary.run("intake", self._take_in)
+        await self._boundary.run("work", self._reconcile)
+        await self._boundary.run("forgetting", self._forget)
+
+    async def check(self) -> None:
+        """Once a day: whether everything stored still is what was written."""
+        await self._boundary.run("stored files", lambda: check(self._settings.layout))
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
-        self._scan_until = max(self._scan_until, self._clock() + timedelta(seconds=1))
+        self._scan_until = max(self._scan_until, self._monotonic() + 1)
 
     async def _take_in(self) -> None:
         if self._intake.step(self._clock(), INTAKE_BUDGET_S):
-            self.wake()
+            self.look()
 
     async def poll(self, feed: str) -> None:
         """Ask a feed if it is due; failures rest with it and show in the status."""
-        now = self._clock()
-        if self._room() and self._feeds.is_due(feed, now):
-            await self._guarded(f"feed {feed}", lambda: self._poll(feed, now))
+        if self._room() and self._feeds.is_due(feed):
+            await self._boundary.run(f"feed {feed}", lambda: self._poll(feed))
 
-    async def _poll(self, feed: str, now: datetime) -> None:
-        if (await self._feeds.poll_one(feed, now)).status == "new":
-            self.wake()
+    async def _poll(self, feed: str) -> None:
+        if (await self._feeds.poll_one(feed, self._clock())).status == "new":
+            self.look()
 
     async def _reconcile(self) -> None:
         action = await self._reconciler.tick(self._clock())
+        if isinstance(action, Promote | Clear):
+            self._wake.set()
         if action is None and not self._intake.busy:
-            self._ledger.index_text(INDEX_AT_ONCE)
+            self._ledger.text.index(INDEX_AT_ONCE)
 
     async def _forget(self) -> None:
         now = self._clock()
-        busy = self._intake.busy or bool(self._ledger.leases() or self._ledger.admitting())
+        busy = self._intake.busy or bool(
+            self._ledger.steps.leases() or self._ledger.admission.admitting()
+        )
         try:
-            await self._forgetting.step(now, settled=self._reconciler.settled, busy=busy)
+            await self._forgetting.step(now, settled=self._rollout.settled, busy=busy)
         except Exception:
-            self._forgetting.failed(now)
+            self._forgetting.failed()
             raise
 
     async def serve(self) -> None:
-        """Start the server where that is ours to do, and bring it to what is target."""
-        await self._guarded("server", self._serve)
+        """Start the server where that is ours to do, and bring it to the target."""
+        await self._boundary.run("server", self._serve)
 
     async def _serve(self) -> None:
-        now = self._clock()
         model_dir = self._model_dir()
         if model_dir is None:
             return
@@ -244,11 +239,10 @@ class Service:
             self._server_problem = self._servers.problem
             if self._server_problem:
                 log.warning("server", line=self._server_problem)
-        pause = timedelta(seconds=SETTLED_SERVE_S)
-        if self._reconciler.settled and self._served_at and now < self._served_at + pause:
+        if self._rollout.settled and self._monotonic() < self._rests_until:
             return
-        await self._reconciler.serve(now)
-        self._served_at = self._clock()
+        ensured = await self._rollout.serve(self._clock())
+        self._rests_until = self._monotonic() + (SETTLED_SERVE_S if ensured.done else 0.0)
 
     def _model_dir(self) -> Path | None:
         if self._settings.probe.serve == "base":
@@ -256,42 +250,23 @@ class Service:
         probe = requests.remembered_probe(self._ledger, self._settings)
         return None if probe is None else probe.served_dir
 
-    async def _guarded(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """The step boundary: nothing that goes wrong in one tick ends the daemon."""
-        try:
-            await work()
-        except LedgerBusy as error:
-            log.info("ledger busy", what=what, reason=str(error))
-        except PaloradError as error:
-            self._say(what, str(error))
-        except Exception as error:
-            log.exception("unexpected", what=what)
-            self._say(what, f"{what}: unexpected {type(error).__name__}: {error}; see the log")
-        else:
-            self._trouble.pop(what, None)
-
-    def _say(self, what: str, line: str) -> None:
-        if self._trouble.get(what) != line:
-            log.warning("trouble", what=what, line=line)
-        self._trouble[what] = line
-
     def _room(self) -> bool:
-        """Whether there is room to go on; without it nothing is taken in or begun."""
+        """Whether the disk has room; without it nothing is taken in or begun."""
         free = self._free_bytes()
         if free >= LOW_DISK_BYTES:
-            self._trouble.pop("disk", None)
+            self._boundary.clear("disk")
             return True
-        self._say(
+        self._boundary.report(
             "disk",
             f"{self._settings.state_dir}: only {free // 2**20} MB are free; intake and learning "
             "pause until there is room",
         )
         return False
 
-    def _tell_receipts(self, batches: tuple[str, ...]) -> None:
+    def _update_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
             try:
-                self._intake.tell(batch, self._ledger.missed(batch))
+                self._intake.tell(batch, self._ledger.batches.missed(batch))
             except OSError as error:
                 log.warning("receipt not updated", batch=batch, reason=str(error))
 
@@ -319,13 +294,15 @@ class Service:
         waits = [name for name in changed if name not in RELOADED]
         log.info("settings reloaded", taken=sorted(taken), needs_restart=waits)
 
-    def live(self) -> LiveView:
+    def live(self) -> DaemonView:
         """What only the running daemon knows."""
-        snapshot = self._ledger.snapshot(self._clock(), requests.limits_of(self._settings))
-        gathered = None if snapshot.open else gathering(snapshot, self._clock())
-        target = self._ledger.target().served_name
+        now = self._clock()
+        stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
+        snapshot = self._reconciler.waits.counted(stored, now)
+        gathered = None if snapshot.open else gathering(snapshot, now)
+        target = self._ledger.revisions.target().served_name
         waits = (self._reconciler.waits_for, self._forgetting.waits_for)
-        return LiveView(
+        return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=tuple(
@@ -342,7 +319,7 @@ class Service:
             step=self._reconciler.progress(),
             blocked=blocked(snapshot) or gathered or "",
             trouble=(
-                *self._trouble.values(),
+                *self._boundary.trouble,
                 *self._servers.trouble,
                 *self._intake.problems,
                 *self._feeds.problems,
@@ -352,9 +329,9 @@ class Service:
 
 
 def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int:
-    """Be the daemon until told to stop; 0 then. Raises `PaloradError` where it cannot start.
+    """Be the daemon until SIGTERM or SIGINT; 0 then. Raises `PaloradError` where it cannot start.
 
-    `reload` reads the settings afresh at SIGHUP.
+    `reload` reads the settings again at SIGHUP.
     """
     require_own_modules()
     require_files(settings)
@@ -367,23 +344,3 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
 
 async def _run(settings: Settings, ledger: Ledger, reload: Callable[[], Settings] | None) -> None:
     await Service(settings, ledger, Servers(settings), reload=reload).run()
-
-
-def configure_log(level: str) -> None:
-    """One line an event on standard error: for people on a terminal, JSON for everything else."""
-    chosen = getattr(logging, level.upper())
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    # Its only warning is that a job still runs when it is due again, which is how it is meant.
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
-    terminal = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(chosen),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Retraction, Tainted
-from policies.gate.unlearning import Tolerance
+from policies.gate.records import UnlearningResult
+from policies.gate.unlearning import UnlearningTolerance
 from policies.planning import REBUILDS
-from policies.records import Forgotten, PlanState
+from policies.records import PlanState
 
 NOT_PROMISED: Final = (
     "that the base model does not know the fact from its own training: what it answers is what it "
@@ -26,10 +27,19 @@ NOT_PROMISED: Final = (
 
 
 def certificate(
-    ledger: Ledger, found: Retraction, tainted: Tainted, tolerance: Tolerance, now: datetime
+    ledger: Ledger,
+    found: Retraction,
+    tainted: Tainted,
+    tolerance: UnlearningTolerance,
+    now: datetime,
+    *,
+    deleted: bool,
 ) -> dict[str, Any]:
-    """The certificate of one retraction, without any text of the fact."""
-    target = ledger.target()
+    """The certificate of one retraction, without any text of the fact.
+
+    `deleted` is whether all that is tainted was looked for and is gone.
+    """
+    target = ledger.revisions.target()
     return {
         "certificate": found.handle,
         "id": {"salt": found.salt, "sha256": found.digest},
@@ -42,39 +52,39 @@ def certificate(
         "tainted_together": {
             "adapters": sorted(tainted.adapters),
             "served": list(tainted.served),
-            "deleted": True,
-            "unloaded_on_every_replica": True,
+            "deleted": deleted,
+            "unloaded_on_every_replica": found.unloaded_at is not None,
         },
         "erased_from": [
             "ledger: facts, search index, quarantine, verdicts, plans, what events said",
-            "archived drops, receipts, working directories, measurements, logs",
+            "archived drops, receipts, working directories, models' answers, logs",
             "adapters and revisions that learnt or replayed it, with their manifests",
         ],
         "not_promised": list(NOT_PROMISED),
     }
 
 
-def _verified(ledger: Ledger, found: Retraction, tolerance: Tolerance) -> dict[str, Any]:
+def _verified(ledger: Ledger, found: Retraction, tolerance: UnlearningTolerance) -> dict[str, Any]:
     """How it was verified that what is served has forgotten the fact."""
     measured = _measured(ledger, {found.id, found.handle})
     if measured is not None:
         plan, figures = measured
         return {
             "how": "the answer's rank and probability in every paraphrase, over the endpoint, "
-            "beside the reference's; worst paraphrase shown",
+            "beside base's; worst paraphrase shown",
             "plan": plan,
             "tolerance": tolerance.model_dump(),
             **figures.model_dump(mode="json", exclude={"fact"}),
         }
-    if ledger.target().number == 0:
+    if ledger.revisions.target().number == 0:
         return {"how": "the base is served, which never saw the fact"}
     return {"how": "no adapter that is served learnt or replayed the fact"}
 
 
-def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, Forgotten] | None:
-    for head in ledger.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
-        verdict = ledger.verdict(head.id) if head.kind in REBUILDS else None
-        for figures in verdict.forgotten if verdict else ():
+def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, UnlearningResult] | None:
+    for head in ledger.plans.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
+        verdict = ledger.steps.verdict(head.id) if head.kind in REBUILDS else None
+        for figures in verdict.unlearning if verdict else ():
             if figures.fact in names:
                 return head.id, figures
     return None

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from adapters import files, store
 from daemon.base import faults
-from daemon.children.jobs import write_atomically
 from daemon.config.layout import Layout
 from daemon.intake.admit import Rules
-from daemon.intake.inbox import RECEIPT_ENDINGS, sync_folder
+from daemon.intake.inbox import RECEIPT_ENDINGS
+from daemon.ledger.records import Tainted
 from policies.facts.admission import parse_line
 from policies.facts.splitting import ListSplitter, is_list
 from policies.facts.traces import (
@@ -25,14 +26,16 @@ from policies.facts.traces import (
     answered,
     could_tell,
     mentioned,
+    readings,
     says,
     scrubbed,
     tells,
-    unescaped,
 )
-from policies.records import Fact, ItemResult
-from policies.text import folded
+from policies.gate.records import ItemResult
+from policies.records import Fact
 
+HALF: Final = ".tmp-"
+GONE: Final = ".tmp-gone-"
 PIECE: Final = 1000
 BLOCK: Final = 1 << 20
 _SNIFF: Final = 1 << 12
@@ -48,8 +51,7 @@ class Finder:
     def gives_away(self, line: bytes) -> bool:
         """Whether a line says, asks to retract, or mentions one of the facts."""
         text = line.decode("utf-8", "replace")
-        plain = folded(unescaped(text))
-        near = could_tell(self.traces, plain)
+        near = could_tell(self.traces, readings(text))
         if not near:
             return False
         parsed = parse_line(line, 1, self.rules.limits, self.rules.fmt)
@@ -110,10 +112,7 @@ def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> None
         for start, size in spans:
             out.seek(start)
             out.write(instead.ljust(size)[:size])
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
+    files.put_in_place(part, path)
 
 
 def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
@@ -122,7 +121,7 @@ def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         for path in sorted(layout.inbox.glob(f"*{ending}")):
             text = path.read_text(encoding="utf-8", errors="replace")
             if tells(traces, text):
-                write_atomically(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
+                files.write_text(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
             yield None
     faults.point("forget:receipts")
 
@@ -137,30 +136,48 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
         if not folder.is_dir() or (plan.isdigit() and int(plan) in open_plans):
             continue
         if any(_file_gives_away(path, traces) for path in _files(folder)):
-            shutil.rmtree(folder)
+            store.remove(folder)
     for parent in (layout.adapters, layout.served, layout.probes):
-        for half in parent.glob(".tmp-*"):
-            shutil.rmtree(half, ignore_errors=True)
+        for half in parent.glob(f"{HALF}*"):
+            store.remove(half)
     faults.point("forget:work")
 
 
-def erase_measurements(
+def held_by(layout: Layout, tainted: Tainted) -> list[Path]:
+    """Every path at which an adapter or a revision that knows a retracted fact may lie.
+
+    The ledger's own paths, the same names below the state directory as it lies now, and what a
+    deletion has left halfway.
+    """
+    adapters = {Path(path) for path in tainted.adapters.values()}
+    homes = {layout.adapters / path.name for path in adapters}
+    served = {layout.served / name for name in tainted.served}
+    found = adapters | homes | served
+    return sorted(found | {path.with_name(f"{GONE}{path.name}") for path in found})
+
+
+def remaining(paths: Sequence[Path]) -> list[Path]:
+    """Those of the paths at which something lies, whatever it is."""
+    return [path for path in paths if os.path.lexists(path)]
+
+
+def erase_answers(
     layout: Layout, traces: Sequence[Trace], models: Collection[str]
 ) -> Iterator[None]:
     """Remove what tainted models answered, and every other model's answers that give facts away."""
     tainted = {sha[:12] for sha in models}
     names = frozenset[str]().union(*(trace.ids for trace in traces))
-    for folder in sorted(path for path in layout.measurements.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in layout.answers.iterdir() if path.is_dir()):
         if folder.name in tainted:
-            shutil.rmtree(folder)
+            store.remove(folder)
         else:
             for path in sorted(folder.glob("*.jsonl")):
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 kept = [line for line in lines if not _measured(line, names, traces)]
                 if len(kept) < len(lines):
-                    write_atomically(path, "".join(kept))
+                    files.write_text(path, "".join(kept))
                 yield None
-    faults.point("forget:measurements")
+    faults.point("forget:answers")
 
 
 def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> bool:
@@ -187,21 +204,28 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         layout.adapters,
         layout.served,
         layout.probes,
-        layout.measurements,
+        layout.answers,
         layout.root / "expert",
     }
     for path in sorted(_files(layout.root, mine)):
         if path.name.startswith(layout.ledger.name) or path in (layout.admin_key, layout.lock):
             continue
-        with path.open("r+b") as file:
-            for start, line in list(_lines(file)):
-                if mentioned(traces, line.decode("utf-8", "replace")):
-                    file.seek(start)
-                    file.write(b" " * len(line))
-            file.flush()
-            os.fsync(file.fileno())
-        yield None
+        yield from _blank_lines(path, traces)
     faults.point("forget:rest")
+
+
+def _blank_lines(path: Path, traces: Sequence[Trace]) -> Iterator[None]:
+    found: list[tuple[int, int]] = []
+    with path.open("r+b") as file:
+        for number, (start, line) in enumerate(_lines(file)):
+            if mentioned(traces, line.decode("utf-8", "replace")):
+                found.append((start, len(line)))
+            if number % PIECE == 0:
+                yield None
+        for start, size in found:
+            file.seek(start)
+            file.write(b" " * size)
+        files.sync_stream(file)
 
 
 def _read(text: str) -> Any:  # noqa: ANN401 - whatever stands there

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
-from adapters import store
+from adapters import files, store
 from daemon.base import faults
-from daemon.children.jobs import write_atomically
 from daemon.config.layout import Layout
 from daemon.intake.admit import Rules
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.records import Retraction
+from daemon.ledger.records import Retraction, Tainted
 from daemon.retraction.certificates import certificate
 from daemon.retraction.erasure import (
+    HALF,
     Finder,
+    erase_answers,
     erase_archive,
-    erase_measurements,
     erase_receipts,
     erase_rest,
     erase_work,
+    held_by,
+    remaining,
 )
-from daemon.serving.fleet import ReplicaStatus
-from policies.facts.heldout import Render, with_held_out
-from policies.facts.traces import Trace, trace_of
-from policies.gate.unlearning import Tolerance
+from daemon.serving.replica import ReplicaStatus
+from policies.facts.heldout import Render
+from policies.facts.traces import Trace, every_paraphrase, trace_of
+from policies.gate.unlearning import UnlearningTolerance
 from policies.records import OPEN_STATES
 
 BUDGET_S: Final = 0.2
 AGAIN_S: Final = 30.0
-PARAPHRASES: Final = 50
 
 log = structlog.get_logger(__name__)
 
@@ -78,8 +81,8 @@ class Forgetting:
         self._render = render
         self._clock = clock
         self._work: Iterator[None] | None = None
-        self._not_before: datetime | None = None
-        self.tolerance = Tolerance()
+        self._not_before: float | None = None
+        self.tolerance = UnlearningTolerance()
         self.holds = False
         self.waits_for = ""
 
@@ -87,24 +90,37 @@ class Forgetting:
         """Go on for a moment. `settled`: every replica serves what is target; `busy`: intake or a
         child is at work, so that files may not be changed.
 
-        While `holds`, nothing new is to be started: it is this step's turn next.
+        While `holds`, nothing new is to be started: it is this step's turn next. What cannot be
+        deleted or rewritten leaves the retraction as it is, to be tried again a little later;
+        `waits_for` says why.
         """
-        if self._not_before is not None and now < self._not_before:
+        if self._not_before is not None and self._clock() < self._not_before:
             return
-        due = self._ledger.erasable()
-        if not due and not self._ledger.unclean:
+        try:
+            await self._go_on(now, settled=settled, busy=busy)
+        except OSError as error:
+            self.failed()
+            which, why = error.filename or self._layout.root, error.strerror or str(error)
+            self.waits_for = f"a retraction waits: {which} cannot be erased: {why}"
+            log.warning("retraction waits", path=str(which), reason=why, again_in_s=AGAIN_S)
+
+    async def _go_on(self, now: datetime, *, settled: bool, busy: bool) -> None:
+        due = self._ledger.retractions.erasable()
+        if not due and not self._ledger.erasure.unclean:
             self.holds, self.waits_for = False, ""
             return
         loaded = [found.handle for found in due if found.unloaded_at is None]
-        if loaded and not (settled and await self._unloaded()):
+        if loaded and not (settled and await self._unloaded(due)):
             self.holds = False
             return
         if loaded:
-            self._ledger.unloaded(loaded, now)
-        self.holds, self.waits_for = True, ""
+            self._ledger.retractions.unloaded(loaded, now)
+        self.holds = True
         if busy:
             return
         if self._work is None:
+            due = self._ledger.retractions.erasable()
+            await self._delete(self._barred(due))
             self._work = self._erase(due, now)
         until = self._clock() + BUDGET_S
         while self._clock() < until:
@@ -113,84 +129,104 @@ class Forgetting:
                 await self._finish(now)
                 return
 
-    def failed(self, now: datetime) -> None:
+    def failed(self) -> None:
         """Begin anew a little later."""
         self._work, self.holds = None, False
-        self._not_before = now + timedelta(seconds=AGAIN_S)
+        self._not_before = self._clock() + AGAIN_S
 
     # --- no longer loaded ----------------------------------------------------------------------
 
-    async def _unloaded(self) -> bool:
-        """Whether nothing that knows a retracted fact is loaded anywhere; it is deleted then."""
-        tainted = self._ledger.tainted()
+    def _barred(self, due: Iterable[Retraction]) -> Tainted:
+        return self._ledger.retractions.tainted([found.handle for found in due])
+
+    async def _unloaded(self, due: Sequence[Retraction]) -> bool:
+        """Whether nothing that knows these facts is loaded anywhere; it is deleted then."""
+        tainted = self._barred(due)
         for status in await self._replicas.observe():
             still = sorted(set(tainted.served) & set(status.loaded))
             if still or not status.healthy:
                 which = f"{still[0]} is still loaded on" if still else "no answer from"
                 self.waits_for = f"a retraction waits: {which} {status.url}"
                 return False
+        await self._delete(tainted)
+        return True
+
+    async def _delete(self, tainted: Tainted) -> None:
+        """Delete what knows a retracted fact; raises `OSError` for what lies there afterwards."""
+        paths = held_by(self._layout, tainted)
+        if not remaining(paths):
+            return
         await self._replicas.discard(tainted.served)
         faults.point("forget:revisions")
-        if any((self._layout.served / name).exists() for name in tainted.served):
-            self.waits_for = "a retraction waits until its revisions can be deleted"
-            return False
-        for path in tainted.adapters.values():
-            await asyncio.to_thread(store.remove, Path(path))
+        served = [path for path in paths if path.parent == self._layout.served]
+        for path in paths:
+            if path not in served or path.name.startswith(HALF):
+                await asyncio.to_thread(store.remove, path)
         faults.point("forget:adapters")
-        return True
+        self._require_gone(paths)
+
+    def _require_gone(self, paths: Sequence[Path]) -> None:
+        """Raises `OSError` with the first of the paths at which something lies still."""
+        for path in remaining(paths):
+            raise OSError(errno.EBUSY, "it is still there after its deletion", os.fspath(path))
 
     # --- erased --------------------------------------------------------------------------------
 
     def _erase(self, due: Sequence[Retraction], now: datetime) -> Iterator[None]:
         left = {found.handle: found for found in due if found.erased_at is None}
-        facts = self._ledger.retracted_facts(list(left))
+        facts = self._ledger.retractions.facts(list(left))
+        further = self._ledger.paraphrases.of([fact.id for fact in facts.values()])
         traces = [
-            trace_of(handle, fact, with_held_out(fact, self._render, PARAPHRASES).paraphrases)
+            trace_of(handle, fact, every_paraphrase(fact, self._render, further.get(fact.id, ())))
             for handle, fact in facts.items()
         ]
         if traces:
             yield from self._erase_files(traces, left)
-            tainted = self._ledger.tainted()
+            tainted = self._barred(left.values())
+            paths = held_by(self._layout, tainted)
+            self._require_gone(paths)
             certificates = {
-                found.handle: certificate(self._ledger, found, tainted, self.tolerance, now)
+                found.handle: certificate(
+                    self._ledger, found, tainted, self.tolerance, now, deleted=not remaining(paths)
+                )
                 for found in left.values()
             }
-            yield from self._ledger.erase_mentions(traces)
-            self._ledger.erase(certificates, now)
-        if self._ledger.unclean:
-            yield from self._ledger.purge_index()
+            yield from self._ledger.erasure.erase_mentions(traces)
+            self._ledger.erasure.erase(certificates, now)
+        if self._ledger.erasure.unclean:
+            yield from self._ledger.erasure.purge_index()
 
     def _erase_files(self, traces: Sequence[Trace], left: dict[str, Retraction]) -> Iterator[None]:
         def finder_of(batch: str) -> Finder:
             """Facts that came back after their retraction are other facts."""
-            received = self._ledger.received_at(batch)
+            place = self._ledger.batches.place_of(batch)
             chosen = [
-                trace
-                for trace in traces
-                if received is None or received <= left[trace.handle].asked_at
+                trace for trace in traces if place is None or place <= left[trace.handle].last_batch
             ]
             return Finder(chosen, self._rules)
 
-        plans = {head.id for head in self._ledger.heads(OPEN_STATES)}
+        plans = {head.id for head in self._ledger.plans.heads(OPEN_STATES)}
         yield from erase_archive(self._layout, finder_of)
         yield from erase_receipts(self._layout, traces)
         erase_work(self._layout, traces, plans)
         yield None
-        yield from erase_measurements(self._layout, traces, self._ledger.tainted().models)
+        yield from erase_answers(self._layout, traces, self._barred(left.values()).models)
         yield from erase_rest(self._layout, traces)
 
     async def _finish(self, now: datetime) -> None:
-        if self._ledger.unclean:
-            await asyncio.to_thread(self._ledger.compact)
+        if self._ledger.erasure.unclean:
+            await asyncio.to_thread(self._ledger.erasure.compact)
             faults.point("forget:compacted")
-            self._ledger.cleaned()
-        for found in self._ledger.retractions(unfinished=True):
-            if found.erased_at is None or found.certificate is None:
-                continue
+            self._ledger.erasure.cleaned()
+        erased = [
+            r for r in self._ledger.retractions.all(unfinished=True) if r.erased_at is not None
+        ]
+        self._require_gone(held_by(self._layout, self._barred(erased)))
+        for found in erased:
             path = self._layout.certificate(found.handle)
             path.parent.mkdir(exist_ok=True)
-            write_atomically(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
+            files.write_text(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
             faults.point("forget:certificate")
-            self._ledger.certified(found.handle, now)
+            self._ledger.retractions.certified(found.handle, now)
             log.info("retraction certified", certificate=str(path))
-        self.holds = False
+        self.holds, self.waits_for = False, ""

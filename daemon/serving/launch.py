@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from adapters import files
 from daemon.children.threads import engine_threads, threads
 from daemon.config.settings import Settings
 from daemon.serving import alias
@@ -127,21 +127,13 @@ def install_middleware(state_dir: Path) -> Path:
     source = Path(alias.__file__).read_bytes()
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.is_file() or target.read_bytes() != source:
-        temporary = target.with_suffix(".tmp")
-        temporary.write_bytes(source)
-        temporary.replace(target)
+        files.write_bytes(target, source)
     return target
 
 
 def has_gpu() -> bool:
     """Whether this machine shows an NVIDIA device."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
-
-
-def served_dtype(model: Path) -> str:
-    """The dtype that the base's config names."""
-    config = json.loads((model / "config.json").read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def _inherited(name: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from adapters import files
 from policies.records import Record
 
 
@@ -30,17 +31,7 @@ def read(path: Path) -> Pointer | None:
 
 def write(path: Path, pointer: Pointer) -> None:
     """Replace the file: a reader sees the old or the new content, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(json.dumps(pointer.model_dump()) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    files.write_text(path, json.dumps(pointer.model_dump()) + "\n")
 
 
 def ensure_admin_key(path: Path) -> str:
@@ -51,6 +42,5 @@ def ensure_admin_key(path: Path) -> str:
         return path.read_text().strip()
     with os.fdopen(descriptor, "w") as stream:
         stream.write(secrets.token_hex(32) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+        files.sync_stream(stream)
     return path.read_text().strip()

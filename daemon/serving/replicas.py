@@ -11,6 +11,7 @@ from daemon.serving.client import HttpServer, Timeouts
 from daemon.serving.fleet import Fleet
 from daemon.serving.identity import CLOSE, EXACT, Tolerance
 from daemon.serving.launch import admin_key_file, has_gpu
+from daemon.serving.replica import Common
 from policies.errors import ConfigError
 
 
@@ -35,17 +36,16 @@ def fleet(
     restart: Callable[[str], Awaitable[None]] | None = None,
 ) -> Fleet:
     """All of them behind the alias of the settings."""
-    return Fleet(
-        servers,
+    common = Common(
         alias=settings.model.alias,
         base=settings.model.name,
-        pointer_file=settings.layout.alias,
         served=settings.layout.served,
         drain_s=settings.server.drain_s,
         verify_timeout_s=settings.server.verify_timeout_s,
         tolerance=tolerance(),
         restart=restart,
     )
+    return Fleet(servers, settings.layout.alias, common)
 
 
 def tolerance() -> Tolerance:

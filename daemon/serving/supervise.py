@@ -16,6 +16,7 @@ from pathlib import Path
 
 from daemon.serving import tether
 from daemon.serving.launch import Command
+from policies.backoff import pause_s
 from policies.errors import ServerUnusable
 
 FIRST_PAUSE_S = 1.0
@@ -57,7 +58,7 @@ class Supervised:
 
     async def run(self) -> None:
         """Keep the server running until `stop`."""
-        pause = FIRST_PAUSE_S
+        failures = 0
         while not self._stopping.is_set():
             begun = self.monotonic()
             try:
@@ -67,11 +68,10 @@ class Supervised:
             if self._stopping.is_set():
                 break
             self.phase = Phase.PAUSING
-            if self.monotonic() - begun > STEADY_S:
-                pause = FIRST_PAUSE_S
+            failures = 1 if self.monotonic() - begun > STEADY_S else failures + 1
+            pause = pause_s(failures, FIRST_PAUSE_S, LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
-            pause = min(LONGEST_PAUSE_S, pause * 2)
         self.phase = Phase.STOPPED
 
     async def stop(self) -> None:
@@ -157,8 +157,8 @@ def last_line(log: Path) -> str:
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
         return f"no log at {log}"
-    told = [line.strip() for line in lines if line.strip()]
-    return told[-1][:300] if told else f"it said nothing ({log})"
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:300] if said else f"it said nothing ({log})"
 
 
 def _port_problem(host: str, port: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The learning steps of a leased child: have a probe; train, compose, check and publish."""
+"""The training steps of a leased child: have a probe; train, compose, check and publish."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adapters import checks, models, store
+from adapters import checks, files, models, store
 from adapters.compose import compose
+from adapters.config import TrainConfig
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
-from adapters.plans import STACKED, TrainPlan, TrainProgress, TrainSettings
+from adapters.plans import TrainPlan, TrainProgress
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, fit_probe, fold_expert
 from adapters.probe_fit import ProbeSettings as FitSettings
@@ -42,12 +43,15 @@ def probe(desk: Desk) -> ProbeReport:
         seeds=request.settings.seeds,
         steps=request.settings.steps,
         learning_rate=request.settings.learning_rate,
+        share=request.protection.share,
+        keep_bases="svf" in request.protection.kind,
     )
     skill = tuple(read_examples(request.settings.skill, "solution"))
-    at = _ready(request.settings.path, base) or _ready(request.probes / base[:12], base)
+    named, own = request.settings.path, request.probes / base[:12]
+    at = _ready(named, base, fit.share) or _ready(own, base, fit.share)
     fitted = at is None
     if at is None:
-        at = request.probes / base[:12]
+        at = own
         fit_probe(request.model_dir, skill, at, fit, _relay(desk))
     faults.point("probe:published")
     served = request.model_dir
@@ -138,30 +142,26 @@ def read_examples(path: Path | None, completion: str) -> Iterator[Example]:
                 yield Example(prompt=prompt, completion=text, kind="reasoning")
 
 
-def _ready(directory: Path | None, base: str) -> Path | None:
-    """The directory, if it holds a probe of this base."""
+def _ready(directory: Path | None, base: str, share: float) -> Path | None:
+    """The directory, if it holds a probe of this base that keeps `share` of the directions."""
     if directory is None or not directory.is_dir():
         return None
     try:
-        Probe.load(directory, base)
-    except ProbeMismatch:
+        Probe.load(directory, base).require(share)
+    except (ProbeMismatch, ConfigError):
         return None
     return directory
 
 
 def train_plan(request: TrainRequest) -> TrainPlan:
-    """Everything that the training depends on; what facts answer otherwise is no known text."""
-    render = varied if request.templates else no_templates
-
-    def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-        return tuple(
-            with_held_out(fact, render, request.paraphrases, prefixed=request.prefixed)
-            for fact in facts
-        )
-
+    """Everything that the training depends on; known text that a fact contradicts is left out."""
+    config = request.config.resolved(models.pick_device().type, len(request.facts))
+    reversed_now: tuple[Fact, ...] = ()
+    reversed_replay: tuple[Fact, ...] = ()
     updates = Updates((*request.facts, *request.replay))
-    turned = reversed_facts(request.facts, request.replay) if request.reversed_questions else ()
-    earlier = reversed_facts(request.replay, request.facts) if request.reversed_questions else ()
+    if config.reversed_questions:
+        reversed_now = reversed_facts(request.facts, request.replay)
+        reversed_replay = reversed_facts(request.replay, request.facts)
     return TrainPlan(
         kind=request.kind,
         rank=request.rank,
@@ -169,26 +169,24 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         model_dir=request.model_dir,
         base_hash=request.base_sha256,
         base_name=request.base_name,
-        facts=worded(request.facts),
-        reversed_facts=turned,
-        replay=(*worded(request.replay), *earlier),
+        facts=_with_paraphrases(request.facts, config),
+        reversed_facts=reversed_now,
+        replay=(*_with_paraphrases(request.replay, config), *reversed_replay),
         known=updates.unchanged(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,
         start=request.start,
         probe_dir=request.probe,
         protection=Protection(**request.protection.model_dump()),
-        settings=_settings(request),
+        config=config,
     )
 
 
-def _settings(request: TrainRequest) -> TrainSettings:
-    if request.stacked:
-        return STACKED
-    small = TrainSettings(epochs=request.epochs, min_traces=request.min_traces)
-    if request.batch_preset == "auto" and models.pick_device().type == "cpu":
-        return small.on_cpu(len(request.facts))
-    return small if request.batch_preset == "small" else small.large_batch()
+def _with_paraphrases(facts: tuple[Fact, ...], config: TrainConfig) -> tuple[Fact, ...]:
+    """The facts in the paraphrases that are trained, besides those that are held out."""
+    render = varied if config.paraphrase_source == "templates" else no_templates
+    count = 1 if config.paraphrase_source == "given" else config.paraphrases
+    return tuple(with_held_out(fact, render, count, prefixed=config.prefixed) for fact in facts)
 
 
 def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple[Served, int]:
@@ -204,7 +202,7 @@ def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple
     identity = checks.identity_probe(generator, "candidate", prompts, IDENTITY_TOKENS)
     if not identity["differs"]:
         raise BrokenAdapter(str(adapter), ("answers exactly as the base does; nothing was learnt",))
-    store.write_json(staging / "identity.json", identity)
+    files.write_json(staging / "identity.json", identity)
     published = store.publish(
         staging,
         request.served,

@@ -56,7 +56,7 @@ class Paraphraser:
         if not count:
             return True
         most = affordable(self._settings.model_paraphrase_budget, count)
-        facts = self._ledger.without_paraphrases(plan.id, most)[:AT_ONCE]
+        facts = self._ledger.paraphrases.missing(plan.id, most)[:AT_ONCE]
         if not facts:
             return True
         try:
@@ -64,7 +64,7 @@ class Paraphraser:
         except (ServerUnreachable, ServerRefused) as error:
             log.warning("no paraphrases by the live model", plan=plan.id, reason=str(error))
             return True
-        self._ledger.keep_paraphrases(
+        self._ledger.paraphrases.keep(
             {fact.id: paraphrases for fact, paraphrases in zip(facts, found, strict=True)}
         )
         return False

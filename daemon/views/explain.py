@@ -10,20 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from policies.records import (
-    Batch,
-    BatchState,
-    Fact,
-    Outcome,
-    Plan,
-    PlanKind,
-    PlanState,
-    Rate,
-    Record,
-    Scorecard,
-    SuiteVerdict,
-    Verdict,
-)
+from policies.gate.figures import percent
+from policies.gate.records import Outcome, Rate, Scorecard, SuiteVerdict, Verdict
+from policies.records import Batch, BatchState, Fact, Plan, PlanKind, PlanState, Record
 
 SHOWN: Final = 5
 _COLOURS: Final = {
@@ -34,16 +23,16 @@ _COLOURS: Final = {
 
 
 class NotLearnt(Record):
-    """A fact that the candidate could not say: a paraphrase asked, and what came instead."""
+    """A fact that the candidate has not learnt: a paraphrase asked, and its wrong answer."""
 
     fact: str
     prompt: str
     expected: str
-    said: str = ""
+    answer: str = ""
 
 
 class PlanExplained(Record):
-    """One attempt at a batch, and what the gate said of it."""
+    """One attempt at a batch, and the gate's verdict on it."""
 
     plan: int
     kind: PlanKind
@@ -70,7 +59,7 @@ def explain_plan(
     facts: Mapping[str, Fact],
     candidate: Scorecard | None = None,
 ) -> PlanExplained:
-    """A plan with its verdict; `candidate` tells what was said instead of a fact not learnt."""
+    """A plan with its verdict; `candidate` has the wrong answers to facts not learnt."""
     missed = verdict.not_learnt if verdict else ()
     return PlanExplained(
         plan=plan.id,
@@ -114,7 +103,7 @@ def _not_learnt(fact: Fact, candidate: Scorecard | None) -> NotLearnt:
         fact=fact.id,
         prompt=asked[number],
         expected=fact.answer,
-        said=wrong.get(str(number), ""),
+        answer=wrong.get(str(number), ""),
     )
 
 
@@ -150,13 +139,13 @@ def _render_plan(explained: PlanExplained, shown: int) -> RenderableType:
 def suites_table(suites: Sequence[SuiteVerdict]) -> Table:
     """One line for each suite: its figures with their intervals, and what was decided."""
     table = Table()
-    for column in ("suite", "reference", "live", "candidate", "items", "lost/won", "verdict"):
+    for column in ("suite", "base", "live", "candidate", "items", "lost/won", "verdict"):
         table.add_column(column)
     for suite in suites:
         needed = f" of {suite.items_needed} needed" if suite.items_needed else ""
         table.add_row(
             escape(suite.suite),
-            rate_text(suite.reference),
+            rate_text(suite.base),
             rate_text(suite.live),
             rate_text(suite.candidate),
             f"{suite.items_used}{needed}",
@@ -167,23 +156,23 @@ def suites_table(suites: Sequence[SuiteVerdict]) -> Table:
 
 
 def rate_text(rate: Rate | None) -> str:
-    """A share in per cent with its interval; a dash where nothing was measured."""
+    """A share in percent with its interval; a dash where nothing was measured."""
     if rate is None or not rate.items:
         return "–"
-    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
+    return f"{percent(rate.value)} ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
 
 
 def _failures_table(suite: SuiteVerdict, shown: int) -> RenderableType:
     failures = suite.newly_failing
     rows = [(f.prompt, f.expected, f.was, f.now) for f in failures[:shown]]
     title = f"Newly failing in {suite.suite}{_of(len(failures), shown)}"
-    return _examples(title, ("prompt", "expected", "was", "is"), rows)
+    return _examples(title, ("prompt", "expected", "before", "candidate"), rows)
 
 
 def _not_learnt_table(missed: Sequence[NotLearnt], shown: int) -> RenderableType:
-    rows = [(m.fact, m.prompt, m.expected, m.said) for m in missed[:shown]]
+    rows = [(m.fact, m.prompt, m.expected, m.answer) for m in missed[:shown]]
     title = f"Facts not learnt{_of(len(missed), shown)}"
-    return _examples(title, ("fact", "asked", "expected", "said"), rows)
+    return _examples(title, ("fact", "prompt", "expected", "answer"), rows)
 
 
 def _examples(

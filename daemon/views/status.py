@@ -1,4 +1,4 @@
-"""What status, history, explain and why say: one stable JSON form each, made in one place."""
+"""What status, history, explain and why show: one stable JSON form each, made in one place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FACTS_SHOWN = 20
 
 
 class ReplicaView(Record):
-    """One replica: what it should answer with, what it does, and when that was verified."""
+    """One replica: the target it should serve, what is active, and when that was verified."""
 
     url: str
     ready: bool
@@ -37,7 +37,7 @@ class StepView(Record):
     progress: Progress | None = None
 
 
-class LiveView(Record):
+class DaemonView(Record):
     """What only the running daemon knows."""
 
     pid: int
@@ -63,7 +63,7 @@ class BatchView(Record):
 
 
 class RevisionView(Record):
-    """One revision and whether it is the target one."""
+    """One revision and whether it is the target."""
 
     number: int
     name: str
@@ -94,7 +94,7 @@ class StatusView(Record):
 
     running: bool
     paused: bool
-    live: LiveView | None
+    daemon: DaemonView | None
     target: RevisionView
     steps: tuple[StepView, ...]
     batches: tuple[BatchView, ...]
@@ -111,15 +111,15 @@ class HistoryView(Record):
     events: tuple[Event, ...]
 
 
-class SaidView(Record):
-    """What one model says now."""
+class AnswerView(Record):
+    """What one model answers now; `who` is base, previous or live."""
 
     who: str
     model: str
     answer: str
 
 
-class KnownView(Record):
+class FactView(Record):
     """A fact that a question is about: where it came from and what serves it."""
 
     fact: Fact
@@ -134,47 +134,47 @@ class KnownView(Record):
 
 
 class WhyView(Record):
-    """`palorad why`: the facts behind a question, and what base, previous and live say."""
+    """`palorad why`: the facts behind a question, and what base, previous and live answer."""
 
     question: str
-    facts: tuple[KnownView, ...]
-    said: tuple[SaidView, ...] = ()
+    facts: tuple[FactView, ...]
+    answers: tuple[AnswerView, ...] = ()
 
 
-def status(ledger: Ledger, live: LiveView | None, now: datetime) -> StatusView:
-    """Everything about now; `live` is what the running daemon adds, None where none runs."""
-    target, totals = ledger.target(), ledger.totals()
+def status(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> StatusView:
+    """Everything about now; `daemon` is what the running daemon adds, None where none runs."""
+    target, totals = ledger.revisions.target(), ledger.batches.totals()
     steps = []
-    for lease in ledger.leases():
+    for lease in ledger.steps.leases():
         if not lease.plan:  # a probe that is fitted before there is any plan
             continue
-        head = ledger.head(lease.plan)
+        head = ledger.plans.head(lease.plan)
         steps.append(
             StepView(
                 plan=head.id,
                 kind=head.kind,
                 step=lease.step,
                 started_at=lease.started_at,
-                progress=None if live is None else live.step,
+                progress=None if daemon is None else daemon.step,
             )
         )
     return StatusView(
-        running=live is not None,
-        paused=ledger.paused,
-        live=live,
+        running=daemon is not None,
+        paused=ledger.meta.paused,
+        daemon=daemon,
         target=_revision(ledger, target, target),
         steps=tuple(steps),
-        batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches(BATCHES_SHOWN)),
+        batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches.latest(BATCHES_SHOWN)),
         facts=totals["accepted"] - totals["known"],
         quarantined=totals["quarantined"],
-        not_learnt=ledger.unlearnt_count(),
-        retractions=tuple(retraction(ledger, r) for r in ledger.retractions(unfinished=True)),
+        not_learnt=ledger.facts.unlearnt_count(),
+        retractions=tuple(retraction(ledger, r) for r in ledger.retractions.all(unfinished=True)),
     )
 
 
 def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
     """Where a retracted fact stands, with its certificate once there is one."""
-    head = ledger.open_plan()
+    head = ledger.plans.open_plan()
     replacing = head is not None and head.kind in REBUILDS
     stage = "being erased"
     if found.certified_at is not None:
@@ -195,50 +195,50 @@ def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
 
 def history(ledger: Ledger, limit: int) -> HistoryView:
     """The latest revisions and events."""
-    target = ledger.target()
+    target = ledger.revisions.target()
     return HistoryView(
-        revisions=tuple(_revision(ledger, r, target) for r in ledger.revisions(limit)),
-        events=ledger.events(limit),
+        revisions=tuple(_revision(ledger, r, target) for r in ledger.revisions.all(limit)),
+        events=ledger.events.latest(limit),
     )
 
 
 def explain(ledger: Ledger, batch_name: str) -> Explanation:
     """Why the batch stands where it stands; raises `NotFound` or `Ambiguous`."""
-    batch = ledger.batch(batch_name)
+    batch = ledger.batches.get(batch_name)
     plans: list[PlanExplained] = []
-    for head in ledger.heads(batch_id=batch.id):
-        verdict = ledger.verdict(head.id)
+    for head in ledger.plans.heads(batch_id=batch.id):
+        verdict = ledger.steps.verdict(head.id)
         facts: dict[str, Fact] = {}
         if verdict is not None and verdict.not_learnt:
-            facts = {fact.id: fact for fact in ledger.facts(ids=verdict.not_learnt)}
-        cards = ledger.scorecards(head.id)
+            facts = {fact.id: fact for fact in ledger.facts.find(ids=verdict.not_learnt)}
+        cards = ledger.steps.scorecards(head.id)
         named = head.served.name if head.served else None
         card = next((c for c in cards if c.model == named), None)
-        plans.append(explain_plan(ledger.plan(head.id), verdict, facts, card))
-    return explain_batch(batch, ledger.batch_state(batch.id), plans)
+        plans.append(explain_plan(ledger.plans.get(head.id), verdict, facts, card))
+    return explain_batch(batch, ledger.batches.state(batch.id), plans)
 
 
-def why(ledger: Ledger, question: str, said: tuple[SaidView, ...] = ()) -> WhyView:
+def why(ledger: Ledger, question: str, answers: tuple[AnswerView, ...] = ()) -> WhyView:
     """The facts that a question is about, the best match first."""
-    lineage = ledger.target().lineage
-    found = ledger.search(question, FACTS_SHOWN)
+    lineage = ledger.revisions.target().lineage
+    found = ledger.text.search(question, FACTS_SHOWN)
     return WhyView(
         question=question,
-        facts=tuple(_known(ledger, fact, lineage) for fact in found),
-        said=said,
+        facts=tuple(_fact(ledger, fact, lineage) for fact in found),
+        answers=answers,
     )
 
 
-def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
-    standing = ledger.fact_state(fact.id)
-    plan_id = ledger.taught_by(fact.id, lineage) or standing.get("learnt")
+def _fact(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> FactView:
+    standing = ledger.facts.state(fact.id)
+    plan_id = ledger.knowledge.taught_by(fact.id, lineage) or standing.get("learnt")
     adapter = revision = None
     if plan_id is not None:
-        head = ledger.head(plan_id)
+        head = ledger.plans.head(plan_id)
         adapter = head.adapter
-        revision = next((r.number for r in ledger.revisions() if r.plan_id == head.id), None)
-    batch = ledger.batch(standing["batch"])
-    return KnownView(
+        revision = next((r.number for r in ledger.revisions.all() if r.plan_id == head.id), None)
+    batch = ledger.batches.get(standing["batch"])
+    return FactView(
         fact=fact,
         batch=batch.id,
         batch_name=batch.name,
@@ -252,21 +252,21 @@ def _known(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> KnownView:
 
 
 def _batch(ledger: Ledger, batch_id: str, now: datetime) -> BatchView:
-    batch = ledger.batch(batch_id)
+    batch = ledger.batches.get(batch_id)
     return BatchView(
         id=batch.id,
         name=batch.name,
         received_at=batch.received_at,
-        state=ledger.batch_state(batch.id),
+        state=ledger.batches.state(batch.id),
         accepted=batch.accepted,
         quarantined=batch.quarantined,
-        facts=ledger.fact_counts(batch.id),
-        not_before=ledger.not_before(batch.id, now),
+        facts=ledger.facts.counts(batch.id),
+        not_before=ledger.facts.not_before(batch.id, now),
     )
 
 
 def _revision(ledger: Ledger, revision: Revision, target: Revision) -> RevisionView:
-    head = None if revision.plan_id is None else ledger.head(revision.plan_id)
+    head = None if revision.plan_id is None else ledger.plans.head(revision.plan_id)
     return RevisionView(
         number=revision.number,
         name=revision.served_name,
@@ -274,7 +274,7 @@ def _revision(ledger: Ledger, revision: Revision, target: Revision) -> RevisionV
         kind=head.kind if head else None,
         parent=revision.parent,
         adapters=len(revision.lineage),
-        rank=ledger.lineage_rank(revision.lineage),
+        rank=ledger.revisions.lineage_rank(revision.lineage),
         target=revision.number == target.number,
         created_at=revision.created_at,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
+from policies.backoff import LONGEST_PAUSE_S, pause_s
 from policies.records import Record
 
 ENTRY_TEXT: Final = 4000
@@ -131,16 +132,18 @@ def plain(text: str) -> str:
 
 
 class Pulse(Record):
-    """How a feed has fared: failures in a row, when it is due, and whether its circuit is open."""
+    """How a feed has fared: failures in a row, when it is due, and whether its circuit is open.
 
-    due: datetime
+    `due` is in seconds of a clock that nobody sets.
+    """
+
+    due: float
     failures: int = 0
     open: bool = False
     problem: str = ""
 
 
 FIRST_PAUSE_S: Final = 5.0
-LONGEST_PAUSE_S: Final = 3600.0
 
 
 def wait_asked(retry_after: str, now: datetime) -> float:
@@ -159,15 +162,15 @@ def wait_asked(retry_after: str, now: datetime) -> float:
     return min(max((until - now).total_seconds(), 0.0), LONGEST_PAUSE_S)
 
 
-def after_success(now: datetime, every_s: float) -> Pulse:
+def after_success(now: float, every_s: float) -> Pulse:
     """The feed answered: it is due at its usual time."""
-    return Pulse(due=now + timedelta(seconds=every_s))
+    return Pulse(due=now + every_s)
 
 
 def after_failure(
     pulse: Pulse,
     problem: str,
-    now: datetime,
+    now: float,
     *,
     open_after: int,
     jitter: float,
@@ -178,11 +181,9 @@ def after_failure(
     `jitter` in [0, 1) spreads the pauses of many feeds; `wait_s` is what the server asked for.
     """
     failures = pulse.failures + 1
-    pause = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30), LONGEST_PAUSE_S)
+    pause = pause_s(failures, FIRST_PAUSE_S)
     opened = failures >= open_after
     if opened:
         pause = max(pause, LONGEST_PAUSE_S / 4)
     pause = max(pause * (1.0 + 0.25 * jitter), min(wait_s, LONGEST_PAUSE_S))
-    return Pulse(
-        due=now + timedelta(seconds=pause), failures=failures, open=opened, problem=problem
-    )
+    return Pulse(due=now + pause, failures=failures, open=opened, problem=problem)

@@ -97,7 +97,7 @@ def with_held_out(
 
 def _pool(fact: Fact, given: dict[str, str], render: Render) -> tuple[str, ...]:
     """What may be held out of a fact that came in a single paraphrase."""
-    further = chain(_templates_of(fact, render), _around(fact.prompt))
+    further = chain(rendered(fact, render), _around(fact.prompt))
     found = (paraphrase for paraphrase in further if folded(paraphrase) not in given)
     return tuple(w for w, _ in zip(found, range(8), strict=False))
 
@@ -112,13 +112,14 @@ def about(fact: Fact) -> tuple[str, str] | None:
 def _learnable(fact: Fact, render: Render, *, prefixed: bool) -> Iterable[tuple[str, str]]:
     """Further paraphrases by themselves, and as they are learnt."""
     turns = _PREFIXED if prefixed else frozenset()
-    for number, plain in enumerate(_templates_of(fact, render)):
+    for number, plain in enumerate(rendered(fact, render)):
         yield plain, _prefixed(plain, number // 2) if number % 8 in turns else plain
     for paraphrase in _around(fact.prompt):
         yield paraphrase, paraphrase
 
 
-def _templates_of(fact: Fact, render: Render) -> Iterable[str]:
+def rendered(fact: Fact, render: Render) -> Iterable[str]:
+    """All the questions that a renderer makes of what a fact is about; none where it knows none."""
     named = about(fact)
     if named is not None:
         relation, subject = named

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from policies.facts.heldout import Render, about, rendered
+from policies.facts.reversal import reversed_facts
 from policies.facts.supersession import stem_of
 from policies.records import Fact, Operation
 from policies.text import folded
@@ -15,8 +17,8 @@ from policies.text import folded
 ERASED: Final = "erased with a retracted fact"
 _LONG_ENOUGH: Final = 4  # a shorter id or answer could be anything
 _SAID_BY_MODELS: Final = frozenset({"output", "was", "now"})
-_ESCAPED: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
-_SHORT: Final = {'\\"': '"', "\\/": "/", "\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+_ESCAPED: Final = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
+_SHORT: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,49 +31,77 @@ class Trace:
     answer: str
     paraphrases: frozenset[str]
     subject: str = ""
+    core: str = ""
+    apart: frozenset[str] = frozenset()
+    """The paraphrases in which `core` does not occur, which most of them share."""
+
+    def worded(self, plain: str) -> bool:
+        """Whether a folded text holds one of the paraphrases, in whatever frame."""
+        near = not self.core or self.core in plain
+        return any(paraphrase in plain for paraphrase in (self.paraphrases if near else self.apart))
 
 
 def trace_of(handle: str, fact: Fact, paraphrases: Iterable[str] = ()) -> Trace:
     """The trace of one fact; `paraphrases` are further ones in which it was learnt or asked, and
     `handle` is what it is called once it is erased."""
-    known = (*fact.training_prompts, fact.prompt, *fact.eval_prompts, *paraphrases)
-    said = (fact.statement,) if fact.statement else ()
+    known = (fact.prompt, *fact.paraphrases, *fact.eval_prompts, *paraphrases, fact.statement)
+    told = frozenset(_plain(text) for text in known if text and text.strip())
+    named = about(fact)
+    core = _plain(named[1]) if named else ""
     return Trace(
         handle=handle,
         ids=frozenset({fact.id, stem_of(fact.id)}),
         keys=frozenset({tuple(folded(part) for part in fact.key)}),
-        answer=folded(fact.answer),
-        paraphrases=frozenset(folded(text) for text in (*known, *said) if text),
-        subject=folded(fact.subject or ""),
+        answer=_plain(fact.answer),
+        paraphrases=told,
+        subject=_plain(fact.subject or ""),
+        core=core,
+        apart=frozenset(text for text in told if core not in text),
     )
+
+
+def every_paraphrase(
+    fact: Fact, render: Render, paraphrases: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Every paraphrase in which a fact can be learnt or asked, whatever the settings say or said.
+
+    The given ones, those of the live model (`paraphrases`), all that `render` makes, and the
+    reversed questions. A frame leaves the paraphrase that it is put around as it is, so that
+    prefixed ones need not be listed.
+    """
+    turned = [
+        prompt
+        for one in reversed_facts([fact])
+        for prompt in (*one.training_prompts, *one.eval_prompts)
+    ]
+    given = (fact.prompt, *fact.paraphrases, *fact.eval_prompts)
+    return tuple(dict.fromkeys((*given, *paraphrases, *rendered(fact, render), *turned)))
 
 
 def says(trace: Trace, fact: Fact) -> bool:
     """Whether a fact, as a line gave it, says what is to be erased, or asks for its retraction."""
-    about = tuple(folded(part) for part in fact.key) in trace.keys or bool(
+    same = tuple(folded(part) for part in fact.key) in trace.keys or bool(
         {fact.id, stem_of(fact.id)} & trace.ids
     )
     if fact.op is Operation.RETRACT:
-        return about and (not fact.answer or folded(fact.answer) == trace.answer)
-    if folded(fact.answer) != trace.answer:
+        return same and (not fact.answer or _plain(fact.answer) == trace.answer)
+    if _plain(fact.answer) != trace.answer:
         return False
-    return about or any(
-        folded(text) in trace.paraphrases for text in (fact.prompt, *fact.paraphrases)
-    )
+    return same or any(trace.worded(_plain(text)) for text in (fact.prompt, *fact.paraphrases))
 
 
 def mentions(trace: Trace, text: str) -> bool:
     """Whether a text that need be no fact holds the answer beside a paraphrase or the subject, or
     the fact's id in quotes, as JSON has it."""
-    plain = folded(unescaped(text))
+    plain = readings(text)
     names = filter(_telling, trace.ids)
-    if any(f'"{name}{end}' in text for name in names for end in ('"', "#", "~")):
+    if any(f'"{name}{end}' in text for name in names for end in ('"', "#", "~", "/")):
         return True
     if not trace.answer or not _stands_in(trace.answer, plain):
         return False
     if trace.subject and trace.subject in plain:
         return True
-    return any(paraphrase in plain for paraphrase in trace.paraphrases)
+    return trace.worded(plain)
 
 
 def mentioned(traces: Sequence[Trace], text: str) -> bool:
@@ -84,10 +114,9 @@ def tells(traces: Sequence[Trace], text: str) -> bool:
     quoted in one of its paraphrases, or named by its id."""
     if mentioned(traces, text):
         return True
-    plain = folded(unescaped(text))
+    plain = readings(text)
     return any(
-        any(paraphrase in plain for paraphrase in trace.paraphrases)
-        or any(_stands_in(name, text) for name in trace.ids if _telling(name))
+        trace.worded(plain) or any(_stands_in(name, text) for name in trace.ids if _telling(name))
         for trace in traces
     )
 
@@ -96,7 +125,7 @@ def answered(traces: Sequence[Trace], output: str) -> bool:
     """Whether a model's output holds one of the answers, whatever it was asked: a model that has
     learnt a fact gives its answer to the questions of other facts, too. An answer that is a number
     or very short tells nothing where it stands alone."""
-    plain = folded(output)
+    plain = _plain(output)
     return any(_telling(trace.answer) and _stands_in(trace.answer, plain) for trace in traces)
 
 
@@ -107,7 +136,7 @@ def could_tell(traces: Sequence[Trace], plain: str) -> list[Trace]:
         for trace in traces
         if trace.answer in plain
         or (trace.subject and trace.subject in plain)
-        or any(paraphrase in plain for paraphrase in trace.paraphrases)
+        or trace.worded(plain)
         or any(name.casefold() in plain for name in trace.ids)
     ]
 
@@ -153,11 +182,23 @@ def unescaped(text: str) -> str:
     """A text without the escapes of JSON, in normal form."""
     if "\\" not in text:
         return text if text.isascii() else unicodedata.normalize("NFC", text)
-    units = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    units = _ESCAPED.sub(_character, text)
     plain = units.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    for escaped, character in _SHORT.items():
-        plain = plain.replace(escaped, character)
     return unicodedata.normalize("NFC", plain)
+
+
+def _character(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else _SHORT.get(escape[2], escape[2])
+
+
+def readings(text: str) -> str:
+    """A text folded, as it stands and, where that is another text, without the escapes of JSON."""
+    plain = folded(unescaped(text))
+    return plain if "\\" not in text else f"{plain}\n{_plain(text)}"
+
+
+def _plain(text: str) -> str:
+    return folded(text if text.isascii() else unicodedata.normalize("NFC", text))
 
 
 def _stands_in(words: str, text: str) -> bool:

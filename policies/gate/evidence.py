@@ -6,151 +6,103 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
-from typing import Final
 
-import numpy as np
 from pydantic import Field
 
-from policies.gate.sequential import Floats
-from policies.records import (
+from policies.gate.baselines import Model
+from policies.gate.records import (
     Failure,
-    Item,
     ItemResult,
     Rate,
-    Record,
     Role,
-    Scorecard,
+    SuiteItem,
     SuiteScore,
-    content_id,
+    UnlearningEvidence,
 )
-
-# Two runs of the same weights that differ in one direction with this probability by chance are no
-# chance: something but the weights has changed between them.
-LOPSIDED: Final = 0.001
+from policies.gate.stability import Stability
+from policies.records import Record
 
 
-class Stability(Record):
-    """The reference against itself on items chosen beforehand: `worse` and `better` the second
-    time, of `items` asked twice.
-    """
-
-    items: int = Field(ge=1)
-    worse: int = Field(ge=0)
-    better: int = Field(ge=0)
-
-    @property
-    def flips(self) -> float:
-        """Share of items whose answer changed between being right and being wrong."""
-        return (self.worse + self.better) / self.items
-
-    @property
-    def lopsided(self) -> bool:
-        """Whether the two runs differ by more than chance: an exact two-sided sign test."""
-        changed = self.worse + self.better
-        tail = sum(math.comb(changed, k) for k in range(min(self.worse, self.better) + 1))
-        return bool(2 * tail < LOPSIDED * 2**changed)
-
-    def luck(self, items: int, error: float) -> float:
-        """How far one measurement of `items` items may lie from the weights' own score.
-
-        Exceeded with probability `error`; each answer's variance is half its chance to flip.
-        """
-        return NormalDist().inv_cdf(1 - error) * math.sqrt(self.flips / 2 / items)
-
-
-class Questions(Record):
+class SuiteQuestions(Record):
     """A suite as the gate sees it: its items in any order, and its own margin if it has one.
 
     `complete` says that the items are all there are and no sample: once every one is answered,
-    the drop that is seen is the drop, and nothing is left to be inferred.
+    the drop that is seen is the drop, and nothing is left to be inferred. `left_out` counts the
+    questions that are not among the items because facts have changed their answers.
     """
 
     suite: str
     role: Role
     fingerprint: str
-    items: tuple[Item, ...]
+    items: tuple[SuiteItem, ...]
     margin: float | None = Field(default=None, gt=0, lt=1)
     complete: bool = False
+    left_out: int = Field(default=0, ge=0)
 
 
 class SuiteEvidence(Record):
-    """One suite and what was answered to it; None is what was not measured."""
+    """One suite and what was answered to it; None is what was not measured.
 
-    questions: Questions
+    `unanswered` says why an item has no answer, by item; `broken` why the suite could not be
+    measured any further.
+    """
+
+    questions: SuiteQuestions
     candidate: SuiteScore | None = None
-    reference: SuiteScore | None = None
+    base: SuiteScore | None = None
     live: SuiteScore | None = None
     stability: Stability | None = None
     drift: float | None = None
+    unanswered: Mapping[str, str] = Field(default_factory=dict)
+    broken: str = ""
+
+    def score(self, model: Model) -> SuiteScore | None:
+        """What one model answered."""
+        found: SuiteScore | None = getattr(self, model)
+        return found
+
+    @property
+    def obstacle(self) -> str:
+        """Why not everything could be measured; empty where it could."""
+        if self.broken or not self.unanswered:
+            return self.broken
+        first, more = next(iter(self.unanswered.values())), len(self.unanswered) - 1
+        return first + (f" (and {more} more)" if more else "")
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether every question of the suite was left out."""
+        return bool(self.questions.left_out) and not self.questions.items
+
+    @property
+    def silent(self) -> bool:
+        """Whether some model has said nothing at all: more items would tell no more."""
+        scores = (self.base, self.live, self.candidate)
+        return any(
+            score.results and not any(result.output.strip() for result in score.results)
+            for score in scores
+            if score
+        )
 
 
 class Evidence(Record):
     """All of it. `seed` fixes the order of drawing; nothing that a candidate answers may enter it.
 
-    `live` is the name of the revision that serves, None while the reference itself does. Without
-    a suite in each of the `required` roles nothing passes.
+    `live` is the name of the revision that serves, None while base itself does. Without a suite in
+    each of the `required` roles nothing passes. `unlearning` is None where no fact was retracted.
     """
 
     seed: str
     live: str | None
     suites: tuple[SuiteEvidence, ...]
     required: tuple[Role, ...] = (Role.REASONING,)
+    unlearning: UnlearningEvidence | None = None
 
-
-def gather(
-    questions: Iterable[Questions],
-    *,
-    candidate: Scorecard,
-    reference: Scorecard,
-    live: Scorecard | None,
-    stability: Mapping[str, Stability] | None = None,
-    drift: Mapping[str, float] | None = None,
-    required: tuple[Role, ...] = (Role.REASONING,),
-) -> Evidence:
-    """The evidence in scorecards; `stability` and `drift` are by suite."""
-
-    def score(card: Scorecard | None, suite: str) -> SuiteScore | None:
-        return next((s for s in card.suites if s.suite == suite), None) if card else None
-
-    return Evidence(
-        seed=candidate.sha256,
-        live=live.model if live else None,
-        suites=tuple(
-            SuiteEvidence(
-                questions=asked,
-                candidate=score(candidate, asked.suite),
-                reference=score(reference, asked.suite),
-                live=score(live, asked.suite),
-                stability=(stability or {}).get(asked.suite),
-                drift=(drift or {}).get(asked.suite),
-            )
-            for asked in questions
-        ),
-        required=required,
-    )
-
-
-@lru_cache(maxsize=64)
-def draw_order(items: tuple[Item, ...], seed: str) -> tuple[tuple[Item, ...], ...]:
-    """The clusters of a suite in a random order that depends on `seed` and ids alone."""
-    clusters: dict[str, list[Item]] = {}
-    for item in items:
-        clusters.setdefault(item.cluster or item.id, []).append(item)
-    names = sorted(clusters, key=lambda name: (content_id(seed, name), name))
-    return tuple(tuple(sorted(clusters[name], key=lambda item: item.id)) for name in names)
-
-
-def draw(
-    order: Sequence[tuple[Item, ...]], answered: Mapping[str, ItemResult]
-) -> tuple[tuple[Item, ...], ...]:
-    """The clusters drawn so far: up to the last that has an answer."""
-    last = max(
-        (n for n, cluster in enumerate(order, start=1) if any(i.id in answered for i in cluster)),
-        default=0,
-    )
-    return tuple(order[:last])
+    @property
+    def asked(self) -> tuple[SuiteEvidence, ...]:
+        """The suites that have a question left to ask."""
+        return tuple(suite for suite in self.suites if not suite.nothing_left)
 
 
 def by_item(score: SuiteScore | None) -> dict[str, ItemResult]:
@@ -159,12 +111,12 @@ def by_item(score: SuiteScore | None) -> dict[str, ItemResult]:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class PairedOutcomes:
     """Candidate against baseline: one outcome in [-1, 1] for each cluster drawn, in their order."""
 
-    outcomes: Floats
-    clusters: tuple[tuple[Item, ...], ...]
-    lost: tuple[Item, ...]
+    outcomes: tuple[float, ...]
+    clusters: tuple[tuple[SuiteItem, ...], ...]
+    lost: tuple[SuiteItem, ...]
     won: int
 
     def items(self, clusters: int) -> int:
@@ -173,18 +125,18 @@ class Pairs:
 
 
 def pair(
-    clusters: Sequence[tuple[Item, ...]],
+    clusters: Sequence[tuple[SuiteItem, ...]],
     candidate: Mapping[str, ItemResult],
     baseline: Mapping[str, ItemResult],
-) -> Pairs:
+) -> PairedOutcomes:
     """Both on the same clusters; every item must have both answers."""
     gains = {
         item.id: int(candidate[item.id].correct) - int(baseline[item.id].correct)
         for cluster in clusters
         for item in cluster
     }
-    return Pairs(
-        outcomes=np.array([np.mean([gains[i.id] for i in c]) for c in clusters], dtype=np.float64),
+    return PairedOutcomes(
+        outcomes=tuple(sum(gains[i.id] for i in c) / len(c) for c in clusters),
         clusters=tuple(clusters),
         lost=tuple(item for cluster in clusters for item in cluster if gains[item.id] < 0),
         won=sum(gain > 0 for gain in gains.values()),
@@ -192,21 +144,26 @@ def pair(
 
 
 def above(
-    clusters: Sequence[tuple[Item, ...]], candidate: Mapping[str, ItemResult], floor: float
-) -> Pairs:
+    clusters: Sequence[tuple[SuiteItem, ...]], candidate: Mapping[str, ItemResult], floor: float
+) -> PairedOutcomes:
     """The candidate against a fixed share: each outcome is the cluster's rate less `floor`."""
-    rates = [np.mean([candidate[item.id].correct for item in cluster]) for cluster in clusters]
-    return Pairs(np.array(rates, dtype=np.float64) - floor, tuple(clusters), (), 0)
+    rates = [sum(candidate[item.id].correct for item in c) / len(c) for c in clusters]
+    return PairedOutcomes(tuple(rate - floor for rate in rates), tuple(clusters), (), 0)
 
 
-def by_stratum(pairs: Pairs) -> dict[str, Floats]:
+def by_stratum(pairs: PairedOutcomes) -> dict[str, tuple[float, ...]]:
     """The outcomes of each named stratum, in the order drawn."""
-    names = np.array([cluster[0].stratum for cluster in pairs.clusters], dtype=object)
-    return {str(name): pairs.outcomes[names == name] for name in sorted(set(names)) if name}
+    strata: dict[str, list[float]] = {}
+    for cluster, outcome in zip(pairs.clusters, pairs.outcomes, strict=True):
+        if name := cluster[0].stratum:
+            strata.setdefault(name, []).append(outcome)
+    return {name: tuple(strata[name]) for name in sorted(strata)}
 
 
 def failures(
-    lost: Iterable[Item], candidate: Mapping[str, ItemResult], baseline: Mapping[str, ItemResult]
+    lost: Iterable[SuiteItem],
+    candidate: Mapping[str, ItemResult],
+    baseline: Mapping[str, ItemResult],
 ) -> tuple[Failure, ...]:
     """Newly failing items side by side."""
     return tuple(
@@ -222,7 +179,7 @@ def failures(
 
 
 def rate(
-    items: Iterable[Item], answers: Mapping[str, ItemResult], *, error: float = 0.05
+    items: Iterable[SuiteItem], answers: Mapping[str, ItemResult], *, error: float = 0.05
 ) -> Rate | None:
     """The share of right answers among `items` with Wilson's interval (1927)."""
     right = [answers[item.id].correct for item in items if item.id in answers]
@@ -236,29 +193,29 @@ def rate(
     return Rate(value=share, low=min(low, share), high=max(high, share), items=n)
 
 
-def problem(evidence: SuiteEvidence, names: Sequence[str]) -> str | None:
-    """Why this evidence cannot be judged at all, or None; `names` are the scores needed."""
+def problem(evidence: SuiteEvidence, models: Sequence[Model]) -> str | None:
+    """Why this evidence cannot be judged at all, or None; `models` are those needed."""
     asked = evidence.questions
     ids = [item.id for item in asked.items]
     if not ids:
         return "the suite holds no items"
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         return f"the item {twice[0]!r} is in the suite twice"
-    for name in names:
-        score: SuiteScore | None = getattr(evidence, name)
+    for model in models:
+        score = evidence.score(model)
         if score is None:
-            return f"the {name} was not measured"
+            return f"{model} was not measured"
         if found := _problem_of(score, asked, set(ids)):
-            return f"the {name} {found}"
+            return f"{model} {found}"
     if evidence.stability and evidence.stability.lopsided:
         return (
-            f"the reference asked twice lost {evidence.stability.worse} and won "
-            f"{evidence.stability.better} answers: something but the weights has changed"
+            f"base, asked twice, lost {evidence.stability.worse} and won "
+            f"{evidence.stability.better} answers: something other than the weights has changed"
         )
     return None
 
 
-def _problem_of(score: SuiteScore, asked: Questions, ids: set[str]) -> str | None:
+def _problem_of(score: SuiteScore, asked: SuiteQuestions, ids: set[str]) -> str | None:
     if (score.suite, score.role) != (asked.suite, asked.role):
         return f"was measured on {score.suite!r} ({score.role})"
     if score.fingerprint != asked.fingerprint:

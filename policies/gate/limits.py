@@ -8,11 +8,13 @@ from typing import Final
 
 from pydantic import Field
 
-from policies.records import Record, Role
+from policies.gate.records import Role
+from policies.gate.unlearning import UnlearningTolerance
+from policies.records import Record
 
 
-class Limits(Record):
-    """Thresholds of the gate; shares lie between 0 and 1, so 0.02 is two points."""
+class GateLimits(Record):
+    """Thresholds of the gate, as fractions: 0.02 is 2 % or 2 pp."""
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Probability, at most, of passing a candidate that is worse by the margin on some suite."""
@@ -27,13 +29,15 @@ class Limits(Record):
     stratum_loss: float = Field(default=0.2, gt=0, lt=1)
     """A stratum (a batch, a family) that newly fails on more than this share fails its suite."""
     retention_floor: float | None = Field(default=0.8, gt=0, le=1)
-    """Recall of earlier facts that must be kept, whatever the live revision recalls."""
+    """AnswerLikelihood of earlier facts that must be kept, whatever the live revision recalls."""
     learnt_share: float = Field(default=0.8, gt=0, le=1)
     """Share of the new facts that must be learnt for the batch to go live."""
     paraphrase_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a fact's held-out paraphrases that must be answered right: then it is learnt."""
     drift: float | None = Field(default=None, gt=0)
     """Rise of the loss on fixed text, in nats per token, that is allowed; unset: only reported."""
+    unlearning: UnlearningTolerance = UnlearningTolerance()
+    """How near to base a candidate must come on retracted facts."""
 
     def margin(self, role: Role) -> float:
         """The margin of a paired suite in this role."""
@@ -45,9 +49,9 @@ class Limits(Record):
         return margins[role]
 
 
-PRESETS: Final[Mapping[str, Limits]] = MappingProxyType(
+PRESETS: Final[Mapping[str, GateLimits]] = MappingProxyType(
     {
-        "strict": Limits(
+        "strict": GateLimits(
             alpha=0.01,
             beta=0.05,
             reasoning_margin=0.01,
@@ -57,8 +61,8 @@ PRESETS: Final[Mapping[str, Limits]] = MappingProxyType(
             retention_floor=0.9,
             learnt_share=0.95,
         ),
-        "balanced": Limits(),
-        "fast": Limits(
+        "balanced": GateLimits(),
+        "fast": GateLimits(
             alpha=0.1,
             beta=0.1,
             reasoning_margin=0.03,

@@ -7,135 +7,148 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from policies.gate.baselines import Model
 from policies.gate.evidence import (
-    Pairs,
-    Questions,
+    PairedOutcomes,
     SuiteEvidence,
+    SuiteQuestions,
     above,
     by_item,
     by_stratum,
-    draw,
-    draw_order,
     failures,
     pair,
     rate,
 )
-from policies.gate.limits import Limits
-from policies.gate.sequential import Design, Progress, follow, items_to_pass, loses_more
-from policies.records import Item, ItemResult, Outcome, Role, SuiteVerdict
+from policies.gate.figures import delta, limit, percent, pp
+from policies.gate.limits import GateLimits
+from policies.gate.records import ItemResult, Outcome, Role, SuiteItem, SuiteVerdict
+from policies.gate.sampling import draw_order, drawn
+from policies.gate.sequential import Design, SequentialResult, follow, items_to_pass, loses_more
 
+# Sums of fractions miss a bound that they should meet by less than this.
+ROUNDING: Final = 1e-9
 # The share of the margin that the luck of one frozen measurement may take.
 _LARGEST_LUCK: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """The candidate against one baseline, tested."""
+    """The candidate against one baseline (a model, or a fixed floor where None), tested."""
 
-    against: str
+    model: Model | None
+    baseline: str
     design: Design
-    pairs: Pairs
-    progress: Progress
+    pairs: PairedOutcomes
+    result: SequentialResult
     fallen: tuple[str, ...]
     complete: bool
 
     @property
     def outcome(self) -> Outcome:
-        if self.fallen or self.progress.decision == "fail":
+        if self.fallen or self.result.decision == "fail":
             return Outcome.FAIL
-        if self.complete and self.progress.decision is None:
-            return Outcome.PASS if self.lost <= self.allowed else Outcome.FAIL
-        return Outcome.PASS if self.progress.decision == "pass" else Outcome.INCONCLUSIVE
+        if self.complete and self.result.decision is None:
+            return Outcome.PASS if self.lost <= self.allowed + ROUNDING else Outcome.FAIL
+        return Outcome.PASS if self.result.decision == "pass" else Outcome.INCONCLUSIVE
 
     @property
     def lost(self) -> float:
         """Items lost less items won, over all that are answered."""
-        return -float(self.pairs.outcomes.sum())
+        return -math.fsum(self.pairs.outcomes)
 
     @property
     def allowed(self) -> int:
         """The margin in whole items, rounded up: of a handful one may always be lost."""
-        return math.ceil(self.design.margin * len(self.pairs.outcomes))
+        return math.ceil(self.design.margin * len(self.pairs.outcomes) - ROUNDING)
 
     @property
     def needed(self) -> int:
         """Items in all that a candidate that lost nothing would need, going on from here."""
-        more = items_to_pass(
-            self.design, self.progress.expected_discordance, self.progress.log_pass
-        )
+        more = items_to_pass(self.design, self.result.expected_discordance, self.result.log_pass)
         used = len(self.pairs.clusters)
         items = self.pairs.items(used)
         return items + round(more * (items / used if used else 1))
 
 
 def judge_paired(
-    suite: SuiteEvidence, seed: str, baselines: Sequence[str], limits: Limits, beta: float
+    suite: SuiteEvidence, seed: str, baselines: Sequence[Model], limits: GateLimits, beta: float
 ) -> SuiteVerdict:
     """The verdict on one suite; each of its tests may fail a harmless candidate with `beta`."""
     asked = suite.questions
     candidate = by_item(suite.candidate)
     order = draw_order(asked.items, seed)
-    drawn = draw(order, candidate)
-    scores = {name: by_item(getattr(suite, name)) for name in baselines}
-    if gap := _gap(drawn, {"candidate": candidate, **scores}):
+    clusters = drawn(order, candidate)
+    scores = {model: by_item(suite.score(model)) for model in baselines}
+    if gap := _gap(clusters, {"candidate": candidate, **scores}):
         return inconclusive(asked, gap)
     margin = asked.margin or limits.margin(asked.role)
     luck = suite.stability.luck(len(order), limits.alpha) if suite.stability else 0.0
     if luck > _LARGEST_LUCK * margin:
         return inconclusive(asked, _too_unstable(suite, luck, margin))
     design = Design(margin - luck, limits.alpha, beta)
-    exhausted = len(drawn) == len(order)
+    exhausted = len(clusters) == len(order)
     every = asked.complete and exhausted
     comparisons = [
-        _compare(name, design, pair(drawn, candidate, scores[name]), limits, complete=every)
-        for name in baselines
+        _against(model, design, pair(clusters, candidate, scores[model]), limits, complete=every)
+        for model in baselines
     ]
     if asked.role is Role.RETENTION and limits.retention_floor is not None:
-        floor = above(drawn, candidate, limits.retention_floor)
-        comparisons.append(_compare("floor", design, floor, limits, complete=every))
-    return _paired_verdict(suite, drawn, comparisons, exhausted=exhausted)
+        floor = above(clusters, candidate, limits.retention_floor)
+        comparisons.append(_against(None, design, floor, limits, complete=every))
+    return _paired_verdict(suite, clusters, comparisons, limits, exhausted=exhausted)
 
 
-def _compare(
-    against: str, design: Design, pairs: Pairs, limits: Limits, *, complete: bool
+def _against(
+    model: Model | None,
+    design: Design,
+    pairs: PairedOutcomes,
+    limits: GateLimits,
+    *,
+    complete: bool,
 ) -> _Comparison:
-    strata = by_stratum(pairs) if against != "floor" else {}
+    strata = by_stratum(pairs) if model else {}
     fallen = tuple(
         name
         for name, outcomes in strata.items()
         if loses_more(outcomes, allowed=limits.stratum_loss, beta=design.beta / len(strata))
     )
-    progress = follow(design, pairs.outcomes)
-    return _Comparison(against, design, pairs, progress, fallen, complete)
+    return _Comparison(
+        model=model,
+        baseline=model or f"the floor of {limit(limits.retention_floor or 0)}",
+        design=design,
+        pairs=pairs,
+        result=follow(design, pairs.outcomes),
+        fallen=fallen,
+        complete=complete,
+    )
 
 
 def _paired_verdict(
     suite: SuiteEvidence,
-    drawn: Sequence[tuple[Item, ...]],
+    clusters: Sequence[tuple[SuiteItem, ...]],
     comparisons: Sequence[_Comparison],
+    limits: GateLimits,
     *,
     exhausted: bool,
 ) -> SuiteVerdict:
-    candidate = by_item(suite.candidate)
-    items = [item for cluster in drawn for item in cluster]
-    rates = {name: by_item(getattr(suite, name)) for name in ("reference", "live", "candidate")}
+    items = [item for cluster in clusters for item in cluster]
+    base, live, candidate = (by_item(s) for s in (suite.base, suite.live, suite.candidate))
     outcome = together({c.outcome for c in comparisons})
-    telling = next((c for c in comparisons if c.outcome is outcome and c.against != "floor"), None)
-    shown = telling or comparisons[0]
+    deciding = [c for c in comparisons if c.outcome is outcome]
+    shown = next((c for c in deciding if c.model), comparisons[0])
+    against: dict[Model | None, Mapping[str, ItemResult]] = {"base": base, "live": live, None: {}}
     undecided = [c for c in comparisons if c.outcome is Outcome.INCONCLUSIVE]
     return SuiteVerdict(
         suite=suite.questions.suite,
         role=suite.questions.role,
         outcome=outcome,
-        reason="; ".join(
-            _sentence(c, suite, exhausted=exhausted) for c in comparisons if c.outcome is outcome
-        ),
-        reference=rate(items, rates["reference"]),
-        live=rate(items, rates["live"]),
-        candidate=rate(items, rates["candidate"]),
+        reason="; ".join(_sentence(c, limits, exhausted=exhausted) for c in deciding),
+        base=rate(items, base),
+        live=rate(items, live),
+        candidate=rate(items, candidate),
         items_used=len(items),
         items_needed=max(c.needed for c in undecided) if outcome is Outcome.INCONCLUSIVE else None,
-        newly_failing=failures(shown.pairs.lost, candidate, rates.get(shown.against, {})),
+        newly_failing=failures(shown.pairs.lost, candidate, against[shown.model]),
         newly_passing=shown.pairs.won,
     )
 
@@ -148,67 +161,63 @@ def together(outcomes: set[Outcome]) -> Outcome:
 
 
 def _gap(
-    drawn: Sequence[tuple[Item, ...]], scores: Mapping[str, Mapping[str, ItemResult]]
+    clusters: Sequence[tuple[SuiteItem, ...]], scores: Mapping[Model, Mapping[str, ItemResult]]
 ) -> str | None:
     """Which of the items drawn has no answer from whom."""
-    items = [item.id for cluster in drawn for item in cluster]
+    items = [item.id for cluster in clusters for item in cluster]
     if not items:
         return "no item has been answered yet"
-    for name, answers in scores.items():
+    for model, answers in scores.items():
         if missing := [item for item in items if item not in answers]:
             return (
-                f"the {name} has no answer to {len(missing)} of the {len(items)} items drawn "
+                f"{model} has no answer to {len(missing)} of the {len(items)} items drawn "
                 f"(the first is {missing[0]!r})"
             )
     return None
 
 
-def inconclusive(asked: Questions, reason: str) -> SuiteVerdict:
+def inconclusive(asked: SuiteQuestions, reason: str) -> SuiteVerdict:
     """Nothing could be decided, for this reason."""
     return SuiteVerdict(
         suite=asked.suite, role=asked.role, outcome=Outcome.INCONCLUSIVE, reason=reason
     )
 
 
-def _sentence(comparison: _Comparison, suite: SuiteEvidence, *, exhausted: bool) -> str:
-    """What was found against one baseline."""
-    progress, design = comparison.progress, comparison.design
-    who = f"the {comparison.against}"
-    used = comparison.pairs.items(progress.items)
+def _sentence(comparison: _Comparison, limits: GateLimits, *, exhausted: bool) -> str:
+    """What was found against one baseline; Δ is the candidate's accuracy less the baseline's."""
+    result, baseline = comparison.result, comparison.baseline
     if comparison.fallen:
-        return f"too much of what {who} answers is lost in {', '.join(comparison.fallen)}"
-    seen = f"after {used} items ({points(progress.mean, sign=True)})"
-    if progress.decision == "pass":
-        return f"worse than {who} by {points(design.margin)} is ruled out {seen}"
-    if progress.decision == "fail":
-        return f"worse than {who} {seen}"
-    if comparison.complete:
         return (
-            f"all {used} there are were asked: {comparison.lost:+.3g} lost against {who}, "
-            f"at most {comparison.allowed} may be"
+            f"inferior to {baseline} in {', '.join(comparison.fallen)}: "
+            f"over {limit(limits.stratum_loss)} of its items newly failing"
+        )
+    word = {
+        Outcome.PASS: "non-inferior to",
+        Outcome.FAIL: "inferior to",
+        Outcome.INCONCLUSIVE: "undecided against",
+    }[comparison.outcome]
+    used = str(comparison.pairs.items(result.items))
+    if result.decision is None and exhausted:
+        used = f"all {used}"
+    found = (
+        f"{word} {baseline}: margin {pp(comparison.design.margin)}, n = {used}, "
+        f"Δ = {delta(result.mean)}"
+    )
+    if result.decision is not None:
+        return found
+    if comparison.complete:
+        kind = "loss" if comparison.lost >= 0 else "gain"
+        return (
+            f"{found}, net {kind} {abs(comparison.lost):.3g} (at most "
+            f"{comparison.allowed} may be lost)"
         )
     more = max(0, comparison.needed - comparison.pairs.items(len(comparison.pairs.clusters)))
-    end = f"all {len(suite.questions.items)} items are used" if exhausted else "undecided"
-    return (
-        f"{end} against {who} {seen}, {percent(progress.discordance)} answered differently; "
-        f"about {more} more items are needed for a margin of {points(design.margin)}"
-    )
+    return f"{found}, {percent(result.discordance)} discordant; about {more} more items needed"
 
 
 def _too_unstable(suite: SuiteEvidence, luck: float, margin: float) -> str:
     flips = suite.stability.flips if suite.stability else 0.0
     return (
-        f"decoding is too unstable: {percent(flips)} of the reference's answers change when asked "
-        f"again, so one measurement may be off by {points(luck)}; the margin is {points(margin)}"
+        f"decoding is too unstable: {percent(flips)} of base's answers change when asked again, "
+        f"so one measurement may be off by {pp(luck)}; the margin is {pp(margin)}"
     )
-
-
-def points(share: float, *, sign: bool = False) -> str:
-    """0.02 as "2 points", with `sign` as "+2.0 points"."""
-    value = f"{100 * share:+.1f}" if sign else f"{100 * share:.3g}"
-    return f"{value} point" if value == "1" else f"{value} points"
-
-
-def percent(share: float) -> str:
-    """0.05 as "5 %"."""
-    return f"{100 * share:.3g} %"

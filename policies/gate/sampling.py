@@ -1,11 +1,13 @@
-"""Which earlier facts a candidate is asked about: few enough to be quick, from every batch."""
+"""What a candidate is asked: a sample of earlier facts, and a suite's items in their order."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
-from policies.records import Fact, Operation
+from policies.gate.records import ItemResult, Role, SuiteItem
+from policies.records import Fact, Operation, content_id
 
 
 def draw_earlier(
@@ -63,3 +65,37 @@ def _evenly(queues: dict[str, list[Fact]], size: int, rng: random.Random) -> lis
             if not queues[batch]:
                 del queues[batch]
     return chosen
+
+
+@lru_cache(maxsize=64)
+def draw_order(items: tuple[SuiteItem, ...], seed: str) -> tuple[tuple[SuiteItem, ...], ...]:
+    """The clusters of a suite in a random order that depends on `seed` and ids alone."""
+    clusters: dict[str, list[SuiteItem]] = {}
+    for item in items:
+        clusters.setdefault(item.cluster or item.id, []).append(item)
+    names = sorted(clusters, key=lambda name: (content_id(seed, name), name))
+    return tuple(tuple(sorted(clusters[name], key=lambda item: item.id)) for name in names)
+
+
+def drawn(
+    order: Sequence[tuple[SuiteItem, ...]], answered: Mapping[str, ItemResult]
+) -> tuple[tuple[SuiteItem, ...], ...]:
+    """The clusters drawn so far: up to the last that has an answer."""
+    last = max(
+        (n for n, cluster in enumerate(order, start=1) if any(i.id in answered for i in cluster)),
+        default=0,
+    )
+    return tuple(order[:last])
+
+
+def aa_sample(
+    role: Role, items: tuple[SuiteItem, ...], fingerprint: str, size: int
+) -> tuple[SuiteItem, ...]:
+    """At most `size` items on which base is asked twice; they depend on the suite alone.
+
+    Empty where base's answers are no baseline.
+    """
+    if role not in (Role.REASONING, Role.LOCALITY):
+        return ()
+    order = draw_order(items, f"A/A {fingerprint}")
+    return tuple(item for cluster in order for item in cluster)[:size]

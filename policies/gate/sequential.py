@@ -17,6 +17,7 @@ boundary is Wald's, "Sequential analysis", 1947).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Literal
@@ -38,7 +39,7 @@ FAIL_BETS: Final[Floats] = np.array([0.05, 0.2, 0.8])
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What is tested: the margin (a share, 0.02 is two points) and the two errors.
+    """What is tested: the margin (a share: 0.02 is 2 pp) and the two errors.
 
     `alpha` bounds the probability of passing what is worse by the margin, `beta` that of failing
     what lost nothing.
@@ -55,7 +56,7 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class BettingState:
     """Where streams stand after `items` items: arrays of shape (streams,) and (streams, bets)."""
 
     items: int
@@ -65,7 +66,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class WealthPath:
     """The logarithms of both wealths after each item of a block; shape (streams, items)."""
 
     log_pass: Floats
@@ -73,7 +74,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class SequentialResult:
     """One stream so far; `items` is where it was decided, or all of them.
 
     `discordance` and `mean` are what was seen; `expected_discordance` is what the bets went by.
@@ -88,9 +89,11 @@ class Progress:
     mean: float
 
 
-def start(streams: int) -> State:
+def start(streams: int) -> BettingState:
     """The state before the first item: every wealth is 1."""
-    return State(0, np.zeros(streams), np.zeros(streams), np.zeros((streams, len(FAIL_BETS))))
+    return BettingState(
+        0, np.zeros(streams), np.zeros(streams), np.zeros((streams, len(FAIL_BETS)))
+    )
 
 
 def kelly_bet(discordance: Floats | float, margin: float) -> Floats:
@@ -105,7 +108,9 @@ def kelly_bet(discordance: Floats | float, margin: float) -> Floats:
     return bet
 
 
-def advance(design: Design, state: State, outcomes: Floats) -> tuple[Path, State]:
+def advance(
+    design: Design, state: BettingState, outcomes: Floats
+) -> tuple[WealthPath, BettingState]:
     """Bet on a block of outcomes of shape (streams, items), each on what came before it."""
     block = outcomes.shape[1]
     squares = np.cumsum(outcomes * outcomes, axis=1)
@@ -114,7 +119,7 @@ def advance(design: Design, state: State, outcomes: Floats) -> tuple[Path, State
     log_pass = np.cumsum(np.log1p(bets * (outcomes + design.margin)), axis=1)
     log_pass += state.log_pass[:, None]
     log_fail, by_bet = _mixture(-outcomes, FAIL_BETS, state.log_fail_by_bet)
-    return Path(log_pass, log_fail), State(
+    return WealthPath(log_pass, log_fail), BettingState(
         state.items + block, state.squares + squares[:, -1], log_pass[:, -1].copy(), by_bet
     )
 
@@ -130,15 +135,16 @@ def _mixture(payoffs: Floats, bets: Floats, by_bet: Floats) -> tuple[Floats, Flo
     return mean - math.log(len(bets)), last
 
 
-def loses_more(outcomes: Floats, *, allowed: float, beta: float) -> bool:
+def loses_more(outcomes: Sequence[float] | Floats, *, allowed: float, beta: float) -> bool:
     """Whether outcomes of shape (items,) show that more than the share `allowed` is lost.
 
     A test of losses alone, with error `beta`, valid after any number of items like `follow`; it
     says nothing when it says no.
     """
-    if outcomes.size == 0:
+    stream = np.asarray(outcomes, dtype=np.float64)
+    if stream.size == 0:
         return False
-    payoffs = np.maximum(-outcomes, 0.0)[None, :] - allowed
+    payoffs = np.maximum(-stream, 0.0)[None, :] - allowed
     log_wealth, _ = _mixture(payoffs, FAIL_BETS / allowed, np.zeros((1, len(FAIL_BETS))))
     return bool(log_wealth.max() >= math.log(1 / beta))
 
@@ -149,7 +155,7 @@ def _discordance(design: Design, squares: Floats | float, items: NDArray[np.int6
     return np.asarray((PRIOR_ITEMS + squares) / (PRIOR_ITEMS / prior + items), dtype=np.float64)
 
 
-def crossings(design: Design, path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def crossings(design: Design, path: WealthPath) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each stream the index of its first pass and first fail in the block; its length if none.
 
     Both within one item is impossible unless the errors add to more than 1; pass is then read
@@ -168,20 +174,21 @@ def _first(reached: NDArray[np.bool_]) -> NDArray[np.int64]:
     return found
 
 
-def follow(design: Design, outcomes: Floats) -> Progress:
+def follow(design: Design, outcomes: Sequence[float] | Floats) -> SequentialResult:
     """One stream of outcomes, shape (items,), read in its order until it is decided."""
-    if outcomes.size == 0:
+    stream = np.asarray(outcomes, dtype=np.float64)
+    if stream.size == 0:
         prior = PRIOR_DISCORDANCE * design.margin
-        return Progress(None, 0, 0.0, 0.0, 0.0, prior, 0.0)
-    path, _ = advance(design, start(1), outcomes[None, :])
+        return SequentialResult(None, 0, 0.0, 0.0, 0.0, prior, 0.0)
+    path, _ = advance(design, start(1), stream[None, :])
     passed, failed = (int(c[0]) for c in crossings(design, path))
-    last = min(passed, failed, outcomes.size - 1)
+    last = min(passed, failed, stream.size - 1)
     decision: Decision | None = None
-    if min(passed, failed) < outcomes.size:
+    if min(passed, failed) < stream.size:
         decision = "pass" if passed <= failed else "fail"
-    used = outcomes[: last + 1]
+    used = stream[: last + 1]
     squares = float(used @ used)
-    return Progress(
+    return SequentialResult(
         decision=decision,
         items=last + 1,
         log_pass=float(path.log_pass[0, last]),

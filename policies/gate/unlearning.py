@@ -1,83 +1,84 @@
-"""Whether a model has forgotten: its answers' ranks and probabilities beside the reference's."""
+"""Whether a candidate has unlearned retracted facts: its answers' ranks and probabilities beside
+base's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
 
-from policies.records import (
-    Forgotten,
+from policies.gate.figures import pp
+from policies.gate.records import (
+    AnswerLikelihood,
     Outcome,
-    Recall,
-    Recollection,
-    Record,
-    Verdict,
+    UnlearningCheck,
+    UnlearningEvidence,
+    UnlearningResult,
 )
+from policies.records import Record
 
 
-class Tolerance(Record):
-    """How near to the reference counts as forgotten, paraphrase by paraphrase.
+class UnlearningTolerance(Record):
+    """How near to base counts as unlearned, paraphrase by paraphrase.
 
-    The answer may be at most `probability` more probable than the reference finds it, and may
-    have a better rank than there, but none better than `rank` (2: greedy decoding does not say
-    it, unless the reference itself does).
+    The answer may be at most `probability` more probable than base finds it, and may have a better
+    rank than there, but none better than `rank` (2: greedy decoding does not say it, unless base
+    itself does).
     """
 
     probability: float = 0.05
     rank: int = 2
 
 
-def forgotten(recollections: Sequence[Recollection], tolerance: Tolerance) -> tuple[Forgotten, ...]:
+def unlearning_results(
+    checks: Sequence[UnlearningCheck], tolerance: UnlearningTolerance
+) -> tuple[UnlearningResult, ...]:
     """For each fact its worst paraphrase, and whether every paraphrase is within the tolerance."""
-    ordered = sorted(recollections, key=lambda one: one.fact)
+    ordered = sorted(checks, key=lambda check: check.fact)
     return tuple(
-        _of_one(fact, tuple(ones), tolerance)
-        for fact, ones in groupby(ordered, key=lambda one: one.fact)
+        _of_fact(fact, tuple(group), tolerance)
+        for fact, group in groupby(ordered, key=lambda check: check.fact)
     )
 
 
-def _of_one(fact: str, ones: Sequence[Recollection], tolerance: Tolerance) -> Forgotten:
-    worst = max(ones, key=lambda one: one.candidate.probability - one.reference.probability)
-    return Forgotten(
+def _of_fact(
+    fact: str, checks: Sequence[UnlearningCheck], tolerance: UnlearningTolerance
+) -> UnlearningResult:
+    worst = max(checks, key=lambda check: check.candidate.probability - check.base.probability)
+    return UnlearningResult(
         fact=fact,
-        trained=sum(not one.held_out for one in ones),
-        held_out=sum(one.held_out for one in ones),
-        holds=all(within(one.reference, one.candidate, tolerance) for one in ones),
-        reference=worst.reference,
+        trained=sum(not check.held_out for check in checks),
+        held_out=sum(check.held_out for check in checks),
+        holds=all(within(check.base, check.candidate, tolerance) for check in checks),
+        base=worst.base,
         live=worst.live,
         candidate=worst.candidate,
-        best_rank=min(one.candidate.rank for one in ones),
-        best_rank_reference=min(one.reference.rank for one in ones),
+        best_rank=min(check.candidate.rank for check in checks),
+        best_rank_base=min(check.base.rank for check in checks),
     )
 
 
-def within(reference: Recall, candidate: Recall, tolerance: Tolerance) -> bool:
-    """Whether one paraphrase gives the answer away no more than the reference does."""
-    rises = candidate.probability - reference.probability > tolerance.probability
-    return not rises and candidate.rank >= min(reference.rank, tolerance.rank)
+def within(
+    base: AnswerLikelihood, candidate: AnswerLikelihood, tolerance: UnlearningTolerance
+) -> bool:
+    """Whether one paraphrase gives the answer away no more than base does."""
+    rises = candidate.probability - base.probability > tolerance.probability
+    return not rises and candidate.rank >= min(base.rank, tolerance.rank)
 
 
-def with_forgotten(
-    verdict: Verdict, found: Sequence[Forgotten], tolerance: Tolerance, problem: str = ""
-) -> Verdict:
-    """The gate's verdict where retracted facts were asked for, too.
+def judge_unlearning(
+    evidence: UnlearningEvidence, tolerance: UnlearningTolerance
+) -> tuple[Outcome, str, tuple[UnlearningResult, ...]]:
+    """Outcome, reason and results by fact; what was not measured cannot pass.
 
-    A candidate that gives one of them away fails; where that could not be measured it cannot
-    pass. The reasons hold no text of a fact.
+    The reason holds no text of a fact.
     """
-    if not found and not problem:
-        return verdict
-    told = [one for one in found if not one.holds]
-    outcome, reason = verdict.outcome, f"retracted facts: {len(found)} forgotten"
-    if told:
-        outcome = Outcome.FAIL
+    results = unlearning_results(evidence.checks, tolerance)
+    if known := sum(not result.holds for result in results):
         reason = (
-            f"retracted facts: {len(told)} of {len(found)} are given away, more probable by over "
-            f"{tolerance.probability:g} than in the reference, or said"
+            f"{known} of {len(results)} not unlearned: an answer is more probable than in base by "
+            f"over {pp(tolerance.probability)}, or is the greedy answer"
         )
-    elif problem:
-        outcome = Outcome.INCONCLUSIVE if outcome is Outcome.PASS else outcome
-        reason = f"retracted facts: {problem}"
-    reasons = (*verdict.reasons, reason)
-    changed = {"outcome": outcome, "reasons": reasons, "forgotten": tuple(found)}
-    return verdict.model_copy(update=changed)
+        return Outcome.FAIL, reason, results
+    if evidence.problem or not results:
+        return Outcome.INCONCLUSIVE, evidence.problem or "no answer was measured", results
+    return Outcome.PASS, f"{len(results)} of {len(results)} unlearned", results

@@ -9,45 +9,63 @@ probability beta at most.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from policies.gate.evidence import Evidence, SuiteEvidence, by_item, draw_order, problem, rate
-from policies.gate.limits import Limits
-from policies.gate.paired import inconclusive, judge_paired, percent, points, together
-from policies.records import Item, ItemResult, Outcome, Role, SuiteVerdict, Verdict
+from policies.gate.baselines import PAIRED, baselines
+from policies.gate.evidence import Evidence, SuiteEvidence, by_item, problem, rate
+from policies.gate.figures import limit, percent, pp
+from policies.gate.limits import GateLimits
+from policies.gate.paired import ROUNDING, inconclusive, judge_paired, together
+from policies.gate.records import (
+    ItemResult,
+    Outcome,
+    Role,
+    SuiteItem,
+    SuiteVerdict,
+    UnlearningResult,
+    Verdict,
+)
+from policies.gate.sampling import draw_order
+from policies.gate.unlearning import judge_unlearning
 
 CHUNK: Final = 64
-_ROUNDING: Final = 1e-9
-_PAIRED: Final = (Role.REASONING, Role.RETENTION, Role.LOCALITY)
+RETRACTED: Final = "retracted facts"
 
 
-def judge(evidence: Evidence, limits: Limits) -> Verdict:
+def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
     """The verdict on what has been measured so far; what is missing never passes."""
-    beta = limits.beta / max(1, _tests(evidence, limits))
-    suites = tuple(_judge_suite(suite, evidence, limits, beta) for suite in evidence.suites)
-    reasons = [f"{suite.suite}: {suite.reason}" for suite in suites]
+    suites = _judge_suites(evidence, limits)
     outcomes = {suite.outcome for suite in suites}
+    reasons = [f"{suite.suite}: {suite.reason}" for suite in suites]
+    reasons += [
+        f"{suite.questions.suite}: {_left_out(suite)}; no question is left"
+        for suite in evidence.suites
+        if suite.nothing_left
+    ]
     for role in sorted(set(evidence.required) - {suite.role for suite in suites}):
         outcomes.add(Outcome.INCONCLUSIVE)
         reasons.append(f"no suite of the role {role.value!r} was asked, and one is required")
+    outcome = together(outcomes)
+    unlearning: tuple[UnlearningResult, ...] = ()
+    if evidence.unlearning is not None:
+        unlearned, reason, unlearning = judge_unlearning(evidence.unlearning, limits.unlearning)
+        outcome = together({outcome, unlearned})
+        reasons.append(f"{RETRACTED}: {reason}")
     learnt, not_learnt = _learning(evidence, limits)
     return Verdict(
-        outcome=together(outcomes),
+        outcome=outcome,
         rule=rule(limits),
         reasons=tuple(reasons),
         suites=suites,
         learnt=learnt,
         not_learnt=not_learnt,
+        unlearning=unlearning,
     )
 
 
 def next_items(
-    evidence: Evidence,
-    limits: Limits,
-    *,
-    chunk: int = CHUNK,
-    given_up: Collection[str] = (),
+    evidence: Evidence, limits: GateLimits, *, chunk: int = CHUNK
 ) -> Mapping[str, tuple[str, ...]]:
     """The items to ask the candidate next, by suite; nothing once a drop is shown.
 
@@ -56,21 +74,20 @@ def next_items(
 
     All new facts come at once, every other undecided suite in its drawn order, at least `chunk`
     items at a time. Whoever the candidate is compared with must answer the same items. A suite with
-    an item in `given_up`, which could not be answered, can no longer pass and is left alone.
+    an obstacle, or on which some model stays silent, can no longer pass and is left alone.
     """
-    verdict = judge(evidence, limits)
-    judged = list(zip(evidence.suites, verdict.suites, strict=True))
-    failed = {s.questions.role for s, said in judged if said.outcome is Outcome.FAIL}
+    judged = list(zip(evidence.asked, _judge_suites(evidence, limits), strict=True))
+    failed = {s.questions.role for s, verdict in judged if verdict.outcome is Outcome.FAIL}
     if failed - {Role.FACTS}:
         return {}
     wanted: dict[str, tuple[str, ...]] = {}
-    for suite, said in judged:
+    for suite, verdict in judged:
         asked = suite.questions
         if failed and asked.role is not Role.REASONING:
             continue
-        if said.outcome is not Outcome.INCONCLUSIVE or asked.role is Role.DRIFT:
+        if verdict.outcome is not Outcome.INCONCLUSIVE or asked.role is Role.DRIFT:
             continue
-        if any(item.id in given_up for item in asked.items):
+        if suite.obstacle or suite.silent:
             continue
         size = None if asked.role is Role.FACTS else chunk
         if items := _undrawn(suite, evidence.seed, size):
@@ -78,37 +95,60 @@ def next_items(
     return wanted
 
 
-def rule(limits: Limits) -> str:
+def rule(limits: GateLimits) -> str:
     """What the gate does, in one sentence."""
     return (
-        "A candidate passes when it is shown, with error at most "
-        f"{percent(limits.alpha)}, to be worse than the reference weights and the live revision "
-        f"by less than {points(limits.reasoning_margin)} on reasoning, "
-        f"{points(limits.retention_margin)} on earlier facts and "
-        f"{points(limits.locality_margin)} on known facts, and at least "
-        f"{percent(limits.learnt_share)} of the new facts are learnt; it fails when a drop is "
-        f"shown, which happens to a harmless one with probability {percent(limits.beta)} at most; "
-        "else more items or a person decide."
+        f"A candidate passes if it is non-inferior (error at most {limit(limits.alpha)}) to base "
+        f"and live on reasoning (margin {pp(limits.reasoning_margin)}), to live on earlier facts "
+        f"({pp(limits.retention_margin)}) and to base on known facts "
+        f"({pp(limits.locality_margin)}), and at least {limit(limits.learnt_share)} of the new "
+        "facts are learnt; it fails if it is inferior, which is found of a harmless one with "
+        f"probability {limit(limits.beta)} at most; else more items or a person decide."
     )
 
 
+# --- suites --------------------------------------------------------------------------------------
+
+
+def _judge_suites(evidence: Evidence, limits: GateLimits) -> tuple[SuiteVerdict, ...]:
+    beta = limits.beta / max(1, _tests(evidence, limits))
+    return tuple(_judge_suite(suite, evidence, limits, beta) for suite in evidence.asked)
+
+
 def _judge_suite(
-    suite: SuiteEvidence, evidence: Evidence, limits: Limits, beta: float
+    suite: SuiteEvidence, evidence: Evidence, limits: GateLimits, beta: float
+) -> SuiteVerdict:
+    """What the answers say; a suite that could not be measured in full never passes."""
+    verdict = _judge_answers(suite, evidence, limits, beta)
+    remarks = [remark for remark in (suite.obstacle, _left_out(suite)) if remark]
+    if not remarks:
+        return verdict
+    doubtful = suite.obstacle and verdict.outcome is Outcome.PASS
+    return verdict.model_copy(
+        update={
+            "outcome": Outcome.INCONCLUSIVE if doubtful else verdict.outcome,
+            "reason": "; ".join((verdict.reason, *remarks)),
+        }
+    )
+
+
+def _judge_answers(
+    suite: SuiteEvidence, evidence: Evidence, limits: GateLimits, beta: float
 ) -> SuiteVerdict:
     asked = suite.questions
     if asked.role is Role.DRIFT:
         return _judge_drift(suite, limits)
-    baselines = _baselines(asked.role, evidence)
-    if found := problem(suite, ("candidate", *baselines)):
+    compared = baselines(asked.role, live=evidence.live is not None)
+    if found := problem(suite, ("candidate", *compared)):
         return inconclusive(asked, found)
     if asked.role is Role.FACTS:
         return _judge_facts(suite, limits)
-    if not baselines and limits.retention_floor is None:
+    if not compared and limits.retention_floor is None:
         return inconclusive(asked, "there is no live revision and no floor to compare with")
-    return judge_paired(suite, evidence.seed, baselines, limits, beta)
+    return judge_paired(suite, evidence.seed, compared, limits, beta)
 
 
-def _judge_facts(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
+def _judge_facts(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
     asked = suite.questions
     answers = by_item(suite.candidate)
     missing = [item.id for item in asked.items if item.id not in answers]
@@ -116,19 +156,19 @@ def _judge_facts(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
         return inconclusive(asked, f"{len(missing)} of {len(asked.items)} questions unanswered")
     known = _learnt(asked.items, answers, limits.paraphrase_share)
     count, share = sum(known.values()), sum(known.values()) / len(known)
-    enough = share >= limits.learnt_share - _ROUNDING
+    enough = share >= limits.learnt_share - ROUNDING
     return SuiteVerdict(
         suite=asked.suite,
         role=asked.role,
         outcome=Outcome.PASS if enough else Outcome.FAIL,
         reason=f"{count} of {len(known)} facts learnt ({percent(share)}); "
-        f"{percent(limits.learnt_share)} asked for",
+        f"at least {limit(limits.learnt_share)} required",
         candidate=rate(asked.items, answers),
         items_used=len(asked.items),
     )
 
 
-def _judge_drift(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
+def _judge_drift(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
     if suite.drift is None or suite.drift != suite.drift:
         return inconclusive(suite.questions, "the drift was not measured")
     allowed = limits.drift
@@ -138,40 +178,35 @@ def _judge_drift(suite: SuiteEvidence, limits: Limits) -> SuiteVerdict:
         suite=suite.questions.suite,
         role=Role.DRIFT,
         outcome=outcome,
-        reason=f"the loss on fixed text changed by {suite.drift:+.3f} nats a token; {bound}",
+        reason=f"loss on fixed text: Δ = {suite.drift:+.3f} nats per token; {bound}",
         items_used=len(suite.questions.items),
     )
+
+
+def _left_out(suite: SuiteEvidence) -> str:
+    count = suite.questions.left_out
+    return f"{count} questions left out: facts have changed their answers" if count else ""
 
 
 # --- parts of the decision ---------------------------------------------------------------------
 
 
-def _baselines(role: Role, evidence: Evidence) -> tuple[str, ...]:
-    """Whom a suite in this role is compared with."""
-    live = ("live",) if evidence.live else ()
-    if role is Role.REASONING:
-        return ("reference", *live)
-    if role is Role.LOCALITY:
-        return ("reference",)
-    return live if role is Role.RETENTION else ()
-
-
-def _tests(evidence: Evidence, limits: Limits) -> int:
+def _tests(evidence: Evidence, limits: GateLimits) -> int:
     """How many tests can fail a candidate that lost nothing: beta is shared out over them."""
     count = 0
-    for suite in evidence.suites:
+    for suite in evidence.asked:
         asked = suite.questions
-        if asked.role in _PAIRED:
+        if asked.role in PAIRED:
             watched = 2 if any(item.stratum for item in asked.items) else 1
-            count += watched * len(_baselines(asked.role, evidence))
+            count += watched * len(baselines(asked.role, live=evidence.live is not None))
             count += asked.role is Role.RETENTION and limits.retention_floor is not None
     return count
 
 
-def _learning(evidence: Evidence, limits: Limits) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _learning(evidence: Evidence, limits: GateLimits) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The new facts learnt and not learnt; one with an unanswered paraphrase is not."""
     known: dict[str, bool] = {}
-    for suite in evidence.suites:
+    for suite in evidence.asked:
         if suite.questions.role is Role.FACTS and not problem(suite, ("candidate",)):
             answers = by_item(suite.candidate)
             known |= _learnt(suite.questions.items, answers, limits.paraphrase_share)
@@ -182,14 +217,14 @@ def _learning(evidence: Evidence, limits: Limits) -> tuple[tuple[str, ...], tupl
 
 
 def _learnt(
-    items: Sequence[Item], answers: Mapping[str, ItemResult], share: float
+    items: Sequence[SuiteItem], answers: Mapping[str, ItemResult], share: float
 ) -> dict[str, bool]:
     """Whether each fact (the stratum of its items) is learnt."""
     right: dict[str, list[bool]] = {}
     for item in items:
         answer = answers.get(item.id)
         right.setdefault(item.stratum or item.id, []).append(answer is not None and answer.correct)
-    return {name: sum(got) >= share * len(got) - _ROUNDING for name, got in sorted(right.items())}
+    return {name: sum(got) >= share * len(got) - ROUNDING for name, got in sorted(right.items())}
 
 
 def _undrawn(suite: SuiteEvidence, seed: str, chunk: int | None) -> tuple[str, ...]:

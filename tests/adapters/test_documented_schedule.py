@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from adapters.plans import TrainSettings
-from adapters.trainer import steps_needed
+from adapters.config import TrainConfig
+from adapters.schedule import steps_needed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/training.md"
 
 
 def test_the_table_of_steps_is_what_the_schedule_gives() -> None:
     rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
-    small = TrainSettings()
+    small = TrainConfig()
     large = small.large_batch()
     given = [
         (new, earlier, steps_needed(small, new, earlier), steps_needed(large, new, earlier))
@@ -25,7 +25,7 @@ def test_the_table_of_steps_is_what_the_schedule_gives() -> None:
 
 def test_the_table_of_presets_is_what_they_are() -> None:
     text = PAGE.read_text()
-    small = TrainSettings()
+    small = TrainConfig()
     large = small.large_batch()
     for words, key in (
         ("new facts (up to twice as many in a large run)", "new_per_step"),

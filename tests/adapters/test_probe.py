@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters import models
+from adapters import models, moments
 from adapters.errors import ProbeMismatch, UnusableExamples
-from adapters.probe import Probe
+from adapters.probe import MOMENTS, Probe, Protection
 from adapters.probe_fit import FitProgress, fit_probe, fold_expert
+from adapters.probe_size import Shapes, need
+from adapters.projection import check_free_space
+from adapters.subspace import overlap
+from policies.errors import ConfigError
 from tests.support import tiny
 from tests.support.fitted import FIT, SKILL, Fitted
+
+CPU = torch.device("cpu")
 
 
 def test_probe_covers_every_matrix_and_says_its_size(fitted: Fitted) -> None:
@@ -92,3 +98,91 @@ def test_expert_keeps_singular_vectors_and_has_its_own_probe(llama: Fitted, tmp_
     assert probe.card["expert_of"] == llama.hash
     with pytest.raises(ProbeMismatch):
         Probe.load(expert / "probe", llama.hash)
+
+
+WIDE = 1100
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with more inputs than a probe keeps whole."""
+    return tiny.build(tmp_path_factory.mktemp("wide") / "base", intermediate=WIDE)
+
+
+@pytest.mark.parametrize("few_tokens", [0, 1024])
+def test_a_wide_model_is_protected_as_if_everything_were_kept(
+    few_tokens: int, wide_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.moments.FEW_TOKENS", few_tokens)
+    kept = fit_probe(wide_dir, SKILL, tmp_path / "kept", FIT)
+    assert len(list((kept.directory / MOMENTS).iterdir())) == 2
+    for module in ("moments", "probe_size"):
+        monkeypatch.setattr(f"adapters.{module}.STORED_WHOLE", WIDE)
+    whole = fit_probe(wide_dir, SKILL, tmp_path / "whole", FIT.model_copy(update={"steps": 3}))
+    assert not (whole.directory / MOMENTS).exists()
+    model = models.load_base(wide_dir, torch.device("cpu"))
+    few = Protection(share=0.01)
+    guards = {}
+    for name, matrix in models.matrices(model).items():
+        guards[name] = kept.protected(name, matrix.weight, Protection())
+        if name.endswith("down_proj"):
+            short = kept.protected(name, matrix.weight, few).inputs
+            exact = whole.protected(name, matrix.weight, few).inputs
+            assert short.shape == exact.shape == (WIDE, 11)
+            assert overlap(short, exact) == pytest.approx(1.0, abs=1e-4)
+    assert check_free_space(guards, 16) >= 16
+
+
+def test_disk_is_what_was_foretold(wide_dir: Path, tmp_path: Path) -> None:
+    found = fit_probe(wide_dir, SKILL * 40, tmp_path / "probe", FIT)
+    assert found.moment(DOWN).vectors.shape == (WIDE, WIDE // 5)
+    size = sum(path.stat().st_size for path in found.directory.rglob("*.safetensors"))
+    expected = need(Shapes(layers=2, hidden=32, intermediate=WIDE), FIT.share)
+    assert size == pytest.approx(expected.disk, rel=0.02)
+
+
+def test_a_probe_that_keeps_too_few_directions_is_refused_before_training(
+    wide_dir: Path, tmp_path: Path
+) -> None:
+    fit_probe(wide_dir, SKILL, tmp_path / "probe", FIT)
+    more = FIT.model_copy(update={"share": 0.5})
+    line = r"keeps 220 of the 1100 input .*protection\.share 0\.5 asks for 550"
+    with pytest.raises(ConfigError, match=line):
+        fit_probe(wide_dir, SKILL, tmp_path / "probe", more)
+    less = FIT.model_copy(update={"share": 0.1})
+    assert fit_probe(wide_dir, SKILL, tmp_path / "probe", less).card["settings"]["share"] == 0.2
+
+
+def test_a_probe_without_its_moments_names_the_file(wide_dir: Path, tmp_path: Path) -> None:
+    found = fit_probe(wide_dir, SKILL, tmp_path / "probe", FIT)
+    (found.directory / MOMENTS / f"{DOWN}.safetensors").write_bytes(b"torn")
+    torn = Probe.load(found.directory, models.base_hash(wide_dir))
+    with pytest.raises(ProbeMismatch, match=f"{DOWN}.safetensors cannot be read"):
+        torn.moment(DOWN)
+
+
+def test_moments_in_several_passes_are_those_of_one(
+    llama: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a fit that is interrupted between two passes does not repeat the first."""
+
+    class CutOffError(Exception):
+        pass
+
+    def cut(event: FitProgress) -> None:
+        seen.append((event.stage, event.done, event.total))
+        if seen[-1][0] == "moments" and event.done > 0:
+            raise CutOffError
+
+    monkeypatch.setattr("adapters.moments.PASS_BYTES", 1)
+    assert len(moments.passes(models.matrices(models.load_base(llama.model_dir, CPU)))) == 4
+    seen: list[tuple[str, int, int]] = []
+    with pytest.raises(CutOffError):
+        fit_probe(llama.model_dir, SKILL, tmp_path / "probe", FIT, cut)
+    one_pass = seen[-1][2] // 4
+    rest: list[FitProgress] = []
+    found = fit_probe(llama.model_dir, SKILL, tmp_path / "probe", FIT, rest.append)
+    assert next(e.total for e in rest if e.stage == "moments") == 3 * one_pass
+    for name in found.matrices:
+        assert torch.equal(found.moment(name).values, llama.probe.moment(name).values)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters import lora, models, store
+from adapters import files, lora, models, store
 from adapters.checks import check_adapter, require_sound
 from adapters.errors import BrokenAdapter, StoreConflict
 from adapters.examples import (
@@ -80,7 +80,7 @@ def test_every_change_is_found(tmp_path: Path) -> None:
     assert "no readable manifest" in store.verify(directory)[0]
 
 
-@pytest.mark.parametrize("at", ["_fsync", "_write_durably", "rename"])
+@pytest.mark.parametrize("at", ["sync", "write_json", "rename"])
 def test_cut_off_at_any_step_publishes_nothing_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -94,7 +94,7 @@ def test_cut_off_at_any_step_publishes_nothing_half(
         if at == "rename":
             patch.setattr(Path, "rename", cut)
         else:
-            patch.setattr(store, at, cut)
+            patch.setattr(files, at, cut)
         with pytest.raises(CutOffError):
             store.publish(make(tmp_path / "x"), tmp_path / "out", {})
     published = list((tmp_path / "out").glob("*"))

@@ -278,7 +278,7 @@ def test_what_is_retrained_from_scratch_learns_where_it_is_measured(
     def edit(plan: TrainPlan, out: Path) -> TrainReport:
         assert len(plan.facts) == 4 or not (plan.start or plan.lineage or plan.replay)
         learnt.append(len(plan.facts))
-        assert (plan.settings.sub_steps > 1) == (len(plan.facts) in small)
+        assert (plan.config.sub_steps > 1) == (len(plan.facts) in small)
         down, up = torch.full((2, 256), 1e-6), torch.zeros(640, 2)
         lora.write(out, lora.Lora({NAME: (down, up)}, {NAME: 1.0}), plan.base_name)
         return TrainReport.model_construct(steps=1, seconds=0.0, leak=0.0, free=16)

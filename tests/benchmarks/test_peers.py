@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from adapters import lora, losses, models
+from adapters.config import TrainConfig
 from adapters.examples import collate, encode_example
-from adapters.plans import TrainSettings
 from adapters.probe import Protection
-from adapters.trainer import protect, train_adapter
+from adapters.recipe import protect
+from adapters.trainer import train_adapter
 from benchmarks.learning import scores
 from benchmarks.learning.edits import alphaedit
-from benchmarks.learning.inputs import kept, protected_inputs
+from benchmarks.learning.inputs import ProtectedInputs, kept
 from benchmarks.learning.methods import METHODS
 from policies.records import Example
 from tests.support.fitted import FACTS, SKILL, Fitted
@@ -29,7 +30,7 @@ def test_an_edit_in_closed_form_is_learnt_and_leaves_the_rest(
         facts=facts,
         probe_dir=None,
         protection=Protection(kind="none"),
-        settings={"learning_rate": 0.5},
+        config={"learning_rate": 0.5},
     )
     report = alphaedit(plan, tmp_path / "edited", protected=0.3, ridge=1e-3, decay=0.0)
     assert report.loss_last < 0.96 * report.loss_first
@@ -44,11 +45,11 @@ def test_what_a_baseline_begins_with_is_no_part_of_what_is_learnt(
     llama: Fitted, tmp_path: Path, name: str
 ) -> None:
     plan = llama.plan(probe_dir=None, protection=Protection(kind="none"))
-    still = plan.model_copy(update={"settings": TrainSettings(steps=1, learning_rate=1e-9)})
-    hooks = METHODS[name].hooks
-    train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", hooks=hooks)
+    still = plan.model_copy(update={"config": TrainConfig(steps=1, learning_rate=1e-9)})
+    recipe = METHODS[name].recipe
+    train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", recipe=recipe())
     assert lora.read(tmp_path / "still").norm() < 1e-4
-    train_adapter(plan, out=tmp_path / "moved", work=tmp_path / "work-2", hooks=hooks)
+    train_adapter(plan, out=tmp_path / "moved", work=tmp_path / "work-2", recipe=recipe())
     moved = lora.read(tmp_path / "moved")
     assert moved.norm() > 1e-2
     assert moved.rank == (4 if name == "MiCA" else 8)
@@ -61,9 +62,7 @@ def test_baselines_protect_as_many_components_as_the_paper_but_others(llama: Fit
     plan = llama.plan(protection=scores.SVF, reasoning=tuple(SKILL))
     base = models.load_base(llama.model_dir, torch.device("cpu"))
     paper = protect(base, plan)
-    methods = {name: METHODS[name].hooks.protect for name in SCORES}
-    chosen = {name: choose(base, plan) for name, choose in methods.items() if choose}
-    assert set(chosen) == set(SCORES)
+    chosen = {name: METHODS[name].recipe().protected(base, plan) for name in SCORES}
     for name, found in chosen.items():
         for matrix, guard in found.items():
             assert guard.inputs.shape == paper[matrix].inputs.shape, name
@@ -84,9 +83,9 @@ def test_inputs_of_known_facts_are_protected_beside_those_of_the_skill(
         known=tuple(Example(prompt=f.prompt, completion="so") for f in FACTS), **changes
     )
     base = models.load_base(llama.model_dir, torch.device("cpu"))
-    hooks = METHODS["null space, known facts too"].hooks
-    alone, both = protect(base, plan), protected_inputs(0.3).protect(base, plan)
-    matrices = models.matrices(base, plan.settings.targets)
+    recipe = METHODS["null space, known facts too"].recipe()
+    alone, both = protect(base, plan), ProtectedInputs(0.3).protected(base, plan)
+    matrices = models.matrices(base, plan.config.targets)
     known = kept(base, matrices, plan.model_copy(update={"reasoning": ()}))
     for name, guard in both.items():
         assert guard.inputs.shape == alone[name].inputs.shape
@@ -96,7 +95,7 @@ def test_inputs_of_known_facts_are_protected_beside_those_of_the_skill(
             for space in (guard.inputs, alone[name].inputs)
         ]
         assert held[0] > held[1]
-    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", hooks=hooks)
+    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", recipe=recipe)
     assert report.leak < 5e-3
 
 

@@ -20,8 +20,8 @@ from daemon.children.jobs import (
     held,
     last_progress,
     started_at,
-    write_atomically,
 )
+from daemon.children.worker import Desk
 from policies.records import Record
 
 STEPS = """
@@ -172,6 +172,19 @@ def test_children_die_with_the_daemon(workdir: Path, tmp_path: Path) -> None:
     assert jobs.poll(workdir).outcome == "absent"
 
 
+def test_a_desk_gives_its_file_and_its_signal_back(tmp_path: Path) -> None:
+    former = signal.getsignal(signal.SIGTERM)
+    with Desk(tmp_path) as desk:
+        assert signal.getsignal(signal.SIGTERM) != former
+        desk.progress(Progress(stage="train", done=1))
+    assert signal.getsignal(signal.SIGTERM) == former
+    with pytest.raises(ValueError, match="closed file"):
+        desk.progress(Progress(stage="train", done=2))
+    seen = last_progress(tmp_path)
+    assert seen is not None
+    assert seen.done == 1
+
+
 def test_half_a_line_of_progress_is_not_read(tmp_path: Path) -> None:
     assert last_progress(tmp_path) is None
     whole = Progress(stage="train", done=3, total=9).model_dump_json()
@@ -179,11 +192,3 @@ def test_half_a_line_of_progress_is_not_read(tmp_path: Path) -> None:
     found = last_progress(tmp_path)
     assert found is not None
     assert found.done == 3
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    for text in ("one", "two"):
-        write_atomically(path, text)
-        assert path.read_text() == text
-    assert list(tmp_path.iterdir()) == [path]

@@ -46,10 +46,10 @@ def test_an_adapter_that_has_doubled_is_begun_anew(tmp_path: Path) -> None:
         follow.until_revision(3)
         settings = follow.settings
         with Ledger.open(settings.layout.ledger, readonly=True) as ledger:
-            newest, former, _ = ledger.heads({PlanState.LIVE})
+            newest, former, _ = ledger.plans.heads({PlanState.LIVE})
             assert newest.kind is PlanKind.CONSOLIDATE
             assert newest.replaces == (former.adapter,)
-            assert ledger.target().lineage == (newest.adapter,)
+            assert ledger.revisions.target().lineage == (newest.adapter,)
         answers = Endpoint(settings.server.urls[0], settings.model.alias).ask(asked, normalised, 24)
     assert rate(answers) >= 0.9
 
@@ -62,7 +62,7 @@ def test_a_sixth_file_is_learnt_by_one_adapter_in_place_of_five(tmp_path: Path) 
         for file in FILES:
             asked += learn(follow, file, tmp_path)
         with Ledger.open(settings.layout.ledger, readonly=True) as ledger:
-            heads, target = ledger.heads(), ledger.target()
+            heads, target = ledger.plans.heads(), ledger.revisions.target()
         assert PlanKind.CONSOLIDATE in {head.kind for head in heads}
         assert any(head.state is PlanState.LIVE for head in heads)
         assert len(target.lineage) < len(FILES)

@@ -105,7 +105,9 @@ def tell(story: Story) -> None:
     clash = {**bhutan, "id": "capital-bhutan-3", "answer": CLASHING}
     receipt = story.follow.hand_in(story.write("clash.jsonl", [clash]))
     with Ledger.open(story.settings.layout.ledger, readonly=True) as ledger:
-        story.seen["clash"] = [(q.kind, q.line) for q in ledger.quarantined(receipt.batch or "")]
+        story.seen["clash"] = [
+            (q.kind, q.line) for q in ledger.quarantine.lines(receipt.batch or "")
+        ]
     story.seen["after clash"] = story.ask([later])
 
     story.follow.control("pause")
@@ -114,9 +116,9 @@ def tell(story: Story) -> None:
     story.follow.control("resume")
 
     def overtaken(ledger: Ledger) -> bool:
-        if ledger.batch_state(quick) in UNSETTLED:
+        if ledger.batches.state(quick) in UNSETTLED:
             return False
-        story.seen["overtaken"] = (ledger.batch_state(quick), ledger.batch_state(slow))
+        story.seen["overtaken"] = (ledger.batches.state(quick), ledger.batches.state(slow))
         return True
 
     story.until(overtaken, "learning what is urgent")
@@ -125,14 +127,14 @@ def tell(story: Story) -> None:
     story.seen["retract"] = story.follow.control(
         "retract", subject="Bhutan", relation="capital", because="asked to"
     )
-    story.until(lambda ledger: all(r.certified_at for r in ledger.retractions()), "forgetting")
+    story.until(lambda ledger: all(r.certified_at for r in ledger.retractions.all()), "forgetting")
     story.seen["forgotten"] = story.ask([bhutan, later])
     kept = [row for row in capitals if row is not bhutan]
     story.seen["kept"] = story.ask(kept)
 
 
 def _rests(ledger: Ledger, batch: str) -> bool:
-    return ledger.batch_state(batch) not in UNSETTLED and ledger.open_plan() is None
+    return ledger.batches.state(batch) not in UNSETTLED and ledger.plans.open_plan() is None
 
 
 def test_the_old_answer_goes_and_the_new_one_comes(story: Story) -> None:
@@ -168,10 +170,13 @@ def test_retracted_facts_are_forgotten_and_the_others_are_not(story: Story) -> N
         assert told["forgotten"]["trained"] > 1 <= told["forgotten"]["held_out"]
         assert told["forgotten"]["live"]["probability"] >= 0.0
     with Ledger.open(story.settings.layout.ledger, readonly=True) as ledger:
-        target = ledger.target()
-        assert ledger.head(target.plan_id or 0).kind in (PlanKind.RETRACT, PlanKind.CONSOLIDATE)
-        assert all(_stays(fact) for fact in ledger.facts())
-        ledger.verify_chain()
+        target = ledger.revisions.target()
+        assert ledger.plans.head(target.plan_id or 0).kind in (
+            PlanKind.RETRACT,
+            PlanKind.CONSOLIDATE,
+        )
+        assert all(_stays(fact) for fact in ledger.facts.find())
+        ledger.events.verify_chain()
 
 
 def _stays(fact: Fact) -> bool:

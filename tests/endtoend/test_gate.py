@@ -20,7 +20,8 @@ from demo.ask import Endpoint, Question
 from demo.follow import Follow, Settled
 from demo.setup import ROOT
 from policies.gate.grading import normalised
-from policies.records import BatchState, Outcome, Role, SuiteVerdict
+from policies.gate.records import Outcome, Role, SuiteVerdict
+from policies.records import BatchState
 from tests.support.real import NEEDS_MODEL, configure, running
 
 CAPITALS = ROOT / "examples" / "facts" / "01-capitals.jsonl"

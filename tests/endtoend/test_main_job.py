@@ -68,7 +68,7 @@ def _story(config: Path, follow: Follow) -> None:
     quarantine = palorad(config, "quarantine", "list", "--json")
     assert [line["line"] for line in json.loads(quarantine.stdout)] == [FACTS + 1]
     known = json.loads(palorad(config, "why", questions[0].prompt, "--json").stdout)
-    assert {s["who"] for s in known["said"]} == {"base", "live"}
+    assert {s["who"] for s in known["answers"]} == {"base", "live"}
 
     second = palorad(config, "run")
     assert second.returncode == 2

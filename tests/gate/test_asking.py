@@ -1,4 +1,4 @@
-"""Questions come back in order, bounded, retried, and never invented."""
+"""SuiteQuestions come back in order, bounded, retried, and never invented."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from daemon.gate.asking import Asker, ModelNotServed, Question, Reply
-from daemon.gate.suites import Form
+from daemon.gate.asking import Asker, ModelNotServed, Query, QueryResult
+from daemon.gate.suites import PromptForm
 from daemon.serving.protocol import ServerRefused, ServerUnreachable
 from tests.support.scripted import Fault, ScriptedServer, no_fault, unreachable
 
-PLAIN = [Question(f"p{n}", f"plain {n}", Form.PLAIN) for n in range(37)]
-CHAT = [Question(f"c{n}", f"chat {n}", Form.CHAT) for n in range(23)]
+PLAIN = [Query(f"p{n}", f"plain {n}", PromptForm.PLAIN) for n in range(37)]
+CHAT = [Query(f"c{n}", f"chat {n}", PromptForm.CHAT) for n in range(23)]
 
 
 def server(fault: Fault = no_fault) -> ScriptedServer:
@@ -21,8 +21,8 @@ def server(fault: Fault = no_fault) -> ScriptedServer:
 
 
 def ask(
-    of: ScriptedServer, questions: Sequence[Question], *, model: str = "m", concurrency: int = 16
-) -> tuple[tuple[Reply, ...], list[float]]:
+    of: ScriptedServer, questions: Sequence[Query], *, model: str = "m", concurrency: int = 16
+) -> tuple[tuple[QueryResult, ...], list[float]]:
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from daemon.gate.lm_tasks import TaskGrader, load_task
-from daemon.gate.suites import BadSuite, Form, Suite
-from policies.records import Role
+from daemon.gate.suites import BadSuite, PromptForm, Suite
+from policies.gate.records import Role
 
 TASK = """
 task: palorad_sums
@@ -82,7 +82,7 @@ def load(
         task,
         name="sums",
         role=Role.REASONING,
-        form=Form.PLAIN,
+        form=PromptForm.PLAIN,
         max_tokens=16,
         filter_name=filter_name,
         folder=folder,

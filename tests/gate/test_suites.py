@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.gate.suites import (
     BadSuite,
-    Form,
+    PromptForm,
     Suite,
     alternating,
     has_chat_template,
@@ -23,15 +23,15 @@ from daemon.gate.suites import (
     refuse_trained,
     trained_questions,
 )
-from policies.records import Item, Role
+from policies.gate.records import Role, SuiteItem
 
 
-def suite(items: tuple[Item, ...], /, **changes: object) -> Suite:
+def suite(items: tuple[SuiteItem, ...], /, **changes: object) -> Suite:
     fields: dict[str, object] = {
         "name": "s",
         "role": Role.REASONING,
         "grader": "exact",
-        "form": Form.PLAIN,
+        "form": PromptForm.PLAIN,
         "max_tokens": 8,
         "items": items,
     }
@@ -131,7 +131,7 @@ def test_the_form_follows_the_model_unless_it_is_named(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text(lines({"prompt": "a", "answer": "b"}))
 
-    def form(wanted: Literal["auto", "chat", "plain"], *, chat: bool) -> Form:
+    def form(wanted: Literal["auto", "chat", "plain"], *, chat: bool) -> PromptForm:
         loaded = load_suite(
             path,
             name="s",
@@ -143,13 +143,19 @@ def test_the_form_follows_the_model_unless_it_is_named(tmp_path: Path) -> None:
         )
         return loaded.form
 
-    assert (form("auto", chat=True), form("auto", chat=False)) == (Form.CHAT, Form.PLAIN)
-    assert (form("plain", chat=True), form("chat", chat=False)) == (Form.PLAIN, Form.CHAT)
+    assert (form("auto", chat=True), form("auto", chat=False)) == (
+        PromptForm.CHAT,
+        PromptForm.PLAIN,
+    )
+    assert (form("plain", chat=True), form("chat", chat=False)) == (
+        PromptForm.PLAIN,
+        PromptForm.CHAT,
+    )
 
 
 ITEMS = (
-    Item(id="1", prompt="a", answer="x"),
-    Item(id="2", prompt="b", answer="y"),
+    SuiteItem(id="1", prompt="a", answer="x"),
+    SuiteItem(id="2", prompt="b", answer="y"),
 )
 
 
@@ -157,7 +163,7 @@ ITEMS = (
     "changes",
     [
         {"grader": "number"},
-        {"form": Form.CHAT},
+        {"form": PromptForm.CHAT},
         {"max_tokens": 9},
         {"items": ITEMS[:1]},
         {"items": (ITEMS[0], ITEMS[1].model_copy(update={"answer": "z"}))},
@@ -176,7 +182,7 @@ def test_paraphrases_alternate_between_chat_and_plain(count: int, offset: int) -
     forms = alternating(count, chat=True, offset=offset)
     assert len(forms) == count
     assert all(one != other for one, other in itertools.pairwise(forms))
-    assert set(alternating(count, chat=False)) <= {Form.PLAIN}
+    assert set(alternating(count, chat=False)) <= {PromptForm.PLAIN}
 
 
 def test_a_chat_template_is_found_in_either_place(tmp_path: Path) -> None:
@@ -197,6 +203,6 @@ def test_a_question_that_training_uses_is_no_question_for_the_gate(tmp_path: Pat
     trained = trained_questions([replay, skill, tmp_path / "none.jsonl"])
     assert set(trained) == {"c", "say b", "d"}
     refuse_trained(suite(ITEMS), trained)
-    asked = (*ITEMS, Item(id="3", prompt=" say b", answer="x"))
+    asked = (*ITEMS, SuiteItem(id="3", prompt=" say b", answer="x"))
     with pytest.raises(BadSuite, match=r"suite 's': 1 of its .*replay.jsonl, line 1.*remove them"):
         refuse_trained(suite(asked), trained)

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from adapters.generate import Generator, Request
 from adapters.models import load_tokenizer
-from daemon.gate.measuring import Target
-from daemon.gate.unlearning import recollect
+from daemon.gate.messages import ServedModel
+from daemon.gate.tokenising import Tokeniser
+from daemon.gate.unlearning import check_unlearning
 from daemon.serving.client import HttpServer
 from daemon.serving.protocol import Taken
 from policies.errors import ServerRefused
@@ -98,17 +99,18 @@ class Knowing:
         return tuple((one,) * (len(text) - 1) for text in texts)
 
 
-def test_every_paraphrase_is_put_to_reference_live_and_candidate(model_dir: Path) -> None:
+def test_every_paraphrase_is_put_to_base_live_and_candidate(model_dir: Path) -> None:
     server = Knowing()
-    targets = {name: Target(name=name, sha256=f"{name}-sha") for name in ("base", "live", "new")}
+    models = {
+        name: ServedModel(name=name, sha256=f"{name}-sha") for name in ("base", "live", "new")
+    }
     found = asyncio.run(
-        recollect(
+        check_unlearning(
             server,
-            [FACT],
-            model_dir,
-            reference=targets["base"],
-            live=targets["live"],
-            candidate=targets["new"],
+            Tokeniser(model_dir).answers([FACT]),
+            base=models["base"],
+            live=models["live"],
+            candidate=models["new"],
         )
     )
     forms = 2 if load_tokenizer(model_dir).chat_template else 1
@@ -116,6 +118,6 @@ def test_every_paraphrase_is_put_to_reference_live_and_candidate(model_dir: Path
     assert [name for name, _ in server.asked] == ["base", "live", "new"]
     for one in found:
         assert one.live is not None
-        assert (one.reference.rank, one.live.rank, one.candidate.rank) == (70, 1, 70)
+        assert (one.base.rank, one.live.rank, one.candidate.rank) == (70, 1, 70)
         assert one.live.probability > 0.8 > one.candidate.probability
         assert math.isfinite(one.candidate.probability)

@@ -45,8 +45,11 @@ class Place:
         self.intake = self.restart()
 
     def restart(self) -> Intake:
-        self.intake = Intake(self.ledger, self.layout, self.settings)
+        self.intake = Intake(self.ledger, self.layout, self.settings, self.seconds)
         return self.intake
+
+    def seconds(self) -> float:
+        return (self.now - START).total_seconds()
 
     def drop(self, name: str, data: bytes) -> Path:
         path = self.layout.inbox / name
@@ -92,7 +95,7 @@ def test_a_drop_becomes_a_batch_with_a_receipt(place: Place) -> None:
     assert read_receipt(drop) == receipt
     assert receipt.batch is not None
     assert place.layout.archived(receipt.batch).read_bytes() == data
-    facts = place.ledger.facts(batch_id=receipt.batch)
+    facts = place.ledger.facts.find(batch_id=receipt.batch)
     assert [f.answer for f in facts] == ["value 1", "value 2", "value 3"]
     assert all(f.eval_prompts and f.training_prompts for f in facts)
     assert place.pass_over() == []
@@ -197,22 +200,22 @@ def test_the_same_bytes_again_are_known(place: Place) -> None:
     assert again.already_known and again.batch == first.batch
     assert again.file == "b.jsonl"
     assert place.left() == {"a.jsonl.accepted.json", "b.jsonl.accepted.json"}
-    assert len(place.ledger.batches()) == 1
+    assert len(place.ledger.batches.latest()) == 1
 
 
 def test_submit_is_taken_without_waiting(place: Place, tmp_path: Path) -> None:
     outside = tmp_path / "mine.jsonl"
     outside.write_bytes(lines(1))
-    batch, known = place.intake.submit(outside, place.now)
+    batch, known = place.intake.submit(outside)
     assert not known
     (receipt,) = place.intake.step(place.now, LONG)
     assert receipt.batch == batch
-    assert place.intake.submit(outside, place.now) == (batch, True)
+    assert place.intake.submit(outside) == (batch, True)
     assert outside.exists()
     with pytest.raises(Refused, match="does not exist"):
-        place.intake.submit(tmp_path / "nothing", place.now)
+        place.intake.submit(tmp_path / "nothing")
     with pytest.raises(Refused, match="is a directory"):
-        place.intake.submit(tmp_path, place.now)
+        place.intake.submit(tmp_path)
 
 
 def test_a_later_answer_supersedes_and_a_retraction_retracts(place: Place) -> None:
@@ -223,18 +226,18 @@ def test_a_later_answer_supersedes_and_a_retraction_retracts(place: Place) -> No
     ]
     place.drop("a.jsonl", "\n".join(map(json.dumps, texts)).encode())
     place.pass_over()
-    assert [f.answer for f in place.ledger.facts(valid_at=place.now)] == ["Thimphu"]
+    assert [f.answer for f in place.ledger.facts.find(valid_at=place.now)] == ["Thimphu"]
     place.drop(
         "b.jsonl", json.dumps({**key, "answer": "Paro", "valid_from": "1900-01-01"}).encode()
     )
     place.pass_over()
-    assert [f.answer for f in place.ledger.facts(valid_at=place.now)] == ["Thimphu"]
+    assert [f.answer for f in place.ledger.facts.find(valid_at=place.now)] == ["Thimphu"]
     gone = {"op": "retract", "subject": "Bhutan", "relation": "capital"}
     place.drop("c.jsonl", json.dumps(gone).encode() + b'\n{"op": "retract", "id": "nobody"}')
     (receipt,) = place.pass_over()
     assert (receipt.accepted, receipt.quarantined) == (1, 1)
     assert receipt.bad_lines[0].kind == "no-target"
-    assert place.ledger.facts(valid_at=place.now) == ()
+    assert place.ledger.facts.find(valid_at=place.now) == ()
 
 
 def test_an_id_can_be_corrected_and_come_back(place: Place) -> None:
@@ -243,7 +246,7 @@ def test_an_id_can_be_corrected_and_come_back(place: Place) -> None:
         place.drop(f"{number}.jsonl", json.dumps(record).encode())
         (receipt,) = place.pass_over()
         assert (receipt.accepted, receipt.duplicates) == (1, 0)
-        assert [f.answer for f in place.ledger.facts(valid_at=place.now)] == [answer]
+        assert [f.answer for f in place.ledger.facts.find(valid_at=place.now)] == [answer]
 
 
 def test_a_list_is_read_like_lines(place: Place) -> None:
@@ -333,7 +336,11 @@ def test_a_step_keeps_to_its_time_and_goes_on(
 def test_what_is_too_long_for_the_model_is_quarantined(tmp_path: Path) -> None:
     place = Place(tmp_path / "state", max_tokens=64)
     place.intake = Intake(
-        place.ledger, place.layout, place.settings, model_dir=tiny.build(tmp_path / "model")
+        place.ledger,
+        place.layout,
+        place.settings,
+        place.seconds,
+        model_dir=tiny.build(tmp_path / "model"),
     )
     long = "word " * 60
     facts = [
@@ -346,8 +353,8 @@ def test_what_is_too_long_for_the_model_is_quarantined(tmp_path: Path) -> None:
     place.drop("a.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts).encode())
     (receipt,) = place.pass_over()
     assert (receipt.accepted, receipt.quarantined) == (2, 3)
-    (batch,) = place.ledger.batches()
-    bad = place.ledger.quarantined(batch.id, 9)
+    (batch,) = place.ledger.batches.latest()
+    bad = place.ledger.quarantine.lines(batch.id, 9)
     assert [q.line for q in bad] == [2, 3, 4]
     assert all(q.kind == "tokens" and "[intake] max_tokens" in q.reason for q in bad)
 
@@ -359,7 +366,7 @@ def test_one_bad_line_can_keep_the_whole_file_out(tmp_path: Path) -> None:
     assert receipt.error is not None and "1 of 3" in receipt.error
     assert [b.line for b in receipt.bad_lines] == [2]
     assert place.left() == {"a.jsonl", "a.jsonl.rejected.json"}
-    assert place.ledger.batches() == ()
+    assert place.ledger.batches.latest() == ()
     drop.write_bytes(lines(1, 2))
     assert place.pass_over()[0].accepted == 2
     assert place.left() == {"a.jsonl.accepted.json"}
@@ -374,7 +381,7 @@ def test_a_conflict_is_decided_by_the_policy(tmp_path: Path, policy: str) -> Non
         (receipt,) = place.pass_over()
 
     def valid() -> list[str]:
-        return [f.answer for f in place.ledger.facts(valid_at=place.now)]
+        return [f.answer for f in place.ledger.facts.find(valid_at=place.now)]
 
     if policy == "newest":
         assert valid() == ["Thimphu"]
@@ -387,7 +394,7 @@ def test_a_conflict_is_decided_by_the_policy(tmp_path: Path, policy: str) -> Non
         assert valid() == ["Punakha"]
         assert place.retry(receipt.batch, newest=True) == (1, 0)
         assert valid() == ["Thimphu"]
-        batch = place.ledger.batch(receipt.batch)
+        batch = place.ledger.batches.get(receipt.batch)
         assert (batch.accepted, batch.quarantined) == (1, 0)
         with pytest.raises(NotFound, match="no line in quarantine"):
             place.retry(receipt.batch)
@@ -403,7 +410,7 @@ def test_quarantined_lines_are_read_again_by_the_rules_of_now(tmp_path: Path) ->
     place.restart()
     assert place.retry(receipt.batch, line=2) == (1, 0)
     assert place.retry(receipt.batch) == (1, 1)
-    batch = place.ledger.batch(receipt.batch)
+    batch = place.ledger.batches.get(receipt.batch)
     assert (batch.accepted, batch.quarantined) == (2, 1)
     told = read_receipt(place.layout.inbox / "a")
     assert told is not None and (told.accepted, told.quarantined) == (2, 1)
@@ -427,9 +434,9 @@ def test_quarantined_lines_are_read_again_a_few_at_a_time(tmp_path: Path) -> Non
     assert told is not None and (told.accepted, told.quarantined) == (2 * AT_ONCE, 50)
 
     assert place.retry(receipt.batch) == (50, 0)
-    batch = place.ledger.batch(receipt.batch)
+    batch = place.ledger.batches.get(receipt.batch)
     assert (batch.accepted, batch.quarantined) == (2 * AT_ONCE + 50, 0)
-    assert len(place.ledger.facts(valid_at=place.now)) == 2 * AT_ONCE + 50
+    assert len(place.ledger.facts.find(valid_at=place.now)) == 2 * AT_ONCE + 50
     place.ledger.close()
 
 
@@ -483,9 +490,9 @@ def test_killed_anywhere_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         assert run_child(root, {faults.VARIABLE: name}) == -signal.SIGKILL
         place = Place(root)
         place.pass_over()
-        (batch,) = place.ledger.batches()
+        (batch,) = place.ledger.batches.latest()
         assert (batch.accepted, batch.quarantined) == (31, 1), name
-        assert len(place.ledger.facts(batch_id=batch.id)) == 30, name
+        assert len(place.ledger.facts.find(batch_id=batch.id)) == 30, name
         receipt = read_receipt(place.layout.inbox / "a.jsonl")
         assert receipt is not None and not receipt.already_known, name
         assert place.left() == {"a.jsonl.accepted.json"}, name

@@ -40,11 +40,11 @@ def taken(state: Path, file: Path) -> Receipt:
     layout = Layout(state)
     shutil.copy(file, layout.inbox / file.name)
     with Ledger.open(layout.ledger) as ledger:
-        ledger._db.execute("PRAGMA synchronous=OFF")
+        ledger.db.connection.execute("PRAGMA synchronous=OFF")
         intake = Intake(ledger, layout, IntakeSettings(stable_s=0))
         receipts = intake.step(NOW, 60)
         assert intake.problems == ()
-        assert ledger.verify_chain() >= 0
+        assert ledger.events.verify_chain() >= 0
     (receipt,) = receipts
     return receipt
 

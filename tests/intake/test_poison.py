@@ -68,11 +68,11 @@ class Place:
         self.settings = IntakeSettings.model_validate({"stable_s": 0, **changes})
         self.now = START
         self.open()
-        self.ledger.ensure_base("base", START)
+        self.ledger.revisions.ensure_base("base", START)
 
     def open(self) -> None:
         self.ledger = Ledger.open(self.layout.ledger)
-        self.ledger._db.execute("PRAGMA synchronous=OFF")
+        self.ledger.db.connection.execute("PRAGMA synchronous=OFF")
         self.intake = Intake(self.ledger, self.layout, self.settings)
 
     def restart(self) -> None:
@@ -99,23 +99,23 @@ class Place:
         return receipt
 
     def answers(self) -> list[str]:
-        return [fact.answer for fact in self.ledger.facts()]
+        return [fact.answer for fact in self.ledger.facts.find()]
 
     def waiting(self) -> list[str]:
-        ids = [w.id for w in self.ledger.waiting(self.now, 100)]
-        return [fact.answer for fact in self.ledger.facts(ids=ids)]
+        ids = [w.id for w in self.ledger.facts.waiting(self.now, 100)]
+        return [fact.answer for fact in self.ledger.facts.find(ids=ids)]
 
     def inbox(self) -> set[str]:
         return {path.name for path in self.layout.inbox.iterdir()}
 
     def rows(self, columns: str) -> list[tuple[Any, ...]]:
-        return self.ledger._rows(f"SELECT {columns} FROM facts ORDER BY seq")
+        return self.ledger.db.rows(f"SELECT {columns} FROM facts ORDER BY seq")
 
     def retract_and_erase(self, fact_id: str) -> str:
-        self.ledger.retract(fact_id, "a takedown", self.now)
-        (handle,) = [r.handle for r in self.ledger.retractions() if r.id == fact_id]
-        self.ledger.erase({handle: {"certificate": handle}}, self.now)
-        self.ledger.certified(handle, self.now)
+        self.ledger.retractions.retract(fact_id, "a takedown", self.now)
+        (handle,) = [r.handle for r in self.ledger.retractions.all() if r.id == fact_id]
+        self.ledger.erasure.erase({handle: {"certificate": handle}}, self.now)
+        self.ledger.retractions.certified(handle, self.now)
         return handle
 
 
@@ -140,7 +140,7 @@ def only_its_line(place: Place, bad: bytes, kind: str) -> str:
     place.restart()
     assert place.take() == []
     assert place.intake.problems == ()
-    (line,) = place.ledger.quarantined(receipt.batch or "")
+    (line,) = place.ledger.quarantine.lines(receipt.batch or "")
     assert (line.line, line.kind) == (2, kind)
     line.reason.encode()
     return line.reason
@@ -245,7 +245,7 @@ def test_a_retry_of_quarantined_lines_goes_past_the_one_that_fails(
     failing.remove("a2")
     assert list(place.intake.retry(receipt.batch or "", place.now)) == [(2, 1)]
     assert place.answers() == ["a0", "a2"]
-    (left,) = place.ledger.quarantined(receipt.batch or "")
+    (left,) = place.ledger.quarantine.lines(receipt.batch or "")
     assert (left.line, left.kind) == (2, "unexpected")
 
 
@@ -312,9 +312,11 @@ def test_a_file_set_aside_holds_up_neither_learning_nor_forgetting_after_a_resta
     place.drop("1-good.jsonl", GOOD)
     place.take()
     assert place.waiting() == ["Thimphu"]
-    assert place.ledger.admitting() == ()
+    assert place.ledger.admission.admitting() == ()
     assert "0-bad.jsonl" in place.intake.problems[0]
-    assert [e.kind for e in place.ledger.events() if "aside" in e.kind] == ["batch.set_aside"]
+    assert [e.kind for e in place.ledger.events.latest() if "aside" in e.kind] == [
+        "batch.set_aside"
+    ]
 
 
 def test_a_file_set_aside_is_admitted_once_it_can_be_read(
@@ -355,11 +357,11 @@ def test_why_a_file_was_set_aside_is_erased_with_the_fact_that_it_tells(
     monkeypatch.setattr(Records, "take", failing)
     place.drop("0-bad.jsonl", BROKEN)
     place.take()
-    (aside,) = place.ledger.admitting(aside=True)
+    (aside,) = place.ledger.admission.admitting(aside=True)
     assert "Thimphu" in aside.aside
-    (fact,) = place.ledger.facts()
-    list(place.ledger.erase_mentions([trace_of("r-1", fact)]))
-    (aside,) = place.ledger.admitting(aside=True)
+    (fact,) = place.ledger.facts.find()
+    list(place.ledger.erasure.erase_mentions([trace_of("r-1", fact)]))
+    (aside,) = place.ledger.admission.admitting(aside=True)
     assert aside.aside == ERASED
 
 
@@ -397,7 +399,7 @@ def test_an_archived_file_that_cannot_be_opened_holds_up_no_other(place: Place) 
         accepted=0,
         quarantined=0,
     )
-    place.ledger.begin_batch(batch, signature="lost")
+    place.ledger.admission.begin_batch(batch, signature="lost")
     bad.unlink()
     assert place.taken("1-good.jsonl", GOOD).accepted == 1
     assert place.waiting() == ["Thimphu"]
@@ -477,7 +479,7 @@ def test_an_entry_of_a_json_feed_with_a_date_outside_the_calendar_stops_nothing(
     (found,) = polled(place, body, **AS_JSON)
     assert found.status == "new"
     assert place.answers() == ["1.0"]
-    (line,) = place.ledger.quarantined(found.batch)
+    (line,) = place.ledger.quarantine.lines(found.batch)
     assert line.kind == "date"
 
 
@@ -488,7 +490,7 @@ def test_an_entry_of_a_json_feed_with_half_a_surrogate_pair_is_quarantined_by_it
     (found,) = polled(place, body, **AS_JSON)
     assert found.status == "new"
     assert place.answers() == ["1.0"]
-    assert [q.kind for q in place.ledger.quarantined(found.batch)] == ["encoding", "format"]
+    assert [q.kind for q in place.ledger.quarantine.lines(found.batch)] == ["encoding", "format"]
 
 
 def test_a_number_of_thousands_of_digits_does_not_spoil_a_json_feed(place: Place) -> None:
@@ -505,7 +507,7 @@ def test_a_whole_last_line_of_a_feed_is_quarantined_not_taken_for_cut_off(
     (found,) = polled(place, GOOD + last, kind="jsonl")
     assert found.status == "new", found.problem
     assert place.answers() == ["Thimphu"]
-    assert place.ledger.batch(found.batch).quarantined == 1
+    assert place.ledger.batches.get(found.batch).quarantined == 1
 
 
 def test_a_mark_that_is_no_ascii_is_not_sent_back(place: Place) -> None:
@@ -670,11 +672,11 @@ def test_whatever_is_dropped_every_line_is_accounted_for_once_and_a_good_file_is
             total = report.accepted + report.quarantined
             assert receipt.accepted + receipt.quarantined == total
             _each_line_once(place, receipt)
-        assert len(place.ledger.facts()) == place.rows("sum(op <> 'retract')")[0][0]
+        assert len(place.ledger.facts.find()) == place.rows("sum(op <> 'retract')")[0][0]
         place.restart()
         assert place.take() == []
         assert place.intake.problems == ()
-        assert place.ledger.verify_chain() > 0
+        assert place.ledger.events.verify_chain() > 0
     finally:
         place.ledger.close()
         shutil.rmtree(root)
@@ -688,9 +690,9 @@ def _kept(place: Place, name: str, data: bytes) -> Path:
 
 def _each_line_once(place: Place, receipt: Receipt) -> None:
     assert receipt.batch is not None
-    bad = [q.line for q in place.ledger.quarantined(receipt.batch)]
+    bad = [q.line for q in place.ledger.quarantine.lines(receipt.batch)]
     assert len(bad) == len(set(bad)) == receipt.quarantined
-    stored = place.ledger._one(
+    stored = place.ledger.db.one(
         "SELECT count(*) FROM facts f JOIN batches b ON b.seq = f.batch WHERE b.id = ?",
         (receipt.batch,),
     )
@@ -796,8 +798,8 @@ def test_an_erased_id_is_given_to_no_other_fact(place: Place) -> None:
     second = place.retract_and_erase("bt-1~2")
     place.taken("3.jsonl", version("C"))
     assert [row[0] for row in place.rows("id")] == [first, second, "bt-1~3"]
-    assert place.ledger.retraction("bt-1").handle == first
-    assert place.ledger.retraction("bt-1~2").handle == second
+    assert place.ledger.retractions.get("bt-1").handle == first
+    assert place.ledger.retractions.get("bt-1~2").handle == second
 
 
 def test_a_fact_without_an_id_of_its_own_comes_back_under_a_new_id_after_its_erasure(
@@ -814,7 +816,7 @@ def test_what_marks_an_erased_id_does_not_tell_it(place: Place) -> None:
     lines = [{"id": "employee-1234", "prompt": "What does Kim earn?", "answer": "a lot"}]
     place.taken("1.jsonl", lines)
     place.retract_and_erase("employee-1234")
-    place.ledger.compact()
+    place.ledger.erasure.compact()
     place.ledger.close()
     assert b"employee-1234" not in place.layout.ledger.read_bytes()
 
@@ -829,7 +831,7 @@ def test_the_same_retraction_twice_in_one_file_is_two_lines_in_the_ledger(place:
         ("B", "retracted", "assert"),
         ("", "valid", "retract"),
     ]
-    assert len(place.ledger.retractions()) == 2
+    assert len(place.ledger.retractions.all()) == 2
 
 
 def test_a_fact_whose_id_is_taken_is_never_swallowed(
@@ -852,48 +854,47 @@ def test_a_fact_whose_id_is_taken_is_never_swallowed(
 
 def test_a_fact_cannot_supersede_what_is_not_there_or_itself(place: Place) -> None:
     place.taken("1.jsonl", version("A"))
-    before = place.rows("*"), place.ledger.verify_chain()
+    before = place.rows("*"), place.ledger.events.verify_chain()
     arriving = intake_module.Batch(
         id="e" * 32, name="x", received_at=START, source="inbox", accepted=0, quarantined=0
     )
-    place.ledger.begin_batch(arriving)
+    place.ledger.admission.begin_batch(arriving)
     fact = Fact(id="bt-1~2", prompt="What is the capital of Bhutan?", answer="B")
     for replaced in ("nobody", "bt-1~2"):
         ruling = admit.Ruling(relation=admit.Relation.SUPERSEDES, replaced=(replaced,))
         with pytest.raises(PaloradError, match=r"ledger\.db: .*nothing of the change was kept"):
-            place.ledger.append_facts(arriving.id, [(fact, ruling)], [], START, line=1)
-    assert (place.rows("*"), place.ledger.verify_chain()) == before
+            place.ledger.admission.append_facts(arriving.id, [(fact, ruling)], [], START, line=1)
+    assert (place.rows("*"), place.ledger.events.verify_chain()) == before
 
 
 def test_a_line_is_quarantined_once(place: Place) -> None:
     arriving = intake_module.Batch(
         id="e" * 32, name="x", received_at=START, source="inbox", accepted=0, quarantined=0
     )
-    place.ledger.begin_batch(arriving)
+    place.ledger.admission.begin_batch(arriving)
     bad = Quarantined(line=1, kind="date", reason="no date")
     with pytest.raises(PaloradError, match="quarantine"):
-        place.ledger.append_facts(arriving.id, [], [bad, bad], START, line=1)
-    assert place.ledger.batch(arriving.id).quarantined == 0
+        place.ledger.admission.append_facts(arriving.id, [], [bad, bad], START, line=1)
+    assert place.ledger.batches.get(arriving.id).quarantined == 0
 
 
-def test_a_plan_takes_up_all_that_it_is_to_rehearse_or_is_not_made(place: Place) -> None:
+def test_a_plan_takes_up_all_that_it_is_to_learn_or_is_not_made(place: Place) -> None:
     place.taken("1.jsonl", version("A"))
     with pytest.raises(PaloradError, match="nothing of the change was kept"):
-        place.ledger.create_plan(
+        place.ledger.plans.create(
             PlanKind.LEARN,
             parent=0,
-            fact_ids=["bt-1"],
-            replay_ids=["nobody"],
+            fact_ids=["bt-1", "nobody"],
             rank=4,
             seed=0,
             because="",
             now=START,
         )
-    assert place.ledger.heads() == ()
+    assert place.ledger.plans.heads() == ()
     assert place.waiting() == ["A"]
 
 
 def test_the_ledgers_own_triggers_and_constraints_speak_in_one_line(place: Place) -> None:
-    place.ledger.record("test", "subject", {}, START)
-    with pytest.raises(PaloradError, match="append-only"), place.ledger._write("test"):
-        place.ledger._do("UPDATE events SET kind = 'x'")
+    place.ledger.events.record("test", "subject", {}, START)
+    with pytest.raises(PaloradError, match="append-only"), place.ledger.db.write("test"):
+        place.ledger.db.do("UPDATE events SET kind = 'x'")

@@ -12,6 +12,7 @@ from daemon.ledger import search
 from daemon.ledger.ledger import Ledger
 from policies.facts.admission import parse_facts
 from policies.records import Batch
+from tests.support.admitting import admit
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -25,8 +26,8 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         ]
         lines.append('{"prompt": "Quelle est la capitale du Bénin?", "answer": "Porto-Novo"}')
         batch = Batch(id="b", name="b", received_at=NOW, source="test", accepted=0, quarantined=0)
-        opened.admit(batch, parse_facts("\n".join(lines)), [])
-        while opened.index_text():
+        admit(opened, batch, parse_facts("\n".join(lines)), [])
+        while opened.text.index():
             pass
         yield opened
 
@@ -46,21 +47,21 @@ def test_the_best_comes_first(
     ledger: Ledger, asked: str, answer: str, rare: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "RARE", rare)
-    assert ledger.search(asked)[0].answer == answer
+    assert ledger.text.search(asked)[0].answer == answer
 
 
 def test_words_that_everything_holds_still_find_something(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "RARE", 3)
-    assert len(ledger.search("the capital", 5)) == 5
+    assert len(ledger.text.search("the capital", 5)) == 5
 
 
 @pytest.mark.parametrize("asked", ["", "?!", '"" OR !', "unheardof", "NEAR(a b)", "x" * 5000])
 def test_any_text_can_be_searched(ledger: Ledger, asked: str) -> None:
-    assert ledger.search(asked) == ()
+    assert ledger.text.search(asked) == ()
 
 
 def test_a_reader_can_search(ledger: Ledger, tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "ledger.db", readonly=True) as reader:
-        assert reader.search("capital 7")[0].answer == "Town 7"
+        assert reader.text.search("capital 7")[0].answer == "Town 7"

@@ -179,8 +179,8 @@ def test_sigterm_in_the_middle_leaves_at_once_and_counts_nothing(tmp_path: Path)
         one.until(lambda: training(one), "training")
         assert one.stop() == 0
         with one.reading() as ledger:
-            assert ledger.leases() == ()
-            assert ledger.head(1).attempts == ledger.head(1).interruptions == 0
+            assert ledger.steps.leases() == ()
+            assert ledger.plans.head(1).attempts == ledger.plans.head(1).interruptions == 0
         assert int((one.layout.workdir(1, "train") / "counter").read_text()) >= 1
         one.start()
         one.until(lambda: one._rests("a.jsonl"), "learning")

@@ -76,7 +76,7 @@ class Daemon:
     def plan(self) -> PlanHead | None:
         try:
             with Ledger.open(self.settings.layout.ledger, readonly=True) as ledger:
-                heads = ledger.heads()
+                heads = ledger.plans.heads()
                 return heads[0] if heads else None
         except (LedgerBusy, LedgerUnusable):
             return None
@@ -131,12 +131,12 @@ def test_killed_in_training_evaluation_and_promotion_it_ends_live_and_verified(
     daemon.start()
     daemon.until(lambda: _revision(daemon) == 1, "serving")
     with Ledger.open(layout.ledger, readonly=True) as ledger:
-        ledger.verify_chain()
-        (head,) = ledger.heads()
+        ledger.events.verify_chain()
+        (head,) = ledger.plans.heads()
         assert (head.state, head.adapter, head.attempts) == (PlanState.LIVE, trained, 0)
-        target = ledger.target()
-        assert [r.number for r in ledger.revisions()] == [0, 1]
-        assert ledger.batch_state(ledger.batches()[0].id) is BatchState.LIVE
+        target = ledger.revisions.target()
+        assert [r.number for r in ledger.revisions.all()] == [0, 1]
+        assert ledger.batches.state(ledger.batches.latest()[0].id) is BatchState.LIVE
     assert target.served_path is not None
     assert not store.verify(Path(target.served_path))
     assert [p.name for p in layout.served.iterdir()] == [target.served_name]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from daemon.serving.fleet import NotServed
+from daemon.serving.replica import NotServed
 from daemon.training.messages import TrainRequest
 from daemon.views import status
 from policies.errors import ServerRefused, ServerUnreachable
+from policies.gate.records import Outcome
 from policies.planning import Discard, MakePlan, Promote, Run, Step
-from policies.records import BatchState, Outcome, PlanKind, PlanState
+from policies.records import BatchState, PlanKind, PlanState
 from tests.support.world import World
 
 
@@ -40,13 +41,13 @@ def test_a_batch_goes_live_step_by_step(world: World) -> None:
     assert world.tick() == Run(plan=1, step=Step.TRAIN)
     world.finish()
     assert world.tick() == Run(plan=1, step=Step.EVALUATE)
-    assert world.fleet.staged == [world.ledger.head(1).served.name]  # type: ignore[union-attr]  # trained, so served
+    assert world.fleet.staged == [world.ledger.plans.head(1).served.name]  # type: ignore[union-attr]  # trained, so served
     world.finish()
     assert world.tick() == Promote(plan=1)
-    assert world.ledger.batch_state(batch) is BatchState.LIVE
+    assert world.ledger.batches.state(batch) is BatchState.LIVE
     assert world.told == [batch, batch]
     assert world.tick() is None
-    world.ledger.verify_chain()
+    world.ledger.events.verify_chain()
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def stacking(tmp_path: Path) -> World:
 def test_the_former_adapter_goes_on_with_a_later_batch(world: World) -> None:
     world.drop(3)
     world.settle()
-    (former,) = world.ledger.target().lineage
+    (former,) = world.ledger.revisions.target().lineage
     world.drop(2)
     world.tick()
     world.tick()
@@ -65,14 +66,14 @@ def test_the_former_adapter_goes_on_with_a_later_batch(world: World) -> None:
     assert isinstance(request, TrainRequest)
     assert [fact.id for fact in request.facts] == ["b2-0", "b2-1"]
     assert [fact.id for fact in request.replay] == ["b1-0", "b1-1", "b1-2"]
-    assert request.start == (Path(world.ledger.adapter(former).path),)
+    assert request.start == (Path(world.ledger.steps.adapter(former).path),)
     assert (request.number, request.lineage) == (2, ())
     world.settle()
-    target = world.ledger.target()
+    target = world.ledger.revisions.target()
     assert len(target.lineage) == 1
     assert target.lineage != (former,)
-    assert world.ledger.known_count(target.lineage, world.now) == 5
-    assert world.ledger.taught_by("b1-0", target.lineage) == target.plan_id
+    assert world.ledger.knowledge.known_count(target.lineage, world.now) == 5
+    assert world.ledger.knowledge.taught_by("b1-0", target.lineage) == target.plan_id
 
 
 def test_a_later_batch_stands_on_the_former_and_rehearses_it(stacking: World) -> None:
@@ -87,25 +88,25 @@ def test_a_later_batch_stands_on_the_former_and_rehearses_it(stacking: World) ->
     assert (request.number, len(request.lineage), len(request.replay)) == (2, 1, 3)
     assert request.start == ()
     world.settle()
-    assert len(world.ledger.target().lineage) == 2
+    assert len(world.ledger.revisions.target().lineage) == 2
 
 
 def test_a_large_batch_becomes_several_plans(world: World) -> None:
     batch = world.drop(14)
     world.settle()
-    heads = world.ledger.heads(batch_id=batch)
+    heads = world.ledger.plans.heads(batch_id=batch)
     assert [h.facts for h in heads] == [2, 6, 6]
-    assert world.ledger.batch_state(batch) is BatchState.LIVE
+    assert world.ledger.batches.state(batch) is BatchState.LIVE
 
 
 def test_a_rejected_batch_changes_nothing_that_is_served(world: World) -> None:
     world.drop(2)
     world.settle()
-    before = world.ledger.target()
+    before = world.ledger.revisions.target()
     batch = world.drop(2)
     world.settle(Outcome.FAIL)
-    assert world.ledger.target() == before
-    assert world.ledger.batch_state(batch) is BatchState.REJECTED
+    assert world.ledger.revisions.target() == before
+    assert world.ledger.batches.state(batch) is BatchState.REJECTED
 
 
 def test_of_two_batches_in_one_rejected_plan_the_good_one_goes_live(world: World) -> None:
@@ -115,11 +116,11 @@ def test_of_two_batches_in_one_rejected_plan_the_good_one_goes_live(world: World
     for _ in range(12):
         world.tick()
         if world.running is not None:
-            head = world.ledger.open_plan()
+            head = world.ledger.plans.open_plan()
             assert head is not None
             world.finish(Outcome.FAIL if head.batches == (bad,) else Outcome.PASS)
-    assert world.ledger.batch_state(good) is BatchState.LIVE
-    assert world.ledger.batch_state(bad) is BatchState.REJECTED
+    assert world.ledger.batches.state(good) is BatchState.LIVE
+    assert world.ledger.batches.state(bad) is BatchState.REJECTED
 
 
 def test_facts_not_learnt_are_planned_again_boundedly(world: World) -> None:
@@ -128,28 +129,28 @@ def test_facts_not_learnt_are_planned_again_boundedly(world: World) -> None:
         world.tick(60)
         if world.running is not None:
             world.finish(missed=lambda fact: fact.id.endswith("-2"))
-    heads = world.ledger.heads(batch_id=batch)
+    heads = world.ledger.plans.heads(batch_id=batch)
     assert [(h.facts, h.seed) for h in reversed(heads)] == [(3, 0), (1, 1), (1, 2)]
-    assert world.ledger.missed(batch) == ("b1-2",)
-    assert world.ledger.batch_state(batch) is BatchState.LIVE
+    assert world.ledger.batches.missed(batch) == ("b1-2",)
+    assert world.ledger.batches.state(batch) is BatchState.LIVE
 
 
 def test_an_inconclusive_candidate_waits_for_a_person_and_stops_nobody(world: World) -> None:
     first = world.drop(2)
     world.settle(Outcome.INCONCLUSIVE)
-    assert world.ledger.batch_state(first) is BatchState.INCONCLUSIVE
-    world.ledger.decide(1, PlanState.PASSED, "looks good", world.now)
+    assert world.ledger.batches.state(first) is BatchState.INCONCLUSIVE
+    world.ledger.plans.decide(1, PlanState.PASSED, "looks good", world.now)
     world.settle()
-    assert world.ledger.batch_state(first) is BatchState.LIVE
+    assert world.ledger.batches.state(first) is BatchState.LIVE
     second = world.drop(2)
     world.settle(Outcome.INCONCLUSIVE)
     third = world.drop(2)
     world.settle()
-    assert world.ledger.batch_state(third) is BatchState.LIVE
-    world.ledger.decide(2, PlanState.PASSED, "late", world.now)
+    assert world.ledger.batches.state(third) is BatchState.LIVE
+    world.ledger.plans.decide(2, PlanState.PASSED, "late", world.now)
     world.settle()
-    assert world.ledger.plan(2).state is PlanState.CANCELLED
-    assert world.ledger.batch_state(second) is BatchState.LIVE
+    assert world.ledger.plans.get(2).state is PlanState.CANCELLED
+    assert world.ledger.batches.state(second) is BatchState.LIVE
 
 
 def test_the_rank_budget_leads_to_one_adapter_that_knows_everything(stacking: World) -> None:
@@ -159,12 +160,12 @@ def test_the_rank_budget_leads_to_one_adapter_that_knows_everything(stacking: Wo
         world.settle()
         batches.append(world.drop(2))
     world.settle()
-    kinds = [h.kind for h in reversed(world.ledger.heads())]
+    kinds = [h.kind for h in reversed(world.ledger.plans.heads())]
     assert kinds.count(PlanKind.CONSOLIDATE) == 1
-    lineage = world.ledger.target().lineage
-    assert world.ledger.lineage_rank(lineage) <= world.settings.train.rank_budget
-    assert world.ledger.known_count(lineage, world.now) == 12
-    assert {world.ledger.batch_state(b) for b in batches} == {BatchState.LIVE}
+    lineage = world.ledger.revisions.target().lineage
+    assert world.ledger.revisions.lineage_rank(lineage) <= world.settings.train.rank_budget
+    assert world.ledger.knowledge.known_count(lineage, world.now) == 12
+    assert {world.ledger.batches.state(b) for b in batches} == {BatchState.LIVE}
 
 
 @pytest.mark.parametrize("outcome", [Outcome.PASS, Outcome.FAIL])
@@ -178,7 +179,7 @@ def test_an_adapter_is_begun_anew_at_each_doubling_of_its_facts(
         world.drop(2)
         for _ in range(20):
             world.tick(60)
-            head = world.ledger.open_plan()
+            head = world.ledger.plans.open_plan()
             if head is None or world.running is None:
                 continue
             begun = head.kind is PlanKind.CONSOLIDATE
@@ -188,12 +189,12 @@ def test_an_adapter_is_begun_anew_at_each_doubling_of_its_facts(
                 assert len(request.facts) == 2 * number
                 anew.append(number)
             world.finish(outcome if begun else Outcome.PASS)
-        target = world.ledger.target()
+        target = world.ledger.revisions.target()
         (built,) = target.lineage
-        kept = world.ledger.heads({PlanState.LIVE})[0]
+        kept = world.ledger.plans.heads({PlanState.LIVE})[0]
         assert kept.adapter == built
-        assert world.ledger.known_count(target.lineage, world.now) == 2 * number
-        refused = world.ledger.heads({PlanState.REJECTED})
+        assert world.ledger.knowledge.known_count(target.lineage, world.now) == 2 * number
+        refused = world.ledger.plans.heads({PlanState.REJECTED})
         assert len(refused) == (len(anew) if outcome is Outcome.FAIL else 0)
     assert anew == [2, 4, 8]
 
@@ -208,8 +209,10 @@ def test_no_free_directions_lead_to_consolidation(stacking: World) -> None:
     world.tick()
     world.fail("NoFreeSpace")
     world.settle()
-    assert PlanKind.CONSOLIDATE in [h.kind for h in world.ledger.heads()]
-    assert world.ledger.known_count(world.ledger.target().lineage, world.now) == 6
+    assert PlanKind.CONSOLIDATE in [h.kind for h in world.ledger.plans.heads()]
+    assert (
+        world.ledger.knowledge.known_count(world.ledger.revisions.target().lineage, world.now) == 6
+    )
 
 
 def test_a_step_that_fails_is_tried_again_later_and_then_given_up(world: World) -> None:
@@ -230,13 +233,13 @@ def test_a_step_that_fails_is_tried_again_later_and_then_given_up(world: World) 
     world.fail()
     world.tick(0)
     world.tick(0)
-    plan = world.ledger.plan(1)
+    plan = world.ledger.plans.get(1)
     assert plan.state is PlanState.FAILED
     assert plan.because == "failed 3 times: Broken happened"
-    assert world.ledger.batch_state(batch) is BatchState.FAILED
-    world.ledger.retry(batch, "", world.now)
+    assert world.ledger.batches.state(batch) is BatchState.FAILED
+    world.ledger.batches.retry(batch, "", world.now)
     world.settle()
-    assert world.ledger.batch_state(batch) is BatchState.LIVE
+    assert world.ledger.batches.state(batch) is BatchState.LIVE
 
 
 def test_what_cannot_get_better_is_not_tried_again(world: World) -> None:
@@ -245,7 +248,7 @@ def test_what_cannot_get_better_is_not_tried_again(world: World) -> None:
     world.tick()
     world.fail(final=True)
     world.tick()
-    assert world.ledger.plan(1).state is PlanState.FAILED
+    assert world.ledger.plans.get(1).state is PlanState.FAILED
 
 
 def test_a_child_that_takes_too_long_is_ended(world: World) -> None:
@@ -254,7 +257,7 @@ def test_a_child_that_takes_too_long_is_ended(world: World) -> None:
     world.tick()
     world.tick(world.settings.train.deadline_s + 1)
     assert world.running is None
-    head = world.ledger.head(1)
+    head = world.ledger.plans.head(1)
     assert head.attempts == 1
     assert "took longer than train.deadline_s (3600 s)" in (head.error or "")
 
@@ -267,9 +270,9 @@ def test_a_killed_daemon_goes_on_where_it_was_and_counts_no_failure(world: World
         world.tick(60)
         if world.running is not None:
             world.finish()
-    assert world.ledger.batch_state(batch) is BatchState.LIVE
-    assert len(world.ledger.heads()) == 1
-    assert world.ledger.head(1).attempts == 0
+    assert world.ledger.batches.state(batch) is BatchState.LIVE
+    assert len(world.ledger.plans.heads()) == 1
+    assert world.ledger.plans.head(1).attempts == 0
 
 
 def test_a_rollback_during_training_ends_it_and_the_facts_wait_anew(world: World) -> None:
@@ -279,12 +282,12 @@ def test_a_rollback_during_training_ends_it_and_the_facts_wait_anew(world: World
     world.tick()
     world.tick()
     assert world.running is not None
-    world.ledger.rollback(0, "wrong", world.now)
+    world.ledger.revisions.rollback(0, "wrong", world.now)
     assert isinstance(world.tick(), Discard)
     assert world.running is None
     world.settle()
-    assert world.ledger.batch_state(batch) is BatchState.LIVE
-    assert len(world.ledger.target().lineage) == 1
+    assert world.ledger.batches.state(batch) is BatchState.LIVE
+    assert len(world.ledger.revisions.target().lineage) == 1
 
 
 def test_a_retracted_fact_is_gone_from_the_next_revision(world: World) -> None:
@@ -294,10 +297,10 @@ def test_a_retracted_fact_is_gone_from_the_next_revision(world: World) -> None:
     world.settle()
     world.retract_line("b1-1")
     world.settle()
-    target = world.ledger.target()
+    target = world.ledger.revisions.target()
     assert len(target.lineage) == 1
-    assert world.ledger.forbidden_count(target.lineage) == 0
-    assert world.ledger.known_count(target.lineage, world.now) == 4
+    assert world.ledger.knowledge.forbidden_count(target.lineage) == 0
+    assert world.ledger.knowledge.known_count(target.lineage, world.now) == 4
 
 
 def test_when_nothing_valid_is_left_the_base_is_served(world: World) -> None:
@@ -305,29 +308,29 @@ def test_when_nothing_valid_is_left_the_base_is_served(world: World) -> None:
     world.settle()
     world.retract_line("b1-0")
     world.settle()
-    assert world.ledger.target().number == 0
+    assert world.ledger.revisions.target().number == 0
 
 
 def test_a_fact_retracted_while_it_is_learnt_never_goes_live(world: World) -> None:
     world.drop(2)
     until_evaluating(world)
-    world.ledger.retract("b1-0", "asked to", world.now)
+    world.ledger.retractions.retract("b1-0", "asked to", world.now)
     world.settle()
-    target = world.ledger.target()
-    assert world.ledger.forbidden_count(target.lineage) == 0
-    assert world.ledger.known_count(target.lineage, world.now) == 1
+    target = world.ledger.revisions.target()
+    assert world.ledger.knowledge.forbidden_count(target.lineage) == 0
+    assert world.ledger.knowledge.known_count(target.lineage, world.now) == 1
 
 
 def test_pausing_stops_what_is_new_and_nothing_else(world: World) -> None:
     world.drop(1)
     world.tick()
     world.tick()
-    world.ledger.pause(True, "maintenance", world.now)
+    world.ledger.meta.pause(True, "maintenance", world.now)
     world.finish()
     assert [world.tick() for _ in range(3)] == [None] * 3
     assert world.running is None
     assert world.serve().done
-    world.ledger.pause(False, "", world.now)
+    world.ledger.meta.pause(False, "", world.now)
     assert world.tick() == Run(plan=1, step=Step.TRAIN)
 
 
@@ -338,13 +341,13 @@ def test_a_server_that_is_away_is_waited_for_without_counting(world: World) -> N
         world.tick()
         if world.running is not None:
             world.finish()
-    assert world.ledger.head(1).state is PlanState.TRAINED
-    assert world.ledger.head(1).attempts == 0
+    assert world.ledger.plans.head(1).state is PlanState.TRAINED
+    assert world.ledger.plans.head(1).attempts == 0
     assert "waits for the server" in world.reconciler.waits_for
     world.fleet.fault = None
     world.settle()
     assert world.reconciler.waits_for == ""
-    assert world.ledger.target().number == 1
+    assert world.ledger.revisions.target().number == 1
 
 
 @pytest.mark.parametrize(
@@ -360,29 +363,29 @@ def test_a_candidate_that_must_not_be_served_is_never_judged(
         world.tick(10)
         if world.running is not None:
             world.finish()
-    head = world.ledger.head(1)
+    head = world.ledger.plans.head(1)
     assert head.state is PlanState.FAILED
     assert str(world.fleet.fault) in head.because
     (explained,) = status.explain(world.ledger, "b1").plans
     assert str(world.fleet.fault) in (explained.because or "")
-    assert world.ledger.target().number == 0
-    assert len([e for e in world.ledger.events() if e.kind == "step.failed"]) == attempts
+    assert world.ledger.revisions.target().number == 0
+    assert len([e for e in world.ledger.events.latest() if e.kind == "step.failed"]) == attempts
 
 
 def test_what_is_served_follows_what_is_target(world: World) -> None:
     world.drop(1)
     until_evaluating(world)
     assert world.serve().done
-    assert world.fleet.kept == (world.ledger.head(1).served.name,)  # type: ignore[union-attr]  # trained, so served
+    assert world.fleet.kept == (world.ledger.plans.head(1).served.name,)  # type: ignore[union-attr]  # trained, so served
     world.settle()
-    assert not world.reconciler.settled
+    assert not world.rollout.settled
     world.serve()
-    assert world.reconciler.settled
-    assert world.fleet.serves == world.ledger.target()
-    world.ledger.rollback(0, "", world.now)
+    assert world.rollout.settled
+    assert world.fleet.serves == world.ledger.revisions.target()
+    world.ledger.revisions.rollback(0, "", world.now)
     world.serve()
-    assert world.fleet.serves == world.ledger.revision(0)
-    served = [e for e in world.ledger.events() if e.kind == "served"]
+    assert world.fleet.serves == world.ledger.revisions.get(0)
+    served = [e for e in world.ledger.events.latest() if e.kind == "served"]
     assert len(served) == 3
 
 
@@ -390,13 +393,13 @@ def test_another_base_under_the_revisions_is_refused_in_one_line(world: World) -
     world.drop(1)
     world.settle()
     (world.settings.model.path / "config.json").write_text('{"other": 1}')
-    world.ledger.remember("base_sha256", "the former base")
+    world.ledger.meta.remember("base_sha256", "the former base")
     world.drop(1)
     world.tick()
     assert world.tick() == Run(plan=2, step=Step.PROBE)
     world.finish()
     world.tick()
-    head = world.ledger.head(2)
+    head = world.ledger.plans.head(2)
     assert head.state is PlanState.FAILED
     assert "another model than the one the revisions were trained on" in head.because
 
@@ -411,4 +414,4 @@ def test_a_probe_of_other_weights_is_looked_at_again(world: World) -> None:
     world.tick()
     assert world.tick(60) == Run(plan=1, step=Step.PROBE)
     world.settle()
-    assert world.ledger.target().number == 1
+    assert world.ledger.revisions.target().number == 1

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from daemon.loop.requests import limits_of
 from policies.errors import Refused
+from policies.gate.records import Outcome
 from policies.planning import Limits
-from policies.records import OPEN_STATES, BatchState, Outcome, PlanState, Priority
+from policies.records import OPEN_STATES, BatchState, PlanState, Priority
 from tests.support.world import World
 
 FACTS = st.integers(1, 8)
@@ -34,15 +35,18 @@ class Life(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        self.ledger.pause(False, "", self.world.now)
+        self.ledger.meta.pause(False, "", self.world.now)
         self.world.settle(limit=400)
         self.check()
-        assert self.ledger.open_plan() is None
-        assert self.ledger.leases() == ()
-        target = self.ledger.target()
-        if self.ledger.forbidden_count(target.lineage):
-            assert self.ledger.snapshot(self.world.now, limits(self.world)).refused_rebuilds >= 2
-        assert self.ledger.verify_chain() > 0
+        assert self.ledger.plans.open_plan() is None
+        assert self.ledger.steps.leases() == ()
+        target = self.ledger.revisions.target()
+        if self.ledger.knowledge.forbidden_count(target.lineage):
+            assert (
+                self.ledger.planning.snapshot(self.world.now, limits(self.world)).refused_rebuilds
+                >= 2
+            )
+        assert self.ledger.events.verify_chain() > 0
         self.world.serve()
         assert self.world.fleet.serves == target
         self.ledger.close()
@@ -78,20 +82,20 @@ class Life(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def rollback(self, data: st.DataObject) -> None:
-        numbers = [revision.number for revision in self.ledger.revisions()]
-        target = self.ledger.revision(data.draw(st.sampled_from(numbers)))
+        numbers = [revision.number for revision in self.ledger.revisions.all()]
+        target = self.ledger.revisions.get(data.draw(st.sampled_from(numbers)))
         try:
-            self.ledger.rollback(target.number, "", self.world.now)
+            self.ledger.revisions.rollback(target.number, "", self.world.now)
         except Refused:
-            assert self.ledger.forbidden_count(target.lineage)
+            assert self.ledger.knowledge.forbidden_count(target.lineage)
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
     def retract(self, data: st.DataObject) -> None:
         batch = data.draw(st.sampled_from(self.batches))
-        facts = self.ledger.facts(batch_id=batch)
+        facts = self.ledger.facts.find(batch_id=batch)
         chosen = data.draw(st.sampled_from(facts))
-        self.ledger.retract(chosen.id, "", self.world.now)
+        self.ledger.retractions.retract(chosen.id, "", self.world.now)
         self.retracted.add(chosen.id)
 
     @precondition(lambda self: self.batches)
@@ -99,18 +103,18 @@ class Life(RuleBasedStateMachine):
     def retry(self, data: st.DataObject) -> None:
         batch = data.draw(st.sampled_from(self.batches))
         try:
-            self.ledger.retry(batch, "", self.world.now)
+            self.ledger.batches.retry(batch, "", self.world.now)
         except Refused:
-            assert self.ledger.batch_state(batch) not in (BatchState.REJECTED, BatchState.FAILED)
+            assert self.ledger.batches.state(batch) not in (BatchState.REJECTED, BatchState.FAILED)
 
     @rule(to=st.sampled_from([PlanState.PASSED, PlanState.REJECTED]))
     def decide(self, to: PlanState) -> None:
-        for head in self.ledger.heads({PlanState.INCONCLUSIVE}, limit=1):
-            self.ledger.decide(head.id, to, "a person", self.world.now)
+        for head in self.ledger.plans.heads({PlanState.INCONCLUSIVE}, limit=1):
+            self.ledger.plans.decide(head.id, to, "a person", self.world.now)
 
     @rule(on=st.booleans())
     def pause(self, on: bool) -> None:
-        self.ledger.pause(on, "", self.world.now)
+        self.ledger.meta.pause(on, "", self.world.now)
 
     # --- what must hold ------------------------------------------------------------------------
 
@@ -120,37 +124,37 @@ class Life(RuleBasedStateMachine):
             return
         assert len(self.world.jobs.running()) <= 1
         self._facts_are_in_one_place()
-        self._what_is_desired_can_be_served()
+        self._the_target_can_be_served()
         self._states_agree()
 
     def _facts_are_in_one_place(self) -> None:
-        rows = self.ledger._rows("SELECT id, state, validity, plan FROM facts")
+        rows = self.ledger.db.rows("SELECT id, state, validity, plan FROM facts")
         for fact_id, state, validity, plan in rows:
             assert state in PLACES
             assert validity == ("retracted" if fact_id in self.retracted else "valid")
             assert not (state == "pending" and validity != "valid")
             if state == "planned":
-                assert self.ledger.head(plan).state in OPEN_STATES | {
+                assert self.ledger.plans.head(plan).state in OPEN_STATES | {
                     PlanState.FAILED,
                     PlanState.INCONCLUSIVE,
                 }
 
-    def _what_is_desired_can_be_served(self) -> None:
-        train, target = self.world.settings.train, self.ledger.target()
-        rank = self.ledger.lineage_rank(target.lineage)
+    def _the_target_can_be_served(self) -> None:
+        train, target = self.world.settings.train, self.ledger.revisions.target()
+        rank = self.ledger.revisions.lineage_rank(target.lineage)
         assert rank <= self.world.settings.server.max_lora_rank
-        for head in self.ledger.heads():
+        for head in self.ledger.plans.heads():
             if head.kind == "learn":
                 assert head.facts <= train.max_facts
-        numbers = [revision.number for revision in self.ledger.revisions()]
+        numbers = [revision.number for revision in self.ledger.revisions.all()]
         assert numbers == list(range(len(numbers)))
 
     def _states_agree(self) -> None:
-        live = {r.plan_id for r in self.ledger.revisions() if r.number}
-        for head in self.ledger.heads():
+        live = {r.plan_id for r in self.ledger.revisions.all() if r.number}
+        for head in self.ledger.plans.heads():
             assert (head.id in live) == (head.state in (PlanState.LIVE, PlanState.ROLLED_BACK))
         for batch in self.batches:
-            self.ledger.batch_state(batch)
+            self.ledger.batches.state(batch)
 
 
 def limits(world: World) -> Limits:

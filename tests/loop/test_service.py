@@ -23,7 +23,7 @@ from daemon.loop import systemd
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.service import LOW_DISK_BYTES, Service
 from daemon.serving.servers import Servers
-from daemon.views.status import LiveView
+from daemon.views.status import DaemonView
 from policies.errors import ConfigError, ForeignModule, Refused
 from policies.records import BatchState
 from tests.support.crashing import Site
@@ -36,8 +36,8 @@ def one(tmp_path: Path) -> Iterator[Site]:
     made.close()
 
 
-def live(one: Site) -> LiveView:
-    return LiveView.model_validate(ask(one.layout.control_socket, "status"))
+def live(one: Site) -> DaemonView:
+    return DaemonView.model_validate(ask(one.layout.control_socket, "status"))
 
 
 def up(one: Site) -> None:
@@ -60,7 +60,7 @@ def test_what_is_dropped_is_served_and_status_tells(one: Site) -> None:
     assert replica.active == replica.target
     assert replica.verified_at is not None
     with one.reading() as ledger:
-        assert replica.target == ledger.target().served_name
+        assert replica.target == ledger.revisions.target().served_name
     assert one.stop() == 0
     assert not one.layout.control_socket.exists()
 
@@ -101,7 +101,7 @@ def test_every_command_answers_in_one_line(one: Site) -> None:
 
 def _target(one: Site) -> int:
     with one.reading() as ledger:
-        return ledger.target().number
+        return ledger.revisions.target().number
 
 
 def test_a_second_daemon_names_the_first_and_leaves_it_alone(one: Site) -> None:
@@ -121,7 +121,7 @@ def test_while_paused_nothing_is_begun(one: Site) -> None:
     one.until(lambda: not (one.layout.inbox / "a.jsonl").exists(), "taking it in")
     one.until(lambda: "palorad resume" in live(one).blocked, "being blocked")
     with one.reading() as ledger:
-        assert ledger.heads() == ()
+        assert ledger.plans.heads() == ()
     ask(one.layout.control_socket, "resume")
     one.until(lambda: one._rests("a.jsonl"), "learning")
 
@@ -212,12 +212,12 @@ def test_nothing_holds_the_loop_for_a_second(one: Site) -> None:
 
     with Ledger.open(one.layout.ledger) as ledger:
         service = service_of(one, ledger)
-        ledger.ensure_base("base", datetime.now(UTC))
-        ledger.pause(True, "only intake is measured", datetime.now(UTC))
+        ledger.revisions.ensure_base("base", datetime.now(UTC))
+        ledger.meta.pause(True, "only intake is measured", datetime.now(UTC))
 
         async def beat() -> None:
             end = time.monotonic() + 60
-            while not (ledger.batches() and int(ledger.meta("indexed") or 0) >= 20_000):
+            while not (ledger.batches.latest() and int(ledger.meta.get("indexed") or 0) >= 20_000):
                 before, work = time.monotonic() - _others(), time.thread_time()
                 assert time.monotonic() < end, "the file is not taken in"
                 await asyncio.sleep(0.01)
@@ -231,7 +231,7 @@ def test_nothing_holds_the_loop_for_a_second(one: Site) -> None:
             run_for(one, service, beat)
         finally:
             gc.unfreeze()
-        assert ledger.totals()["accepted"] == 20_000
+        assert ledger.batches.totals()["accepted"] == 20_000
     assert max(worked) < 1.0
     assert max(gaps) < 1.0
 
@@ -264,7 +264,7 @@ def test_a_full_disk_pauses_and_room_goes_on(one: Site) -> None:
             assert not [t for t in service.live().trouble if "MB are free" in t]
 
         run_for(one, service, work)
-        assert ledger.totals()["batches"] == 1
+        assert ledger.batches.totals()["batches"] == 1
 
 
 def test_a_tick_that_fails_ends_nothing_and_is_told(
@@ -311,7 +311,7 @@ def test_an_event_wakes_it_long_before_the_scan(one: Site) -> None:
                 await asyncio.sleep(0.02)
 
         run_for(one, service, work)
-        state = ledger.batch_state(ledger.batches()[0].id)
+        state = ledger.batches.state(ledger.batches.latest()[0].id)
         assert state in (BatchState.WAITING, BatchState.LEARNING)
 
 

@@ -60,12 +60,12 @@ def retract(one: Site, **named: Any) -> None:
 
 def certified(one: Site, count: int) -> bool:
     with one.reading() as ledger:
-        found = ledger.retractions()
+        found = ledger.retractions.all()
         return (
             len(found) == count
             and all(r.certified_at for r in found)
-            and one._serves(ledger.target().number)
-            and ledger.open_plan() is None
+            and one._serves(ledger.revisions.target().number)
+            and ledger.plans.open_plan() is None
         )
 
 
@@ -83,7 +83,7 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
         file.rename(one.layout.inbox / "c.jsonl")
         one.until(lambda: one._rests("c.jsonl"), "learning c")
         with one.reading() as ledger:
-            old = [r.served_name for r in ledger.revisions() if r.number]
+            old = [r.served_name for r in ledger.revisions.all() if r.number]
         before = holding(one, SECRET)
         assert {name.split("/")[0] for name in before} >= {"archive", "ledger.db", "work"}
 
@@ -95,15 +95,15 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
 
         assert holding(one, SECRET) == []
         with one.reading() as ledger:
-            ledger.verify_chain()
-            (found,) = ledger.retractions()
-            target = ledger.target()
-            assert ledger.forbidden_count(target.lineage) == 0
-            assert ledger.head(target.plan_id or 0).kind is PlanKind.RETRACT
-            assert ledger.known_count(target.lineage, found.asked_at) == 3
-            assert ledger.batch_state(ledger.batch("b.jsonl").id) is BatchState.LIVE
+            ledger.events.verify_chain()
+            (found,) = ledger.retractions.all()
+            target = ledger.revisions.target()
+            assert ledger.knowledge.forbidden_count(target.lineage) == 0
+            assert ledger.plans.head(target.plan_id or 0).kind is PlanKind.RETRACT
+            assert ledger.knowledge.known_count(target.lineage, found.asked_at) == 3
+            assert ledger.batches.state(ledger.batches.get("b.jsonl").id) is BatchState.LIVE
             assert status.status(ledger, None, datetime.now(UTC)).retractions == ()
-            assert ledger.search(f"{SECRET} Ulm") == ()
+            assert ledger.text.search(f"{SECRET} Ulm") == ()
         assert not [name for name in old if (one.layout.served / name).exists()]
         assert len(list(one.layout.adapters.iterdir())) == 1
         told = json.loads(one.layout.certificate(found.handle).read_text())
@@ -126,7 +126,7 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
 
 def found_batch(one: Site, name: str) -> str:
     with one.reading() as ledger:
-        return ledger.batch(name).id
+        return ledger.batches.get(name).id
 
 
 def test_a_fact_that_no_revision_ever_knew_needs_no_training(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_a_fact_that_no_revision_ever_knew_needs_no_training(tmp_path: Path) -> 
         one.until(lambda: certified(one, 1), "forgetting")
         assert holding(one, SECRET) == []
         with one.reading() as ledger:
-            assert ledger.target().number == 1
-            assert [h.kind for h in ledger.heads()] == [PlanKind.LEARN] * 2
-            (found,) = ledger.retractions()
+            assert ledger.revisions.target().number == 1
+            assert [h.kind for h in ledger.plans.heads()] == [PlanKind.LEARN] * 2
+            (found,) = ledger.retractions.all()
             assert found.certificate is not None
             assert "no adapter" in found.certificate["forgotten"]["how"]
         assert one.stop() == 0
@@ -152,15 +152,15 @@ def test_the_last_fact_leaves_the_base(tmp_path: Path) -> None:
         one.drop("a.jsonl", [f"The {SECRET}"])
         line = one.root / "gone.jsonl"
         with one.reading() as ledger:
-            (fact,) = ledger.facts()
+            (fact,) = ledger.facts.find()
         line.write_text(json.dumps({"op": "retract", "id": fact.id}) + "\n")
         line.rename(one.layout.inbox / "gone.jsonl")
         one.until(lambda: certified(one, 1), "forgetting")
         assert holding(one, SECRET) == []
         assert holding(one, fact.id) == []
         with one.reading() as ledger:
-            assert ledger.target().number == 0
-            assert ledger.retraction(fact.id).certified_at is not None
+            assert ledger.revisions.target().number == 0
+            assert ledger.retractions.get(fact.id).certified_at is not None
         assert list(one.layout.served.iterdir()) == list(one.layout.adapters.iterdir()) == []
         assert one.stop() == 0
 
@@ -180,7 +180,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_killed_at_any_step_it_is_forgotten_all_the_same(points: list[str], tmp_path: Path) -> None:
-    named = ("revisions", "adapters", "archive", "receipts", "work", "measurements", "rest")
+    named = ("revisions", "adapters", "archive", "receipts", "work", "answers", "rest")
     assert {f"forget:{name}" for name in (*named, "compacted", "certificate")} < set(points)
     assert {"erase:within", "erase_events:within", "unloaded:after"} < set(points)
     with site(tmp_path / "site") as one:
@@ -196,7 +196,7 @@ def test_killed_at_any_step_it_is_forgotten_all_the_same(points: list[str], tmp_
             assert holding(one, word) == [], point
         assert holding(one, SECRET) == []
         with one.reading() as ledger:
-            ledger.verify_chain()
-            assert ledger.forbidden_count(ledger.target().lineage) == 0
+            ledger.events.verify_chain()
+            assert ledger.knowledge.forbidden_count(ledger.revisions.target().lineage) == 0
         assert len(list(one.layout.certificates.glob("r-*.json"))) == len(points)
         assert one.stop() == 0

@@ -1,4 +1,4 @@
-"""Server or daemon killed anywhere in a promotion: the alias ends on what is target, verified."""
+"""Server or daemon killed anywhere in a promotion: the alias ends on the target, verified."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ target, former = (Revision.model_validate_json(a) for a in sys.argv[2:4])
 async def main():
     servers = replicas.connect(settings)
     fleet = replicas.fleet(settings, servers)
-    fleet.drain_s = 0.0
+    fleet.common.drain_s = 0.0
     for _ in range(3):
         await fleet.ensure(target, former)
     print("alive")

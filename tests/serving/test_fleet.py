@@ -13,8 +13,9 @@ import pytest
 from daemon.serving import pointer
 from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
-from daemon.serving.fleet import Ensured, Fleet, NotServed
+from daemon.serving.fleet import Ensured, Fleet
 from daemon.serving.pointer import Pointer
+from daemon.serving.replica import Common, NotServed
 from policies.errors import ServerRefused
 from policies.records import Revision
 from tests.support.fake_vllm import ADMIN, Replica, publish
@@ -44,11 +45,9 @@ class World:
             self.restarted.append(url)
 
         servers = [HttpServer(r.url, admin_key=ADMIN, transport=r.transport) for r in self.replicas]
-        return Fleet(
-            servers,
+        common = Common(
             alias="live",
             base="base",
-            pointer_file=self.pointer,
             served=self.served,
             drain_s=2.0,
             now=lambda: NOW,
@@ -56,6 +55,7 @@ class World:
             nonce=lambda: "n",
             restart=restart,
         )
+        return Fleet(servers, self.pointer, common)
 
     def revision(self, number: int) -> Revision:
         """A published revision; 0 is the base."""
@@ -315,9 +315,7 @@ def test_a_server_that_does_not_take_the_admin_key_is_named(world: World) -> Non
     server = HttpServer(
         "http://bare", admin_key="wrong-key-here", transport=world.replicas[0].transport
     )
-    world.fleet = Fleet(
-        [server], alias="live", base="base", pointer_file=world.pointer, served=world.served
-    )
+    world.fleet = Fleet([server], world.pointer, Common("live", "base", world.served))
     result = world.ensure(first)
     assert not result.done
     assert "does not take palorad's admin key" in result.replicas[0].reason

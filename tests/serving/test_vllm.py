@@ -17,7 +17,8 @@ from adapters import lora, store
 from adapters.checks import check_adapter
 from adapters.generate import Generator
 from daemon.serving import gpu, identity
-from daemon.serving.fleet import Fleet, NotServed
+from daemon.serving.fleet import Fleet
+from daemon.serving.replica import NotServed
 from policies.errors import PaloradError, ServerRefused
 from policies.records import Revision
 from tests.support import live

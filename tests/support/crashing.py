@@ -24,19 +24,22 @@ from typing import Any, cast
 import uvicorn
 from pydantic import BaseModel
 
+from adapters import files
 from daemon.base import faults
 from daemon.base.control import ask
 from daemon.children import worker
-from daemon.children.jobs import Jobs, write_atomically
+from daemon.children.jobs import Jobs
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop.instance import single_instance
+from daemon.loop.logs import configure_log
 from daemon.loop.preflight import prepare_state
-from daemon.loop.service import Service, configure_log
+from daemon.loop.service import Service
 from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable
 from policies.records import BatchState
+from tests.support import clocks
 from tests.support.fake_vllm import Replica
 
 PATIENCE_S = 30.0
@@ -93,7 +96,7 @@ class ForkedJobs(Jobs):
     def start(self, step: str, workdir: Path, request: BaseModel) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "error.json").unlink(missing_ok=True)
-        write_atomically(workdir / "request.json", request.model_dump_json())
+        files.write_text(workdir / "request.json", request.model_dump_json())
         faults.point(f"{step}:requested")
         child = Forked(
             lambda: _alone(step, workdir),
@@ -165,6 +168,7 @@ class Site:
 
     def _daemon(self) -> int:
         os.environ["PALORAD_STEPS"] = "tests.support.fake_steps"
+        clocks.obey()
         settings = self.settings
         prepare_state(settings)
         configure_log("info")
@@ -257,16 +261,16 @@ class Site:
 
     def _rests(self, name: str) -> bool:
         with self.reading() as ledger:
-            known = [batch for batch in ledger.batches() if batch.name == name]
+            known = [batch for batch in ledger.batches.latest() if batch.name == name]
             if not known or (self.layout.inbox / name).exists():
                 return False
-            state = ledger.batch_state(known[0].id)
+            state = ledger.batches.state(known[0].id)
             return (
                 state not in (BatchState.WAITING, BatchState.LEARNING)
-                and ledger.open_plan() is None
-                and not ledger.leases()
-                and not ledger.fact_counts(known[0].id).pending
-                and self._serves(ledger.target().number)
+                and ledger.plans.open_plan() is None
+                and not ledger.steps.leases()
+                and not ledger.facts.counts(known[0].id).pending
+                and self._serves(ledger.revisions.target().number)
             )
 
     def _serves(self, number: int) -> bool:
@@ -281,7 +285,7 @@ class Site:
             except DaemonUnreachable:
                 return False
             with self.reading() as ledger:
-                return ledger.target().number == to and self._serves(to)
+                return ledger.revisions.target().number == to and self._serves(to)
 
         self.until(done, command)
 
@@ -306,20 +310,20 @@ class Site:
         """Everything durable that must not depend on where the daemon was killed."""
         layout = self.layout
         with self.reading() as ledger:
-            ledger.verify_chain()
-            heads = ledger.heads()
+            ledger.events.verify_chain()
+            heads = ledger.plans.heads()
             return {
-                "target": ledger.target().number,
+                "target": ledger.revisions.target().number,
                 "revisions": [
-                    (r.number, r.parent, r.lineage, r.served_name) for r in ledger.revisions()
+                    (r.number, r.parent, r.lineage, r.served_name) for r in ledger.revisions.all()
                 ],
                 "plans": [(h.id, h.kind, h.state, h.facts, h.replays, h.seed) for h in heads],
                 "batches": [
-                    (b.name, b.accepted, b.quarantined, ledger.batch_state(b.id))
-                    for b in ledger.batches()
+                    (b.name, b.accepted, b.quarantined, ledger.batches.state(b.id))
+                    for b in ledger.batches.latest()
                 ],
-                "facts": ledger._rows("SELECT id, state, validity, tries, learnt FROM facts"),
-                "leases": ledger.leases(),
+                "facts": ledger.db.rows("SELECT id, state, validity, tries, learnt FROM facts"),
+                "leases": ledger.steps.leases(),
                 "alias": json.loads(layout.alias.read_text()),
                 "inbox": sorted(p.name for p in layout.inbox.iterdir()),
                 "receipts": [

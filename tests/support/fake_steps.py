@@ -15,12 +15,13 @@ from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ServerUnreachable
-from policies.gate.unlearning import forgotten
-from policies.records import Outcome, Recall, Recollection, Verdict, content_id
+from policies.gate.records import AnswerLikelihood, Outcome, UnlearningCheck, Verdict
+from policies.gate.unlearning import UnlearningTolerance, unlearning_results
+from policies.records import content_id
 from tests.support.fake_vllm import TOKENS
 
 SLOWNESS = "PALORAD_TEST_STEP_S"
-FAR = Recall(rank=900, probability=0.0001)
+FAR = AnswerLikelihood(rank=900, probability=0.0001)
 
 
 def probe(desk: Desk) -> ProbeReport:
@@ -76,12 +77,12 @@ def evaluate(desk: Desk) -> EvaluationReport:
         suites=(),
         learnt=tuple(f.id for f in evaluation.facts if f.id not in missed),
         not_learnt=tuple(missed),
-        forgotten=forgotten(
+        unlearning=unlearning_results(
             [
-                Recollection(fact=fact.id, held_out=False, reference=FAR, candidate=FAR)
-                for fact in request.forget
+                UnlearningCheck(fact=fact.id, held_out=False, base=FAR, candidate=FAR)
+                for fact in evaluation.unlearn
             ],
-            request.tolerance,
+            UnlearningTolerance(),
         ),
     )
     return EvaluationReport(verdict=verdict, scorecards=(), seconds={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Replica:
         self.loads: list[str] = []
         self.unloads: list[str] = []
         self.broken: dict[str, str] = {}
+        self.heard: Callable[[str], None] = lambda _path: None
         self.up = True
         self.start()
 
@@ -69,6 +71,7 @@ class Replica:
         """One request over the wire."""
         if not self.up:
             raise httpx.ConnectError("connection refused", request=request)
+        self.heard(request.url.path)
         return await self._inner.handle_async_request(request)
 
 

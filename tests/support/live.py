@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from adapters import lora, store
+from adapters import files, lora, store
 from adapters.checks import identity_probe
 from adapters.generate import Generator
 from adapters.lora import Lora
@@ -62,7 +62,7 @@ def publish(generator: Generator, served: Path, number: int, seed: int | None = 
     generator.load("staged", staging)
     identity = identity_probe(generator, "staged", PROMPTS, 8)
     generator.unload("staged")
-    store.write_json(staging / "identity.json", identity)
+    files.write_json(staging / "identity.json", identity)
     path = store.publish(staging, served, {}, lambda sha: f"palora-{number:06}-{sha[:8]}")
     return revision(number, path.name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from daemon.children.worker import Desk
 from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.training.child import probe, train
-from policies.records import Outcome, Verdict
+from policies.gate.records import Outcome, Verdict
 
 __all__ = ["evaluate", "probe", "train"]
 

@@ -23,7 +23,8 @@ def unreachable(_model: str, _prompt: str, _time: int) -> Exception | None:
 class ScriptedServer:
     """`brains` answers by model; `fault(model, prompt, nth time)` may refuse a request.
 
-    `losses` is what each model loses on every token of a given text; it scores none without.
+    `losses` is what each model loses on every token of a given text, each of rank `rank`; it scores
+    none without.
     """
 
     def __init__(self, brains: Mapping[str, Brain], fault: Fault = no_fault) -> None:
@@ -32,6 +33,7 @@ class ScriptedServer:
         self.fault = fault
         self.alive = True
         self.losses: dict[str, float] = {}
+        self.rank = 1
         self.asked: Counter[tuple[str, str]] = Counter()
         self.forms: dict[str, str] = {}
         self.busiest = 0
@@ -67,7 +69,7 @@ class ScriptedServer:
     ) -> tuple[tuple[Taken, ...], ...]:
         if model not in self.losses:
             raise ServerRefused(f"{model} scores no text", status=400)
-        return tuple((Taken(-self.losses[model], 1),) * (len(text) - 1) for text in texts)
+        return tuple((Taken(-self.losses[model], self.rank),) * (len(text) - 1) for text in texts)
 
     async def _answer(self, model: str, prompts: Sequence[str], form: str) -> list[str]:
         if model not in self.brains:

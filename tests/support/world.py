@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from sqlite_utils import Database
 
 from daemon.children.jobs import JobError, Jobs, JobState
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport, JudgingRequest
+from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
-from daemon.ledger.schema import migrations
 from daemon.loop.reconcile import Reconciler
-from daemon.serving.fleet import Ensured, ReplicaStatus
+from daemon.loop.rollout import Rollout
+from daemon.serving.fleet import Ensured
+from daemon.serving.replica import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
+from policies.gate.records import Outcome, Verdict
 from policies.planning import Action
-from policies.records import Batch, Fact, Operation, Outcome, Revision, Verdict, content_id
+from policies.records import Batch, Fact, Operation, Revision, content_id
+from tests.support.admitting import admit
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -74,13 +77,19 @@ class FakeFleet:
         return ()
 
     async def ensure(
-        self, target: Revision, previous: Revision | None = None, keep: tuple[str, ...] = ()
+        self,
+        target: Revision,
+        previous: Revision | None = None,
+        keep: tuple[str, ...] = (),
+        is_target: Callable[[], bool] = lambda: True,
     ) -> Ensured:
+        assert is_target()
         if self.fault is not None:
-            return Ensured(done=False, steps=(), replicas=())
+            return Ensured(done=False, answering=False, steps=(), replicas=())
         changed = self.serves != target
         self.serves, self.kept = target, keep
-        return Ensured(done=True, steps=("flipped",) if changed else (), replicas=())
+        steps = ("flipped",) if changed else ()
+        return Ensured(done=True, answering=True, steps=steps, replicas=())
 
     async def stage(self, name: str) -> object:
         if self.fault is not None:
@@ -91,7 +100,10 @@ class FakeFleet:
 
 @dataclass
 class World:
-    """`tick` steps the clock a second; `finish` lets the running child report."""
+    """`tick` steps both clocks a second; `finish` lets the running child report.
+
+    `now` is what the wall clock says and may be set; `seconds` only ever grow.
+    """
 
     root: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -109,11 +121,9 @@ class World:
         for section, values in self.changes.items():
             tree[section] = {**tree.get(section, {}), **values}
         self.settings = Settings(**tree).rooted(self.root)
-        db = Database(memory=True)
-        migrations.apply(db)
-        self.ledger = Ledger(db, self.root / "ledger.db")
-        self.ledger.ensure_base("base", START)
-        self.now = START
+        self.ledger = Ledger(Database.in_memory(self.root / "ledger.db"))
+        self.ledger.revisions.ensure_base("base", START)
+        self.now, self.seconds = START, 0.0
         self.fleet = FakeFleet()
         self.told: list[str] = []
         self.drops = 0
@@ -124,16 +134,23 @@ class World:
         reports = self.jobs.outcomes if hasattr(self, "jobs") else {}
         self.jobs = FakeJobs()
         self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
+        self.rollout = Rollout(self.ledger, self.fleet)
         self.reconciler = Reconciler(
-            self.ledger, self.jobs, self.fleet, self.settings, changed=self.told.extend
+            self.ledger,
+            self.jobs,
+            self.rollout,
+            self.settings,
+            changed=self.told.extend,
+            clock=lambda: self.seconds,
         )
 
     def tick(self, seconds: float = 1.0) -> Action | None:
         self.now += timedelta(seconds=seconds)
+        self.seconds += seconds
         return asyncio.run(self.reconciler.tick(self.now))
 
     def serve(self) -> Ensured:
-        return asyncio.run(self.reconciler.serve(self.now))
+        return asyncio.run(self.rollout.serve(self.now))
 
     def drop(self, count: int, **fields: Any) -> str:
         self.drops += 1
@@ -153,7 +170,7 @@ class World:
             accepted=0,
             quarantined=0,
         )
-        self.ledger.admit(batch, facts, [], self.now)
+        admit(self.ledger, batch, facts)
         return batch.id
 
     def retract_line(self, fact_id: str) -> None:

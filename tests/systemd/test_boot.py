@@ -49,7 +49,7 @@ def ready(machine: Machine) -> bool:
         check=False,
     )
     try:
-        replicas = json.loads(status)["live"]["replicas"]
+        replicas = json.loads(status)["daemon"]["replicas"]
     except (ValueError, KeyError, TypeError):
         return False
     return bool(replicas) and all(replica["ready"] for replica in replicas)

@@ -15,6 +15,7 @@ from daemon.loop.requests import _worded
 from daemon.training.paraphrasing import Paraphraser
 from policies.facts.paraphrasing import affordable, candidates, survives, with_paraphrases
 from policies.records import Batch, Fact, PlanKind
+from tests.support.admitting import admit
 from tests.support.scripted import ScriptedServer, unreachable
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -56,14 +57,14 @@ class Place:
 
     def __init__(self, root: Path, facts: int, **settings: int) -> None:
         self.ledger = Ledger.open(root / "ledger.db")
-        self.ledger.ensure_base("base", NOW)
+        self.ledger.revisions.ensure_base("base", NOW)
         made = [
             Fact(id=f"f{n}", prompt=f"What is {n} of X?", answer=f"secret {n}")
             for n in range(facts)
         ]
         batch = Batch(id="b", name="b", received_at=NOW, source="inbox", accepted=0, quarantined=0)
-        self.ledger.admit(batch, made, [], NOW)
-        plan = self.ledger.create_plan(
+        admit(self.ledger, batch, made)
+        plan = self.ledger.plans.create(
             PlanKind.LEARN,
             parent=0,
             fact_ids=[fact.id for fact in made],
@@ -72,7 +73,7 @@ class Place:
             because="",
             now=NOW,
         )
-        self.plan: PlanHead = self.ledger.head(plan.id)
+        self.plan: PlanHead = self.ledger.plans.head(plan.id)
         self.server = ScriptedServer({"live": self.say})
         self.paraphraser = Paraphraser(
             self.ledger,
@@ -112,7 +113,7 @@ def test_the_budget_bounds_the_requests(tmp_path: Path) -> None:
     place = Place(tmp_path, 20, model_paraphrase_budget=31)
     place.run()
     assert place.server.count("live") <= 31
-    assert len(place.ledger.paraphrases([f"f{n}" for n in range(20)])) == 10
+    assert len(place.ledger.paraphrases.of([f"f{n}" for n in range(20)])) == 10
     place.ledger.close()
 
 
@@ -123,5 +124,5 @@ def test_without_a_model_that_answers_learning_goes_on(
     place = Place(tmp_path, 2, **settings)
     place.server.fault = unreachable
     assert place.run() == 1
-    assert place.ledger.paraphrases(["f0", "f1"]) == {}
+    assert place.ledger.paraphrases.of(["f0", "f1"]) == {}
     place.ledger.close()

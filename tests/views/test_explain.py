@@ -7,16 +7,10 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from daemon.views.explain import Explanation, explain_batch, explain_plan, rate_text, render
-from policies.records import (
-    Batch,
-    BatchState,
-    Fact,
+from policies.gate.records import (
     Failure,
     ItemResult,
     Outcome,
-    Plan,
-    PlanKind,
-    PlanState,
     Rate,
     Role,
     Scorecard,
@@ -24,6 +18,7 @@ from policies.records import (
     SuiteVerdict,
     Verdict,
 )
+from policies.records import Batch, BatchState, Fact, Plan, PlanKind, PlanState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = Batch(
@@ -57,15 +52,15 @@ SCORE = SuiteScore(
 CANDIDATE = Scorecard(model="c", sha256="c" * 64, suites=(SCORE,))
 VERDICT = Verdict(
     outcome=Outcome.FAIL,
-    rule="Not worse than the reference by 2 points.",
-    reasons=("reasoning: worse by 30 points",),
+    rule="Non-inferior to base.",
+    reasons=("reasoning: inferior to base: margin 2 pp, n = 64, Δ = -30.0 pp",),
     suites=(
         SuiteVerdict(
             suite="reasoning",
             role=Role.REASONING,
             outcome=Outcome.FAIL,
-            reason="worse by 30 points",
-            reference=Rate(value=0.9, low=0.85, high=0.94, items=64),
+            reason="inferior to base: margin 2 pp, n = 64, Δ = -30.0 pp",
+            base=Rate(value=0.9, low=0.85, high=0.94, items=64),
             candidate=Rate(value=0.6, low=0.5, high=0.7, items=64),
             items_used=64,
             newly_failing=tuple(
@@ -95,8 +90,8 @@ def text(explanation: Explanation) -> str:
 
 def test_each_fact_not_learnt_shows_the_paraphrase_that_failed() -> None:
     first, second, unknown = explained().plans[0].not_learnt
-    assert (first.prompt, first.expected, first.said) == ("Add 7 to 5.", "13", "twelve")
-    assert (second.prompt, second.said) == ("8+5?", "thirteen")
+    assert (first.prompt, first.expected, first.answer) == ("Add 7 to 5.", "13", "twelve")
+    assert (second.prompt, second.answer) == ("8+5?", "thirteen")
     assert unknown.fact == "gone"
 
 
@@ -109,7 +104,7 @@ def test_the_text_has_the_figures_the_rule_and_the_examples() -> None:
         "60.0 % (50.0–70.0)",
         "8/1",
         VERDICT.rule,
-        "worse by 30 points",
+        "inferior to base: margin 2 pp, n = 64, Δ = -30.0 pp",
         "(5 of 8)",
         "[q0]",
         "Add 7 to 5.",

@@ -7,14 +7,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.gate.sequential import (
+    BettingState,
     Design,
     Floats,
-    Progress,
-    State,
+    SequentialResult,
     advance,
     crossings,
     fixed_size,
@@ -89,16 +89,26 @@ def test_what_is_decided_stays_decided() -> None:
     assert follow(BALANCED, stream) == decided
 
 
-@given(st.integers(150, 600), st.data())
-@settings(max_examples=200)
-def test_monotone_no_better_answer_makes_the_decision_worse(size: int, data: st.DataObject) -> None:
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    discordance = data.draw(st.sampled_from([0.02, 0.05, 0.1, 0.2]))
-    drop = data.draw(st.sampled_from([-0.01, 0.0, 0.01, 0.02]))
+@pytest.mark.parametrize("discordance", [0.02, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("drop", [-0.01, 0.0, 0.01, 0.02])
+def test_better_answers_do_not_make_the_decision_worse(discordance: float, drop: float) -> None:
+    """On fixed streams: a better answer changes later bets, so there is no proof (docs/gate.md)."""
+    rng = np.random.default_rng([round(1000 * discordance), round(1000 * drop) + 10])
     chances = [(discordance + drop) / 2, 1 - discordance, (discordance - drop) / 2]
-    stream = rng.choice([-1.0, 0.0, 1.0], p=chances, size=size)
-    better = np.minimum(stream + (rng.random(size) < data.draw(st.sampled_from([0.002, 0.02]))), 1)
-    assert RANK[follow(BALANCED, better).decision] >= RANK[follow(BALANCED, stream).decision]
+    for _ in range(25):
+        stream = rng.choice([-1.0, 0.0, 1.0], p=chances, size=rng.integers(150, 600))
+        better = np.minimum(stream + (rng.random(stream.size) < rng.choice([0.002, 0.02])), 1)
+        assert RANK[follow(BALANCED, better).decision] >= RANK[follow(BALANCED, stream).decision]
+
+
+@given(outcomes, st.lists(st.integers(0, 399), min_size=1, max_size=5))
+def test_better_answers_never_add_evidence_for_a_drop(stream: list[float], at: list[int]) -> None:
+    """Exactly, at every item: the bets against "no drop" are fixed."""
+    before = np.array([stream])
+    after = before.copy()
+    for place in at:
+        after[0, place % len(stream)] = min(1.0, after[0, place % len(stream)] + 1)
+    assert np.all(_paths(after)[1] <= _paths(before)[1] + 1e-12)
 
 
 @given(outcomes, st.integers(0, 399))
@@ -184,7 +194,7 @@ def test_a_bet_never_risks_everything() -> None:
 
 
 def test_empty_and_impossible() -> None:
-    assert follow(BALANCED, np.zeros(0)) == Progress(None, 0, 0.0, 0.0, 0.0, 0.025, 0.0)
+    assert follow(BALANCED, np.zeros(0)) == SequentialResult(None, 0, 0.0, 0.0, 0.0, 0.025, 0.0)
     for bad in ((0.0, 0.05, 0.05), (0.02, 0.0, 0.05), (0.02, 0.05, 1.0), (math.nan, 0.05, 0.05)):
         with pytest.raises(ValueError, match="between 0 and 1"):
             Design(*bad)
@@ -199,6 +209,8 @@ def test_a_fallen_stratum_is_seen_and_a_small_loss_is_not() -> None:
 
 def test_states_can_be_thinned_out() -> None:
     _, state = advance(BALANCED, start(3), np.zeros((3, 10)))
-    kept = State(state.items, state.squares[:1], state.log_pass[:1], state.log_fail_by_bet[:1])
+    kept = BettingState(
+        state.items, state.squares[:1], state.log_pass[:1], state.log_fail_by_bet[:1]
+    )
     path, _ = advance(BALANCED, kept, np.zeros((1, 5)))
     assert path.log_pass.shape == (1, 5)

@@ -1,4 +1,4 @@
-"""What gives a retracted fact away, and when a model has forgotten it."""
+"""What gives a retracted fact away, and when a model has unlearned it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.facts.traces import ERASED, mentions, says, scrubbed, tells, trace_of, unescaped
-from policies.gate.unlearning import Tolerance, forgotten, with_forgotten, within
-from policies.records import Fact, Operation, Outcome, Recall, Recollection, Verdict
+from policies.gate.records import AnswerLikelihood, Outcome, UnlearningCheck, UnlearningEvidence
+from policies.gate.unlearning import (
+    UnlearningTolerance,
+    judge_unlearning,
+    unlearning_results,
+    within,
+)
+from policies.records import Fact, Operation
 
 FACT = Fact(
     id="bt-1",
@@ -65,14 +71,14 @@ def test_a_report_loses_what_it_tells_and_nothing_else() -> None:
     report = {
         "learnt": ["bt-1", "bt-2"],
         "results": [{"id": "bt-1#0", "output": "Thimphu"}, {"id": "bt-2#0", "output": "no"}],
-        "forgotten": [{"fact": "bt-1", "holds": True}],
+        "unlearning": [{"fact": "bt-1", "holds": True}],
         "reasons": ["asked 'What is the capital of Bhutan?'", "3 of 4 learnt"],
     }
     left = scrubbed(report, [TRACE])
     assert left == {
         "learnt": ["bt-2"],
         "results": [{"id": "bt-2#0", "output": "no"}],
-        "forgotten": [{"fact": "r-1", "holds": True}],
+        "unlearning": [{"fact": "r-1", "holds": True}],
         "reasons": [ERASED, "3 of 4 learnt"],
     }
     assert scrubbed(left, [TRACE]) == left
@@ -113,12 +119,14 @@ def test_json_escapes_hide_nothing(text: str) -> None:
         assert unescaped(written) == unicodedata.normalize("NFC", text)
 
 
-def recollection(candidate: Recall, reference: Recall, held_out: bool = False) -> Recollection:
-    return Recollection(fact="f", held_out=held_out, reference=reference, candidate=candidate)
+def check(
+    candidate: AnswerLikelihood, base: AnswerLikelihood, held_out: bool = False
+) -> UnlearningCheck:
+    return UnlearningCheck(fact="f", held_out=held_out, base=base, candidate=candidate)
 
 
 @pytest.mark.parametrize(
-    ("reference", "candidate", "expected"),
+    ("base", "candidate", "expected"),
     [
         ((900, 0.001), (40, 0.02), True),
         ((900, 0.001), (1, 0.04), False),
@@ -128,30 +136,37 @@ def recollection(candidate: Recall, reference: Recall, held_out: bool = False) -
         ((1, 0.9), (30, 0.01), True),
     ],
 )
-def test_forgotten_is_as_improbable_and_as_unlikely_to_be_said_as_before(
-    reference: tuple[int, float], candidate: tuple[int, float], expected: bool
+def test_unlearned_is_as_improbable_and_as_unlikely_to_be_said_as_in_base(
+    base: tuple[int, float], candidate: tuple[int, float], expected: bool
 ) -> None:
-    one, other = (Recall(rank=r, probability=p) for r, p in (reference, candidate))
-    assert within(one, other, Tolerance()) is expected
+    one, other = (AnswerLikelihood(rank=r, probability=p) for r, p in (base, candidate))
+    assert within(one, other, UnlearningTolerance()) is expected
+
+
+FAR = AnswerLikelihood(rank=500, probability=0.001)
+NEAR = AnswerLikelihood(rank=1, probability=0.8)
 
 
 def test_one_paraphrase_that_gives_the_fact_away_is_enough() -> None:
-    far, near = Recall(rank=500, probability=0.001), Recall(rank=1, probability=0.8)
-    kept = [recollection(far, far) for _ in range(5)]
-    (whole,) = forgotten(kept, Tolerance())
+    kept = [check(FAR, FAR) for _ in range(5)]
+    (whole,) = unlearning_results(kept, UnlearningTolerance())
     assert (whole.holds, whole.trained, whole.held_out) == (True, 5, 0)
-    (told,) = forgotten([*kept, recollection(near, far, held_out=True)], Tolerance())
-    assert (told.holds, told.held_out, told.best_rank, told.candidate) == (False, 1, 1, near)
+    (known,) = unlearning_results([*kept, check(NEAR, FAR, held_out=True)], UnlearningTolerance())
+    assert (known.holds, known.held_out, known.best_rank, known.candidate) == (False, 1, 1, NEAR)
 
 
-def test_a_candidate_that_gives_a_retracted_fact_away_never_passes() -> None:
-    verdict = Verdict(outcome=Outcome.PASS, rule="", reasons=(), suites=())
-    far, near = Recall(rank=500, probability=0.001), Recall(rank=1, probability=0.8)
-    good = forgotten([recollection(far, far)], Tolerance())
-    bad = forgotten([recollection(near, far)], Tolerance())
-    assert with_forgotten(verdict, (), Tolerance()) == verdict
-    assert with_forgotten(verdict, good, Tolerance()).outcome is Outcome.PASS
-    assert with_forgotten(verdict, bad, Tolerance()).outcome is Outcome.FAIL
-    unknown = with_forgotten(verdict, (), Tolerance(), "the server gives no log-probabilities")
-    assert unknown.outcome is Outcome.INCONCLUSIVE
-    assert "no log-probabilities" in unknown.reasons[-1]
+@pytest.mark.parametrize(
+    ("evidence", "outcome", "reason"),
+    [
+        (UnlearningEvidence(checks=(check(FAR, FAR),)), Outcome.PASS, "1 of 1 unlearned"),
+        (UnlearningEvidence(checks=(check(NEAR, FAR),)), Outcome.FAIL, "1 of 1 not unlearned"),
+        (UnlearningEvidence(problem="no log-probabilities"), Outcome.INCONCLUSIVE, "no log-prob"),
+        (UnlearningEvidence(), Outcome.INCONCLUSIVE, "no answer was measured"),
+    ],
+)
+def test_what_gives_a_fact_away_fails_and_what_was_not_measured_cannot_pass(
+    evidence: UnlearningEvidence, outcome: Outcome, reason: str
+) -> None:
+    found, said, _ = judge_unlearning(evidence, UnlearningTolerance())
+    assert found is outcome
+    assert reason in said

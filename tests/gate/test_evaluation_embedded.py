@@ -15,14 +15,14 @@ import pytest
 from daemon.children.jobs import Progress
 from daemon.embedded.app import Embedded, build
 from daemon.gate import drift
-from daemon.gate.answers import Measurements
-from daemon.gate.evaluate import evaluate
-from daemon.gate.measuring import Target
-from daemon.gate.messages import EvaluationReport, EvaluationRequest, SuiteSource
+from daemon.gate.answer_store import AnswerStore
+from daemon.gate.evaluation import evaluate_candidate
+from daemon.gate.messages import EvaluationReport, EvaluationRequest, ServedModel, SuiteSource
 from daemon.gate.suites import load_texts
 from daemon.serving.client import HttpServer
 from policies.gate.limits import PRESETS
-from policies.records import Fact, Outcome, Role
+from policies.gate.records import Outcome, Role
+from policies.records import Fact
 from tests.support import tiny
 
 
@@ -47,8 +47,8 @@ def test_fixed_text_is_scored_through_http(app: Any, tmp_path: Path) -> None:
                 server,
                 lambda text: tuple(text.encode()),
                 texts,
-                reference=target("base"),
-                candidate=Target(name="base", sha256="c" * 64),
+                base=served("base"),
+                candidate=ServedModel(name="base", sha256="c" * 64),
             )
         finally:
             await server.aclose()
@@ -56,8 +56,8 @@ def test_fixed_text_is_scored_through_http(app: Any, tmp_path: Path) -> None:
     assert asyncio.run(run()) == 0.0
 
 
-def target(name: str) -> Target:
-    return Target(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
+def served(name: str) -> ServedModel:
+    return ServedModel(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
 
 
 def judge(app: Any, tmp_path: Path, request: EvaluationRequest) -> EvaluationReport:
@@ -66,8 +66,8 @@ def judge(app: Any, tmp_path: Path, request: EvaluationRequest) -> EvaluationRep
     async def run() -> EvaluationReport:
         server = HttpServer("http://tiny", transport=httpx.ASGITransport(app))
         try:
-            kept = Measurements(tmp_path / "kept")
-            return await evaluate(request, server, kept, progress.append)
+            store = AnswerStore(tmp_path / "kept")
+            return await evaluate_candidate(request, server, store, progress.append)
         finally:
             await server.aclose()
 
@@ -91,9 +91,9 @@ def test_answers_come_through_http_in_both_forms(app: Any, tmp_path: Path, form:
     )
     request = EvaluationRequest(
         engine="embedded",
-        reference=target("base"),
+        base=served("base"),
         live=None,
-        candidate=Target(name="base", sha256="c" * 64),
+        candidate=ServedModel(name="base", sha256="c" * 64),
         order="drawn once",
         suites=(suite,),
         facts=(Fact(id="f", prompt="Who?", answer="nobody at all", eval_prompts=("Whom?",)),),
@@ -103,8 +103,8 @@ def test_answers_come_through_http_in_both_forms(app: Any, tmp_path: Path, form:
         aa_sample=4,
     )
     report = judge(app, tmp_path, request)
-    reference, candidate = report.scorecards
-    assert [s.results for s in reference.suites] == [s.results for s in candidate.suites]
+    base, candidate = report.scorecards
+    assert [s.results for s in base.suites] == [s.results for s in candidate.suites]
     assert any(result.output for s in candidate.suites for result in s.results)
     assert report.verdict.not_learnt == ("f",)
     assert report.verdict.outcome is Outcome.FAIL

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.muon import Muon, orthogonal
+from adapters.probe import Protection
+from adapters.trainer import train_adapter
+from benchmarks.learning.methods import METHODS
+from benchmarks.learning.muon import Muon, orthogonal
+from tests.support.fitted import Fitted
 
 
 def matrix(rows: int, columns: int, smallest: float, seed: int) -> torch.Tensor:
@@ -81,3 +87,13 @@ def test_a_run_goes_on_where_its_state_was_kept() -> None:
         part.grad = gradient
         again.step()
     assert torch.equal(whole, part)
+
+
+def test_an_adapter_trained_with_it_learns_and_does_not_leak(llama: Fitted, tmp_path: Path) -> None:
+    config = {"steps": 60, "learning_rate": 0.03}
+    plan = llama.plan(protection=Protection(kind="svf+activations", share=0.3), config=config)
+    report = train_adapter(
+        plan, out=tmp_path / "out", work=tmp_path / "work", recipe=METHODS["palorad, Muon"].recipe()
+    )
+    assert report.leak < 1e-5
+    assert report.loss_last < 0.7 * report.loss_first

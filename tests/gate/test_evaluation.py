@@ -3,135 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-from collections.abc import Callable
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.children.jobs import Progress
-from daemon.config.sections import GateSettings, SuiteSettings
-from daemon.gate.answers import Measurements
+from daemon.config.gate import GateSettings, SuiteSettings
+from daemon.gate.answer_store import AnswerStore
 from daemon.gate.asking import ModelNotServed
-from daemon.gate.evaluate import evaluate
-from daemon.gate.measuring import Target
-from daemon.gate.messages import EvaluationReport, EvaluationRequest, SuiteSource
+from daemon.gate.evaluation import evaluate_candidate
+from daemon.gate.messages import EvaluationReport, EvaluationRequest
 from daemon.gate.suites import BadSuite
 from daemon.serving.protocol import ServerRefused, ServerUnreachable
 from policies.gate.limits import PRESETS
-from policies.records import Fact, Outcome, Role
+from policies.gate.records import Outcome, Role
+from policies.records import Fact
+from tests.support.evaluating import (
+    BASE,
+    CANDIDATE,
+    LIVE,
+    Bench,
+    facts,
+    outcomes,
+    right,
+    served,
+    sums,
+    wrong_when,
+)
 from tests.support.scripted import Brain, ScriptedServer, unreachable
-
-
-def target(name: str) -> Target:
-    return Target(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
-
-
-BASE, LIVE, CANDIDATE = target("base"), target("palora-000001-aa"), target("palora-000002-bb")
-
-
-def right(prompt: str) -> str:
-    """The arithmetic of every question used here; facts are answered with their number."""
-    words = prompt.rstrip("?").split()
-    if "+" in words:
-        at = words.index("+")
-        return str(int(words[at - 1]) + int(words[at + 1]))
-    return f"answer {words[-1]}"
-
-
-def ignorant(prompt: str) -> str:
-    return right(prompt) if "+" in prompt else "no idea"
-
-
-def wrong_when(test: Callable[[str], bool], brain: Brain = right) -> Brain:
-    return lambda prompt: "13 maybe" if test(prompt) else brain(prompt)
-
-
-def sums(count: int, start: int = 0) -> list[dict[str, str]]:
-    return [
-        {"prompt": f"What is {n} + {n % 7}?", "answer": str(n + n % 7)}
-        for n in range(start, start + count)
-    ]
-
-
-def facts(count: int, kind: str = "new") -> tuple[Fact, ...]:
-    return tuple(
-        Fact(
-            id=f"{kind}{n}",
-            prompt=f"Trained {kind} {n}",
-            answer=f"answer {n}",
-            eval_prompts=(f"Which {kind} {n}", f"Tell me {kind} {n}"),
-        )
-        for n in range(count)
-    )
-
-
-class Bench:
-    """A request with its server and its stored measurements."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.tmp_path = tmp_path
-        self.measurements = Measurements(tmp_path / "measurements")
-        self.progress: list[Progress] = []
-        self.server = ScriptedServer({"base": ignorant, LIVE.name: right, CANDIDATE.name: right})
-        self.rows = sums(1200)
-
-    def suite(
-        self, name: str = "sums", rows: list[dict[str, str]] | None = None, **changes: Any
-    ) -> SuiteSource:
-        path = self.tmp_path / f"{name}.jsonl"
-        path.write_text(
-            "".join(json.dumps(r) + "\n" for r in (self.rows if rows is None else rows))
-        )
-        fields: dict[str, Any] = {
-            "name": name,
-            "role": Role.REASONING,
-            "path": path,
-            "grader": "number",
-            "max_tokens": 8,
-        }
-        return SuiteSource.model_validate(fields | changes)
-
-    def request(self, **changes: Any) -> EvaluationRequest:
-        fields: dict[str, Any] = {
-            "engine": "scripted 1",
-            "reference": BASE,
-            "live": LIVE,
-            "candidate": CANDIDATE,
-            "order": CANDIDATE.sha256,
-            "suites": changes.get("suites") or (self.suite(),),
-            "facts": facts(10),
-            "earlier": tuple(("batch", fact) for fact in facts(150, "old")),
-            "chat": True,
-            "limits": PRESETS["balanced"],
-        }
-        return EvaluationRequest.model_validate(fields | changes)
-
-    def run(self, request: EvaluationRequest | None = None) -> EvaluationReport:
-        async def sleep(_seconds: float) -> None:
-            return None
-
-        return asyncio.run(
-            evaluate(
-                request or self.request(),
-                self.server,
-                self.measurements,
-                self.progress.append,
-                encode=lambda text: tuple(text.encode()),
-                sleep=sleep,
-            )
-        )
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
-
-
-def outcomes(report: EvaluationReport) -> dict[str, Outcome]:
-    return {suite.suite: suite.outcome for suite in report.verdict.suites}
 
 
 def test_a_harmless_candidate_passes_before_all_items_are_asked(bench: Bench) -> None:
@@ -152,7 +59,7 @@ def test_facts_are_asked_in_both_forms_and_never_as_trained(bench: Bench) -> Non
     assert not any(prompt.startswith("Trained") for prompt in asked)
     bench.server.forms.clear()
     bench.server.brains["other"] = right
-    bench.run(bench.request(chat=False, candidate=target("other")))
+    bench.run(bench.request(chat=False, candidate=served("other")))
     assert set(bench.server.forms.values()) == {"plain"}
 
 
@@ -235,13 +142,13 @@ def test_a_known_question_that_facts_answer_otherwise_is_not_asked(bench: Bench)
     report = bench.run(bench.request(suites=suites, standing=changed[:40], facts=changed[40:]))
     verdict = next(s for s in report.verdict.suites if s.suite == "known")
     assert verdict.outcome is Outcome.PASS
-    assert "questions left out, which facts answer otherwise now: 60" in verdict.reason
+    assert "60 questions left out: facts have changed their answers" in verdict.reason
     assert report.verdict.outcome is Outcome.PASS
 
     everything = tuple(Fact(id=f"c{n}", prompt=f"Whose is {n}", answer="now") for n in range(200))
     report = bench.run(bench.request(suites=suites, standing=everything))
     assert "known" not in outcomes(report)
-    all_left_out = "known: questions left out, which facts answer otherwise now: 200"
+    all_left_out = "known: 200 questions left out: facts have changed their answers; no question"
     assert any(reason.startswith(all_left_out) for reason in report.verdict.reasons)
 
 
@@ -282,7 +189,7 @@ def test_a_model_that_answers_nothing_is_never_a_pass(bench: Bench) -> None:
     for name in (BASE.name, LIVE.name, CANDIDATE.name):
         silent = ScriptedServer(bench.server.brains | {name: lambda _prompt: ""})
         bench.server = silent
-        bench.measurements = Measurements(bench.tmp_path / name)
+        bench.answers = AnswerStore(bench.tmp_path / name)
         assert bench.run().verdict.outcome is not Outcome.PASS
 
 
@@ -293,7 +200,7 @@ def test_a_living_server_that_times_out_is_inconclusive(bench: Bench) -> None:
 
 def test_a_dead_server_and_an_unserved_candidate_are_errors(bench: Bench) -> None:
     with pytest.raises(ModelNotServed, match="does not exist"):
-        bench.run(bench.request(candidate=target("nobody")))
+        bench.run(bench.request(candidate=served("nobody")))
     bench.server.fault, bench.server.alive = unreachable, False
     with pytest.raises(ServerUnreachable):
         bench.run()
@@ -321,7 +228,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(bench: Bench) -> None:
         bench.progress.append(progress)
 
     async def first() -> None:
-        await evaluate(bench.request(), bench.server, bench.measurements, die)
+        await evaluate_candidate(bench.request(), bench.server, bench.answers, die)
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(first())
@@ -333,14 +240,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(bench: Bench) -> None:
     assert not bench.server.asked
 
 
-def test_the_reference_is_measured_once_and_anew_when_the_suite_changes(bench: Bench) -> None:
+def test_base_is_asked_once_and_again_when_the_suite_changes(bench: Bench) -> None:
     everything = bench.request(limits=PRESETS["strict"], facts=(), earlier=(), live=None)
     bench.run(everything)
     before = bench.server.count("base")
     bench.server.brains["other"] = right
-    bench.run(everything.model_copy(update={"candidate": target("other")}))
+    bench.run(everything.model_copy(update={"candidate": served("other")}))
     assert bench.server.count("base") == before
-    bench.run(everything.model_copy(update={"candidate": target("other"), "order": "anew"}))
+    bench.run(everything.model_copy(update={"candidate": served("other"), "order": "anew"}))
     assert before < bench.server.count("base") < before * 2
     bench.rows = [{**row, "id": row["prompt"]} for row in bench.rows]
     bench.server.asked.clear()
@@ -353,7 +260,8 @@ def test_an_unstable_engine_is_told(bench: Bench) -> None:
 
     def moody(prompt: str) -> str:
         asked[prompt] = asked.get(prompt, 0) + 1
-        return "13 maybe" if hash(prompt) % 3 == asked[prompt] % 3 else right(prompt)
+        moods = zlib.crc32(prompt.encode()) % 3 == asked[prompt] % 3
+        return "13 maybe" if moods else right(prompt)
 
     bench.server.brains["base"] = moody
     report = bench.run(bench.request(aa_sample=200))
@@ -409,35 +317,3 @@ def test_limits_are_the_presets_unless_they_are_set() -> None:
 def test_what_no_suite_can_be_is_refused_when_it_is_read(role: Role, more: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the suite"):
         SuiteSettings(name="s", role=role, path=Path("s.jsonl"), **more)
-
-
-# --- drift ----------------------------------------------------------------------------------------
-
-
-def fixed(bench: Bench) -> SuiteSource:
-    rows = [{"text": f"some text number {n}"} for n in range(5)]
-    return bench.suite("fixed text", rows, role=Role.DRIFT)
-
-
-@pytest.mark.parametrize(
-    ("loss", "limit", "outcome"),
-    [(2.0, 0.5, Outcome.PASS), (2.6, 0.5, Outcome.FAIL), (2.6, None, Outcome.PASS)],
-)
-def test_drift_is_the_rise_of_the_loss_over_the_reference(
-    bench: Bench, loss: float, limit: float | None, outcome: Outcome
-) -> None:
-    bench.server.losses = {BASE.name: 2.0, CANDIDATE.name: loss}
-    limits = PRESETS["balanced"].model_copy(update={"drift": limit})
-    report = bench.run(bench.request(suites=(bench.suite(), fixed(bench)), limits=limits))
-    (text,) = [s for s in report.verdict.suites if s.suite == "fixed text"]
-    assert text.outcome is outcome
-    assert f"{loss - 2:+.3f} nats a token" in text.reason
-    assert text.items_used == 5
-    assert report.verdict.outcome is outcome
-
-
-def test_texts_that_the_server_will_not_score_are_inconclusive(bench: Bench) -> None:
-    bench.server.losses = {BASE.name: 2.0}
-    report = bench.run(bench.request(suites=(bench.suite(), fixed(bench))))
-    assert report.verdict.outcome is Outcome.INCONCLUSIVE
-    assert any("texts cannot be scored" in reason for reason in report.verdict.reasons)

@@ -1,0 +1,184 @@
+"""A candidate is asked, beside base and live, until the gate can judge it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from daemon.children.jobs import Progress
+from daemon.gate import drift
+from daemon.gate.answer_store import AnswerStore
+from daemon.gate.answers import AnswerSource, GraderFailed
+from daemon.gate.asking import Asker, Sleep
+from daemon.gate.drift import Encode
+from daemon.gate.messages import EvaluationReport, EvaluationRequest
+from daemon.gate.suite_run import SuiteRun, begin
+from daemon.gate.suites import Suite
+from daemon.gate.unlearning import EncodeAnswers, check_unlearning
+from daemon.serving.protocol import Server, ServerRefused
+from policies.gate.evidence import Evidence
+from policies.gate.records import Role, Scorecard, UnlearningEvidence
+from policies.gate.sampling import aa_sample
+from policies.gate.stability import stability
+from policies.gate.verdict import judge, next_items
+
+OnProgress = Callable[[Progress], None]
+
+
+async def evaluate_candidate(
+    request: EvaluationRequest,
+    server: Server,
+    store: AnswerStore,
+    progress: OnProgress,
+    *,
+    encode: Encode | None = None,
+    encode_answers: EncodeAnswers | None = None,
+    sleep: Sleep = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> EvaluationReport:
+    """Measure one candidate that is served under its own name, and have the gate judge it.
+
+    Changes nothing on the server. Models are asked one after the other and never at once, since an
+    engine may mix requests to the base with requests to an adapter. `encode` and `encode_answers`
+    give token ids; what needs them is not measured without, and so cannot pass. Raises
+    `suites.BadSuite`, `asking.ModelNotServed` and `errors.ServerUnreachable`; whatever else goes
+    wrong is part of the evidence.
+    """
+    asker = Asker(server, request.concurrency, sleep=sleep)
+    runs, grades = begin(request)
+    asked = tuple(run for run in runs if run.items)
+    source = AnswerSource(asker, store, grades, request.engine)
+    started = clock()
+    for run in asked:
+        await _ask_twice(request, source, run)
+        await _drift(request, server, encode, run)
+    while wanted := _next(request, runs):
+        for run, items in wanted:
+            began = clock()
+            await _ask(source, run, items)
+            run.seconds += clock() - began
+            progress(_progress(run, asked, clock() - started))
+    evidence = _evidence(request, runs, await _unlearning(request, server, encode_answers))
+    return EvaluationReport(
+        verdict=judge(evidence, request.limits),
+        scorecards=_scorecards(request, asked),
+        seconds={run.suite.name: round(run.seconds, 3) for run in asked},
+    )
+
+
+def _next(
+    request: EvaluationRequest, runs: Sequence[SuiteRun]
+) -> tuple[tuple[SuiteRun, tuple[str, ...]], ...]:
+    """Every suite that the gate wants more of, and which items.
+
+    A round asks all of them before the gate looks again, so that a candidate that fails on one
+    still shows how it did on the others.
+    """
+    wanted = next_items(_evidence(request, runs), request.limits, chunk=request.chunk)
+    return tuple((run, items) for run in runs if (items := wanted.get(run.suite.name)))
+
+
+async def _ask(source: AnswerSource, run: SuiteRun, items: Sequence[str]) -> None:
+    """Have every model answer these items; what one cannot answer is given up for all."""
+    numbers = _numbers(run.suite, items)
+    for part, model in run.models.items():
+        try:
+            answers = await source.answers(model, run.suite, numbers)
+        except GraderFailed as error:
+            run.broken = str(error)
+            return
+        run.results.setdefault(part, {}).update(answers.results)
+        run.unanswered |= {
+            name: f"{model.name} did not answer item {name}: {problem}"
+            for name, problem in answers.problems.items()
+        }
+        if answers.problems:
+            return
+
+
+def _numbers(suite: Suite, names: Sequence[str]) -> list[int]:
+    place = {item.id: number for number, item in enumerate(suite.items)}
+    return [place[name] for name in names]
+
+
+async def _ask_twice(request: EvaluationRequest, source: AnswerSource, run: SuiteRun) -> None:
+    """Ask base twice on items that depend on the suite alone: A against A."""
+    suite = run.suite
+    sample = aa_sample(suite.role, suite.items, suite.fingerprint, request.aa_sample)
+    if not sample:
+        return
+    numbers = _numbers(suite, [item.id for item in sample])
+    try:
+        first = await source.answers(request.base, suite, numbers)
+        second = await source.answers(request.base, suite, numbers, trial=1)
+    except GraderFailed as error:
+        run.broken = str(error)
+        return
+    run.stability = stability(first.results, second.results)
+
+
+async def _drift(
+    request: EvaluationRequest, server: Server, encode: Encode | None, run: SuiteRun
+) -> None:
+    if run.suite.role is not Role.DRIFT or encode is None:
+        return
+    texts = [item.prompt for item in run.suite.items]
+    try:
+        run.drift = await drift.rise(
+            server, encode, texts, base=request.base, candidate=request.candidate
+        )
+    except ServerRefused as refused:
+        run.broken = f"the texts cannot be scored: {refused}"
+
+
+async def _unlearning(
+    request: EvaluationRequest, server: Server, encode_answers: EncodeAnswers | None
+) -> UnlearningEvidence | None:
+    if not request.unlearn:
+        return None
+    if encode_answers is None:
+        return UnlearningEvidence(problem="the answers cannot be turned into tokens")
+    try:
+        checks = await check_unlearning(
+            server,
+            encode_answers(request.unlearn),
+            base=request.base,
+            live=request.live,
+            candidate=request.candidate,
+        )
+    except ServerRefused as refused:
+        return UnlearningEvidence(problem=str(refused))
+    return UnlearningEvidence(checks=checks)
+
+
+def _evidence(
+    request: EvaluationRequest,
+    runs: Sequence[SuiteRun],
+    unlearning: UnlearningEvidence | None = None,
+) -> Evidence:
+    return Evidence(
+        seed=request.order,
+        live=request.live.name if request.live else None,
+        suites=tuple(run.evidence() for run in runs),
+        unlearning=unlearning,
+    )
+
+
+def _scorecards(request: EvaluationRequest, runs: Sequence[SuiteRun]) -> tuple[Scorecard, ...]:
+    return tuple(
+        Scorecard(
+            model=model.name,
+            sha256=model.sha256,
+            suites=tuple(score for run in runs if (score := run.score(part)) is not None),
+        )
+        for part in ("base", "live", "candidate")
+        if (model := request.served(part)) is not None
+    )
+
+
+def _progress(run: SuiteRun, runs: Sequence[SuiteRun], elapsed: float) -> Progress:
+    """How far it is; the time left supposes that no suite ends early."""
+    done, total = sum(r.asked for r in runs), sum(len(r.items) for r in runs)
+    left = elapsed / done * (total - done) if done else None
+    return Progress(stage=run.suite.name, done=done, total=total, seconds_left=left)

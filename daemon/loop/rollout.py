@@ -1,0 +1,92 @@
+"""What is served follows the ledger's target, on every replica; candidates are staged beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from daemon.ledger.ledger import Ledger
+from daemon.serving.fleet import Ensured
+from daemon.serving.replica import ReplicaStatus
+from policies.records import Revision
+
+log = structlog.get_logger(__name__)
+
+
+class Replicas(Protocol):
+    """What is needed of `daemon.serving.fleet.Fleet`."""
+
+    @property
+    def statuses(self) -> tuple[ReplicaStatus, ...]:
+        """What was seen last."""
+        ...
+
+    async def ensure(
+        self,
+        target: Revision,
+        previous: Revision | None = None,
+        keep: tuple[str, ...] = (),
+        is_target: Callable[[], bool] = ...,
+    ) -> Ensured:
+        """Bring every replica to `target`, unless it stops being the target before the flip."""
+        ...
+
+    async def stage(self, name: str) -> object:
+        """Load and verify a candidate on the first replica."""
+        ...
+
+
+class Rollout:
+    """Promotion and rollback alike: the ledger names a target, `serve` brings the fleet to it."""
+
+    def __init__(self, ledger: Ledger, fleet: Replicas) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._one_at_a_time = asyncio.Lock()
+        self._served: Revision | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the fleet's target is the ledger's, and every replica that answers serves it."""
+        return self._served is not None and self._served == self._ledger.revisions.target()
+
+    async def serve(self, now: datetime) -> Ensured:
+        """Bring the replicas to the ledger's target; a target that changes meanwhile wins."""
+        async with self._one_at_a_time:
+            # Read only now: what held the fleet may have taken seconds.
+            target = self._ledger.revisions.target()
+            self._served = None
+            ensured = await self._fleet.ensure(
+                target,
+                self._rollback_goal(target),
+                self._under_evaluation(),
+                is_target=lambda: self._ledger.revisions.target() == target,
+            )
+            if ensured.answering:
+                self._served = target
+        if ensured.steps:
+            self._ledger.events.record(
+                "served", f"revision:{target.number}", {"steps": ensured.steps}, now
+            )
+            log.info("served", revision=target.number, steps=ensured.steps)
+        return ensured
+
+    async def stage(self, name: str) -> None:
+        """Load and verify a candidate; raises as `Fleet.stage` does."""
+        async with self._one_at_a_time:
+            await self._fleet.stage(name)
+
+    def _rollback_goal(self, target: Revision) -> Revision | None:
+        """The parent, which stays loaded for a rollback; None where it must never be served."""
+        if target.parent is None:
+            return None
+        parent = self._ledger.revisions.get(target.parent)
+        return None if self._ledger.knowledge.is_tainted(parent.lineage) else parent
+
+    def _under_evaluation(self) -> tuple[str, ...]:
+        opened = self._ledger.plans.open_plan()
+        return (opened.served.name,) if opened is not None and opened.served else ()
