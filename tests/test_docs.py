@@ -18,7 +18,16 @@ from daemon.config.settings import Settings
 from policies.facts.admission import parse_facts
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NOTEBOOK = ROOT / "benchmarks/notebook"
+WRITTEN = [(ROOT / "docs"), NOTEBOOK, ROOT / "benchmarks/results"]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(page for top in WRITTEN for page in top.rglob("*.md"))])
+# Pages that are read from beginning to end, and the most words of one.
+LONGEST = {
+    **dict.fromkeys([*NOTEBOOK.glob("*.md"), *(ROOT / "benchmarks/results").rglob("*.md")], 2500),
+    **dict.fromkeys((ROOT / "docs/decisions").glob("*.md"), 300),
+    ROOT / "docs/results.md": 2500,
+    ROOT / "docs/training.md": 1200,
+}
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 README = (ROOT / "README.md").read_text()
 SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
@@ -59,6 +68,29 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", LONGEST, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_page_is_read_in_a_sitting(path: Path) -> None:
+    assert len(path.read_text().split()) <= LONGEST[path]
+
+
+def test_every_page_of_the_notebook_is_dated_and_in_its_index() -> None:
+    index = (NOTEBOOK / "README.md").read_text()
+    linked = re.findall(r"^- (\S+) \[.+?\]\((.+?)\): \S.*$", index, re.MULTILINE)
+    assert sorted(name for _, name in linked) == sorted(
+        path.name for path in NOTEBOOK.glob("*.md") if path.name != "README.md"
+    )
+    assert all(name.startswith(f"{date}-") for date, name in linked)
+    assert [date for date, _ in linked] == sorted((date for date, _ in linked), reverse=True)
+
+
+def test_a_decision_is_a_choice_a_reason_and_a_consequence() -> None:
+    for path in (ROOT / "docs/decisions").glob("*.md"):
+        text = path.read_text()
+        found = re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE)
+        assert found == ["Choice", "Reason", "Consequence"], path.name
+        assert "|---" not in text, path.name
 
 
 def test_readme_commands_exist() -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Final
 
-from benchmarks import pages
-from benchmarks.learning import plots, tables
+from benchmarks.learning import figures, headline, report
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.methods import METHODS
 from benchmarks.learning.performer import Performer
@@ -21,13 +20,10 @@ from benchmarks.learning.runs import PROTOCOLS, Run
 
 RESULTS: Final = Path("benchmarks/results")
 DOCUMENTED: Final = RESULTS / "learning.json"
-PAGE: Final = Path("docs/method.md")
-ALT: Final = "Accuracy on new facts against reasoning and locality kept, by method"
-RATES_ALT: Final = "The same for each learning rate of a method, one injection"
 QUICK: Final = ("plain LoRA", "palora", "null space", "replay", "palorad, small batch")
 
 
-def best_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | None:
+def best_rate(rows: Sequence[figures.Row], base: str, method: str) -> float | None:
     """The rate that did best on selection seeds in one injection: by the lower of accuracy and
     reasoning, and of equals the one with more accuracy on OOD paraphrases."""
     swept: dict[float, list[tuple[float, float]]] = {}
@@ -35,15 +31,15 @@ def best_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | Non
         if (row["base"], row["method"], row["purpose"]) != (base, method, "selection"):
             continue
         if row["protocol"] == "one" and row["rate"] is not None:
-            one = tables.figures([row])
-            worse = min(one["accuracy"][0], one["reasoning_vs_base"][0])
-            swept.setdefault(row["rate"], []).append((worse, one["accuracy_ood"][0]))
+            one = figures.values([row], -1)
+            worse = min(one["accuracy"], one["reasoning_vs_base"])
+            swept.setdefault(row["rate"], []).append((worse, one["accuracy_ood"]))
     return max(
         swept, key=lambda rate: tuple(map(fmean, zip(*swept[rate], strict=True))), default=None
     )
 
 
-def chosen_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | None:
+def chosen_rate(rows: Sequence[figures.Row], base: str, method: str) -> float | None:
     """The best of a sweep; a method that was never swept takes its middle rate, one without rates
     the product's default."""
     rates = METHODS[method].rates
@@ -51,7 +47,7 @@ def chosen_rate(rows: Sequence[tables.Row], base: str, method: str) -> float | N
     return best_rate(rows, base, method) or middle
 
 
-def counted(rows: Iterable[tables.Row]) -> list[tables.Row]:
+def counted(rows: Iterable[figures.Row]) -> list[figures.Row]:
     """The rows of today; of those that are reported none at a rate that a sweep did not choose."""
     today = of_today(rows)
     named = {(row["base"], row["method"]) for row in today}
@@ -72,7 +68,7 @@ def sweep(given: argparse.Namespace, methods: Sequence[str]) -> Iterator[Run]:
 
 
 def reports(
-    given: argparse.Namespace, methods: Sequence[str], rows: Sequence[tables.Row]
+    given: argparse.Namespace, methods: Sequence[str], rows: Sequence[figures.Row]
 ) -> Iterator[Run]:
     """What is reported: every protocol, seed and method, at the rate that its sweep chose."""
     for base, protocol, seed, method in product(given.base, given.protocol, given.seeds, methods):
@@ -82,7 +78,7 @@ def reports(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Perform what is missing, then write learning.json, the tables and the plot."""
+    """Perform what is missing, then write the summary, pages and pictures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--protocol", nargs="+", choices=list(PROTOCOLS), default=["one"])
     parser.add_argument("--base", nargs="+", choices=list(BASES), default=["mini"])
@@ -121,22 +117,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write(results: Path, out: Path) -> None:
-    """learning.json, the tables and the plot from the rows that there are."""
-    found = tables.summary(counted(finished(results).values()))
-    target = out / f"{results.stem}.json"
-    target.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    table = tables.table(found["results"])
-    if not found["results"]:
-        return
-    if target == DOCUMENTED:
-        images = PAGE.parent / "img"
-        text = f"{table}\n![{ALT}](img/learning.png)\n\n![{RATES_ALT}](img/learning-rates.png)"
-        pages.fill(PAGE, {"learning": text, "streams": tables.streams(found["results"])})
-        plots.draw(found["results"], images / "learning.png")
-        plots.draw_sweeps(found["sweeps"], images / "learning-rates.png")
-    else:
-        (out / f"{results.stem}.md").write_text(table, "utf-8")
-        plots.draw(found["results"], out / f"{results.stem}.png")
+    """What the rows of `results` show: a summary, pages and pictures in the folder `out`."""
+    name, rows = results.stem, counted(finished(results).values())
+    found = {**figures.summary(rows), "headline": headline.differences(rows)}
+    (out / f"{name}.json").write_text(
+        json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )
+    report.write(found, out, name)
+    if out / f"{name}.json" == DOCUMENTED:
+        report.document(found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.learning import tables
+from benchmarks.learning import figures
 from benchmarks.learning.bases import BASES, RUNS
 from benchmarks.learning.harness import Bench, perform
 from benchmarks.learning.rows import add, finished
@@ -76,7 +76,7 @@ def _one(run: Run) -> dict[str, Any]:
 
 
 def _say(row: dict[str, Any]) -> None:
-    found = tables.figures([row])
+    found = figures.figures([row])
     shown = {k: found[k][0] for k in ("accuracy", "reasoning_vs_base", "locality")}
     sys.stdout.write(
         f"{row['base']} {row['protocol']} {row['method']} seed {row['seed']} ({row['purpose']}, "

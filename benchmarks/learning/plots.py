@@ -1,4 +1,4 @@
-"""Plots of what was learnt against what was kept."""
+"""Pictures of every base: what each method learnt against what it kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from benchmarks.learning.figures import GOALS
 from benchmarks.learning.methods import METHODS
-from benchmarks.learning.tables import GOALS
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

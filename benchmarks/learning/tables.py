@@ -1,26 +1,14 @@
-"""From rows of results to figures with intervals, and tables of them."""
+"""From figures to tables in Markdown."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
+from benchmarks.learning.figures import GOALS
 
-DRAWS: Final = 2000
-Row = Mapping[str, Any]
-Figure = tuple[float, float, float]
 # The product, always retrained from scratch, and never.
 OURS: Final = ("palorad", "retrained from scratch", "warm start")
-GOALS: Final = {
-    "accuracy": 0.95,
-    "retention_batch_1": 0.95,
-    "reasoning_vs_base": 0.99,
-    "reasoning_vs_expert": 0.99,
-    "locality": 0.95,
-    "accuracy_ood": 0.80,
-}
 HEADS: Final = {
     "accuracy": "accuracy",
     "retention_batch_1": "retention of batch 1",
@@ -29,163 +17,23 @@ HEADS: Final = {
     "locality": "locality",
     "accuracy_ood": "accuracy on OOD paraphrases",
 }
-# The goals by which the default is chosen.
-DECIDING: Final = ("accuracy", "retention_batch_1", "reasoning_vs_base", "locality")
 STREAMS: Final = {"ten": "ten batches of 36", "forty": "forty batches of 12"}
 
 
-def summary(rows: Iterable[Row]) -> dict[str, Any]:
-    """`learning.json`: figures by base, protocol and method, from the report seeds alone, and
-    those of the sweeps from the selection seeds."""
-    rows = list(rows)
-    grouped: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row["purpose"] == "report":
-            few = f", {row['examples']} traces" if row["examples"] else ""
-            name = (row["base"], row["protocol"], row["method"] + few)
-            grouped.setdefault(name, []).append(row)
-    results: dict[str, Any] = {}
-    for (base, protocol, method), same in sorted(grouped.items()):
-        results.setdefault(base, {}).setdefault(protocol, {})[method] = figures(same)
-    for protocols in results.values():
-        for methods in protocols.values():
-            for name, one in methods.items():
-                one["dominated_by"] = dominating(name, methods)
-    return {"default_method": default(results), "results": results, "sweeps": sweeps(rows)}
-
-
-def default(results: Mapping[str, Any]) -> str | None:
-    """The product's method: the one that misses the goals of a stream by least.
-
-    A method misses by its worst figure: reasoning against 99 %, accuracy, retention of batch 1 and
-    locality against 95 %, over every base and stream (`ten`, `forty`) on which others were measured
-    too. A method that was measured on fewer of them than another does not count.
-    """
-    missed: dict[str, list[float]] = {}
-    for protocols in results.values():
-        for name in ("ten", "forty"):
-            methods = protocols.get(name, {})
-            if len(methods) > 1:
-                for method, one in methods.items():
-                    short = max(GOALS[key] - one[key][0] for key in DECIDING)
-                    missed.setdefault(method, []).append(short)
-    most = max(map(len, missed.values()), default=0)
-    counted = {name: max(short) for name, short in missed.items() if len(short) == most}
-    return min(counted, key=counted.__getitem__, default=None)
-
-
-def sweeps(rows: Iterable[Row]) -> dict[str, Any]:
-    """One injection on selection seeds: figures by base, method and rate."""
-    found: dict[str, Any] = {}
-    for row in rows:
-        if (row["purpose"], row["protocol"]) == ("selection", "one") and row["rate"] is not None:
-            rates = found.setdefault(row["base"], {}).setdefault(row["method"], {})
-            rates.setdefault(row["rate"], []).append(row)
-    return {
-        base: {
-            method: [{"rate": rate, **_values(rates[rate], -1)} for rate in sorted(rates)]
-            for method, rates in methods.items()
-        }
-        for base, methods in found.items()
-    }
-
-
-def _values(rows: Sequence[Row], place: int) -> dict[str, float]:
-    """What a measured batch shows, without intervals."""
-    measured = [row["batches"][place] for row in rows]
-    found = {
-        "accuracy": _mean(_items([one["accuracy"] for one in measured])),
-        "accuracy_ood": _mean(_items([one["accuracy_ood"] for one in measured])),
-        "locality": _mean(_items([[one["locality"]] for one in measured])),
-        "retention_batch_1": _mean(_items([one["accuracy"][:1] for one in measured])),
-        "reasoning_vs_base": _over(
-            _pairs(measured, [row["base_answers"] for row in rows], "reasoning")
-        ),
-    }
-    return {name: round(value, 4) for name, value in found.items()}
-
-
-def _course(rows: Sequence[Row]) -> list[dict[str, float]]:
-    """Every measured batch, with its steps and seconds on the machine that most rows are from."""
-    machines = [row["machine"] for row in rows]
-    usual = max(machines, key=machines.count)
-    found = []
-    for place, batch in enumerate(rows[0]["batches"]):
-        same = [row["batches"][place] for row in rows if row["machine"] == usual]
-        found.append(
-            {
-                "batch": batch["batch"],
-                "steps": round(float(np.mean([one["steps"] for one in same])), 1),
-                "seconds": round(float(np.mean([one["train_seconds"] for one in same])), 1),
-                **_values(rows, place),
-            }
-        )
-    return found
-
-
-def figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the last measured batch of runs with several seeds shows, each [value, low, high].
-
-    Intervals of 95 % come from drawing seeds and, within a seed, items with replacement.
-    """
-    last = [row["batches"][-1] for row in rows]
-    has_ood = all("locality_ood" in one for one in last)
-    base = [row["base_answers"] for row in rows]
-    expert = [row["expert_answers"] for row in rows]
-    return {
-        "reasoning_vs_base": _ratio(last, base, "reasoning"),
-        "reasoning_vs_expert": _ratio(last, expert, "reasoning"),
-        "locality": _share([[one["locality"]] for one in last]),
-        "locality_vs_base": _ratio(last, base, "locality"),
-        **({"locality_ood": _share([[one["locality_ood"]] for one in last])} if has_ood else {}),
-        "accuracy": _share([one["accuracy"] for one in last]),
-        "retention_batch_1": _share([one["accuracy"][:1] for one in last]),
-        "accuracy_ood": _share([one["accuracy_ood"] for one in last]),
-        "norm": round(float(np.mean([one["norm"] for one in last])), 3),
-        "leak": max(one["leak"] for one in last),
-        "course": _course(rows),
-        "rate": sorted({row["rate"] for row in rows}, key=str),
-        "description": rows[0]["description"],
-        "machines": sorted({row["machine"] for row in rows}),
-        "seeds": sorted(row["seed"] for row in rows),
-    }
-
-
-def dominating(name: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Methods that are better in accuracy, reasoning or locality and as good in the others."""
-    keys = ("accuracy", "reasoning_vs_base", "locality")
-    mine = [methods[name][key][0] for key in keys]
-    found = []
-    for other, theirs in methods.items():
-        values = [theirs[key][0] for key in keys]
-        if all(a >= b for a, b in zip(values, mine, strict=True)) and values != mine:
-            found.append(other)
-    return found
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown, one table for each base and protocol."""
-    parts = []
-    for base, protocols in results.items():
-        for protocol, methods in protocols.items():
-            parts.append(f"**{base}, {protocol}** ({_machines(methods)})\n")
-            parts.append(
-                "| method | rate | accuracy (%) | retention of batch 1 (%) "
-                "| accuracy on OOD paraphrases (%) | reasoning relative to base (%) "
-                "| relative to SVF expert (%) | locality (%) | ‖ΔW‖ | seeds |\n"
-                "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-            )
-            parts += [
-                f"| {name}: {one['description']} | {_rates(one['rate'])} "
-                f"| {_per_cent(one['accuracy'])} "
-                f"| {_per_cent(one['retention_batch_1'])} | {_per_cent(one['accuracy_ood'])} "
-                f"| {_per_cent(one['reasoning_vs_base'])} "
-                f"| {_per_cent(one['reasoning_vs_expert'])} | {_per_cent(one['locality'])} "
-                f"| {one['norm']:.1f} | {len(one['seeds'])} |"
-                for name, one in methods.items()
-            ]
-            parts.append("")
-    return "\n".join(parts)
+def table(methods: Mapping[str, Any]) -> str:
+    """Markdown: every method that was measured over the same batches, and on what machine."""
+    keys = list(GOALS)
+    heads = " | ".join(f"{HEADS[key]} (%)" for key in keys)
+    lines = [
+        f"Measured on {_machines(methods)}.\n",
+        f"| method | rate | {heads} | ‖ΔW‖ | seeds |",
+        "| --- " * (len(keys) + 4) + "|",
+    ]
+    for name, one in methods.items():
+        cells = " | ".join(percent(one[key]) for key in keys)
+        seeds = len(one["seeds"])
+        lines.append(f"| {name} | {_rates(one['rate'])} | {cells} | {one['norm']:.1f} | {seeds} |")
+    return "\n".join(lines)
 
 
 def streams(results: Mapping[str, Any]) -> str:
@@ -199,14 +47,15 @@ def streams(results: Mapping[str, Any]) -> str:
         for base, protocols in results.items():
             for name, one in protocols.get(protocol, {}).items():
                 if name.startswith(OURS):
-                    cells = [_against(one[key], goal) for key, goal in GOALS.items()]
+                    cells = [against(one[key], goal) for key, goal in GOALS.items()]
                     seeds = len(one["seeds"])
                     lines.append(f"| {base} | {facts} | {name} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
 
 
-def _against(figure: Sequence[float], goal: float) -> str:
-    value, _, interval = _per_cent(figure).partition(" ")
+def against(figure: Sequence[float], goal: float) -> str:
+    """A figure with its interval, in percent; in bold where it misses its goal."""
+    value, _, interval = percent(figure).partition(" ")
     return f"{value} {interval}" if figure[0] >= goal else f"**{value}** {interval}"
 
 
@@ -233,57 +82,6 @@ def _machines(methods: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-# --- figures with intervals -----------------------------------------------------------------------
-
-
-def _share(seeds: Sequence[Sequence[str]]) -> Figure:
-    """The share of ones over all items of all seeds' rows."""
-    items = _items(seeds)
-    return _interval(_mean(items), [_mean(sample) for sample in _samples(items)])
-
-
-def _items(seeds: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    return [_bits("".join(rows)) for rows in seeds]
-
-
-def _mean(items: Sequence[np.ndarray]) -> float:
-    return float(np.mean([one.mean() for one in items]))
-
-
-def _ratio(last: Sequence[Row], base: Sequence[Row], key: str) -> Figure:
-    """Right answers of the candidate over those of the base or expert, paired by item."""
-    pairs = _pairs(last, base, key)
-    drawn = [_over(sample) for sample in _samples(pairs)]
-    return _interval(_over(pairs), drawn)
-
-
-def _pairs(last: Sequence[Row], base: Sequence[Row], key: str) -> list[np.ndarray]:
-    return [
-        np.stack([_bits(one[key]), _bits(two[key])], axis=1)
-        for one, two in zip(last, base, strict=True)
-    ]
-
-
-def _over(pairs: Sequence[np.ndarray]) -> float:
-    sums = np.sum([one.mean(axis=0) for one in pairs], axis=0)
-    return float(sums[0] / sums[1]) if sums[1] else math.nan
-
-
-def _samples(seeds: Sequence[np.ndarray]) -> Iterable[list[np.ndarray]]:
-    rng = np.random.default_rng(0)
-    for _ in range(DRAWS):
-        chosen = rng.integers(len(seeds), size=len(seeds))
-        yield [seeds[n][rng.integers(len(seeds[n]), size=len(seeds[n]))] for n in chosen]
-
-
-def _interval(value: float, drawn: Sequence[float]) -> Figure:
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return round(value, 4), round(float(low), 4), round(float(high), 4)
-
-
-def _bits(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), dtype=np.uint8) - ord("0")
-
-
-def _per_cent(figure: Sequence[float]) -> str:
+def percent(figure: Sequence[float]) -> str:
+    """A figure with its interval, in percent."""
     return f"{100 * figure[0]:.1f} [{100 * figure[1]:.1f}, {100 * figure[2]:.1f}]"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.learning import tables
+from benchmarks.learning import figures
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.harness import Bench, perform
 from benchmarks.learning.runs import Protocol, Run
@@ -33,9 +33,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 def after(row: Mapping[str, Any], batches: int) -> dict[str, float]:
     """The figures after so many batches."""
-    figures = tables.figures([{**row, "batches": row["batches"][:batches]}])
+    found = figures.figures([{**row, "batches": row["batches"][:batches]}])
     keys = ("accuracy", "retention_batch_1", "reasoning_vs_base", "locality")
-    return {key: figures[key][0] for key in keys}
+    return {key: found[key][0] for key in keys}
 
 
 def test_at_equal_accuracy_more_reasoning_is_kept_where_its_inputs_are_protected(
