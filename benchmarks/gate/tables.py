@@ -1,4 +1,4 @@
-"""The figures of docs/gate.md: every table between its markers, from results/gate.json."""
+"""The figures of results/gate.md: every table between its markers, from results/gate.json."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def calibration(cells: Sequence[Json], result: Json) -> str:
     return table(
         (
             "discordant",
-            "margin, points",
+            "margin, pp",
             f"passed at a drop of the margin ({bound})",
             f"failed at no drop (at most {_percent(1 - result['power'])})",
             "inconclusive at no drop",
@@ -109,7 +109,7 @@ def presets(measured: Json) -> str:
     return table(
         (
             "preset",
-            "margins: reasoning / earlier / known facts, points",
+            "margins: reasoning / earlier / known facts, pp",
             "α / β",
             "facts learnt",
             "a drop of the margin gets through",
@@ -178,13 +178,13 @@ def suites(rows: Sequence[Json]) -> str:
 
 
 def instability(rows: Sequence[Json]) -> str:
-    """False accepts under one frozen, noisy reference."""
+    """False accepts under one frozen, noisy measurement of the base."""
     return table(
         (
             "answers that change",
-            "margin tested, points",
-            "passed at a drop of 2 points",
-            "frozen references that let more than 10 % through",
+            "margin tested, pp",
+            "passed at a drop of 2 pp",
+            "measurements of the base that let more than 10 % through",
         ),
         [
             (
@@ -202,7 +202,7 @@ def instability(rows: Sequence[Json]) -> str:
 def peers(got: Json) -> str:
     """Who accepts what."""
     return table(
-        ("gate", "items", *(f"drop {_points(drop)}" for drop in got["drops"])),
+        ("gate", "items", *(f"drop {_points(drop)} pp" for drop in got["drops"])),
         [
             (row["gate"], row["items"], *(_percent(share, 1) for share in row["accepted"]))
             for row in got["accepted"]
@@ -213,7 +213,7 @@ def peers(got: Json) -> str:
 def leak(got: Json) -> str:
     """What forty batches add up to."""
     return table(
-        ("gate", "reasoning lost after 10, 20, 40 batches, points"),
+        ("gate", "reasoning lost after 10, 20, 40 batches, pp"),
         [
             (name, ", ".join(f"{100 * losses[n - 1]:.1f}" for n in (10, 20, 40)))
             for name, losses in got["accumulated_loss"].items()
@@ -226,8 +226,8 @@ def draws(rows: Sequence[Json]) -> str:
     return table(
         (
             "revisions on one draw",
-            "passed of those worse by two points or more",
-            "reasoning lost after 10, 20, 40 batches, points",
+            "passed of those worse by 2 pp or more",
+            "reasoning lost after 10, 20, 40 batches, pp",
         ),
         [
             (
@@ -269,7 +269,7 @@ def example() -> str:
             "newly passing",
             "discordance expected",
             "next bet",
-            "wealth against “2 points worse”",
+            "wealth against “2 pp worse”",
             "wealth against “no drop”",
         ),
         rows,
