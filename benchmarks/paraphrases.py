@@ -158,7 +158,7 @@ def main() -> None:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")
     if chosen.out == DOCUMENTED:
-        pages.fill(ROOT / "docs/facts.md", {"paraphrases": table(runs)})
+        pages.fill(ROOT / "benchmarks/results/paraphrases.md", {"paraphrases": table(runs)})
 
 
 if __name__ == "__main__":
