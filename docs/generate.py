@@ -38,7 +38,7 @@ EXCERPTS: Final = {
     "certificate": (r"^\$", r"^r-", r'"(because|no_longer_served_since|erased_at|holds)"'),
     "replicas": (r"^\$", r"replica +┃ ready", r"^│ http"),
     "replica-lost": (r"^\$", r"replica +┃ ready", r"^│ http", r"^http\S+ does not"),
-    "rollback-serving": (r"^\$ (palorad|curl)", r"^HTTP", r"^x-palorad", r"^revision"),
+    "rollback-serving": (r"^\$ (palorad|curl)", r"^HTTP", r"^x-palorad"),
 }
 _RULE: Final = re.compile(r"^[━─┏┳┓┡╇┩├┼┤└┴┘]*$")
 _GENERATED: Final = re.compile(r"(<!-- the rest is .*? -->\n).*", re.DOTALL)
