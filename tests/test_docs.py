@@ -46,7 +46,7 @@ PLAIN = frozenset(
     re.findall(
         r"\w+",
         """
-        after all allow answer args at attempts bad budget concurrency cpu dated deadline dir
+        after allow answer args at attempts bad budget concurrency cpu dated deadline dir
         eval every executable extra field file filter floor form format full header hosts
         hours kb key kind learning level line lines load log loss match max mb min mode model
         name op open out path per private prompt prompts questions rate request rescan rules s
@@ -59,7 +59,7 @@ PLAIN = frozenset(
 # What the project said before it had the field's words. In prose only: JSON has keys of its own.
 DIALECT = (
     *(r"wordings?", r"anew", r"afresh", r"held to", r"crowd(ed)?", r"shelved", r"spar(ed|ing)"),
-    *(r"distil(led|s|lation)?", r"rehears\w*", r"barred", r"the way's", r"gone on", r"going on"),
+    *(r"begun again", r"rehears\w*", r"barred", r"the way's", r"gone on", r"going on"),
     *(r"the door", r"in doubt", r"framed", r"\d+ points?", r"(is|are) wanted", r"(is|are) desired"),
     *(r"the reference's", r"frozen reference", r"effort", r"passes over"),
 )
