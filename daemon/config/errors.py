@@ -18,6 +18,25 @@ _OTHER_VARIABLES: Final = frozenset(
     }
 )
 
+RENAMED: Final[Mapping[str, str]] = {
+    "train.wordings": "train.paraphrases",
+    "train.framed": "train.prefixed",
+    "train.effort": "train.batch_preset",
+    "train.passes": "train.epochs",
+    "train.renew": "train.retrain_at",
+    "train.backward": "train.reversed_questions",
+    "train.quiet": "train.quiet_hours",
+    "train.replay.fill": "train.replay.min_traces",
+    "gate.wordings": "gate.held_out_paraphrases",
+    "gate.wordings_share": "gate.paraphrase_share",
+    "gate.same_draw": "gate.revisions_per_draw",
+    "intake.wordings": "intake.paraphrase_source",
+    "intake.trained_wordings": "intake.min_paraphrases",
+    "intake.paraphrases": "intake.model_paraphrases",
+    "intake.paraphrase_budget": "intake.model_paraphrase_budget",
+}
+"""Keys that a configuration may still hold, by the name that they have now."""
+
 
 def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every key that may be set, dotted; tables in lists as `gate.suites[].name`."""
@@ -72,6 +91,8 @@ def nearest(word: str, known: list[str], likeness: float = 0.5) -> str | None:
 
 
 def _did_you_mean(model: type[BaseModel], key: str) -> str:
+    if now := RENAMED.get(_plain(key)):
+        return f"; it is called {now} now"
     parent, _, last = _plain(key).rpartition(".")
     known = list(key_paths(model))
     elsewhere = {k.rpartition(".")[2]: k for k in known}

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from daemon.config import sections
-from daemon.config.errors import key_paths
+from daemon.config.errors import RENAMED, key_paths
 from daemon.config.settings import Settings
 from policies.errors import ConfigError
 
@@ -126,6 +126,16 @@ def test_a_mistake_gets_one_line_with_file_key_and_way_out(
     assert message.startswith(str(config))
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_key_that_was_renamed_is_told_its_name(config: Path, old: str, new: str) -> None:
+    assert new in set(key_paths(Settings))
+    assert old not in set(key_paths(Settings))
+    table, _, key = old.rpartition(".")
+    assert f"unknown key {old}; it is called {new} now" in problem(
+        config, f"[{table}]\n{key} = 1\n"
+    )
 
 
 def test_a_wrong_variable_and_a_wrong_option_name_their_source(
