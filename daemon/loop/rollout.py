@@ -85,7 +85,7 @@ class Rollout:
         if target.parent is None:
             return None
         parent = self._ledger.revisions.get(target.parent)
-        return None if self._ledger.knowledge.bars(parent.lineage) else parent
+        return None if self._ledger.knowledge.is_tainted(parent.lineage) else parent
 
     def _under_evaluation(self) -> tuple[str, ...]:
         opened = self._ledger.plans.open_plan()

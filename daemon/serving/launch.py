@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -135,12 +134,6 @@ def install_middleware(state_dir: Path) -> Path:
 def has_gpu() -> bool:
     """Whether this machine shows an NVIDIA device."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
-
-
-def served_dtype(model: Path) -> str:
-    """The dtype that the base's config names."""
-    config = json.loads((model / "config.json").read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def _inherited(name: str) -> list[str]:

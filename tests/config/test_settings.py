@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from daemon.config import sections
+from daemon.config import feeds, gate, sections, training
 from daemon.config.errors import RENAMED, key_paths
-from daemon.config.sections import SuiteSettings
+from daemon.config.gate import SuiteSettings
 from daemon.config.settings import Settings
 from policies.errors import ConfigError
 from policies.gate.limits import PRESETS
@@ -101,9 +101,10 @@ def test_every_key_occurs_in_config_toml_in_its_own_table() -> None:
 
 
 def test_every_field_has_a_description() -> None:
-    models = [Settings, *(m for m in vars(sections).values() if isinstance(m, type))]
-    for model in models:
-        if issubclass(model, BaseModel):
+    files = (sections, training, gate, feeds)
+    found = [Settings, *(m for f in files for m in vars(f).values() if isinstance(m, type))]
+    for model in found:
+        if issubclass(model, Settings | sections.Section):
             for name, field in model.model_fields.items():
                 assert field.description, f"{model.__name__}.{name}"
 

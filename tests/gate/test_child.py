@@ -19,7 +19,7 @@ from policies.records import Fact
 from tests.support.live import Live
 
 
-class Request(Desk):
+class StubDesk(Desk):
     """A desk without a directory: the request, and what progress was reported."""
 
     request = ""
@@ -67,7 +67,7 @@ def test_answers_drift_and_retracted_facts_come_into_one_verdict(
         answers=tmp_path / "answers",
         model_dir=site.model_dir,
     )
-    desk = Request(request)
+    desk = StubDesk(request)
     report = evaluate(desk)
     assert desk.reported
     reasoning, drift = report.verdict.suites
