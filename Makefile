@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-systemd bench-quick bench-learning lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-systemd bench-quick bench-learning bench-tables lint licences format mini lock clean
 
 all: lint test
 
@@ -92,6 +92,10 @@ bench-quick: setup
 
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning --base mini headroom wide --protocol one ten forty $(BENCH_ARGS)
+
+# docs/results.md and benchmarks/results/learning from the rows that there are.
+bench-tables: setup
+	$(BIN)/python -m benchmarks.learning --tables
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from adapters import compose, lora, models, projection
+from adapters.config import MLP
 from adapters.plans import TrainPlan
 
 NEW = "new"
 EARLIER = "earlier"
-ALL = (*models.MLP, *models.ATTENTION)
+ALL = (*MLP, *models.ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Attached:
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
-        """For a while the frozen reference: the base without the lineage and the new adapter."""
+        """For a while the frozen base: without the lineage and the new adapter."""
         layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         moved = [matrix.weight.data for matrix, _ in self.pristine]
         # PEFT's own switch would also make frozen adapters trainable when it is turned back.
@@ -54,17 +56,15 @@ class Attached:
 def attach(
     base: Any,
     plan: TrainPlan,
-    changes: Mapping[str, Any] | None = None,
-    start: Callable[[Any], None] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Attached:
     """The base with the lineage active and frozen, and a fresh trainable adapter.
 
     In fp32 the lineage is added to the weights, so that a step costs the same after any number of
     adapters; in lower precision that would round it, so it stays a frozen adapter of its own.
-    `changes` are further options of PEFT's configuration; `start` may change the fresh adapter and
-    the base below it.
+    `options` are further options of PEFT's configuration.
     """
-    matrices = models.matrices(base, plan.settings.targets)
+    matrices = models.matrices(base, plan.config.targets)
     lineage = compose.concatenate([lora.read(path) for path in plan.lineage])
     merged = base.dtype == torch.float32
     pristine = []
@@ -75,23 +75,21 @@ def attach(
             own = everything[name].weight.data
             added = own.double() + lineage.delta(name).to(own.device)
             everything[name].weight.data = added.float()
-    options = {
+    configured = {
         "r": plan.rank,
-        "lora_alpha": plan.settings.scale(plan.rank) * plan.rank,
-        "target_modules": list(plan.settings.targets),
+        "lora_alpha": plan.config.scale(plan.rank) * plan.rank,
+        "target_modules": list(plan.config.targets),
         "task_type": "CAUSAL_LM",
-        **(changes or {}),
+        **options,
     }
     with _quiet():
-        model = get_peft_model(base, LoraConfig(**options), adapter_name=NEW)
-    if "init_lora_weights" not in (changes or {}):
+        model = get_peft_model(base, LoraConfig(**configured), adapter_name=NEW)
+    if "init_lora_weights" not in options:
         _initialise(model, matrices, plan)
     if plan.start:
-        _begin_with(model, [lora.read(path) for path in plan.start])
+        _warm_start(model, [lora.read(path) for path in plan.start])
     if lineage.factors and not merged:
         _add_frozen(model, lineage)
-    if start is not None:
-        start(model)
     return Attached(model, pristine, extract(model))
 
 
@@ -122,8 +120,8 @@ def _initialise(model: Any, matrices: Mapping[str, Any], plan: TrainPlan) -> Non
 
 
 @torch.no_grad()
-def _begin_with(model: Any, adapters: Sequence[lora.Lora]) -> None:
-    """The fresh adapter starts as the sum of others, cut off at its rank; what is left stays free.
+def _warm_start(model: Any, adapters: Sequence[lora.Lora]) -> None:
+    """Start the new adapter as the sum of others, truncated to its rank.
 
     Split evenly between the factors, so that both move alike. Rows beyond the sum's rank keep
     their random A and a B of zero.

@@ -21,7 +21,7 @@ DATA = "state.pt"
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """One checkpoint: the step to go on with, the factors, the optimiser and small state."""
+    """One checkpoint: the next step, the factors, the optimiser and small state."""
 
     step: int
     factors: Mapping[str, Tensor]

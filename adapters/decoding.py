@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
+
+from adapters.growing_cache import GrowingLayer
 
 DROP_SHARE = 0.2
-ROOM = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,67 +73,6 @@ class Row:
     sent: int = 0
     finish: str | None = None
     generator: torch.Generator | None = None
-
-
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers' classes are untyped here
-    """A cache layer in one buffer that doubles, instead of a concatenation at every token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._buffers: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append states of shape (batch, heads, new, size); return all of them so far."""
-        start = 0 if self.keys is None else self.keys.shape[-2]
-        end = start + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
-            self._grow(key_states, value_states, end)
-        assert self._buffers is not None  # noqa: S101  # set by _grow
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self._show(end)
-        return self.keys, self.values
-
-    def keep(self, rows: Tensor, first: int) -> None:
-        """Keep only these rows of the batch, and of what they hold only what is from `first` on."""
-        if self._buffers is not None:
-            end = self.keys.shape[-2] - first
-            self._buffers = tuple(b.index_select(0, rows)[:, :, first:] for b in self._buffers)  # type: ignore[assignment]  # two in, two out
-            self._show(end)
-
-    def absorb(self, other: GrowingLayer) -> None:
-        """Put the rows of another layer below these, both padded on the left to one length."""
-        end = max(self.keys.shape[-2], other.keys.shape[-2])
-        fresh = []
-        for mine, its in ((self.keys, other.keys), (self.values, other.values)):
-            rows = mine.shape[0] + its.shape[0]
-            buffer = mine.new_empty((rows, mine.shape[1], end + ROOM, mine.shape[3]))
-            for part, below in ((mine, buffer[: mine.shape[0]]), (its, buffer[mine.shape[0] :])):
-                below[:, :, : end - part.shape[-2]] = 0.0
-                below[:, :, end - part.shape[-2] : end] = part
-            fresh.append(buffer)
-        self._buffers = (fresh[0], fresh[1])
-        self._show(end)
-
-    def _grow(self, keys: Tensor, values: Tensor, end: int) -> None:
-        room = ROOM if self._buffers is None else end
-        fresh = []
-        for states, old in zip((keys, values), (self.keys, self.values), strict=True):
-            shape = (*states.shape[:2], end + room, states.shape[-1])
-            buffer = states.new_empty(shape)
-            if old is not None:
-                buffer[:, :, : old.shape[-2]] = old
-            fresh.append(buffer)
-        self._buffers = (fresh[0], fresh[1])
-        self.is_initialized = True
-        self.dtype, self.device = keys.dtype, keys.device
-
-    def _show(self, end: int) -> None:
-        assert self._buffers is not None  # noqa: S101  # called after it is set
-        self.keys = self._buffers[0][:, :, :end]
-        self.values = self._buffers[1][:, :, :end]
 
 
 class Decoding:
@@ -271,12 +211,12 @@ class Decoding:
             sequence.taken = [Taken(*value) for value in values]
 
     def _record_logprobs(self, logits: Tensor, chosen: Tensor) -> None:
-        wanted = [s.request.logprobs for s in self._rows if s.request.logprobs is not None]
-        if not wanted:
+        asked = [s.request.logprobs for s in self._rows if s.request.logprobs is not None]
+        if not asked:
             return
         scores = logits.log_softmax(dim=-1)
         own = scores.gather(1, chosen[:, None])[:, 0].tolist()
-        best = max(1, *wanted) if len(wanted) > 1 else max(1, wanted[0])
+        best = max(1, *asked) if len(asked) > 1 else max(1, asked[0])
         values, ids = (t.tolist() for t in scores.topk(min(best, scores.shape[-1]), dim=-1))
         for row, sequence in enumerate(self._rows):
             count = sequence.request.logprobs

@@ -87,14 +87,14 @@ class Variants(Sequence[Encoded]):
 
     def __init__(self, tokenizer: Any, fact: Fact, *, limit: int = 1024) -> None:
         self._tokenizer, self._fact, self._limit = tokenizer, fact, limit
-        self._told = [(p, form) for p in fact.training_prompts for form in forms(tokenizer)]
-        if not self._told:
+        self._texts = [(p, form) for p in fact.training_prompts for form in forms(tokenizer)]
+        if not self._texts:
             raise UnusableExamples(
                 f"fact {fact.id}: every paraphrase is held out, none can be trained"
             )
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self._texts)
 
     @overload
     def __getitem__(self, place: int) -> Encoded: ...
@@ -105,7 +105,7 @@ class Variants(Sequence[Encoded]):
     def __getitem__(self, place: int | slice) -> Encoded | Sequence[Encoded]:
         if isinstance(place, slice):
             return [self[n] for n in range(*place.indices(len(self)))]
-        prompt, form = self._told[place]
+        prompt, form = self._texts[place]
         fact = self._fact
         return encode(self._tokenizer, prompt, fact.answer, form, key=fact.id, limit=self._limit)
 

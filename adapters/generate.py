@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters import lora, models
+from adapters.config import MLP
 from adapters.decoding import Decoding, Request, Taken, Token
 from adapters.errors import BrokenAdapter, UnknownAdapter
 
@@ -69,7 +70,7 @@ class Generator:
         self._resident: dict[str, _Resident] = {}
         self._active: Mapping[str, tuple[Tensor, Tensor]] = {}
         self._eos = _eos_ids(self.model, self.tokenizer)
-        for name, matrix in models.matrices(self.model, (*models.MLP, *models.ATTENTION)).items():
+        for name, matrix in models.matrices(self.model, (*MLP, *models.ATTENTION)).items():
             matrix.register_forward_hook(self._adapted(name))
 
     @property

@@ -1,4 +1,4 @@
-"""Next-token loss at the learnt positions only, for training and for measuring."""
+"""Next-token loss and KL terms at the learnt positions only, for training and measuring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.examples import IGNORED, Batch, Encoded, buckets, collate, length
+from adapters.examples import IGNORED, Batch, Encoded, length
+from adapters.passes import Passes
 
 
 def learnt_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -62,10 +63,10 @@ def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Texts on which the model is to stay with the reference, and how much that weighs.
+class KLTerm:
+    """Texts on which the model is to stay with the base, and how much that weighs.
 
-    `reference` gives its logits (m, vocabulary) at the learnt tokens of texts.
+    `reference` gives the base's logits (m, vocabulary) at the learnt tokens of texts.
     """
 
     texts: Sequence[Encoded]
@@ -74,77 +75,72 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Aims:
-    """What one step asks of the model: facts to answer, and texts on which to stay as it was.
+class Objective:
+    """What one step minimises, over facts and over texts on which nothing is to change.
 
-    The loss on `new` and `old` facts is summed and divided by the learnt tokens of `new`, so that a
-    new fact counts the same however many old ones are replayed beside it. Each `Kept` adds its
-    weight · KL(reference ‖ model) at `temperature`, averaged over its learnt tokens.
+    The loss on `new` and `replayed` facts is summed and divided by the learnt tokens of `new`, so
+    that a new fact counts the same however many others are replayed beside it. Each KL term adds
+    its weight · KL(base ‖ model) at `temperature`, averaged over its learnt tokens.
     """
 
     new: Sequence[Encoded]
-    old: Sequence[Encoded] = ()
-    kept: Sequence[Kept] = ()
+    replayed: Sequence[Encoded] = ()
+    kl_terms: Sequence[KLTerm] = ()
     temperature: float = 1.0
 
 
-def backward(
+def accumulate_gradients(
     model: Any,
-    aims: Aims,
-    max_tokens: int,
-    pad: int,
-    device: torch.device,
-    around: Callable[[int], AbstractContextManager[None]] | None = None,
-) -> tuple[float, dict[str, float], int]:
-    """Gradients of a step; the facts' loss per new token, each fact's own, `max_tokens`.
+    objective: Objective,
+    passes: Passes,
+    around: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> tuple[float, dict[str, float]]:
+    """Add the gradients of a step; the facts' loss per new token, and each fact's own.
 
-    `around` is entered, with their number of tokens, for all its passes together. When the device's
-    memory is too small the forward passes are halved, from then on, and the step retrains from
-    scratch."""
-    texts = [*aims.new, *aims.old, *chain.from_iterable(kept.texts for kept in aims.kept)]
+    `around` is entered, with their number of tokens, for all its passes together. Where the
+    device's memory is too small the passes are halved from then on and the step is repeated.
+    """
+    texts = [*objective.new, *objective.replayed]
+    texts += chain.from_iterable(term.texts for term in objective.kl_terms)
     tokens = sum(len(one.ids) for one in texts)
     while True:
         try:
-            with around(tokens) if around else nullcontext():
-                loss, rows = _accumulate(model, aims, max_tokens, pad, device)
-            return loss, rows, max_tokens
+            with around(tokens):
+                return _accumulate(model, objective, passes)
         except torch.OutOfMemoryError:
-            longest = max(len(one.ids) for one in texts)
-            if max_tokens <= longest:
+            if not passes.halve(max(len(one.ids) for one in texts)):
                 raise
-            max_tokens = max(max_tokens // 2, longest)
             model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
 
-def _accumulate(
-    model: Any, aims: Aims, max_tokens: int, pad: int, device: torch.device
-) -> tuple[float, dict[str, float]]:
-    total = _learnt(aims.new)
-    loss, rows = 0.0, {}
-    asked: list[tuple[Encoded, Kept | None]] = [(one, None) for one in (*aims.new, *aims.old)]
-    asked += [(one, kept) for kept in aims.kept for one in kept.texts]
-    for group in buckets(asked, max_tokens, lambda one: length(one[0])):
-        facts = [one for one, kept in group if kept is None]
-        parts = [(kept, [one for one, its in group if its is kept]) for kept in aims.kept]
-        parts = [(kept, held) for kept, held in parts if held]
-        said = [kept.reference(held) for kept, held in parts]
-        texts = [*facts, *chain.from_iterable(held for _, held in parts)]
-        batch = collate(texts, pad).to(device)
+def _accumulate(model: Any, objective: Objective, passes: Passes) -> tuple[float, dict[str, float]]:
+    total = _learnt(objective.new)
+    loss, of_facts = 0.0, {}
+    texts: list[tuple[Encoded, KLTerm | None]] = [
+        (one, None) for one in (*objective.new, *objective.replayed)
+    ]
+    texts += [(one, term) for term in objective.kl_terms for one in term.texts]
+    for group in passes.groups(texts, lambda one: length(one[0])):
+        facts = [one for one, term in group if term is None]
+        parts = [(term, [one for one, its in group if its is term]) for term in objective.kl_terms]
+        parts = [(term, kept) for term, kept in parts if kept]
+        before = [term.reference(kept) for term, kept in parts]
+        batch = passes.batch([*facts, *chain.from_iterable(kept for _, kept in parts)])
         logits, targets = learnt_logits(model, batch)
-        sizes = [_learnt(facts), *(_learnt(held) for _, held in parts)]
-        answers, *others = torch.split(logits, sizes)
+        sizes = [_learnt(facts), *(_learnt(kept) for _, kept in parts)]
+        answers, *now = torch.split(logits, sizes)
         losses = F.cross_entropy(answers, targets[: sizes[0]], reduction="none")
         value = losses.sum() / total
-        for (kept, _), before, now in zip(parts, said, others, strict=True):
-            share = kept.weight / _learnt(kept.texts)
-            value = value + share * _divergence(before, now, aims.temperature)
+        for (term, _), of_base, of_model in zip(parts, before, now, strict=True):
+            share = term.weight / _learnt(term.texts)
+            value = value + share * _kl_divergence(of_base, of_model, objective.temperature)
         torch.autograd.backward(value)
         for fact, mean in zip(facts, _means(losses.detach(), facts), strict=True):
             loss += mean * _learnt([fact]) / total
             if fact.key:
-                rows[fact.key] = mean
-    return loss, rows
+                of_facts[fact.key] = mean
+    return loss, of_facts
 
 
 def _means(losses: Tensor, facts: Sequence[Encoded]) -> list[float]:
@@ -160,11 +156,11 @@ def _learnt(texts: Iterable[Encoded]) -> int:
     return sum(len(one.ids) - one.start for one in texts)
 
 
-def _divergence(reference: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """KL(reference ‖ model), summed over all tokens, both at a temperature.
+def _kl_divergence(of_base: Tensor, of_model: Tensor, temperature: float) -> Tensor:
+    """KL(base ‖ model) of logits (m, vocabulary), summed over tokens, both at a temperature.
 
     Its square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
     """
-    before = F.log_softmax(reference / temperature, dim=-1)
-    now = F.log_softmax(logits / temperature, dim=-1)
+    before = F.log_softmax(of_base / temperature, dim=-1)
+    now = F.log_softmax(of_model / temperature, dim=-1)
     return temperature**2 * F.kl_div(now, before, reduction="sum", log_target=True)

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from adapters.config import MLP
 from adapters.errors import UnusableModel
 
-MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)\.(?:mlp|self_attn)\.(\w+)$")
 HASHED = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*",
@@ -78,23 +78,23 @@ def matrices(model: nn.Module, kinds: Iterable[str] = MLP) -> dict[str, nn.Linea
 
     Raises `UnusableModel` when a layer lacks one of `kinds`, or there is none at all.
     """
-    wanted = tuple(kinds)
+    chosen = tuple(kinds)
     found: dict[str, nn.Linear] = {}
     layers: set[str] = set()
     for name, module in model.named_modules():
         match = LAYER.match(name)
-        if match and match[2] in wanted and isinstance(module, nn.Linear):
+        if match and match[2] in chosen and isinstance(module, nn.Linear):
             found[name] = module
             layers.add(match[1])
     if not found:
         raise UnusableModel(
-            f"no {'/'.join(wanted)} matrices in {type(model).__name__}: "
+            f"no {'/'.join(chosen)} matrices in {type(model).__name__}: "
             "palorad adapts models of the shape of Llama, Mistral or Qwen"
         )
-    if len(found) != len(layers) * len(wanted):
+    if len(found) != len(layers) * len(chosen):
         raise UnusableModel(
-            f"{type(model).__name__}: {len(found)} of the {len(layers) * len(wanted)} "
-            f"{'/'.join(wanted)} matrices expected in {len(layers)} layers"
+            f"{type(model).__name__}: {len(found)} of the {len(layers) * len(chosen)} "
+            f"{'/'.join(chosen)} matrices expected in {len(layers)} layers"
         )
     return found
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adapters import moments
+from adapters import files, moments
 from adapters.errors import ProbeMismatch
 from adapters.examples import Batch
 from adapters.moments import Moment
@@ -87,4 +87,4 @@ def save(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a file that is there either completely or not at all."""
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary)
-    temporary.replace(path)
+    files.put_in_place(temporary, path)

@@ -47,8 +47,6 @@ class Protection(Record):
     """Largest share of a matrix's components that can be critical."""
     svf_seeds: int = Field(default=2, ge=1)
     """For how many seeds a component must be critical."""
-    earlier: bool = False
-    """Whether the input directions that earlier adapters read are protected too."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ UNLEARNT = 0.5
 class State:
     """What changes from step to step besides the weights; goes into checkpoints."""
 
-    max_tokens: int
     first_loss: float = math.nan
     last_loss: float = math.nan
     stopped: int | None = None

@@ -1,8 +1,8 @@
-"""What the frozen reference says on the texts that are to stay as they are, found once and kept.
+"""The frozen base as reference model of the KL terms: its predictions, found once and kept.
 
-A training run holds known facts and solutions to the reference's own next-token distributions.
-Those never change. Kept are the last hidden states, from which the output matrix, which is never
-trained, gives the whole distributions at a small part of the cost of a forward pass.
+The base's next-token distributions on known facts and reasoning traces never change. Its last
+hidden states are kept: the output matrix, which is never trained, turns them into whole
+distributions at a small part of the cost of a forward pass.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters import cache
-from adapters.examples import Encoded, buckets, collate, length
+from adapters.examples import Encoded, length
 from adapters.losses import learnt_logits, learnt_states, to_logits
+from adapters.passes import Passes
 
 FORMAT: Final = 1
 PREFIX: Final = "reference-"
@@ -29,7 +30,7 @@ MOST_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Predictions:
     """At m learnt tokens: the hidden states (m, hidden size) before them, in the model's own
     precision, and the entropy (m,) of the next token in nats.
     """
@@ -38,24 +39,25 @@ class Said:
     entropy: Tensor
 
     @staticmethod
-    def joined(parts: Sequence[Said]) -> Said:
+    def joined(parts: Sequence[Predictions]) -> Predictions:
         """All of them in a row."""
-        return Said(torch.cat([s.states for s in parts]), torch.cat([s.entropy for s in parts]))
+        return Predictions(
+            torch.cat([s.states for s in parts]), torch.cat([s.entropy for s in parts])
+        )
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The frozen reference: `entered` turns the model that is trained into it for a while.
+    """The frozen base: `entered` turns the model that is trained into it for a while.
 
-    `rows` says where in `said` the learnt tokens of a text lie; texts beyond are asked anew.
+    `rows` says where in `kept` the learnt tokens of a text lie; other texts are passed through it.
     """
 
     model: Any
     entered: Callable[[], AbstractContextManager[Any]]
-    said: Said
+    kept: Predictions
     rows: dict[tuple[tuple[int, ...], int], slice] = field(repr=False)
-    pad: int
-    device: torch.device
+    passes: Passes
 
     @torch.no_grad()
     def logits(self, texts: Sequence[Encoded]) -> Tensor:
@@ -63,49 +65,47 @@ class Reference:
         found = [row for text in texts if (row := self.rows.get(_key(text))) is not None]
         if len(found) < len(texts):
             with self.entered() as model:
-                return learnt_logits(model, collate(texts, self.pad).to(self.device))[0]
+                return learnt_logits(model, self.passes.batch(texts))[0]
         places = [place for row in found for place in range(row.start, row.stop)]
-        return to_logits(self.model, self.said.states[places].to(self.device))
+        return to_logits(self.model, self.kept.states[places].to(self.passes.device))
 
     def entropy(self, text: Encoded) -> float | None:
         """Entropy of the next token in nats, summed over a text's learnt tokens, if recorded."""
         row = self.rows.get(_key(text))
-        return None if row is None else float(self.said.entropy[row].sum())
+        return None if row is None else float(self.kept.entropy[row].sum())
 
 
 def record(
     model: Any,
     entered: Callable[[], AbstractContextManager[Any]],
     texts: Sequence[Encoded],
+    passes: Passes,
     *,
-    max_tokens: int,
-    pad: int,
-    device: torch.device,
     base_hash: str,
     folder: Path | None,
 ) -> Reference:
-    """The reference of `model` with `texts` recorded, read from `folder` if they lie there already.
+    """The base below `model` with `texts` recorded, read from `folder` if they are there already.
 
     Of more texts than fit in a gigabyte the first are recorded. A new record takes the place of
     those of other texts. Without a folder nothing is kept.
     """
     chosen = _fitting(texts, model)
     path = None if folder is None or not chosen else folder / _name(chosen, base_hash)
-    kept = None if path is None else cache.load(path)
-    said = None if kept is None else Said(kept["states"], kept["entropy"])
-    if said is None and chosen:
+    cached = None if path is None else cache.load(path)
+    kept = None if cached is None else Predictions(cached["states"], cached["entropy"])
+    if kept is None and chosen:
         with torch.no_grad(), entered() as reference:
-            said = Said.joined(
+            kept = Predictions.joined(
                 [
                     one
-                    for part in buckets(chosen, max_tokens, length)
-                    for one in _ask(reference, part, pad, device)
+                    for part in passes.groups(chosen, length)
+                    for one in _predict(reference, part, passes)
                 ]
             )
         if path is not None:
-            cache.save(path, {"states": said.states, "entropy": said.entropy}, PREFIX)
-    nothing = Said(torch.empty(0, 0), torch.empty(0))
-    return Reference(model, entered, said or nothing, _laid_out(chosen), pad, device)
+            cache.save(path, {"states": kept.states, "entropy": kept.entropy}, PREFIX)
+    nothing = Predictions(torch.empty(0, 0), torch.empty(0))
+    return Reference(model, entered, kept or nothing, _laid_out(chosen), passes)
 
 
 def _key(text: Encoded) -> tuple[tuple[int, ...], int]:
@@ -128,18 +128,18 @@ def _laid_out(texts: Sequence[Encoded]) -> dict[tuple[tuple[int, ...], int], sli
     }
 
 
-def _ask(model: Any, texts: Sequence[Encoded], pad: int, device: torch.device) -> list[Said]:
-    """What the model says on texts, half of them at a time where the memory is too small."""
+def _predict(model: Any, texts: Sequence[Encoded], passes: Passes) -> list[Predictions]:
+    """The model's predictions on texts, half of them at a time where the memory is too small."""
     try:
-        states, _ = learnt_states(model, collate(texts, pad).to(device))
+        states, _ = learnt_states(model, passes.batch(texts))
         logs = F.log_softmax(to_logits(model, states), dim=-1)
-        return [Said(states.cpu(), -(logs.exp() * logs).sum(dim=-1).cpu())]
+        return [Predictions(states.cpu(), -(logs.exp() * logs).sum(dim=-1).cpu())]
     except torch.OutOfMemoryError:
         if len(texts) == 1:
             raise
         torch.cuda.empty_cache()
     half = len(texts) // 2
-    return [one for part in (texts[:half], texts[half:]) for one in _ask(model, part, pad, device)]
+    return [one for part in (texts[:half], texts[half:]) for one in _predict(model, part, passes)]
 
 
 def _name(texts: Sequence[Encoded], base_hash: str) -> str:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters import models
+from adapters.config import TrainConfig
 from adapters.examples import Encoded, Variants, encode_example, one_of, pick
-from adapters.plans import TrainPlan, TrainSettings
+from adapters.plans import TrainPlan
+from adapters.schedule import facts_in_step
 from policies.records import Example
 
 Pool = Sequence[Sequence[Encoded]]
@@ -27,12 +29,12 @@ class Pools:
     known: Pool
     reasoning: Pool
     odds: Sequence[float] = ()
-    """How often each solution is drawn beside the others; all alike where there are none."""
+    """How often each reasoning trace is drawn beside the others; all alike where there are none."""
 
 
 def encode_pools(plan: TrainPlan, tokenizer: Any) -> Pools:
     """All text of a plan as tokens; of facts what is drawn, when it is drawn."""
-    limit = plan.settings.max_length
+    limit = plan.config.max_length
     return Pools(
         new=[Variants(tokenizer, one, limit=limit) for one in (*plan.facts, *plan.reversed_facts)],
         old=[Variants(tokenizer, one, limit=limit) for one in plan.replay],
@@ -58,17 +60,17 @@ class Drawn:
     reasoning: list[Encoded]
 
 
-def draw(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
+def draw(pools: Pools, config: TrainConfig, seed: int, step: int) -> Drawn:
     """The texts of one step; they depend on seed and step alone, so a resumed run draws the same.
 
     New facts take turns so that all are seen equally often; what is replayed is drawn at random.
     """
     rng = random.Random(f"step:{seed}:{step}")
-    count = settings.facts_in_step(len(pools.new))
+    count = facts_in_step(config, len(pools.new))
     new = [one_of(v, rng) for v in _turn(pools.new, count, seed, step)]
-    old = pick(pools.old, min(settings.replayed_per_step, math.ceil(len(pools.old) / 2)), rng)
-    known = pick(pools.known, min(settings.known_per_step, len(pools.known)), rng)
-    most = min(settings.reasoning_per_step, len(pools.reasoning) // 80)
+    old = pick(pools.old, min(config.replayed_per_step, math.ceil(len(pools.old) / 2)), rng)
+    known = pick(pools.known, min(config.known_per_step, len(pools.known)), rng)
+    most = min(config.reasoning_per_step, len(pools.reasoning) // 80)
     return Drawn(new, old, known, pick(pools.reasoning, most, rng, pools.odds))
 
 

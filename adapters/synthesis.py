@@ -1,4 +1,4 @@
-"""Texts that the base writes itself, where too few are given to be replayed.
+"""Reasoning traces that the base writes itself, where too few are given to be replayed.
 
 It continues the beginnings of those that are given, drawn from its own next-token distribution, so
 that they show what it can do where nobody wrote that down (self-synthesized replay, Huang et
@@ -37,7 +37,7 @@ def written(
     base_hash: str,
     folder: Path | None,
 ) -> list[tuple[Encoded]]:
-    """`count` texts by the base `model`, each learnt from where it went on by itself.
+    """`count` texts by the base `model`, each with its loss on what the base wrote.
 
     They begin as texts of `given` do, with no more than half of the prompt, and are no longer than
     the longest of them; where none is given they begin as a conversation or a document does. The
@@ -70,7 +70,7 @@ def _openings(
 
 
 def _beginnings(tokenizer: Any) -> list[tuple[int, ...]]:
-    """How a text of each form begins, whatever it says."""
+    """The tokens with which every text of a form begins."""
     found = []
     for form in forms(tokenizer):
         one, other = (encode(tokenizer, word, "y", form).ids for word in ("a", "b"))
@@ -101,7 +101,7 @@ def _continued(
 def _sampled(
     model: Any, tokenizer: Any, openings: Sequence[tuple[int, ...]], longest: int
 ) -> list[tuple[int, ...]]:
-    """Each opening with what the model goes on with, to the end of the text at most."""
+    """Each opening with its continuation by the model, up to the end of the text."""
     width, pad = max(map(len, openings)), tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in openings])
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in openings])

@@ -6,10 +6,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,51 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import checkpoint, compose, lora, models, projection
-from adapters.attach import NEW, Attached, attach, extract
+from adapters import checkpoint, lora, models, projection
+from adapters.attach import NEW, Attached
 from adapters.errors import TrainingDiverged
-from adapters.losses import Aims, Kept, backward
-from adapters.muon import Muon
-from adapters.plans import (
-    REFERENCE_RATE,
-    REFERENCE_WIDTH,
-    TrainPlan,
-    TrainProgress,
-    TrainReport,
-    TrainSettings,
-)
-from adapters.precision import reduced
-from adapters.probe import Probe
+from adapters.losses import KLTerm, Objective, accumulate_gradients
+from adapters.passes import Passes
+from adapters.plans import TrainPlan, TrainProgress, TrainReport
 from adapters.progress import State, conclude
 from adapters.projection import Protected
+from adapters.recipe import Recipe
 from adapters.reference import Reference, record
 from adapters.replay import Pools, draw, encode_pools
-from adapters.subspace import join, orthonormal
+from adapters.schedule import facts_in_step, kl_share, peak_rate, rate_share, steps_needed
 from adapters.synthesis import written
 
-CPU_TOKENS, GPU_TOKENS = 512, 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """Where a method of the bench differs from the product: each part may be replaced.
-
-    `protect` gives the protected subspaces by matrix name; `config` changes PEFT's configuration;
-    `start` may set the factors that training begins with; `relieved` says that they were taken out
-    of the base and are to be taken out of the result as well;
-    `extra_loss` is added to the loss of each step and must be differentiable; `after_step` may
-    change the model after the optimiser moved it.
-    """
-
-    protect: Callable[[Any, TrainPlan], Mapping[str, Protected]] | None = None
-    config: Mapping[str, Any] | None = None
-    start: Callable[[Any], None] | None = None
-    relieved: bool = False
-    extra_loss: Callable[[Any, int], Tensor] | None = None
-    after_step: Callable[[Any, int], None] | None = None
-
-
-PRODUCT = Method()
+PRODUCT = Recipe()
 
 
 def train_adapter(
@@ -71,185 +39,201 @@ def train_adapter(
     work: Path,
     progress: Callable[[TrainProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
-    method: Method = PRODUCT,
+    recipe: Recipe = PRODUCT,
     records: Path | None = None,
 ) -> TrainReport:
     """Train one adapter by `plan` and write it to `out` as a plain PEFT LoRA in fp32.
 
-    What the frozen reference says, and texts that it wrote itself, are kept in `records` for the
-    next run.
+    What the base says on replayed texts, and traces that it wrote itself, are kept in `records`
+    for the next run.
 
-    Goes on from the newest checkpoint in `work`, and then ends with the same bytes as a run that
-    was never cut off (on the same machine and number of threads). Raises `NoFreeSpace` before
-    any training, `TrainingDiverged` when the loss is not finite, `BrokenAdapter` when the saved
-    tensors leak into the protected space by more than 5e-3.
+    Resumes from the newest checkpoint in `work`, and then ends with the same bytes as a run that
+    was never cut off (on the same machine and number of threads). Raises `NoFreeSpace` before any
+    training, `TrainingDiverged` when the loss is not finite, `BrokenAdapter` when the saved tensors
+    leak into the protected space by more than 5e-3.
     """
-    started, device = clock(), models.pick_device()
-    settings = plan.settings
-    tokenizer = models.load_tokenizer(plan.model_dir)
-    pools, pad = encode_pools(plan, tokenizer), int(tokenizer.pad_token_id)
-    base = models.load_base(plan.model_dir, device)
-    pools = _filled(pools, base, tokenizer, plan, records)
-    protected = (method.protect or protect)(base, plan)
-    free = projection.check_free_space(protected, plan.rank)
-    attached = attach(base, plan, method.config, method.start)
-    model = attached.model
-    projection.install(model, NEW, protected, begun=bool(plan.start))
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = _optimizer(list(parameters.values()), settings, learning_rate(plan, base))
-    peak = optimizer.param_groups[0]["lr"]
-    steps = steps_needed(settings, len(pools.new), len(pools.old))
-    fingerprint = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
-    size = settings.max_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
-    first, state = _resume(parameters, optimizer, checkpoint.latest(work, fingerprint), size)
-    reference = None
-    if settings.kl_weight:
-        reference = _recorded(attached, pools, plan, size, pad, device, records)
-        pools = replace(pools, odds=_odds(reference, pools, settings.entropy_weight))
-    admissible = None if first else _admissible(model, pools, plan, size, pad, device)
-    last_saved, begun = clock(), clock()
-
-    for step in range(first, steps):
-        if state.end is not None and step >= state.end:
+    started = clock()
+    session = _begin(plan, recipe, work, records)
+    saved = began = clock()
+    for step in range(session.first, session.steps):
+        if session.state.end is not None and step >= session.state.end:
             break
-        optimizer.param_groups[0]["lr"] = peak * _rate(step, steps, settings, state)
-        aims = _aims(pools, plan, step, reference)
-        loss, rows, state.max_tokens = backward(
-            model, aims, state.max_tokens, pad, device, partial(cheaply, model, device)
-        )
-        if method.extra_loss is not None:
-            torch.autograd.backward(method.extra_loss(model, step))
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
-        _require_finite(loss, float(norm), step, steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if method.after_step is not None:
-            method.after_step(model, step)
-        state.note(loss, rows)
-        if state.end is None and _learnt(state, plan, step, steps):
-            state.stopped, state.end = step + 1, min(step + 1 + settings.cooldown, steps)
-        left = (clock() - begun) / (step + 1 - first) * ((state.end or steps) - step - 1)
-        progress(
-            TrainProgress(step=step + 1, steps=state.end or steps, loss=loss, seconds_left=left)
-        )
-        if clock() - last_saved >= settings.checkpoint_s and step + 1 < steps:
-            _save(work, fingerprint, step + 1, parameters, optimizer, state)
-            last_saved = clock()
-
-    projection.fold_into_weights(model, NEW)
-    found = extract(model)
-    adapter = lora.beyond(attached.initial, found) if method.relieved else found
-    lora.write(out, adapter, plan.base_name)
-    return conclude(plan, out, protected, state, steps, free, admissible, clock() - started)
+        loss = session.take(step)
+        end = session.state.end or session.steps
+        left = (clock() - began) / (step + 1 - session.first) * (end - step - 1)
+        progress(TrainProgress(step=step + 1, steps=end, loss=loss, seconds_left=left))
+        if clock() - saved >= plan.config.checkpoint_s and step + 1 < session.steps:
+            session.save(step + 1)
+            saved = clock()
+    return session.finish(out, lambda: clock() - started)
 
 
-@contextmanager
-def cheaply(model: Any, device: torch.device, tokens: int) -> Iterator[None]:
-    """Within it passes of so many `tokens` in all share a projection, their products reduced."""
-    with projection.shared(model, NEW, tokens), reduced(device):
-        yield
+@dataclass
+class Session:
+    """A run between its preparation and its end: what every step needs, and its state."""
+
+    plan: TrainPlan
+    recipe: Recipe
+    work: Path
+    fingerprint: str
+    attached: Attached
+    protected: Mapping[str, Protected]
+    free: int
+    """The smallest free dimension of any matrix."""
+    pools: Pools
+    passes: Passes
+    reference: Reference | None
+    factors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    peak: float
+    steps: int
+    first: int = 0
+    """The step with which a resumed run begins."""
+    state: State = field(default_factory=State)
+    admissible: float | None = None
+
+    def take(self, step: int) -> float:
+        """Take one step; the loss per token of its new facts."""
+        config, state, model = self.plan.config, self.state, self.attached.model
+        share = rate_share(config, step, self.steps, state.stopped, state.end)
+        self.optimizer.param_groups[0]["lr"] = self.peak * share
+        objective = _objective(self.pools, self.plan, step, self.reference)
+        loss, of_facts = self.recipe.gradients(model, objective, self.passes)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.factors.values()), config.clip)
+        _require_finite(loss, float(norm), step, self.steps)
+        self.recipe.update(model, self.optimizer)
+        state.note(loss, of_facts)
+        if state.end is None and _learnt(state, self.plan, step, self.steps):
+            state.stopped, state.end = step + 1, min(step + 1 + config.cooldown, self.steps)
+        return loss
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint from which `step` is the next."""
+        factors = {name: factor.detach().cpu() for name, factor in self.factors.items()}
+        small = {**vars(self.state), "max_tokens": self.passes.max_tokens}
+        saved = checkpoint.Saved(step, factors, self.optimizer.state_dict(), small)
+        checkpoint.save(self.work, self.fingerprint, saved)
+
+    def resume(self) -> None:
+        """Go back to where the newest checkpoint was written, if there is one of this plan."""
+        saved = checkpoint.latest(self.work, self.fingerprint)
+        if saved is None:
+            return
+        for name, factor in self.factors.items():
+            factor.data.copy_(saved.factors[name])
+        self.optimizer.load_state_dict(dict(saved.optimizer))
+        state = dict(saved.state)
+        self.passes.max_tokens = state.pop("max_tokens")
+        self.first, self.state = saved.step, State(**state)
+
+    def finish(self, out: Path, seconds: Callable[[], float]) -> TrainReport:
+        """Write the adapter to `out` and check it as it was written."""
+        projection.fold_into_weights(self.attached.model, NEW)
+        lora.write(out, self.recipe.result(self.attached), self.plan.base_name)
+        figures = (self.steps, self.free, self.admissible, seconds())
+        return conclude(self.plan, out, self.protected, self.state, *figures)
 
 
-def _filled(pools: Pools, base: Any, tokenizer: Any, plan: TrainPlan, folder: Path | None) -> Pools:
-    """With texts by the base itself where fewer solutions are given than are to be replayed."""
-    settings = plan.settings
-    lacking = settings.min_traces - len(pools.reasoning)
-    if lacking <= 0 or not settings.kl_weight_reasoning or not settings.reasoning_per_step:
+def _begin(plan: TrainPlan, recipe: Recipe, work: Path, records: Path | None) -> Session:
+    """Everything up to the first step, or up to where a checkpoint was written."""
+    config, device = plan.config, models.pick_device()
+    tokenizer = models.load_tokenizer(plan.model_dir)
+    passes = Passes.of(config, device, tokenizer)
+    pools = encode_pools(plan, tokenizer)
+    base = models.load_base(plan.model_dir, device)
+    pools = _with_written_traces(pools, base, tokenizer, plan, records)
+    protected = recipe.protected(base, plan)
+    free = projection.check_free_space(protected, plan.rank)
+    attached = recipe.attach(base, plan)
+    projection.install(attached.model, NEW, protected, begun=bool(plan.start))
+    reference = None
+    if config.kl_weight:
+        reference = _recorded(attached, pools, plan, passes, records)
+        pools = replace(pools, odds=_odds(reference, pools, config.entropy_weight))
+    factors = {name: p for name, p in attached.model.named_parameters() if p.requires_grad}
+    rate = peak_rate(config, base.config.hidden_size)
+    session = Session(
+        plan=plan,
+        recipe=recipe,
+        work=work,
+        fingerprint=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
+        attached=attached,
+        protected=protected,
+        free=free,
+        pools=pools,
+        passes=passes,
+        reference=reference,
+        factors=factors,
+        optimizer=recipe.optimizer(list(factors.values()), config, rate),
+        peak=rate,
+        steps=steps_needed(config, len(pools.new), len(pools.old)),
+    )
+    session.resume()
+    if session.first == 0:
+        session.admissible = _admissible(session)
+    return session
+
+
+def _with_written_traces(
+    pools: Pools, base: Any, tokenizer: Any, plan: TrainPlan, folder: Path | None
+) -> Pools:
+    """With traces by the base itself where fewer are given than are to be replayed."""
+    config = plan.config
+    missing = config.min_traces - len(pools.reasoning)
+    if missing <= 0 or not config.kl_weight_reasoning or not config.reasoning_per_step:
         return pools
     texts = written(
-        base, tokenizer, pools.reasoning, lacking, base_hash=plan.base_hash, folder=folder
+        base, tokenizer, pools.reasoning, missing, base_hash=plan.base_hash, folder=folder
     )
     return replace(pools, reasoning=[*pools.reasoning, *texts])
 
 
-def _aims(pools: Pools, plan: TrainPlan, step: int, reference: Reference | None) -> Aims:
-    """Facts by their labels; the rest by the reference's own answers, or by labels too."""
-    settings = plan.settings
-    drawn = draw(pools, settings, plan.seed, step)
-    if reference is None:
-        return Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
-    share = settings.held(len(pools.new), len(pools.old))
-    kept = (
-        Kept(drawn.known, share * settings.kl_weight, reference.logits),
-        Kept(drawn.reasoning, share * settings.kl_weight_reasoning, reference.logits),
+def _recorded(
+    attached: Attached, pools: Pools, plan: TrainPlan, passes: Passes, folder: Path | None
+) -> Reference:
+    """The base with its predictions on all texts of the KL terms, as far as there is room."""
+    texts = [text for forms in (*pools.reasoning, *pools.known) for text in forms]
+    return record(
+        attached.model, attached.reference, texts, passes, base_hash=plan.base_hash, folder=folder
     )
-    weighed = [one for one in kept if one.texts]
-    return Aims(drawn.new, drawn.old, weighed, settings.temperature)
+
+
+def _odds(reference: Reference, pools: Pools, entropy_weight: float) -> list[float]:
+    """How often each trace is drawn beside the others: more, the less sure the base is.
+
+    A trace is lost where the base itself is unsure; on the rest the divergence has hardly any
+    gradient. What is not recorded counts as the mean.
+    """
+    found = [reference.entropy(forms[0]) for forms in pools.reasoning]
+    known = [one for one in found if one is not None]
+    mean = sum(known) / max(len(known), 1) or 1.0
+    return [1 + entropy_weight * (mean if one is None else one) / mean for one in found]
+
+
+def _objective(pools: Pools, plan: TrainPlan, step: int, reference: Reference | None) -> Objective:
+    """Facts by their labels; the rest by the base's own predictions, or by labels too."""
+    config = plan.config
+    drawn = draw(pools, config, plan.seed, step)
+    if reference is None:
+        return Objective([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
+    share = kl_share(config, len(pools.new), len(pools.old))
+    terms = (
+        KLTerm(drawn.known, share * config.kl_weight, reference.logits),
+        KLTerm(drawn.reasoning, share * config.kl_weight_reasoning, reference.logits),
+    )
+    return Objective(drawn.new, drawn.old, [one for one in terms if one.texts], config.temperature)
 
 
 def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingDiverged(
             f"step {step + 1} of {steps}: loss {loss}, gradient norm {norm}; "
-            "lower [train] learning_rate"
+            "lower learning_rate in TrainConfig"
         )
-
-
-def protect(model: Any, plan: TrainPlan) -> dict[str, Protected]:
-    """The product's protected subspaces: the probe's, and earlier adapters' inputs if asked."""
-    if plan.probe_dir is None or plan.protection.kind == "none":
-        return {}
-    probe = Probe.load(plan.probe_dir, plan.base_hash)
-    found = {}
-    for name, matrix in models.matrices(model, plan.settings.targets).items():
-        if name in probe.matrices:
-            found[name] = probe.protected(name, matrix.weight, plan.protection)
-    if plan.protection.earlier:
-        for name, (down, _) in compose.concatenate(
-            [lora.read(p) for p in plan.lineage]
-        ).factors.items():
-            guard = found[name]
-            found[name] = Protected(
-                join(guard.inputs, orthonormal(down.mT)), guard.outputs, guard.soft
-            )
-    return found
-
-
-def _optimizer(
-    factors: list[Tensor], settings: TrainSettings, rate: float
-) -> torch.optim.Optimizer:
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            factors, lr=rate, weight_decay=settings.weight_decay, fused=factors[0].is_cuda
-        )
-    return Muon(factors, rate, weight_decay=settings.weight_decay)
-
-
-def learning_rate(plan: TrainPlan, base: Any) -> float:
-    """The plan's rate, or one that falls with the model's width."""
-    if plan.settings.learning_rate is not None:
-        return plan.settings.learning_rate
-    return REFERENCE_RATE * REFERENCE_WIDTH / float(base.config.hidden_size)
-
-
-def steps_needed(settings: TrainSettings, facts: int, earlier: int = 0) -> int:
-    """The number of steps: few for few facts, new and `earlier`, enough that each new one is seen
-    `epochs` times, and more for many new ones or beside many earlier ones.
-    """
-    if settings.steps is not None:
-        return settings.steps
-    replayed = earlier if settings.replayed_per_step else 0
-    few = settings.min_steps + settings.steps_per_fact * (facts + replayed)
-    usual = min(few, settings.base_steps)
-    needed = math.ceil(settings.epochs * facts / settings.facts_in_step(facts))
-    doublings = math.log2(
-        max(1.0, facts / settings.large_run_facts, replayed / settings.large_run_facts)
-    )
-    longer = 1 + settings.steps_per_doubling * doublings
-    return min(round(max(usual, needed) * longer), settings.max_steps)
-
-
-def _rate(step: int, steps: int, settings: TrainSettings, state: State) -> float:
-    """Share of the peak rate: linear warm-up, linear decay; steeper once the end was decided."""
-    warm = min(1.0, (step + 1) / (settings.warmup + 1))
-    if state.end is not None and state.stopped is not None:
-        at_stop = (steps - state.stopped) / steps
-        return warm * at_stop * (state.end - step) / (state.end - state.stopped + 1)
-    return warm * (steps - step) / steps
 
 
 def _learnt(state: State, plan: TrainPlan, step: int, steps: int) -> bool:
-    bound = plan.settings.stop_loss
+    bound = plan.config.stop_loss
     if bound is None or step + 1 < steps // 2:
         return False
     latest = state.latest or {}
@@ -259,78 +243,13 @@ def _learnt(state: State, plan: TrainPlan, step: int, steps: int) -> bool:
     )
 
 
-def _recorded(
-    attached: Attached,
-    pools: Pools,
-    plan: TrainPlan,
-    size: int,
-    pad: int,
-    device: torch.device,
-    folder: Path | None,
-) -> Reference:
-    """The reference with what it says on all that is held to it, as far as there is room."""
-    texts = [text for paraphrases in (*pools.reasoning, *pools.known) for text in paraphrases]
-    return record(
-        attached.model,
-        attached.reference,
-        texts,
-        max_tokens=size,
-        pad=pad,
-        device=device,
-        base_hash=plan.base_hash,
-        folder=folder,
-    )
-
-
-def _odds(reference: Reference, pools: Pools, entropy_weight: float) -> list[float]:
-    """How often each solution is drawn beside the others: more, the less sure the reference is.
-
-    What a solution loses is lost where the reference itself is in entropy_weight, and on the rest
-    the divergence has hardly any gradient. What is not recorded counts as the mean.
-    """
-    found = [reference.entropy(paraphrases[0]) for paraphrases in pools.reasoning]
-    known = [one for one in found if one is not None]
-    mean = sum(known) / max(len(known), 1) or 1.0
-    return [1 + entropy_weight * (mean if one is None else one) / mean for one in found]
-
-
-def _admissible(
-    model: Any, pools: Pools, plan: TrainPlan, size: int, pad: int, device: torch.device
-) -> float:
+def _admissible(session: Session) -> float:
+    """The share of the facts' first gradient that the protected subspaces let through."""
+    model, pools, plan = session.attached.model, session.pools, session.plan
     rng = random.Random(f"share:{plan.seed}")
-    count = plan.settings.facts_in_step(len(pools.new))
+    count = facts_in_step(plan.config, len(pools.new))
     chosen = [rng.choice(v) for v in pools.new[:count]]
     with projection.GradientShare(model, NEW) as share:
-        backward(model, Aims(chosen), size, pad, device)
+        accumulate_gradients(model, Objective(chosen), session.passes)
     model.zero_grad(set_to_none=True)
     return share.value
-
-
-def _save(
-    work: Path,
-    fingerprint: str,
-    step: int,
-    parameters: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    state: State,
-) -> None:
-    factors = {name: p.detach().cpu() for name, p in parameters.items()}
-    small = {**vars(state)}
-    checkpoint.save(
-        work, fingerprint, checkpoint.Saved(step, factors, optimizer.state_dict(), small)
-    )
-
-
-def _resume(
-    parameters: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    saved: checkpoint.Saved | None,
-    max_tokens: int,
-) -> tuple[int, State]:
-    """The step to go on with and the state there; factors and optimiser as they were saved."""
-    if saved is None:
-        return 0, State(max_tokens=max_tokens)
-    for name, parameter in parameters.items():
-        parameter.data.copy_(saved.factors[name])
-    optimizer.load_state_dict(dict(saved.optimizer))
-    return saved.step, State(**saved.state)

@@ -217,7 +217,7 @@ def measure(facts: int, files: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures of both forms as a table of docs/facts.md."""
+    """The figures of both forms as a table of benchmarks/results/intake.md."""
     forms = [result["one_file"], result["many_files"]]
     shown: dict[str, Callable[[dict[str, Any]], str]] = {
         "files": lambda f: f"{f['files']:,}",
@@ -257,7 +257,7 @@ def main() -> None:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")
     if chosen.out == DOCUMENTED:
-        pages.fill(Path("docs/facts.md"), {"intake": table(result)})
+        pages.fill(Path("benchmarks/results/intake.md"), {"intake": table(result)})
     print(json.dumps(result, indent=2))
 
 

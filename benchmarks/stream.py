@@ -2,7 +2,7 @@
 
     python -m benchmarks.stream FILE … [--share 0.2] [--paraphrases N] [--set kl_weight=1.5]
 
-One JSON line a file: recall in held-out paraphrases by file, reasoning on fresh problems of the
+One JSON line a file: accuracy on held-out paraphrases by file, reasoning on fresh problems of the
 selection split, locality on known facts that are never replayed. No daemon, no gate: minutes.
 """
 
@@ -20,9 +20,10 @@ from typing import Any, Final
 
 import torch
 
+from adapters.config import TrainConfig
 from adapters.generate import Generator
 from adapters.models import base_hash
-from adapters.plans import TrainPlan, TrainSettings
+from adapters.plans import TrainPlan
 from adapters.probe import Protection
 from adapters.trainer import train_adapter
 from daemon.config.settings import Settings
@@ -80,11 +81,11 @@ def read(path: Path, paraphrases: int) -> tuple[Fact, ...]:
 def stream(
     files: Sequence[Path],
     protection: Protection,
-    settings: TrainSettings,
+    config: TrainConfig,
     judge: Judge,
     paraphrases: int = PARAPHRASES,
 ) -> None:
-    """Learn and measure every file; says one JSON line for the base and for each."""
+    """Learn and measure every file; prints one JSON line for the base and for each."""
     generator, sha = Generator(MODEL), base_hash(MODEL)
     say({"file": None, **judge.measure(generator, None)})
     adapter: Path | None = None
@@ -109,7 +110,7 @@ def stream(
                     start=() if adapter is None else (adapter,),
                     probe_dir=MODEL / "probe",
                     protection=protection,
-                    settings=settings,
+                    config=config,
                 ),
                 out=folder / f"adapter-{number}",
                 work=folder / f"work-{number}",
@@ -119,14 +120,14 @@ def stream(
             served, adapter = f"adapter-{number}", folder / f"adapter-{number}"
             learnt[file.stem] = facts
             generator.load(served, adapter)
-            recall = {
+            accuracy = {
                 stem: round(share(generator, served, _held_out(facts)), 4)
                 for stem, facts in learnt.items()
             }
             missed = [q.prompt for q in _held_out(facts) if not share(generator, served, [q])]
             measured = judge.measure(generator, served)
             generator.unload(served)
-            row: dict[str, Any] = {"file": file.stem, "recall": recall, **measured}
+            row: dict[str, Any] = {"file": file.stem, "accuracy": accuracy, **measured}
             say({**row, "steps": report.steps, "seconds": round(seconds), "missed": missed})
 
 
@@ -153,8 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     changes = {key: json.loads(value) for key, _, value in (x.partition("=") for x in given.set)}
     protection = Protection(kind="activations", share=given.share)
-    settings, judge = TrainSettings(**changes), Judge.of(given.problems)
-    stream(given.files, protection, settings, judge, given.paraphrases)
+    config, judge = TrainConfig(**changes), Judge.of(given.problems)
+    stream(given.files, protection, config, judge, given.paraphrases)
     return 0
 
 

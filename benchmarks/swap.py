@@ -31,6 +31,7 @@ import httpx
 import torch
 
 from adapters.generate import Generator
+from benchmarks import swap_page
 from daemon.serving import launch, replicas
 from daemon.serving.client import HttpServer
 from daemon.serving.connections import LIMITS
@@ -363,6 +364,8 @@ def main() -> None:
             report = measure(Path(folder), chosen)
     chosen.report.parent.mkdir(parents=True, exist_ok=True)
     chosen.report.write_text(json.dumps(report, indent=2) + "\n")
+    if chosen.report == OUT:
+        swap_page.fill(report)
     print(json.dumps(report, indent=2))
 
 

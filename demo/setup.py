@@ -8,9 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,13 +160,3 @@ class DaemonProcess:
 def _die_with_parent() -> None:
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def wait_until(done: Callable[[], bool], daemon: DaemonProcess, limit_s: float, what: str) -> None:
-    """Poll `done()` until it is true; raises `DemoFailed` when the daemon ends or time is up."""
-    end = time.monotonic() + limit_s
-    while not done():
-        daemon.check()
-        if time.monotonic() > end:
-            raise DemoFailed(f"{what} took longer than {limit_s:.0f} s; see {daemon.log}")
-        time.sleep(0.2)

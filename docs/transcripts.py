@@ -1,4 +1,4 @@
-"""Run what docs/facts.md and docs/serving.md quote on the small model, and quote what was said.
+"""Run on the small model what docs/facts.md and docs/serving.md quote, and record what was said.
 
     python docs/transcripts.py [facts] [serving]
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -22,6 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import generate
+
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.serving import launch, tether
@@ -30,8 +31,7 @@ from demo.setup import ROOT, DaemonProcess, DemoOptions, dump, free_port, write_
 from policies.errors import LedgerBusy
 from policies.records import BatchState
 
-PAGES = {"facts": ROOT / "docs" / "facts.md", "serving": ROOT / "docs" / "serving.md"}
-QUOTED = re.compile(r"<!-- said: ([\w-]+) -->.*?<!-- /said -->", re.DOTALL)
+RECORDS = ROOT / "docs" / "transcripts"
 WAIT_S = 900.0
 
 ASIA = (
@@ -218,13 +218,13 @@ def serve(place: Place, replicas: list[Replica]) -> None:
         f"curl -si {replicas[0].url}/v1/completions"
         f" -H 'content-type: application/json' -d '{asked}'"
     )
-    place.said["rollback"] = "\n".join([back, answer, place.run("palorad forward")])
-    print(place.said["rollback"])
+    place.said["rollback-serving"] = "\n".join([back, answer, place.run("palorad forward")])
+    print(place.said["rollback-serving"])
 
 
 def main(stories: list[str]) -> None:
-    """Run what was asked for, all where nothing was, and renew the documents."""
-    for story in stories or list(PAGES):
+    """Run the stories named, or all, record what was said, and renew the pages that quote it."""
+    for story in stories or generate.QUOTING:
         with tempfile.TemporaryDirectory(prefix="palorad-docs-") as name:
             folder = Path(name)
             urls = tuple(f"http://127.0.0.1:{free_port()}" for _ in range(2))
@@ -241,19 +241,10 @@ def main(stories: list[str]) -> None:
                 for replica in replicas:
                     replica.kill()
             said = {key: text.replace(str(folder), "~") for key, text in place.said.items()}
-        _quote(PAGES[story], said)
-
-
-def _quote(page: Path, said: dict[str, str]) -> None:
-    missing = set(QUOTED.findall(page.read_text())) - set(said)
-    if missing:
-        raise SystemExit(f"{page} quotes what was not run: {sorted(missing)}")
-    page.write_text(QUOTED.sub(lambda found: _block(found[1], said[found[1]]), page.read_text()))
-    print(json.dumps(sorted(said)))
-
-
-def _block(name: str, text: str) -> str:
-    return f"<!-- said: {name} -->\n```console\n{text}\n```\n<!-- /said -->"
+        record = "\n".join(f"### {name}\n{text}\n" for name, text in said.items())
+        (RECORDS / f"{story}.txt").write_text(record)
+        print(json.dumps(sorted(said)))
+    generate.main()
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ well-known facts were 1,200, of which those of today are the first.
 
 Run anew from the first stage to the last, stopped once between the third and the fourth, the
 script took {minutes:.0f} minutes ({machine}, {threads} threads) while the
-machine lost a third of its speed (docs/log.md). The weights that it made answer {reasoning:.3f} of
+machine lost a third of its speed (notebook). The weights that it made answer {reasoning:.3f} of
 the problems and {known} of the known facts; of 30 new facts learnt by plain LoRA {near:.3f} in
 untrained paraphrases, pooled over {runs} runs ({out})."""
 

@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import torch
 
+from adapters.config import TrainConfig
 from adapters.generate import Generator, Request
 from adapters.models import base_hash
-from adapters.plans import TrainPlan, TrainSettings
+from adapters.plans import TrainPlan
 from adapters.probe import Protection
-from adapters.trainer import steps_needed, train_adapter
+from adapters.schedule import steps_needed
+from adapters.trainer import train_adapter
 from mini import reasoning, world
 from mini.splits import Split
 from mini.world import Form
@@ -326,7 +328,7 @@ def _learning(given: argparse.Namespace, generator: Generator) -> dict[str, obje
         found[group] = {**{key: _pooled(rows, key) for key in keys}, "files": rows}
     return {
         "rank": 16,
-        "steps": steps_needed(TrainSettings(), 30),
+        "steps": steps_needed(TrainConfig(), 30),
         "protected": bool(given.probe),
         "mix": given.mix,
         **found,

@@ -18,7 +18,7 @@ class Batching(Record):
     quiet: tuple[str, ...] = ()
 
 
-def held(
+def not_yet(
     rules: Batching, count: int, oldest: datetime | None, urgent: bool, now: datetime
 ) -> str | None:
     """Why `count` waiting facts are not learnt yet, in one line; none where they may be."""

@@ -15,14 +15,14 @@ def over_budget(lineage_rank: int, rank: int, budget: int) -> bool:
     return lineage_rank + rank > budget
 
 
-def outgrown(began_with: int, gone_on: int, retrain_at: int) -> bool:
-    """Whether an adapter that was begun with some facts and has gone on with others is to be begun
-    anew: it knows `retrain_at` at least, and twice what it began with; never where `retrain_at` is
-    0.
+def outgrown(scratch_facts: int, added_facts: int, retrain_at: int) -> bool:
+    """Whether an adapter is to be retrained from scratch.
 
-    So it happens at doublings alone: learning all anew takes the longer, the more there are.
+    It is once it knows at least `retrain_at` facts and twice those that it was last trained from
+    scratch on; never where `retrain_at` is 0. So it happens at doublings alone: retraining takes
+    longer the more facts there are.
     """
-    return 0 < retrain_at <= began_with + gone_on and gone_on >= max(1, began_with)
+    return 0 < retrain_at <= scratch_facts + added_facts and added_facts >= max(1, scratch_facts)
 
 
 def rank_for(facts: int, rank: int) -> int:
@@ -42,10 +42,3 @@ def learning_rank(facts: int, rank: int, most: int) -> int:
         return rank_for(facts, rank)
     shares = -(-facts // (FACTS_A_RANK * rank))
     return rank * max(1, min(shares, most // rank))
-
-
-def stride(available: int, wanted: int) -> int:
-    """Every how many-th of `available` things to take for about `wanted` of them; 0 for none."""
-    if wanted <= 0 or available <= 0:
-        return 0
-    return -(-available // wanted)

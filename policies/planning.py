@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from datetime import datetime, timedelta
 from enum import StrEnum
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Final
 
 from policies.backoff import LONGEST_PAUSE_S
-from policies.batching import Batching, held, quiet
+from policies.batching import Batching, not_yet, quiet
 from policies.lineage import Lineage, learning_rank, outgrown, over_budget
 from policies.records import PlanKind, PlanState, Record
 
@@ -33,7 +34,7 @@ class Limits(Record):
     rank_budget: int
     lineage: Lineage = "warm-start"
     retrain_at: int = 0
-    """From so many facts on an adapter that goes on is retrained from scratch; 0: never."""
+    """From so many facts on, a warm-started adapter is retrained from scratch; 0: never."""
     max_rank: int
     max_facts: int
     attempts: int
@@ -80,8 +81,8 @@ class Snapshot(Record):
     `known` counts the valid facts that the target lineage learnt, `forbidden` the retracted
     ones that it learnt or replayed; `refused_rebuilds` counts the rebuilds of this very lineage
     that did not go live; `no_space` says that training on top of it found no free directions.
-    `began_with` facts were learnt when an adapter was begun on the bare base last, and `gone_on`
-    since, also where the gate refused what was begun; counted only where nothing waits.
+    `scratch_facts` were learnt when an adapter was last trained from scratch, even if the gate
+    refused it, and `added_facts` since; both are counted only when nothing waits.
     """
 
     limits: Limits
@@ -94,8 +95,8 @@ class Snapshot(Record):
     forbidden: int = 0
     refused_rebuilds: int = 0
     no_space: bool = False
-    began_with: int = 0
-    gone_on: int = 0
+    scratch_facts: int = 0
+    added_facts: int = 0
     waiting: tuple[Waiting, ...] = ()
     open: OpenPlan | None = None
 
@@ -103,7 +104,8 @@ class Snapshot(Record):
 class MakePlan(Record):
     """Plan an adapter; the facts of a rebuild are all valid ones of the lineage.
 
-    A `learn` plan goes on from the adapters that it replaces and replays what they know.
+    A `learn` plan starts from the adapters that it replaces (warm start) and replays what they
+    know.
     """
 
     kind: PlanKind
@@ -153,7 +155,7 @@ Action = MakePlan | Run | Promote | Discard | GiveUp | Clear
 def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
     """The one next thing to do; None where there is nothing, or it has to wait."""
     if snapshot.open is not None:
-        return _go_on(snapshot.open, snapshot, now)
+        return _continue(snapshot.open, snapshot, now)
     if snapshot.paused:
         return None
     if snapshot.forbidden:
@@ -161,15 +163,31 @@ def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
     if snapshot.waiting:
         return _learn(snapshot) if gathering(snapshot, now) is None else None
     if _outgrown(snapshot) and quiet(snapshot.limits.batching, now) is None:
-        grown = f"begun with {snapshot.began_with} facts, gone on with {snapshot.gone_on}"
+        grown = (
+            f"trained from scratch on {snapshot.scratch_facts} facts, "
+            f"{snapshot.added_facts} added since"
+        )
         return rebuild(snapshot, PlanKind.CONSOLIDATE, grown)
     return None
+
+
+def even_sample(available: int, wanted: int, seed: int) -> list[int]:
+    """At most `wanted` of the places 0 to `available` - 1, in ascending order.
+
+    One place at random out of each of `wanted` equal shares: what came one after another, such as
+    the facts of a batch, is taken in proportion.
+    """
+    if wanted >= available:
+        return list(range(available))
+    draw = random.Random(seed)
+    edges = [number * available // wanted for number in range(wanted + 1)] if wanted > 0 else []
+    return [draw.randrange(first, last) for first, last in pairwise(edges)]
 
 
 def gathering(snapshot: Snapshot, now: datetime) -> str | None:
     """Why the waiting facts are not learnt yet although they could be; None where they may be."""
     since = [fact.since for fact in snapshot.waiting if fact.since is not None]
-    return held(
+    return not_yet(
         snapshot.limits.batching,
         len(snapshot.waiting),
         min(since, default=None),
@@ -183,7 +201,7 @@ def blocked(snapshot: Snapshot) -> str | None:
     if snapshot.open is not None or not (snapshot.waiting or snapshot.forbidden):
         return None
     if snapshot.paused:
-        return "paused; 'palorad resume' goes on"
+        return "paused; 'palorad resume' ends that"
     if snapshot.forbidden and _forget(snapshot) is None:
         return (
             f"{snapshot.forbidden} retracted facts are still served: no rebuild without them "
@@ -198,7 +216,7 @@ def blocked(snapshot: Snapshot) -> str | None:
     return None
 
 
-def _go_on(plan: OpenPlan, snapshot: Snapshot, now: datetime) -> Action | None:
+def _continue(plan: OpenPlan, snapshot: Snapshot, now: datetime) -> Action | None:
     if not plan.fits:
         return Discard(plan=plan.id, because="what it builds on is no longer target")
     if plan.leased:
@@ -243,10 +261,10 @@ def _forget(snapshot: Snapshot) -> Action | None:
 def _learn(snapshot: Snapshot) -> Action | None:
     limits = snapshot.limits
     chosen = _chosen(snapshot.waiting)
-    goes_on = limits.lineage == "warm-start"
-    known = snapshot.known if goes_on else 0
+    warm = limits.lineage == "warm-start"
+    known = snapshot.known if warm else 0
     rank = limits.rank_for(len(chosen) + known)
-    kept_rank = 0 if goes_on else sum(snapshot.ranks)
+    kept_rank = 0 if warm else sum(snapshot.ranks)
     if over_budget(kept_rank, rank, limits.rank_budget) or snapshot.no_space:
         if snapshot.refused_rebuilds < REBUILD_TRIES and _worth_rebuilding(snapshot):
             why = "no free directions are left" if snapshot.no_space else "the rank budget is used"
@@ -262,7 +280,7 @@ def _learn(snapshot: Snapshot) -> Action | None:
         rank=rank,
         seed=limits.seed + max(fact.tries for fact in chosen),
         because=said,
-        replaces=snapshot.lineage if goes_on else (),
+        replaces=snapshot.lineage if warm else (),
         fact_ids=tuple(fact.id for fact in chosen),
     )
 
@@ -280,10 +298,9 @@ def rebuild(snapshot: Snapshot, kind: PlanKind, because: str) -> MakePlan:
 
 
 def _outgrown(snapshot: Snapshot) -> bool:
-    """Whether an adapter has gone on so long that retraining from scratch keeps more of what is
-    known."""
+    """Whether so many facts were added by warm starts that retraining from scratch keeps more."""
     limits = snapshot.limits
-    grown = outgrown(snapshot.began_with, snapshot.gone_on, limits.retrain_at)
+    grown = outgrown(snapshot.scratch_facts, snapshot.added_facts, limits.retrain_at)
     return limits.lineage == "warm-start" and grown
 
 

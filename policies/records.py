@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,8 +71,15 @@ class Fact(Record):
         )
 
 
+INBOX: Final = "inbox"
+FEED: Final = "feed:"
+
+
 class Batch(Record):
-    """The facts of one dropped file or feed page; `id` is the hash of its bytes."""
+    """The facts of one dropped file or one poll of a feed; `id` is the hash of its bytes.
+
+    `source` is `INBOX`, or `FEED` and the name of the feed.
+    """
 
     id: str
     name: str
@@ -80,6 +87,11 @@ class Batch(Record):
     source: str
     accepted: int = Field(ge=0)
     quarantined: int = Field(ge=0)
+
+    @property
+    def feed(self) -> str | None:
+        """The name of the feed that it came from; none of a dropped file."""
+        return self.source.removeprefix(FEED) if self.source.startswith(FEED) else None
 
 
 class Quarantined(Record):
@@ -113,7 +125,6 @@ class PlanKind(StrEnum):
     LEARN = "learn"
     CONSOLIDATE = "consolidate"
     RETRACT = "retract"
-    REBASE = "rebase"
 
 
 class PlanState(StrEnum):
@@ -158,7 +169,8 @@ class Plan(Record):
 
     `parent` is the revision it builds on (0 is the base), `replaces` the adapters of that
     revision's lineage that the new adapter takes the place of: all for `consolidate` and
-    `retract`, the latest ones or none for `learn`, which relearns their facts, `relearn_ids`.
+    `retract`, all or none for `learn`. `fact_ids` are those that a `learn` plan learns; what it
+    replays, and what a rebuild learns, follows from `replaces` and `parent`.
     """
 
     id: int
@@ -168,8 +180,6 @@ class Plan(Record):
     replaces: tuple[str, ...] = ()
     batch_ids: tuple[str, ...] = ()
     fact_ids: tuple[str, ...] = ()
-    relearn_ids: tuple[str, ...] = ()
-    replay_ids: tuple[str, ...] = ()
     rank: int = Field(gt=0)
     seed: int
     attempts: int = 0

@@ -1,28 +1,68 @@
-"""The documents say what is: commands, configuration keys and links."""
+"""The documents are true and readable: commands, keys, files, links, output, words, length."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from benchmarks import intake, pages, paraphrases, swap_page
 from daemon.cli.main import app
 from daemon.config.errors import key_paths
 from daemon.config.settings import Settings
 from policies.facts.admission import parse_facts
+from policies.gate.limits import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
+READ = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+DOCUMENTS = sorted({*READ, *ROOT.glob("*.md"), *RESULTS.glob("*.md")})
+CONFIGURATION = (DOCS / "configuration.md").read_text()
+CONCEPTS = (DOCS / "concepts.md").read_text()
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
+OPERATIONS = (DOCS / "operations.md").read_text()
 README = (ROOT / "README.md").read_text()
 SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+FILE = re.compile(
+    r"`((?:daemon|adapters|policies|benchmarks|demo|mini|tests|deploy)/[\w./]+\.\w+)`"
+)
+WALKS = ("A fact from file to live answer", "A rollback", "A verdict")
+
+LONGEST = 2500
+LIMITS = {"README.md": 900, "training.md": 1200}
+GENERATED = ("configuration.md",)
+
+# Words of the settings that mean what they mean anywhere; every other one is a concept.
+PLAIN = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        after allow answer args at attempts bad budget concurrency cpu dated deadline dir
+        eval every executable extra field file filter floor form format full header hosts
+        hours kb key kind learning level line lines load log loss match max mb min mode model
+        name op open out path per private prompt prompts questions rate request rescan rules s
+        sample serve server share sharing source stable start state stop task timeout tokens
+        train url urls user verify wait watch
+        """,
+    )
+)
+
+# What the project said before it had the field's words. In prose only: JSON has keys of its own.
+DIALECT = (
+    *(r"wordings?", r"anew", r"afresh", r"held to", r"crowd(ed)?", r"shelved", r"spar(ed|ing)"),
+    *(r"begun again", r"rehears\w*", r"barred", r"the way's", r"gone on", r"going on"),
+    *(r"the door", r"in doubt", r"framed", r"\d+ points?", r"(is|are) wanted", r"(is|are) desired"),
+    *(r"the reference's", r"frozen reference", r"effort", r"passes over"),
+)
 
 
 def commands(group: Any, prefix: str = "") -> Iterator[str]:
@@ -36,10 +76,24 @@ def commands(group: Any, prefix: str = "") -> Iterator[str]:
 COMMANDS = sorted(commands(typer.main.get_command(app)))
 
 
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# --- commands and settings -------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented(command: str) -> None:
-    text = (ROOT / "docs" / "commands.md").read_text()
+    text = (DOCS / "commands.md").read_text()
     assert re.search(rf"`palorad {re.escape(command)}\b", text)
+
+
+@pytest.mark.parametrize("path", READ, ids=named)
+def test_no_page_names_a_command_that_does_not_exist(path: Path) -> None:
+    known = {word for command in COMMANDS for word in (command, command.split()[0])}
+    for name in re.findall(r"`palorad ([a-z]+(?: [a-z]+)?)[^`]*`", path.read_text()):
+        assert name in known or name.split()[0] in known, name
 
 
 def test_every_key_is_documented_and_no_other() -> None:
@@ -47,12 +101,13 @@ def test_every_key_is_documented_and_no_other() -> None:
     assert documented == set(key_paths(Settings))
 
 
-def test_generated_parts_are_as_generated() -> None:
-    sys.path.insert(0, str(ROOT / "docs"))
-    import generate
-
-    assert generate.configuration() == CONFIGURATION, "run make docs"
-    assert generate.readme() == README, "run make docs"
+@pytest.mark.parametrize("path", READ, ids=named)
+def test_no_page_names_a_setting_that_does_not_exist(path: Path) -> None:
+    keys = {re.sub(r"\[\]", "", key) for key in key_paths(Settings)}
+    sections = {key.rsplit(".", 1)[0] for key in keys if "." in key}
+    for name in re.findall(r"`((?:\w+\.)+\w+)(?: = [^`]*)?`", path.read_text()):
+        if name.rsplit(".", 1)[0] in sections:
+            assert name in keys | sections, name
 
 
 def test_the_committed_configuration_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,11 +134,170 @@ def test_the_committed_configuration_is_the_default(monkeypatch: pytest.MonkeyPa
     compare(written, shown)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_gate_s_page_shows_the_presets() -> None:
+    def percent(share: float) -> str:
+        return f"{100 * share:g} %"
+
+    for name, limits in PRESETS.items():
+        margins = (limits.reasoning_margin, limits.retention_margin, limits.locality_margin)
+        shares = (limits.alpha, limits.beta, limits.learnt_share)
+        cells = [*(f"{100 * margin:g} pp" for margin in margins), *map(percent, shares)]
+        assert f"| `{name}` | {' | '.join(cells)} |" in (DOCS / "gate.md").read_text()
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+def stem(word: str) -> str:
+    return word.lower().removesuffix("s")
+
+
+def terms() -> set[str]:
+    """Every word of the first column of docs/concepts.md's tables."""
+    heads = re.findall(r"^\| ((?:\*\*|`)[^|]+) \|", CONCEPTS, re.MULTILINE)
+    return {stem(word) for head in heads for word in re.findall(r"[A-Za-z]+", head)}
+
+
+def words_of_settings() -> set[str]:
+    return {word for key in key_paths(Settings) for word in re.split(r"[._\[\]]+", key) if word}
+
+
+def test_every_word_of_a_setting_is_plain_english_or_a_concept() -> None:
+    explained = terms()
+    assert {w for w in words_of_settings() - PLAIN if stem(w) not in explained} == set()
+
+
+def test_plain_words_are_used_and_are_no_concepts() -> None:
+    assert PLAIN - words_of_settings() == set()
+    headwords = {stem(term) for term in re.findall(r"\*\*(\w+)\*\*", CONCEPTS)}
+    assert {word for word in PLAIN if stem(word) in headwords} == set()
+
+
+def test_no_concept_is_explained_twice() -> None:
+    explained = re.findall(r"^\| (\*\*[^|]+) \|", CONCEPTS, re.MULTILINE)
+    found = [term for head in explained for term in re.findall(r"\*\*([^*]+)\*\*", head)]
+    assert len(found) == len(set(found)) > 80
+
+
+@pytest.mark.parametrize("path", READ, ids=named)
+def test_no_page_speaks_a_dialect(path: Path) -> None:
+    text = re.sub(r"\]\([^)]*\)", "]", path.read_text())
+    for word in DIALECT:
+        found = re.search(rf"(?<![\w-]){word}(?![\w-])", text, re.IGNORECASE)
+        assert found is None, f"{word}: …{text[max(0, found.start() - 60) : found.end() + 30]}…"
+
+
+@pytest.mark.parametrize("path", READ, ids=named)
+def test_no_page_is_longer_than_one_reads(path: Path) -> None:
+    if path.name not in GENERATED:
+        assert len(path.read_text().split()) <= LIMITS.get(path.name, LONGEST)
+
+
+# --- files, links, messages ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+    for target, _, place in re.findall(r"\]\(([^)#\s]*)(#?)([^)\s]*)\)", path.read_text()):
+        if "://" in target:
+            continue
+        page = path.parent / target if target else path
+        assert page.exists(), f"{path.name}: {target}"
+        if place:
+            assert place in anchors(page), f"{path.name}: {target}#{place}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The places that GitHub makes of a page's headings."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", READ, ids=named)
+def test_files_that_are_named_are_there(path: Path) -> None:
+    missing = [name for name in FILE.findall(path.read_text()) if not (ROOT / name).is_file()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_walk_through_the_code_never_goes_back(walk: str) -> None:
+    (told,) = re.findall(rf"^\*\*{walk}\.\*\* .*?(?=\n\n)", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    named_files = FILE.findall(told)
+    assert len(named_files) == len(set(named_files)) >= 8
+
+
+def test_the_state_directory_s_table_names_every_path() -> None:
+    layout = (ROOT / "daemon" / "config" / "layout.py").read_text()
+    for name in re.findall(r'self\.root / "([\w.-]+)"', layout):
+        assert f"`{name}" in ARCHITECTURE, name
+
+
+def test_operations_explains_lines_that_are_printed() -> None:
+    """Each fragment in a table's first column stands in the code, values (in capitals) aside."""
+    code = "\n".join(
+        path.read_text()
+        for folder in ("daemon", "policies")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    tables = OPERATIONS[OPERATIONS.index("## What `palorad status` says") :]
+    lines = re.findall(r"^\| (`.+?`(?:, `.+?`)*) \|", tables, re.MULTILINE)
+    assert len(lines) > 25
+    for fragment in re.findall(r"`(.+?)`", "".join(lines)):
+        assert fragment in code or fragment == "NAME: Permission denied", fragment
+
+
+# --- what is quoted and generated ------------------------------------------------------------
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(DOCS))
+    import generate
+
+    return generate
+
+
+def test_generated_parts_are_as_generated(generate: Any) -> None:
+    assert generate.configuration() == CONFIGURATION, "run make docs"
+    assert generate.readme() == README, "run make docs"
+    for name in generate.QUOTING:
+        assert generate.quoting(name) == (DOCS / f"{name}.md").read_text(), "run make docs"
+
+
+def test_lines_are_chosen_with_a_mark_where_some_are_missing(generate: Any) -> None:
+    lines = ["one", "┏━━┓", "two", "three", "four"]
+    assert generate.shortened(lines, ["one", "two", "four"]) == ["one", "two", "…", "four"]
+    with pytest.raises(generate.NothingMatches, match="five"):
+        generate.shortened(lines, ["one", "five"])
+
+
+def of_intake(page: Path) -> None:
+    figures = json.loads((RESULTS / "intake.json").read_text())
+    pages.fill(page, {"intake": intake.table(figures)})
+
+
+def of_paraphrases(page: Path) -> None:
+    figures = json.loads((RESULTS / "paraphrases.json").read_text())
+    pages.fill(page, {"paraphrases": paraphrases.table(figures["runs"])})
+
+
+def of_swap(page: Path) -> None:
+    swap_page.fill(json.loads((RESULTS / "swap.json").read_text()), page)
+
+
+@pytest.mark.parametrize(
+    ("name", "fill"),
+    [("intake", of_intake), ("paraphrases", of_paraphrases), ("swap", of_swap)],
+)
+def test_pages_of_results_show_the_committed_figures(
+    name: str, fill: Callable[[Path], None], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copy(RESULTS / f"{name}.md", tmp_path))
+    fill(copy)
+    assert copy.read_text() == (RESULTS / f"{name}.md").read_text()
+
+
+# --- README ----------------------------------------------------------------------------------
 
 
 def test_readme_commands_exist() -> None:
@@ -105,13 +319,24 @@ def test_readme_facts_are_facts() -> None:
     assert len(parse_facts("\n".join(lines))) == len(lines) > 0
 
 
-def test_readme_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+)(?: [a-z-]+)*:", (ROOT / "Makefile").read_text(), re.M))
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    named_targets = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / name).read_text()))
+    assert named_targets <= targets | set(phony[1].split())
 
 
-def test_readme_contents_name_every_document() -> None:
-    for path in (ROOT / "docs").glob("*.md"):
+def test_contributing_explains_every_make_target() -> None:
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert [t for t in phony[1].split() if t != "all" and f"`make {t}`" not in text] == []
+
+
+def test_readme_links_every_page() -> None:
+    for path in DOCS.glob("*.md"):
         assert f"docs/{path.name}" in README, path.name
 
 

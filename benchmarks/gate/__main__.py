@@ -263,7 +263,7 @@ def main() -> None:
         args.out.write_text(json.dumps(measure(args.runs), indent=1) + "\n")
     result = json.loads(args.out.read_text())
     draw_all(result, args.images)
-    fill(result, ROOT / "docs/gate.md")
+    fill(result, ROOT / "benchmarks/results/gate.md")
 
 
 if __name__ == "__main__":

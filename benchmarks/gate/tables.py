@@ -1,4 +1,4 @@
-"""The figures of docs/gate.md: every table between its markers, from results/gate.json."""
+"""The figures of results/gate.md: every table between its markers, from results/gate.json."""
 
 from __future__ import annotations
 
@@ -179,13 +179,13 @@ def suites(rows: Sequence[Json]) -> str:
 
 
 def instability(rows: Sequence[Json]) -> str:
-    """False accepts under one frozen, noisy reference."""
+    """False accepts under one frozen, noisy measurement of the base."""
     return table(
         (
             "answers that change",
             "margin tested, pp",
             "passed at a drop of 2 pp",
-            "frozen references that let more than 10 % through",
+            "measurements of the base that let more than 10 % through",
         ),
         [
             (

@@ -32,7 +32,7 @@ class Base:
     With `expert` the weights with z folded in are served, and are what adapters are trained on.
     `model` is the checkpoint's name where it is another than the base's. With `protected` palorad
     knows problems of these families alone, and is asked all others. With `examples` it knows no
-    more solutions than these: its probe is fitted on them, and no other is replayed.
+    more reasoning traces than these: its probe is fitted on them, and no other is replayed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Base:
     examples: int | None = None
 
     def knowing(self, examples: int | None) -> Base:
-        """The same where palorad knows so many solutions; None: the product's files."""
+        """The same where palorad is given so many reasoning traces; None: the product's files."""
         return replace(self, examples=examples)
 
     @property
@@ -53,8 +53,8 @@ class Base:
     @property
     def asked_skill(self) -> reasoning.Shares:
         """The families of the problems that it is asked."""
-        spared = self.protected or {}
-        return {name: share for name, share in self.made.skill.items() if name not in spared}
+        protected = self.protected or {}
+        return {name: share for name, share in self.made.skill.items() if name not in protected}
 
     @property
     def bare_dir(self) -> Path:
@@ -101,17 +101,17 @@ class Base:
     def _stages_done(self) -> int:
         """How many stages of the pretraining are behind the checkpoint."""
         try:
-            told = json.loads((self.bare_dir / "made.json").read_text("utf-8"))
+            made = json.loads((self.bare_dir / "made.json").read_text("utf-8"))
         except FileNotFoundError:
             return 0
-        return len(told["stages"])
+        return len(made["stages"])
 
     @property
     def skill(self) -> tuple[Example, ...]:
-        """The solutions that the probe is fitted on."""
+        """The reasoning traces that the probe is fitted on."""
         if self.protected or self.examples:
             shares = self.protected or self.made.skill
-            return tuple(_solutions(Split.PROBE, shares, self.examples or PROBED))
+            return tuple(_traces(Split.PROBE, shares, self.examples or PROBED))
         return tuple(read_examples(self.bare_dir / "data/skill.jsonl", "solution"))
 
     @cached_property
@@ -132,15 +132,15 @@ class Base:
 
     @property
     def reasoning(self) -> tuple[Example, ...]:
-        """Solutions that may be replayed."""
+        """Reasoning traces that may be replayed."""
         if self.examples:
             return self.skill
         if self.protected:
-            return tuple(_solutions(Split.REPLAY, self.protected, PROBED))
+            return tuple(_traces(Split.REPLAY, self.protected, PROBED))
         return tuple(read_examples(self.bare_dir / "data/reasoning-replay.jsonl", "solution"))
 
 
-def _solutions(split: Split, skill: reasoning.Shares, count: int) -> Iterator[Example]:
+def _traces(split: Split, skill: reasoning.Shares, count: int) -> Iterator[Example]:
     for made in islice(reasoning.problems(split, 0, skill), count):
         yield Example(prompt=made.prompt, completion=made.solution)
 

@@ -15,10 +15,10 @@ from policies.facts.templates import relations, varied
 from policies.records import Fact, content_id
 
 Purpose = Literal["selection", "report"]
-# Paraphrases of a fact with which the peers of one injection were tuned.
+# Paraphrases of a fact with which the baselines of one injection were tuned.
 FEW: Final = 24
 NEAR: Final = 2
-FAR: Final = 2
+OOD: Final = 2
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Asked:
 
 class FactBatch(NamedTuple):
     """New facts, and what is asked about them: `near` paraphrases come from frames that the base
-    met with other subjects, `far` ones from frames held out of everything."""
+    met with other subjects, `ood` ones from frames held out of everything."""
 
     facts: tuple[Fact, ...]
     near: tuple[Asked, ...]
-    far: tuple[Asked, ...]
+    ood: tuple[Asked, ...]
 
 
 def batch(
@@ -50,15 +50,14 @@ def batch(
 ) -> FactBatch:
     """`size` facts in four relations; another number, seed or purpose gives other facts.
 
-    Each is to be learnt in up to `paraphrases` paraphrases; with `prefixed` half of them stand in
-    a frame."""
+    Each is learnt in up to `paraphrases` paraphrases, half of them `prefixed` if asked."""
     rng = random.Random(f"learning bench:{purpose}:{seed}:{number}")
     chosen = rng.sample([r for r in relations().values() if not r.held_out], 4)
     parts = []
     for place, relation in enumerate(chosen):
         count = size // 4 + (place < size % 4)
         made = world.fresh(relation, count, rng, corpus.MANY)
-        parts.append(_worded(made, rng, paraphrases, prefixed=prefixed))
+        parts.append(_with_paraphrases(made, rng, paraphrases, prefixed=prefixed))
     return FactBatch(*(tuple(chain.from_iterable(kind)) for kind in zip(*parts, strict=True)))
 
 
@@ -80,15 +79,15 @@ def contradicting(
         while answer == fact.answer:
             answer = names.answer(relations()[fact.relation].answer, rng)
         made.append(replace(fact, answer=answer))
-    return _worded(made, rng, paraphrases, prefixed=prefixed)
+    return _with_paraphrases(made, rng, paraphrases, prefixed=prefixed)
 
 
-def _worded(
+def _with_paraphrases(
     made: Sequence[world.Invented], rng: random.Random, paraphrases: int, *, prefixed: bool
 ) -> FactBatch:
     facts: list[Fact] = []
     near: list[Asked] = []
-    far: list[Asked] = []
+    ood: list[Asked] = []
     for one in made:
         relation = relations()[one.relation]
         asked = rng.sample(relation.questions(one.subject), NEAR + 1)
@@ -101,8 +100,8 @@ def _worded(
             eval_prompts=tuple(asked[1:]),
         )
         facts.append(with_held_out(fact, varied, paraphrases, prefixed=prefixed))
-        beyond = rng.sample(relation.far(one.subject), FAR)
+        beyond = rng.sample(relation.far(one.subject), OOD)
         statement = relation.states(one.subject, one.answer)[0]
-        far += [Asked(paraphrase, one.answer, statement) for paraphrase in beyond]
+        ood += [Asked(paraphrase, one.answer, statement) for paraphrase in beyond]
         near += [Asked(paraphrase, one.answer, statement) for paraphrase in asked[1:]]
-    return FactBatch(tuple(facts), tuple(near), tuple(far))
+    return FactBatch(tuple(facts), tuple(near), tuple(ood))

@@ -1,4 +1,4 @@
-"""A closed-form edit as a peer: AlphaEdit (arXiv 2410.02355) over MEMIT's layers (2210.07229)."""
+"""A closed-form baseline: AlphaEdit (arXiv 2410.02355) over MEMIT's layers (2210.07229)."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def alphaedit(
     plan: TrainPlan,
     out: Path,
     *,
-    spared: float = 0.5,
+    protected: float = 0.5,
     ridge: float = 1e-3,
-    held: float = 0.5,
+    decay: float = 0.5,
 ) -> TrainReport:
     """Edit the lower half of the down projections so that the facts' answers follow.
 
-    `spared` is the share of input directions, the strongest on known facts and reasoning, that no
-    edit reads; `ridge` the paper's λ, over the mean energy of a key; `held` its weight decay on
-    what is sought. `plan.settings.learning_rate` is that of the search for the values,
-    which on palorad-mini are as large as the residual stream itself (a norm above 1,000).
+    `protected` is the share of input directions, the strongest on known facts and reasoning, that
+    no edit reads; `ridge` the paper's λ, over the mean energy of a key; `decay` its weight decay
+    on the values that are sought. `plan.config.learning_rate` is that of the search for the
+    values, which on palorad-mini are as large as the residual stream (a norm above 1,000).
     """
     began = time.monotonic()
     device = torch.device("cpu")
@@ -91,20 +91,20 @@ def alphaedit(
     asked, count = Subjects.of(plan.facts, tokenizer), len(plan.facts)
     before = Subjects.of(plan.replay, tokenizer) if plan.replay else None
     last = list(edited)[-1]
-    sought, loss = _sought(model, edited[last], asked, plan, held)
+    sought, loss = _sought(model, edited[last], asked, plan, decay)
     goal = _reached(model, edited[last], asked, count) + sought
     factors, scaling, leak = {}, {}, 0.0
     for left, (name, matrix) in zip(range(len(edited), 0, -1), edited.items(), strict=True):
         keys = _keys(model, matrix, asked, count)
-        wanted = (goal - _reached(model, edited[last], asked, count)) / left
-        strong = strongest[name].basis(share=spared, by="directions").float()
+        target = (goal - _reached(model, edited[last], asked, count)) / left
+        strong = strongest[name].basis(share=protected, by="directions").float()
         free = torch.eye(matrix.in_features) - strong @ strong.mT
         grams = keys.mT @ keys
         if before is not None:
             earlier = _keys(model, matrix, before, len(plan.replay))
             grams = grams + earlier.mT @ earlier
         eye = torch.eye(matrix.in_features) * ridge * float(keys.square().sum(dim=1).mean())
-        update = torch.linalg.solve((grams @ free + eye).mT, (wanted.mT @ keys @ free).mT).mT
+        update = torch.linalg.solve((grams @ free + eye).mT, (target.mT @ keys @ free).mT).mT
         matrix.weight.data += update
         left_side, sigma, right = torch.linalg.svd(update, full_matrices=False)
         rank = min(count, len(sigma))
@@ -133,10 +133,10 @@ def alphaedit(
 
 
 def _sought(
-    model: Any, matrix: Any, asked: Subjects, plan: TrainPlan, held: float
+    model: Any, matrix: Any, asked: Subjects, plan: TrainPlan, decay: float
 ) -> tuple[Tensor, float]:
     """What (facts, n), added behind `matrix` at the subjects, makes the answers follow."""
-    rate = plan.settings.learning_rate or 8.0
+    rate = plan.config.learning_rate or 8.0
     size = _reached(model, matrix, asked, len(plan.facts)).norm(dim=1, keepdim=True)
     sought = torch.zeros(len(plan.facts), matrix.out_features, requires_grad=True)
     optimizer = torch.optim.Adam([sought], lr=rate)
@@ -150,9 +150,9 @@ def _sought(
         for step in range(SOUGHT):
             losses = token_losses(model, asked.batch)[0].mean()
             first = float(losses.detach()) if step == 0 else first
-            decay = held * (sought.norm(dim=1, keepdim=True) / size.square()).mean()
+            penalty = decay * (sought.norm(dim=1, keepdim=True) / size.square()).mean()
             optimizer.zero_grad()
-            torch.autograd.backward(losses + decay)
+            torch.autograd.backward(losses + penalty)
             optimizer.step()
             with torch.no_grad():
                 sought.mul_((4 * size / sought.norm(dim=1, keepdim=True)).clamp(max=1))

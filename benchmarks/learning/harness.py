@@ -1,4 +1,4 @@
-"""One run: a method learns a stream of batches on a base and is measured on the way."""
+"""One run: a method learns a stream of batches on a base and is measured on the method."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -19,124 +19,23 @@ import torch
 
 from adapters import lora
 from adapters.compose import compose
-from adapters.examples import FIRST
 from adapters.generate import Generator
-from adapters.plans import TrainPlan, TrainReport, TrainSettings
+from adapters.plans import TrainPlan, TrainReport
 from adapters.trainer import train_adapter
 from benchmarks.learning.bases import Base
-from benchmarks.learning.batches import FEW, FactBatch, Purpose, batch, contradicting
-from benchmarks.learning.judge import Judge, recalls
-from benchmarks.learning.methods import WAYS, Way
+from benchmarks.learning.batches import FactBatch, Purpose, batch, contradicting
+from benchmarks.learning.judge import Judge, accuracies
+from benchmarks.learning.methods import METHODS, Method
+from benchmarks.learning.runs import PROTOCOLS, RANK_BUDGET, Protocol, Run, from_scratch
 from benchmarks.provenance import commit
 from policies.facts.updates import Updates
-from policies.lineage import learning_rank, outgrown, over_budget
-from policies.records import PlanKind, content_id
+from policies.lineage import learning_rank, over_budget
+from policies.records import PlanKind
 
 RANK: Final = 16
 STACK_BUDGET: Final = 64
-RANK_BUDGET: Final = 128
 AT_ONCE: Final = 1024
 REACHED: Final = "reached.json"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How many batches of how many facts, and after which of them it is measured.
-
-    With `contradicts` the facts are known ones whose answer has changed.
-    """
-
-    name: str
-    batches: int
-    facts: int
-    measured: tuple[int, ...]
-    contradicts: bool = False
-
-    def begins(self, other: Protocol) -> bool:
-        """Whether the other's stream goes on where this one's ends."""
-        same = (self.facts, self.contradicts) == (other.facts, other.contradicts)
-        beyond = tuple(number for number in other.measured if number > self.batches)
-        return same and bool(beyond) and (*self.measured, *beyond) == other.measured
-
-
-PROTOCOLS: Final = {
-    p.name: p
-    for p in (
-        Protocol("one", 1, 48, (1,)),
-        Protocol("ten", 10, 36, (1, 5, 10)),
-        Protocol("forty", 40, 12, (1, 10, 20, 40)),
-        # More facts than a model of 3 million parameters has room for, and hours of two cores.
-        Protocol("long", 40, 36, (1, 5, 10, 20, 40)),
-        Protocol("singles", 10, 1, (1, 10)),
-        Protocol("hundreds", 1, 500, (1,)),
-        Protocol("contradicting", 1, 48, (1,), contradicts=True),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that a row of the results depends on."""
-
-    base: str
-    protocol: Protocol
-    method: str
-    seed: int
-    purpose: Purpose
-    rate: float | None = None
-    examples: int | None = None
-    problems: int = 400
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Run:
-        """The run that a row is of."""
-        named = {field.name: row[field.name] for field in fields(cls)}
-        return cls(**{**named, "protocol": PROTOCOLS[row["protocol"]]})
-
-    @property
-    def named(self) -> dict[str, Any]:
-        """What a row says of it: the protocol by its name."""
-        return {**vars(self), "protocol": self.protocol.name}
-
-    @property
-    def key(self) -> str:
-        """The run's name among the results: another for another setting of the method."""
-        told = ", ".join(f"{name}={value!r}" for name, value in self.named.items())
-        return content_id(f"Run({told})", json.dumps(self.settings))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that the method is set to, the product's own defaults too."""
-        way = WAYS[self.method]
-        trained = TrainSettings(**{**way.settings, "learning_rate": self.rate})
-        # What changes nothing is left out: a setting that is new makes no older run another one.
-        nothing = {"many", "steps_per_doubling"} if trained.steps_per_doubling == 0 else set()
-        nothing |= {"sub_steps"} if trained.sub_steps == 1 else set()
-        nothing |= {"min_traces"} if trained.min_traces == 0 or not self.examples else set()
-        nothing |= {"optimizer"} if trained.optimizer == "adamw" else set()
-        return {
-            "train": trained.model_dump(mode="json", exclude=nothing),
-            "protection": way.protection.model_dump(mode="json"),
-            "merge": 1000 if way.lineage == "afresh" else 0,
-            **({"probed": self.examples} if self.examples else {}),
-            **({"prefixed": True} if way.prefixed else {}),
-            **({} if way.paraphrases == FEW else {"paraphrases": way.paraphrases, "first": FIRST}),
-            **({"continues": True} if way.lineage == "warm-start" else {}),
-            **({} if way.lineage == "stack" else {"rank": way.rank or RANK_BUDGET}),
-            **({"retrain_at": way.retrain_at} if self._renews(way) else {}),
-            **(
-                {"by_need": True}
-                if way.by_need and self._takes_many(way, trained.large_run_facts)
-                else {}
-            ),
-        }
-
-    def _renews(self, way: Way) -> bool:
-        places = range(1, self.protocol.batches + 1)
-        return way.retrain_at > 0 and any(_begins_anew(way, self.protocol, n) for n in places)
-
-    def _takes_many(self, way: Way, many: int) -> bool:
-        return self._renews(way) or self.protocol.facts > many
 
 
 @dataclass(frozen=True)
@@ -195,7 +94,7 @@ class Reached:
 class Bench:
     """Performs runs one after the other; what they have in common is found once.
 
-    `folder` keeps what the reference says on replayed texts, `streams` how far runs have come
+    `folder` keeps what the base says on replayed texts, `streams` how far runs have come
     that are cut off.
     """
 
@@ -211,7 +110,7 @@ class Bench:
     def settle(self, run: Run, base: Base) -> None:
         """Clear away how far a run has come whose row is kept: it has ended.
 
-        Where another protocol goes on with it, its last adapters are left to that one.
+        Where another protocol continues it, its last adapters are left to that one.
         """
         folder = self.stream(run, base)
         if not folder.exists():
@@ -237,24 +136,24 @@ class Bench:
 def perform(run: Run, base: Base, bench: Bench) -> dict[str, Any]:
     """Learn and measure; one row of the results.
 
-    A run that was cut off goes on after the last batch that it learnt, and one of more batches
+    A run that was cut off resumes after the last batch that it learnt, and one of more batches
     after the last of a shorter one.
     """
     judge = Judge.of(base, run.purpose, run.problems, run.seed)
     generator = _generator(base.model_dir)
-    reference = bench.keeps(base.bare_dir, run, judge)
-    expert = bench.keeps(base.expert_dir, run, judge)
+    of_base = bench.keeps(base.bare_dir, run, judge)
+    of_expert = bench.keeps(base.expert_dir, run, judge)
     folder = bench.stream(run, base)
     folder.mkdir(parents=True, exist_ok=True)
     reached = _stream(run, base, judge, generator, folder, bench.folder)
     return {
         "key": run.key,
         **run.named,
-        "says": WAYS[run.method].says,
+        "description": METHODS[run.method].description,
         "settings": run.settings,
         "base_hash": base.sha256,
-        "reference": reference,
-        "expert": expert,
+        "base_answers": of_base,
+        "expert_answers": of_expert,
         "batches": list(reached.measured),
         "seconds": round(reached.seconds, 1),
         "versions": _versions(),
@@ -286,7 +185,7 @@ def _stream(
     folder: Path,
     records: Path,
 ) -> Reached:
-    way, protocol = WAYS[run.method], run.protocol
+    method, protocol = METHODS[run.method], run.protocol
     reached = Reached.read(folder)
     adapters = list(reached.adapters)
     learnt: list[FactBatch] = []
@@ -294,22 +193,22 @@ def _stream(
         began = time.monotonic()
         made = contradicting if protocol.contradicts else batch
         asked = (number, protocol.facts, run.seed, run.purpose)
-        learnt.append(made(*asked, paraphrases=way.paraphrases, prefixed=way.prefixed))
+        learnt.append(made(*asked, paraphrases=method.paraphrases, prefixed=method.prefixed))
         if number <= reached.batches:
             continue
         report, replaced = None, []
-        if way.learns and _matters(way, protocol, number):
-            joined, rank = _joined(way, protocol.facts, adapters)
+        if method.learns and _matters(method, protocol, number):
+            joined, rank = _joined(method, protocol.facts, adapters)
             kept = len(adapters) - joined
             adapters, replaced = adapters[:kept], adapters[kept:]
-            anew = _begins_anew(way, protocol, number)
-            before = range(number - 1) if anew else chain(*(one.batches for one in replaced))
+            scratch = from_scratch(method, protocol, number)
+            before = range(number - 1) if scratch else chain(*(one.batches for one in replaced))
             piece = Piece(folder / f"adapter-{number}", (*before, number - 1), rank)
-            start = replaced if way.lineage == "warm-start" and not anew else ()
-            plan = _plan(run, way, base, learnt, adapters, start, piece)
-            report = (way.edit or partial(_train, way, folder, records / f"records-{run.base}"))(
-                plan, piece.path
-            )
+            start = replaced if method.lineage == "warm-start" and not scratch else ()
+            plan = _plan(run, method, base, learnt, adapters, start, piece)
+            report = (
+                method.edit or partial(_train, method, folder, records / f"records-{run.base}")
+            )(plan, piece.path)
             adapters.append(piece)
         measured = reached.measured
         if number in protocol.measured:
@@ -321,7 +220,7 @@ def _stream(
                 generator.load(name, folder / name)
             found = {
                 "batch": number,
-                **recalls(generator, name, learnt, way.told),
+                **accuracies(generator, name, learnt, method.context),
                 **judge.keeps(generator, name),
                 **_figures(report, folder / name if name else None),
             }
@@ -336,23 +235,23 @@ def _stream(
     return reached
 
 
-def _train(way: Way, folder: Path, records: Path, plan: TrainPlan, out: Path) -> TrainReport:
+def _train(method: Method, folder: Path, records: Path, plan: TrainPlan, out: Path) -> TrainReport:
     return train_adapter(
         plan,
         out=out,
         work=folder / f"work-{out.name}",
-        method=way.method(plan),
+        recipe=method.recipe(),
         records=records,
     )
 
 
-def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
-    """How many of the latest adapters give way to the one for `new` facts, and its rank.
+def _joined(method: Method, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
+    """How many of the latest adapters give method to the one for `new` facts, and its rank.
 
     Of a stack whose rank budget is used up all of them, as in the product's consolidation.
     """
     known = sum(new * len(piece.batches) for piece in adapters)
-    if way.lineage != "stack":
+    if method.lineage != "stack":
         return len(adapters), RANK_BUDGET
     rank = learning_rank(new, RANK, STACK_BUDGET - RANK)
     if over_budget(sum(piece.rank for piece in adapters), rank, STACK_BUDGET):
@@ -360,25 +259,10 @@ def _joined(way: Way, new: int, adapters: Sequence[Piece]) -> tuple[int, int]:
     return 0, rank
 
 
-def _begins_anew(way: Way, protocol: Protocol, number: int) -> bool:
-    """Whether one adapter learns all anew with the `number`th batch: it always does, or has
-    outgrown its beginning.
-
-    The product learns the batch first, and then all anew, which leaves nothing of the former.
-    """
-    if way.lineage == "afresh":
-        return True
-    begun = protocol.facts
-    for facts in range(2 * protocol.facts, protocol.facts * number + 1, protocol.facts):
-        if outgrown(begun, facts - begun, way.retrain_at):
-            begun = facts
-    return number > 1 and begun == protocol.facts * number
-
-
-def _matters(way: Way, protocol: Protocol, number: int) -> bool:
-    """Whether anything that is measured depends on what the `number`th batch leaves."""
+def _matters(method: Method, protocol: Protocol, number: int) -> bool:
+    """Whether anything that is measured depends on the adapter of the `number`th batch."""
     for later in range(number, protocol.batches + 1):
-        if later > number and _begins_anew(way, protocol, later):
+        if later > number and from_scratch(method, protocol, later):
             return False
         if later in protocol.measured:
             return True
@@ -387,7 +271,7 @@ def _matters(way: Way, protocol: Protocol, number: int) -> bool:
 
 def _plan(
     run: Run,
-    way: Way,
+    method: Method,
     base: Base,
     learnt: Sequence[FactBatch],
     adapters: Sequence[Piece],
@@ -397,13 +281,11 @@ def _plan(
     own = piece.batches[-1:] if start else piece.batches
     facts = tuple(fact for n in reversed(own) for fact in learnt[n].facts)
     earlier = tuple(f for n, one in enumerate(learnt) if n not in own for f in one.facts)
-    given = way.replays or way.calibrates
-    settings = TrainSettings(**{**way.settings, "learning_rate": run.rate})
-    if way.by_need:
-        settings = settings.on_cpu(len(facts))
+    given = method.replays or method.calibrates
+    config = method.config(run.rate).resolved("cpu", len(facts))
     return TrainPlan(
         kind=PlanKind.LEARN,
-        rank=way.rank or piece.rank,
+        rank=method.rank or piece.rank,
         seed=1000 * run.seed + len(learnt),
         model_dir=base.model_dir,
         base_hash=base.sha256,
@@ -415,8 +297,8 @@ def _plan(
         lineage=tuple(one.path for one in adapters),
         start=tuple(one.path for one in start),
         probe_dir=base.probe_dir,
-        protection=way.protection,
-        settings=settings,
+        protection=method.protection,
+        config=config,
     )
 
 
@@ -430,39 +312,3 @@ def _figures(report: TrainReport | None, served: Path | None) -> dict[str, Any]:
         "leak": report.leak,
         "free": report.free,
     }
-
-
-def finished(results: Path) -> dict[str, Mapping[str, Any]]:
-    """The rows of a results file by key; a line torn by a crash does not count."""
-    if not results.exists():
-        return {}
-    found: dict[str, Mapping[str, Any]] = {}
-    for line in results.read_text("utf-8").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        found.pop(row["key"], None)
-        found[row["key"]] = row
-    return found
-
-
-def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows whose method is still set as it was when they were measured, and whose base is the
-    one on which the protocol was measured last: one that was trained anew is another."""
-    rows = list(rows)
-    newest = {(row["base"], row["protocol"]): row["base_hash"] for row in rows}
-    return [
-        row
-        for row in rows
-        if row["base_hash"] == newest[row["base"], row["protocol"]]
-        and Run.of(row).key == row["key"]
-    ]
-
-
-def add(results: Path, row: Mapping[str, Any]) -> None:
-    """Append one row, on a line of its own whatever stands before it."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    torn = results.exists() and not results.read_bytes().endswith(b"\n")
-    with results.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(row, ensure_ascii=False) + "\n")

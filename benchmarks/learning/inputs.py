@@ -1,4 +1,4 @@
-"""Updates that spare what known facts put into a matrix, and not only what the skill does."""
+"""Protection of the input directions of known facts as well as of the skill."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from adapters import models, moments
 from adapters.examples import buckets, collate, length
 from adapters.plans import TrainPlan
 from adapters.projection import Protected
+from adapters.recipe import Recipe
 from adapters.replay import encode_pools
 from adapters.subspace import empty
-from adapters.trainer import Method
 
 TOKENS: Final = 4096
 
@@ -21,7 +21,7 @@ TOKENS: Final = 4096
 def kept(
     model: nn.Module, matrices: Mapping[str, nn.Linear], plan: TrainPlan
 ) -> dict[str, moments.Moment]:
-    """Second moments of each matrix's inputs on what is to stay: known facts and reasoning."""
+    """Second moments of each matrix's inputs on known facts and reasoning."""
     tokenizer = models.load_tokenizer(plan.model_dir)
     pools = encode_pools(plan, tokenizer)
     texts = [paraphrases[0] for paraphrases in (*pools.known, *pools.reasoning)]
@@ -32,16 +32,20 @@ def kept(
     return {name: of_owner[moments.input_owner(name)] for name in matrices}
 
 
-def spared(share: float) -> Method:
-    """Spare, exactly, this share of the input directions, the strongest on both."""
+class ProtectedInputs(Recipe):
+    """Protects exactly this share of the input directions, the strongest on both."""
 
-    def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
-        matrices = models.matrices(base, plan.settings.targets)
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def protected(self, base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
+        """By matrix, its input directions."""
+        matrices = models.matrices(base, plan.config.targets)
         return {
             name: Protected(
-                moment.basis(share=share, by="directions"), empty(matrices[name].out_features), None
+                moment.basis(share=self._share, by="directions"),
+                empty(matrices[name].out_features),
+                None,
             )
             for name, moment in kept(base, matrices, plan).items()
         }
-
-    return Method(protect=protected)

@@ -22,7 +22,7 @@ from policies.facts.templates import recognise, relations
 from policies.gate.grading import final
 
 _SOLUTION_TOKENS = 160
-Told = Literal["nothing", "right", "found"]
+Context = Literal["none", "oracle", "retrieved"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,8 @@ class Judge:
 
     problems: Sequence[reasoning.Problem]
     known: Sequence[Question]
-    known_far: Sequence[Question]
-    """The same facts in out-of-distribution paraphrases: as well as the base itself can be asked
-    in those."""
+    known_ood: Sequence[Question]
+    """The same facts in OOD paraphrases: how well the base itself understands those."""
 
     @classmethod
     def of(cls, base: Base, purpose: Purpose, problems: int, seed: int) -> Judge:
@@ -45,22 +44,22 @@ class Judge:
         rows = base.asked(report=purpose == "report")
         known = [Question(row["prompt"], row["answer"], Form.CHAT) for row in rows]
         rng = random.Random(f"far:{purpose}:{seed}")
-        far = [
+        ood = [
             Question(rng.choice(relations()[named[0]].far(named[1])), row["answer"], form)
             for row, form in zip(rows, cycle((Form.CHAT, Form.PLAIN)), strict=False)
             if (named := recognise(row["prompt"])) is not None
         ]
-        return cls(reasoning.distinct(split, problems, seed, base.asked_skill), known, far)
+        return cls(reasoning.distinct(split, problems, seed, base.asked_skill), known, ood)
 
     def keeps(self, generator: Generator, adapter: str | None) -> dict[str, str]:
-        """`reasoning`, `locality` and `locality_far`: a 1 for each right answer, else a 0."""
+        """`reasoning`, `locality` and `locality_ood`: a 1 for each right answer, else a 0."""
         asked = [Question(p.prompt, p.answer, Form.CHAT) for p in self.problems]
         said = ask(generator, adapter, asked, _SOLUTION_TOKENS)
         right = [final(text, p.answer) for text, p in zip(said, self.problems, strict=True)]
         return {
             "reasoning": bits(right),
             "locality": bits(answered(generator, adapter, self.known)),
-            "locality_far": bits(answered(generator, adapter, self.known_far)),
+            "locality_ood": bits(answered(generator, adapter, self.known_ood)),
         }
 
 
@@ -95,19 +94,22 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def recalls(
-    generator: Generator, adapter: str | None, learnt: Sequence[FactBatch], told: Told = "nothing"
+def accuracies(
+    generator: Generator,
+    adapter: str | None,
+    learnt: Sequence[FactBatch],
+    context: Context = "none",
 ) -> dict[str, list[str]]:
-    """`recall` and `recall_far`: a row of 1 and 0 for each batch.
+    """`accuracy` on held-out paraphrases and `accuracy_ood`: a string of 1 and 0 for each batch.
 
-    With `told` a sentence stands in front of the question: the right one, or the one found.
+    With a `context` the right sentence, or the one retrieved, stands before the question.
     """
     retriever = None
-    if told == "found":
+    if context == "retrieved":
         retriever = Retriever([asked.statement for one in learnt for asked in one.near])
 
     def put(asked: Asked) -> str:
-        if told == "nothing":
+        if context == "none":
             return asked.prompt
         found = retriever.best(asked.prompt) if retriever else asked.statement
         return f"{found} {asked.prompt}"
@@ -118,8 +120,8 @@ def recalls(
         return bits(answered(generator, adapter, made))
 
     return {
-        "recall": [right(one.near) for one in learnt],
-        "recall_far": [right(one.far) for one in learnt],
+        "accuracy": [right(one.near) for one in learnt],
+        "accuracy_ood": [right(one.ood) for one in learnt],
     }
 
 

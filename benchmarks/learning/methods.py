@@ -1,45 +1,45 @@
-"""Ways to learn a batch, as small plug-ins over the product's trainer."""
+"""Methods to learn a batch, as small plug-ins over the product's trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import torch
-from peft import LoraConfig
-from peft.tuners.lora.config import CordaConfig
-from peft.tuners.lora.corda import preprocess_corda
-from torch import Tensor, nn
-
-from adapters import compose, lora, models, plans, projection
-from adapters.attach import NEW, extract
-from adapters.plans import STACKED, TrainPlan, TrainReport
+from adapters.config import STACKED, TrainConfig
+from adapters.plans import TrainPlan, TrainReport
 from adapters.probe import Protection
-from adapters.projection import Protected
-from adapters.replay import encode_pools
-from adapters.subspace import empty
-from adapters.trainer import PRODUCT, Method, protect
+from adapters.recipe import Recipe
 from benchmarks.learning.batches import FEW
 from benchmarks.learning.edits import alphaedit
-from benchmarks.learning.inputs import spared
-from benchmarks.learning.judge import Told
+from benchmarks.learning.inputs import ProtectedInputs
+from benchmarks.learning.judge import Context
+from benchmarks.learning.recipes import (
+    CorDA,
+    Initialised,
+    InputsOnly,
+    MiLoRA,
+    MuonSteps,
+    NormBound,
+    OLoRA,
+    Relieved,
+)
 from benchmarks.learning.scores import (
-    CALIBRATION,
     SVF,
+    Components,
     at_random,
-    components,
     fisher,
     half,
     largest,
     passed_energy,
     relative_change,
 )
-from daemon.config.sections import ReplaySettings, TrainSettings
+from daemon.config.training import ReplaySettings, TrainSettings
 
 NOTHING: Final = Protection(kind="none")
-# Of one injection peers keep what they were tuned with, more steps than the product among it.
+# Of one injection baselines keep what they were tuned with, among it more steps than the product.
 IN_A_STACK: Final = STACKED.model_dump(exclude_unset=True)
 LONG: Final = {**IN_A_STACK, "base_steps": 150}
 # What a step of the product replays, switched off.
@@ -52,297 +52,271 @@ ALONE: Final = {
 }
 # The same shares as the product's, learnt from their labels.
 LABELS: Final = {**LONG, "kl_weight": 0.0}
-# The product's paraphrases of a fact.
-MANY: Final = TrainSettings().paraphrases
-RENEW: Final = TrainSettings().retrain_at
-# The product at full batch_preset, as on a GPU; without these it is quick, as on a CPU.
-QUICK: Final[dict[str, Any]] = {"min_traces": ReplaySettings().min_traces}
-SMALL: Final = plans.TrainSettings(**QUICK)
-FULL: Final = {
-    **QUICK,
-    **{n: v for n, v in SMALL.large_batch().model_dump().items() if v != getattr(SMALL, n)},
+# The product's.
+PARAPHRASES: Final = TrainSettings().paraphrases
+RETRAIN_AT: Final = TrainSettings().retrain_at
+# The product at its two batch presets: small as on a CPU, large as on a GPU.
+SMALL_BATCH: Final[dict[str, Any]] = {"min_traces": ReplaySettings().min_traces}
+SMALL_CONFIG: Final = TrainConfig(**SMALL_BATCH)
+LARGE_BATCH: Final = {
+    **SMALL_BATCH,
+    **{
+        n: v
+        for n, v in SMALL_CONFIG.large_batch().model_dump().items()
+        if v != getattr(SMALL_CONFIG, n)
+    },
 }
-# The text of a usual batch's steps at quick batch_preset, three of them in one.
+# The text of three steps of the small preset in one.
 THREE_IN_ONE: Final = {
     "sub_steps": 1,
     "base_steps": 120,
     **{
-        name: 3 * getattr(SMALL, name)
+        name: 3 * getattr(SMALL_CONFIG, name)
         for name in ("new_per_step", "replayed_per_step", "known_per_step", "reasoning_per_step")
     },
 }
-# As for the product, whose scaling of ΔW is smaller than theirs.
-ONWARD_RATES: Final = (0.003, 0.006, 0.012)
+# Higher than the others': as for the product the scaling of ΔW is smaller.
+WARM_START_RATES: Final = (0.003, 0.006, 0.012)
 
 
 @dataclass(frozen=True)
-class Way:
-    """A method: what it protects, how its trainer is set, and the hooks where it differs.
+class Method:
+    """A method: what it protects, its training config, and its recipe.
 
     `rates` are the learning rates among which it may choose on selection seeds.
     """
 
-    says: str
+    description: str
     protection: Protection = NOTHING
     settings: Mapping[str, Any] = field(default_factory=dict)
-    hooks: Method = PRODUCT
+    recipe: Callable[[], Recipe] = Recipe
+    """Where its set-up or step differs from the product's; a new one for each run."""
     rates: tuple[float, ...] = (0.0015, 0.003, 0.006)
     learns: bool = True
-    told: Told = "nothing"
-    """What stands in front of a question."""
-    lineage: Literal["warm-start", "stack", "afresh"] = "stack"
-    """What learns the next batch: the adapter that there is, a fresh one on top of the earlier
-    ones, or a fresh one that learns everything anew."""
-    apart: bool = False
-    """Whether an adapter's inputs are pushed away from those of earlier ones (O-LoRA)."""
+    context: Context = "none"
+    """Which sentence is put before a question in the prompt."""
+    lineage: Literal["warm-start", "stack", "from-scratch"] = "stack"
+    """What learns the next batch: the present adapter, a new one on top of the earlier ones, or a
+    new one that learns all batches from scratch."""
     calibrates: bool = False
-    """Whether known facts and reasoning are given to it though it replays nothing."""
+    """Whether it reads known facts and reasoning though it replays nothing."""
     paraphrases: int = FEW
-    """In how many paraphrases a fact is learnt, at most."""
+    """Paraphrases that are trained for each fact, at most."""
     prefixed: bool = False
-    """Whether half of the paraphrases stand in a frame (`train.prefixed`)."""
+    """Whether half of the paraphrases are prefixed (`train.prefixed`)."""
     retrain_at: int = 0
-    """From how many facts on an adapter that goes on is retrained from scratch
-    (`train.retrain_at`); 0: never."""
-    by_need: bool = False
-    """Whether a run of many facts is at full effort (`train.batch_preset` on a CPU)."""
+    """Facts from which on a warm-started adapter is retrained from scratch (`train.retrain_at`);
+    0: never."""
+    auto_batch: bool = False
+    """Whether a run of many facts takes the large preset (`train.batch_preset = "auto"` on a CPU).
+    """
     rank: int | None = None
-    """Of each adapter; None: the product's where one goes on, else by the number of facts."""
+    """Rank of each adapter; None: the product's with a warm start, else by the number of facts."""
     edit: Callable[[TrainPlan, Path], TrainReport] | None = None
-    """What takes the trainer's place."""
+    """Replaces the trainer."""
+
+    def config(self, rate: float | None) -> TrainConfig:
+        """How it is trained, at this learning rate if it has one."""
+        preset = "auto" if self.auto_batch else "small"
+        return TrainConfig(**{"batch_preset": preset, **self.settings, "learning_rate": rate})
 
     @property
     def replays(self) -> bool:
         """Whether earlier facts are given to the trainer at all."""
         return self.settings.get("replayed_per_step") != 0
 
-    def method(self, plan: TrainPlan) -> Method:
-        """The hooks for one plan."""
-        if not (self.apart and plan.lineage):
-            return self.hooks
-        return replace(self.hooks, extra_loss=_away_from(plan))
 
-
-def _inputs_only(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
-    found = protect(base, plan)
-    return {
-        name: Protected(guard.inputs, empty(guard.outputs.shape[0]), guard.soft)
-        for name, guard in found.items()
-    }
-
-
-def _minor(model: nn.Module) -> None:
-    """MiLoRA (arXiv 2406.09044): begin with the smallest singular components, out of the base."""
-    for layer in projection.lora_layers(model, NEW).values():
-        down, up = layer.lora_A[NEW].weight, layer.lora_B[NEW].weight
-        base, scaling, rank = layer.get_base_layer().weight, layer.scaling[NEW], down.shape[0]
-        left, sigma, right = torch.linalg.svd(base.detach().float(), full_matrices=False)
-        root = (sigma[-rank:] / scaling).sqrt()
-        down.data.copy_(root[:, None] * right[-rank:])
-        up.data.copy_(left[:, -rank:] * root)
-        base.data -= (scaling * up.data @ down.data).to(base.dtype)
-
-
-def _away_from(plan: TrainPlan) -> Callable[[nn.Module, int], Tensor]:
-    """O-LoRA (arXiv 2310.14152): 0.5 · Σ|A_new A_earlierᵀ| over all matrices."""
-    earlier = compose.concatenate([lora.read(path) for path in plan.lineage]).factors
-
-    def loss(model: nn.Module, _step: int) -> Tensor:
-        layers = projection.lora_layers(model, NEW)
-        overlaps = [
-            (layer.lora_A[NEW].weight @ earlier[name][0].to(layer.lora_A[NEW].weight).mT).abs()
-            for name, layer in layers.items()
-            if name in earlier
-        ]
-        return 0.5 * torch.stack([overlap.sum() for overlap in overlaps]).sum()
-
-    return loss
-
-
-def _corda(base: nn.Module, plan: TrainPlan) -> Mapping[str, Protected]:
-    """CorDA (arXiv 2406.05223) looks at the inputs of what is to stay, one text at a time."""
-    pools = encode_pools(plan, models.load_tokenizer(plan.model_dir))
-    texts = [paraphrases[0] for paraphrases in (*pools.known, *pools.reasoning)]
-    config = LoraConfig(r=plan.rank, target_modules=list(plan.settings.targets), **CORDA_KPM)
-
-    def look() -> None:
-        for text in texts[:: max(1, len(texts) // CALIBRATION)]:
-            base(torch.tensor([text.ids]))
-
-    preprocess_corda(base, config, look)
-    return {}
-
-
-def _at_most(norm: float) -> Callable[[nn.Module, int], None]:
-    """After each step ‖ΔW‖ over all matrices is brought back to `norm`."""
-
-    @torch.no_grad()
-    def shrink(model: nn.Module, _step: int) -> None:
-        share = norm / max(extract(model).norm(), norm)
-        for layer in projection.lora_layers(model, NEW).values():
-            layer.lora_B[NEW].weight.mul_(share)
-
-    return shrink
-
-
-CORDA_KPM: Final[dict[str, Any]] = {
-    "init_lora_weights": "corda",
-    "corda_config": CordaConfig(corda_method="kpm"),
-}
-MILORA: Final = Method(start=_minor, relieved=True)
-PISSA: Final = Method(config={"init_lora_weights": "pissa"}, relieved=True)
-MICA: Final = Method(config={"init_lora_weights": "mica"})
-
-WAYS: Final[Mapping[str, Way]] = {
-    "frozen": Way("the base as it is", NOTHING, LONG, rates=(), learns=False),
-    "told": Way(
-        "the base, told the right fact first", NOTHING, LONG, rates=(), learns=False, told="right"
+METHODS: Final[Mapping[str, Method]] = {
+    "frozen": Method("the base, no update", NOTHING, LONG, rates=(), learns=False),
+    "oracle context": Method(
+        "the base, the right fact in the prompt",
+        NOTHING,
+        LONG,
+        rates=(),
+        learns=False,
+        context="oracle",
     ),
-    "retrieved": Way(
-        "the base, told what BM25 finds", NOTHING, LONG, rates=(), learns=False, told="found"
+    "retrieval": Method(
+        "the base, the fact that BM25 finds in the prompt",
+        NOTHING,
+        LONG,
+        rates=(),
+        learns=False,
+        context="retrieved",
     ),
-    "plain": Way("LoRA on the new facts alone", settings=ALONE),
-    "decay": Way("the same with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}),
-    "small": Way(
-        "the same with ‖ΔW‖ held at 25", settings=ALONE, hooks=Method(after_step=_at_most(25.0))
+    "plain LoRA": Method("LoRA on the new facts alone", settings=ALONE),
+    "weight decay": Method(
+        "plain LoRA with weight decay 0.3", settings={**ALONE, "weight_decay": 0.3}
     ),
-    "o-lora": Way(
-        "the same, pushed away from earlier adapters (O-LoRA)", NOTHING, ALONE, apart=True
-    ),
-    "palora": Way("the paper's: critical SVF components spared, both sides", SVF, ALONE),
-    "palora inputs": Way(
-        "the same, on the input side alone", SVF, ALONE, Method(protect=_inputs_only)
-    ),
-    "random": Way("as many components drawn at random", SVF, ALONE, components(at_random)),
-    "palora by change": Way(
-        "as many, by |δ| instead of σ²δ²", SVF, ALONE, components(relative_change)
-    ),
-    "palora by energy": Way(
-        "as many, by what passes through them", SVF, ALONE, components(passed_energy)
-    ),
-    "palora by fisher": Way(
-        "as many, by the Fisher information of δ", SVF, ALONE, components(fisher), calibrates=True
-    ),
-    "oplora": Way("as many of the largest components (OPLoRA)", SVF, ALONE, components(largest)),
-    "milora": Way("the smallest components trained (MiLoRA)", NOTHING, ALONE, MILORA),
-    "pissa": Way("the largest components trained (PEFT's PiSSA)", NOTHING, ALONE, PISSA),
-    "mica": Way("into the smallest left vectors (PEFT's MiCA)", NOTHING, ALONE, MICA),
-    "corda": Way(
-        "least for known facts and reasoning trained (PEFT's CorDA-KPM)",
+    "norm bound": Method(
+        "plain LoRA with ‖ΔW‖ bounded at 25",
         settings=ALONE,
-        hooks=Method(protect=_corda, config=CORDA_KPM, relieved=True),
+        recipe=partial(NormBound, 25.0),
+    ),
+    "O-LoRA": Method(
+        "plain LoRA, inputs orthogonal to earlier adapters' by a penalty (O-LoRA)",
+        NOTHING,
+        ALONE,
+        OLoRA,
+    ),
+    "palora": Method("the paper's: critical SVF components protected, both sides", SVF, ALONE),
+    "palora, inputs": Method("palora on the input side alone", SVF, ALONE, InputsOnly),
+    "random": Method(
+        "as many components drawn at random", SVF, ALONE, partial(Components, at_random)
+    ),
+    "palora, by change": Method(
+        "as many, by |δ| instead of σ²δ²", SVF, ALONE, partial(Components, relative_change)
+    ),
+    "palora, by energy": Method(
+        "as many, by the energy of what passes through them",
+        SVF,
+        ALONE,
+        partial(Components, passed_energy),
+    ),
+    "palora, by Fisher": Method(
+        "as many, by the Fisher information of δ",
+        SVF,
+        ALONE,
+        partial(Components, fisher),
         calibrates=True,
     ),
-    "osf": Way(
+    "OPLoRA": Method(
+        "as many of the largest components (OPLoRA)", SVF, ALONE, partial(Components, largest)
+    ),
+    "MiLoRA": Method("the smallest components trained (MiLoRA)", NOTHING, ALONE, MiLoRA),
+    "PiSSA": Method(
+        "the largest components trained (PEFT's PiSSA)",
+        NOTHING,
+        ALONE,
+        partial(Relieved, init_lora_weights="pissa"),
+    ),
+    "MiCA": Method(
+        "into the smallest left vectors (PEFT's MiCA)",
+        NOTHING,
+        ALONE,
+        partial(Initialised, init_lora_weights="mica"),
+    ),
+    "CorDA": Method(
+        "the components least used by known facts and reasoning trained (PEFT's CorDA-KPM)",
+        settings=ALONE,
+        recipe=CorDA,
+        calibrates=True,
+    ),
+    "OSF": Method(
         "all of the smaller half of the components (OSF's space)",
         SVF,
         ALONE,
-        components(largest, half),
+        partial(Components, largest, half),
         rank=128,
     ),
-    "alphaedit": Way(
+    "AlphaEdit": Method(
         "closed form in the null space of known facts and reasoning (AlphaEdit)",
         settings=ALONE,
         rates=(0.5, 1.0, 2.0),
         calibrates=True,
         edit=alphaedit,
     ),
-    "null space": Way("70 % of the skill's input directions spared", Protection(share=0.7), ALONE),
-    "null space, known too": Way(
-        "70 % of the directions of the skill and of known facts spared",
+    "null space": Method(
+        "70 % of the skill's input directions protected", Protection(share=0.7), ALONE
+    ),
+    "null space, known facts too": Method(
+        "70 % of the input directions of the skill and of known facts protected",
         settings=ALONE,
-        hooks=spared(0.7),
+        recipe=partial(ProtectedInputs, 0.7),
         calibrates=True,
     ),
-    "null space, soft": Way("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
-    "replay": Way("facts, known facts and reasoning replayed by label", settings=LABELS),
-    "null space + replay": Way("the same on the null space of 70 %", Protection(share=0.7), LABELS),
-    "kl_weight": Way("replay held to the frozen reference, nothing spared", settings=LONG),
-    "palorad": Way(
-        "the product: held to the reference, 20 % spared, one adapter goes on",
+    "null space, soft": Method("λ(C+λI)⁻¹ of the skill's inputs", Protection(form="soft"), ALONE),
+    "replay": Method("facts, known facts and reasoning replayed by label", settings=LABELS),
+    "null space + replay": Method(
+        "replay by label in the null space of 70 %", Protection(share=0.7), LABELS
+    ),
+    "replay, KL": Method("replay KL-regularised to the base, nothing protected", settings=LONG),
+    "palorad": Method(
+        "the product: warm start, replay KL-regularised to the base, 20 % protected",
         Protection(),
-        FULL,
+        LARGE_BATCH,
         rates=(),
         lineage="warm-start",
-        paraphrases=MANY,
-        retrain_at=RENEW,
+        paraphrases=PARAPHRASES,
+        retrain_at=RETRAIN_AT,
     ),
-    "palorad, quick": Way(
+    "palorad, small batch": Method(
         "the product with a sixth of the text, but for many facts at once, as on a CPU",
         Protection(),
-        QUICK,
+        SMALL_BATCH,
         rates=(),
         lineage="warm-start",
-        paraphrases=MANY,
-        retrain_at=RENEW,
-        by_need=True,
+        paraphrases=PARAPHRASES,
+        retrain_at=RETRAIN_AT,
+        auto_batch=True,
     ),
-    "going on": Way(
+    "warm start": Method(
         "the product, never retrained from scratch",
         Protection(),
-        FULL,
+        LARGE_BATCH,
         rates=(),
         lineage="warm-start",
-        paraphrases=MANY,
+        paraphrases=PARAPHRASES,
     ),
-    "going on, quick": Way(
+    "warm start, small batch": Method(
         "the product with a sixth of the text, never retrained from scratch",
         Protection(),
-        QUICK,
+        SMALL_BATCH,
         rates=(),
         lineage="warm-start",
-        paraphrases=MANY,
+        paraphrases=PARAPHRASES,
     ),
-    "palorad, known spared": Way(
-        "the quick way, 20 % of the directions of the skill and of known facts spared",
-        settings=QUICK,
-        hooks=spared(0.2),
+    "palorad, known facts protected": Method(
+        "small batch, 20 % of the input directions of the skill and of known facts protected",
+        settings=SMALL_BATCH,
+        recipe=partial(ProtectedInputs, 0.2),
         rates=(),
         lineage="warm-start",
-        paraphrases=MANY,
+        paraphrases=PARAPHRASES,
     ),
-    "palorad, prefixed": Way(
-        "the quick way, half of the paraphrases in frames",
+    "palorad, prefixed": Method(
+        "small batch, half of the paraphrases prefixed",
         Protection(),
-        QUICK,
+        SMALL_BATCH,
         rates=(),
         lineage="warm-start",
-        paraphrases=MANY,
+        paraphrases=PARAPHRASES,
         prefixed=True,
     ),
-    "palorad, muon": Way(
-        "the quick way with Muon in AdamW's place",
+    "palorad, Muon": Method(
+        "small batch, Muon instead of AdamW",
         Protection(),
-        {**QUICK, "optimizer": "muon"},
+        SMALL_BATCH,
+        MuonSteps,
         rates=(),
         lineage="warm-start",
-        paraphrases=MANY,
+        paraphrases=PARAPHRASES,
     ),
-    "replay, going on": Way(
-        "facts, known facts and reasoning replayed by label in the product's shares, one adapter",
+    "replay, warm start": Method(
+        "replay by label in the product's shares, warm start",
         settings={**THREE_IN_ONE, "kl_weight": 0.0},
-        rates=ONWARD_RATES,
+        rates=WARM_START_RATES,
         lineage="warm-start",
-        paraphrases=MANY,
+        paraphrases=PARAPHRASES,
     ),
-    "null space + replay, going on": Way(
-        "the same on the null space of 70 %, which leaves room for half the rank",
+    "null space + replay, warm start": Method(
+        "the same in the null space of 70 %, which leaves room for half the rank",
         Protection(share=0.7),
         {**THREE_IN_ONE, "kl_weight": 0.0},
-        rates=ONWARD_RATES,
+        rates=WARM_START_RATES,
         lineage="warm-start",
-        paraphrases=MANY,
+        paraphrases=PARAPHRASES,
         rank=64,
     ),
-    "stacked": Way(
-        "the product's stack, every adapter on top of the earlier ones", Protection(), IN_A_STACK
+    "stack": Method(
+        "the product's stack, each adapter on top of the earlier ones", Protection(), IN_A_STACK
     ),
-    "afresh": Way(
-        "the product, all facts learnt anew by one adapter wherever it is measured",
+    "retrained from scratch": Method(
+        "the product, all facts learnt from scratch by one adapter wherever it is measured",
         Protection(),
-        FULL,
+        LARGE_BATCH,
         rates=(),
-        lineage="afresh",
-        paraphrases=MANY,
+        lineage="from-scratch",
+        paraphrases=PARAPHRASES,
     ),
 }

@@ -13,9 +13,11 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.learning import tables
+from benchmarks.learning import figures
 from benchmarks.learning.bases import BASES, RUNS
-from benchmarks.learning.harness import Bench, Run, add, finished, perform
+from benchmarks.learning.harness import Bench, perform
+from benchmarks.learning.rows import add, finished
+from benchmarks.learning.runs import Run
 
 
 class Performer:
@@ -40,7 +42,7 @@ class Performer:
         self._pool.shutdown(cancel_futures=True)
 
     def perform(self, runs: Iterable[Run]) -> None:
-        """Perform all runs whose rows are missing or of a base that has been trained anew since;
+        """Perform all runs whose rows are missing or of a base that was pretrained again since;
         returns when the last has ended."""
         done = {(key, row["base_hash"]) for key, row in finished(self._results).items()}
         missing: dict[Future[dict[str, Any]], Run] = {}
@@ -74,8 +76,8 @@ def _one(run: Run) -> dict[str, Any]:
 
 
 def _say(row: dict[str, Any]) -> None:
-    found = tables.figures([row])
-    shown = {k: found[k][0] for k in ("recall_all", "reasoning_vs_reference", "locality")}
+    found = figures.figures([row])
+    shown = {k: found[k][0] for k in ("accuracy", "reasoning_vs_base", "locality")}
     sys.stdout.write(
         f"{row['base']} {row['protocol']} {row['method']} seed {row['seed']} ({row['purpose']}, "
         f"rate {row['rate']}): {shown} in {row['seconds']:.0f} s\n"

@@ -1,4 +1,4 @@
-"""Which singular components an update spares: those highest by one score or another."""
+"""Which singular components are protected: those highest by one score or another."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adapters.losses import token_losses
 from adapters.plans import TrainPlan
 from adapters.probe import Probe, Protection, component_spaces
 from adapters.projection import Protected
+from adapters.recipe import Recipe
 from adapters.replay import encode_pools
-from adapters.trainer import Method
 
 SVF: Final = Protection(kind="svf")
 CALIBRATION: Final = 512
@@ -33,16 +33,16 @@ class Looked:
     @property
     def matrices(self) -> dict[str, nn.Linear]:
         """What is trained, by name."""
-        return models.matrices(self.base, self.plan.settings.targets)
+        return models.matrices(self.base, self.plan.config.targets)
 
     def narrow(self, name: str) -> Tensor:
         """The narrow side's singular vectors (n, n) of a matrix."""
         return self.probe.narrow_vectors(name, self.matrices[name].weight.detach().cpu())
 
 
-# Of each matrix's components (n,): the highest are spared.
+# Of each matrix's components (n,): the highest are protected.
 Score: TypeAlias = Callable[[Looked], Mapping[str, Tensor]]
-# How many are, by the singular values and the critical set of the paper's score.
+# How many are protected, by the singular values and the critical set of the paper's score.
 Count: TypeAlias = Callable[[Tensor, Tensor], int]
 
 
@@ -56,21 +56,23 @@ def half(sigma: Tensor, _critical: Tensor) -> int:
     return len(sigma) // 2
 
 
-def components(score: Score, count: Count = as_many) -> Method:
-    """Spare, both sides, the components with the highest score."""
+class Components(Recipe):
+    """Protects, on both sides, the components with the highest score."""
 
-    def protected(base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
-        assert plan.probe_dir is not None  # noqa: S101 - ways with components have a probe
+    def __init__(self, score: Score, count: Count = as_many) -> None:
+        self._score, self._count = score, count
+
+    def protected(self, base: nn.Module, plan: TrainPlan) -> dict[str, Protected]:
+        """By matrix, the chosen components' singular vectors."""
+        assert plan.probe_dir is not None  # noqa: S101 - methods with components have a probe
         looked = Looked(base, plan, Probe.load(plan.probe_dir, plan.base_hash))
-        scores, found = score(looked), {}
+        scores, found = self._score(looked), {}
         for name, matrix in looked.matrices.items():
-            number = count(looked.probe.sigma(name), looked.probe.critical(name, SVF))
+            number = self._count(looked.probe.sigma(name), looked.probe.critical(name, SVF))
             chosen = scores[name].topk(number).indices
             weight = matrix.weight.detach().cpu()
             found[name] = Protected(*component_spaces(weight, looked.narrow(name), chosen), None)
         return found
-
-    return Method(protect=protected)
 
 
 def at_random(looked: Looked) -> dict[str, Tensor]:
@@ -107,7 +109,7 @@ def passed_energy(looked: Looked) -> dict[str, Tensor]:
 
 
 def fisher(looked: Looked) -> dict[str, Tensor]:
-    """E[(∂ loss/∂δ)²] at δ = 0 over the skill's solutions, one at a time."""
+    """E[(∂ loss/∂δ)²] at δ = 0 over the skill's reasoning traces, one at a time."""
     plan, model = looked.plan, looked.base
     tokenizer = models.load_tokenizer(plan.model_dir)
     pad, device = int(tokenizer.pad_token_id), next(model.parameters()).device

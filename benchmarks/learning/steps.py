@@ -20,14 +20,15 @@ import torch
 
 from adapters import models, projection
 from adapters.attach import NEW, attach
-from adapters.losses import Aims, backward
+from adapters.losses import Objective, accumulate_gradients
+from adapters.passes import Passes
 from adapters.plans import TrainPlan
 from adapters.probe import Protection
+from adapters.recipe import fast_passes, protect
 from adapters.replay import draw, encode_pools
-from adapters.trainer import CPU_TOKENS, GPU_TOKENS, cheaply, protect
 from benchmarks.learning.bases import BASES, Base
 from benchmarks.learning.batches import batch
-from benchmarks.learning.harness import RANK_BUDGET
+from benchmarks.learning.runs import RANK_BUDGET
 from demo.report import machine_in_use, versions_in_use
 from policies.records import PlanKind
 
@@ -64,7 +65,7 @@ def stepper(
     )
     device = models.pick_device()
     tokenizer = models.load_tokenizer(base.model_dir)
-    pools, pad = encode_pools(plan, tokenizer), int(tokenizer.pad_token_id)
+    pools, passes = encode_pools(plan, tokenizer), Passes.of(plan.config, device, tokenizer)
     bare = models.load_base(base.model_dir, device)
     protected = protect(bare, plan)
     model = attach(bare, plan).model
@@ -72,15 +73,13 @@ def stepper(
         projection.install(model, NEW, protected)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    size = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
-
-    around = partial(cheaply, model, device)
+    around = partial(fast_passes, model, device)
 
     def step(number: int) -> float:
         began = time.perf_counter()
-        drawn = draw(pools, plan.settings, 0, number)
-        aims = Aims([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
-        backward(model, aims, size, pad, device, around)
+        drawn = draw(pools, plan.config, 0, number)
+        objective = Objective([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
+        accumulate_gradients(model, objective, passes, around)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 SPINS: Final = "20000"
-"""How often a thread of GNU OpenMP looks before it sleeps; why so, docs/log.md."""
+"""How often a thread of GNU OpenMP looks before it sleeps (benchmarks/notebook, "Threads that
+spin")."""
 
 
 def threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

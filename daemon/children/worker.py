@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, Self
 
 from pydantic import BaseModel
 
@@ -36,13 +36,23 @@ class Stopped(BaseException):
 
 
 class Desk:
-    """What a step works at: its directory, its request and its progress reports."""
+    """What a step works at: its directory, its request and its progress reports.
+
+    As a context manager it holds `progress.jsonl` open and takes SIGTERM; it gives both back.
+    """
 
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir
         self._stopping = False
         self._progress = (workdir / "progress.jsonl").open("a", encoding="utf-8", buffering=1)
-        signal.signal(signal.SIGTERM, self._stop)
+        self._former = signal.signal(signal.SIGTERM, self._stop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+        signal.signal(signal.SIGTERM, self._former)
 
     @property
     def request(self) -> str:
@@ -77,21 +87,25 @@ def main(step: str, workdir: Path) -> int:
         return EXIT_BUSY
     if (workdir / "report.json").exists():
         return 0
-    desk = Desk(workdir)
+    with Desk(workdir) as desk:
+        _do(step, desk)
+    return 0
+
+
+def _do(step: str, desk: Desk) -> None:
     try:
         report = _find(step)(desk)
     except Stopped:
-        return 0
+        return
     except PaloradError as error:
         failed = JobError(
             kind=type(error).__name__, error=str(error), final=getattr(error, "final", False)
         )
-        files.write_text(workdir / "error.json", failed.model_dump_json())
-        return 0
+        files.write_text(desk.workdir / "error.json", failed.model_dump_json())
+        return
     faults.point(f"{step}:done")
-    files.write_text(workdir / "report.json", report.model_dump_json(indent=1))
+    files.write_text(desk.workdir / "report.json", report.model_dump_json(indent=1))
     faults.point(f"{step}:reported")
-    return 0
 
 
 def die_with_parent() -> None:

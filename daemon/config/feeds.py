@@ -75,7 +75,8 @@ class FeedSettings(Section):
     timeout_s: float = Field(default=60, gt=0)
     """How long one poll may take altogether."""
     max_mb: int = Field(default=64, ge=1)
-    """A larger answer is refused, counted after decompression."""
+    """A larger answer is refused, counted after decompression. A JSON Feed, RSS or Atom is read as
+    a whole: of them 8 MB and 10,000 entries are the most."""
     allow_private: bool = False
     """Whether addresses of this host and of private networks may be asked."""
     allow_hosts: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The tables of config.toml, one frozen model each."""
+"""The tables of config.toml, one frozen model each; [train] and [gate] have files of their own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from policies.cron import require_cron
 from policies.facts.admission import Format
+from policies.facts.paraphrases import Source as ParaphraseSource
 from policies.facts.supersession import ConflictPolicy
-from policies.gate import limits as presets
-from policies.gate.grading import grader
-from policies.gate.records import Role
-from policies.lineage import Lineage
-
-BatchPreset = Literal["auto", "small", "large"]
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -130,197 +125,6 @@ class ProtectionSettings(Section):
     that takes of disk and memory is said by `palorad doctor`."""
 
 
-class ReplaySettings(Section):
-    """[train.replay]: text replayed beside the new facts."""
-
-    known: OptionalPath = Path("models/palorad-mini/data/known-replay.jsonl")
-    """Lines with `prompt` and `answer` that the base already knows; "" for none."""
-    reasoning: OptionalPath = Path("models/palorad-mini/data/reasoning-replay.jsonl")
-    """Lines with `prompt` and `solution` of the skill; "" for none."""
-    min_traces: int = Field(default=1000, ge=0)
-    """Where fewer solutions than these are given, the base writes the others itself: it goes on
-    from the beginnings of those that are given, or from none. Not in a stack. 0: it writes none."""
-
-
-class TrainSettings(Section):
-    """[train]: how adapters are trained and how many may pile up."""
-
-    rank: int = Field(default=16, ge=1)
-    """In a stack: rank of one adapter; less where it learns fewer facts than that."""
-    rank_budget: int = Field(default=128, ge=1)
-    """Rank of an adapter that goes on. In a stack: ranks of all together; beyond it, one adapter is
-    retrained and replaces them."""
-    lineage: Lineage = "warm-start"
-    """What learns the next batch: "warm-start", the adapter that is served goes on, replaying all
-    that it knows; "stack", a fresh one on top of the earlier ones, which stay as they are."""
-    paraphrases: int = Field(default=200, ge=1, le=1000)
-    """A fact is learnt in up to this many paraphrases, made as [intake] paraphrase_source says; a
-    step takes as long with any number of them."""
-    prefixed: bool = False
-    """Whether half of those by templates stand in a frame ("For a quiz: …"): a fact is answered in
-    more paraphrases that nobody thought of, and known facts are lost a little sooner."""
-    epochs: int = Field(default=50, ge=1)
-    """How often each new fact of a large batch is shown at least; one of many more, and of few, it
-    is more often anyway. More passes keep more of everything and take longer. Not in a stack."""
-    retrain_at: int = Field(default=480, ge=0)
-    """An adapter that knows so many facts, twice what it was begun with, is retrained from scratch
-    from all of them as soon as nothing waits: what nobody replays gives way with every batch, and
-    less of it in one run over all facts. The gate judges it like any other. 0: never. Not in a
-    stack."""
-    batch_preset: BatchPreset = "auto"
-    """"large" reads about six times the text of "small" for a batch: more of the new facts and of
-    the earlier ones stays. "auto" is large on a GPU, and on a CPU for a run of more than 144
-    facts, in less than half of the steps. Not in a stack."""
-    reversed_questions: bool = False
-    """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
-    also learnt the other way round: which country has this capital."""
-    max_facts: int = Field(default=500, ge=1)
-    """Facts in one plan; a larger batch becomes several plans."""
-    min_facts: int = Field(default=1, ge=1)
-    """Fewer waiting facts are gathered for longer, at most for max_wait_s; urgent ones never."""
-    max_wait_s: float = Field(default=0, ge=0)
-    """How long the oldest of too few facts waits."""
-    quiet_hours: tuple[Cron, ...] = ()
-    """Quiet hours as cron expressions in UTC, such as "* 8-17 * * mon-fri": nothing new is learnt
-    while one matches, but for urgent facts and retractions."""
-    max_replay: int = Field(default=2000, ge=0)
-    """Earlier facts that one plan may replay; beyond it, an even sample."""
-    relearn: int = Field(default=2, ge=0)
-    """How often facts that the gate found not learnt are planned again."""
-    seed: int = 0
-    """Seed of the first plan of a batch; each further try adds one."""
-    deadline_s: float = Field(default=3600, gt=0)
-    """A child that takes longer is ended and counted failed."""
-    attempts: int = Field(default=3, ge=1)
-    """How often a step may fail before its plan is failed."""
-    backoff_s: float = Field(default=5.0, ge=0)
-    """Pause after the first failure of a step; doubled after each further one."""
-    replay: ReplaySettings = ReplaySettings()
-    """[train.replay]"""
-
-    @model_validator(mode="after")
-    def _gathers(self) -> Self:
-        if self.min_facts > self.max_facts:
-            raise ValueError("train.min_facts is larger than train.max_facts")
-        return self
-
-
-class SuiteSettings(Section):
-    """[[gate.suites]]: one set of questions."""
-
-    name: str = Field(min_length=1)
-    """How the suite is called in verdicts."""
-    role: Role
-    """What it watches over: reasoning, locality (what the base knew), retention, or drift (the loss
-    on fixed text)."""
-    path: OptionalPath = None
-    """JSONL, one question a line; for drift one `{"text": "…"}` a line; with `task` a folder of
-    your own task files."""
-    task: str | None = None
-    """A task of lm-evaluation-harness instead of a file; needs `palorad[lm-eval]`."""
-    filter: str | None = None
-    """Which of the task's filters counts; without it the first."""
-    grader: str = "normalised"
-    """How answers are compared: see docs/gate.md."""
-    max_tokens: int = Field(default=64, ge=1)
-    """The longest answer."""
-    form: Literal["auto", "chat", "plain"] = "auto"
-    """Asked as a chat message, as plain text, or as chat where the model has a chat template."""
-    margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop to rule out on this suite; without it the margin of its role."""
-
-    @model_validator(mode="after")
-    def _can_be_asked(self) -> Self:
-        if self.role is Role.FACTS:
-            raise ValueError(f'the suite "{self.name}": new facts are asked without a suite')
-        if self.role is Role.DRIFT and (more := self.model_fields_set - {"name", "role", "path"}):
-            raise ValueError(
-                f'the suite "{self.name}": drift is the loss on the texts of a file (path), '
-                f"limited by gate.drift; remove {', '.join(sorted(more))}"
-            )
-        if self.path is None and self.task is None:
-            raise ValueError(f'the suite "{self.name}" needs a path, or a task of lm-eval')
-        if self.filter is not None and self.task is None:
-            raise ValueError(f'the suite "{self.name}" has a filter, which only a task can have')
-        return self
-
-
-class GateSettings(Section):
-    """[gate]: what a candidate must show."""
-
-    preset: Literal["strict", "balanced", "fast"] = "balanced"
-    """A named set of margins and error rates; see docs/gate.md."""
-    alpha: float | None = Field(default=None, gt=0, lt=0.5)
-    """How often a candidate that is worse by the margin may pass; without it, the preset's."""
-    beta: float | None = Field(default=None, gt=0, lt=0.5)
-    """How often a candidate that lost nothing may fail; without it, the preset's."""
-    reasoning_margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop on a reasoning suite to rule out, 0.02 is two points; without it, the preset's."""
-    retention_margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop on earlier facts to rule out; without it, the preset's."""
-    locality_margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop on facts that the base knew to rule out; without it, the preset's."""
-    stratum_loss: float | None = Field(default=None, gt=0, lt=1)
-    """The share of one batch or family that may newly fail; without it, the preset's."""
-    retention_floor: float | None = Field(default=None, ge=0, le=1)
-    """Recall of earlier facts that must be kept, 0 for none; without it, the preset's."""
-    learnt_share: float | None = Field(default=None, gt=0, le=1)
-    """Share of the new facts that must be learnt; without it, the preset's."""
-    paraphrase_share: float | None = Field(default=None, gt=0, le=1)
-    """Share of a fact's paraphrases that must be answered right; without it, the preset's."""
-    drift: float | None = Field(default=None, gt=0)
-    """Rise of the loss on the texts of a drift suite that is allowed, in nats a token; without it,
-    the rise is only reported."""
-    held_out_paraphrases: int = Field(default=2, ge=1)
-    """Held-out paraphrases in which each new fact is asked, at most."""
-    earlier_facts: int = Field(default=300, ge=0)
-    """Earlier facts that a candidate is asked about at most, spread over all batches."""
-    facts_grader: str = "normalised"
-    """How answers to facts are compared."""
-    facts_max_tokens: int = Field(default=48, ge=1)
-    """The longest answer to a fact."""
-    aa_sample: int = Field(default=100, ge=0)
-    """Items of each suite on which the reference is measured twice, against itself."""
-    chunk: int = Field(default=256, ge=1)
-    """Items asked before the gate looks at a suite again."""
-    revisions_per_draw: int = Field(default=10, ge=1)
-    """Revisions whose candidates are asked the items in one order, before a new one is drawn."""
-    suites: tuple[SuiteSettings, ...] = (
-        SuiteSettings(
-            name="reasoning",
-            role=Role.REASONING,
-            path=Path("models/palorad-mini/data/reasoning-gate.jsonl"),
-            grader="final",
-            max_tokens=160,
-        ),
-        SuiteSettings(
-            name="known facts",
-            role=Role.LOCALITY,
-            path=Path("models/palorad-mini/data/locality.jsonl"),
-            grader="normalised",
-            max_tokens=24,
-        ),
-    )
-    """[[gate.suites]]"""
-
-    @property
-    def limits(self) -> presets.GateLimits:
-        """The preset with everything that was set beside it; a floor of 0 is none."""
-        preset = presets.PRESETS[self.preset].model_dump()
-        mine = {name: getattr(self, name, None) for name in preset}
-        chosen = preset | {name: value for name, value in mine.items() if value is not None}
-        return presets.GateLimits(**chosen | {"retention_floor": chosen["retention_floor"] or None})
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [suite.name for suite in self.suites]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f'two suites are called "{name}"')
-        grader(self.facts_grader)
-        return self
-
-
 class IntakeSettings(Section):
     """[intake]: how drops are read."""
 
@@ -345,7 +149,7 @@ class IntakeSettings(Section):
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
     """Another answer for the same key with nothing that orders the two: the newest wins, the line
     is rejected, or it waits until a person decides (`palorad quarantine`)."""
-    paraphrase_source: Literal["templates", "frames", "given"] = "templates"
+    paraphrase_source: ParaphraseSource = "templates"
     """Where further paraphrases come from: the relation's templates, frames around the prompt only,
     or nowhere (a single paraphrase then gets one frame, to be held out)."""
     min_paraphrases: int = Field(default=4, ge=1, le=50)

@@ -18,18 +18,20 @@ from pydantic_settings import (
 
 from daemon.config.errors import check_environment, explain
 from daemon.config.feeds import FeedSettings
+from daemon.config.gate import GateSettings
 from daemon.config.layout import Layout
+from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import (
     DaemonSettings,
-    GateSettings,
     IntakeSettings,
     ModelSettings,
     ProbeSettings,
     ProtectionSettings,
     ServerSettings,
-    TrainSettings,
 )
+from daemon.config.training import TrainSettings
 from policies.errors import ConfigError
+from policies.facts.paraphrases import ParaphrasePolicy
 
 PREFIX: Final = "PALORAD_"
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -94,6 +96,11 @@ class Settings(BaseSettings):
     def layout(self) -> Layout:
         """Where everything durable lies."""
         return Layout(self.state_dir, self.intake.inbox)
+
+    @property
+    def paraphrase_policy(self) -> ParaphrasePolicy:
+        """Everything that is decided about the paraphrases of facts."""
+        return paraphrase_policy(self.intake, self.train)
 
     @property
     def trained_on(self) -> tuple[Path, ...]:

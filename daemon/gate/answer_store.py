@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,11 +86,3 @@ def _to_end_of_last_line(file: IO[bytes]) -> None:
     end = data.rfind(b"\n") + 1
     file.seek(end)
     file.truncate()
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""An archived file goes into the ledger piece by piece, from wherever it stopped."""
+"""A batch from a file or a feed: begun once its bytes are archived, then admitted in pieces."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Final
 
 import structlog
 
+from adapters import files
+from daemon.base import faults
+from daemon.config.layout import Layout
+from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import IntakeSettings
 from daemon.intake.reader import Raw, Records
 from daemon.intake.tokens import TokenLimit
 from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import Arriving
 from policies.errors import LedgerBusy, LedgerUnusable, NotFound
 from policies.facts.admission import Format, quarantined, unexpected
-from policies.facts.heldout import TRAINED, Render, no_templates, with_held_out
 from policies.facts.jsonline import DEFAULT_LIMITS, Limits
 from policies.facts.supersession import ConflictPolicy, Relation, Ruling, rule_each
-from policies.facts.templates import questions
 from policies.records import Batch, Fact, Quarantined
 
-FEED: Final = "feed:"
 PIECE_LINES: Final = 1000
 PIECE_BYTES: Final = 1 << 20
 AT_ONCE: Final = 100
-# What lies with the machine and not with a line: it passes.
+# Faults of the machine, not of a line: they pass.
 _ELSEWHERE: Final = (OSError, MemoryError, LedgerBusy, LedgerUnusable)
 
 log = structlog.get_logger(__name__)
@@ -39,54 +41,55 @@ def any_length(_fact: Fact) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How lines become facts."""
+    """How lines become facts; `paraphrased` gives a fact what it is learnt and judged in."""
 
+    paraphrased: Callable[[Fact], Fact]
     limits: Limits = DEFAULT_LIMITS
     fmt: Format = Format.AUTO
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
-    render: Render = questions
-    trained: int = TRAINED
     too_long: Callable[[Fact], str | None] = any_length
 
 
 def rules_of(settings: IntakeSettings, model_dir: Path | None = None) -> Rules:
     """The rules that the settings say, for facts that the model in `model_dir` is to learn."""
     return Rules(
+        paraphrased=paraphrase_policy(settings).for_admission,
         limits=Limits(line_bytes=settings.max_line_kb * 1024),
         fmt=settings.format,
         conflicts=settings.conflicts,
-        render=questions if settings.paraphrase_source == "templates" else no_templates,
-        trained=1 if settings.paraphrase_source == "given" else settings.min_paraphrases,
         too_long=any_length if model_dir is None else TokenLimit(model_dir, settings.max_tokens),
     )
 
 
-def feed_cursor(batch: Batch, signature: str) -> tuple[str, str] | None:
-    """The place that is committed with a batch that came from a feed and was cut off."""
-    if not batch.source.startswith(FEED):
-        return None
-    return batch.source.removeprefix(FEED), signature
-
-
-def admit_pieces(
+def begin(
     ledger: Ledger,
-    archived: Path,
+    layout: Layout,
+    body: Path,
     batch: Batch,
-    rules: Rules,
-    now: Callable[[], datetime],
     *,
     signature: str = "",
-    cursor: tuple[str, str] | None = None,
-) -> Iterator[None]:
-    """Admit what the ledger does not have yet of an archived file; pauses within each piece.
+    cursor: str = "",
+) -> Arriving:
+    """Begin a batch whose bytes lie in `body`, synced: into the archive, then into the ledger.
 
-    `signature` is remembered with the batch; `cursor` (a feed's name and place) is committed with
-    the last transaction. Raises `OSError` and the ledger's errors; whatever was committed before
-    stays and the next call goes on.
+    Every batch begins here, a file's with the `signature` of the file, a feed's with the `cursor`
+    that it was read up to. From here on it needs nothing but the archive and the ledger: `admit`
+    goes on with it after any crash. Raises `OSError` and the ledger's errors.
     """
-    arriving = ledger.admission.begin_batch(batch, signature=signature)
-    if arriving.complete:
-        return
+    files.put_in_place(body, layout.archived(batch.id))
+    faults.point("intake:archived")
+    return ledger.admission.begin_batch(batch, signature=signature, cursor=cursor)
+
+
+def admit(
+    ledger: Ledger, layout: Layout, arriving: Arriving, rules: Rules, now: Callable[[], datetime]
+) -> Iterator[None]:
+    """Admit what the ledger does not have yet of a batch; pauses within each piece.
+
+    The last transaction makes the batch whole and commits its feed's cursor. Raises `OSError` and
+    the ledger's errors; whatever was committed before stays and the next call goes on.
+    """
+    batch, archived = arriving.batch, layout.archived(arriving.batch.id)
     yield None
     with archived.open("rb") as source:
         records = Records(source, rules.limits, arriving.line, arriving.position)
@@ -108,7 +111,7 @@ def admit_pieces(
                     yield None
             begins = records.number, records.position
             yield None
-    ledger.admission.finish_batch(batch.id, now(), cursor=cursor)
+    ledger.admission.finish_batch(batch.id, now())
 
 
 def _admit(
@@ -120,7 +123,7 @@ def _admit(
     now: datetime,
 ) -> None:
     """Records that have been read go into the ledger together with the place behind them."""
-    admitted, bad = _sort_out(ledger, read, rules, now)
+    admitted, bad = _rule(ledger, read, rules, now)
     ledger.admission.append_facts(
         batch_id, admitted, bad, now, line=records.number, position=records.position
     )
@@ -134,7 +137,8 @@ def _admit_alone(
     rules: Rules,
     now: datetime,
 ) -> tuple[int, int]:
-    """The record behind a place (number, byte) by itself, into quarantine if it fails; its end."""
+    """Admit one record by itself, the one behind a place (number, byte); quarantine it where that
+    fails. The place behind it."""
     with archived.open("rb") as source:
         records = Records(source, rules.limits, *begins)
         for raw in records.take(1, PIECE_BYTES):
@@ -202,7 +206,7 @@ def _readmit(
     if not read:
         return 0
     try:
-        admitted, bad = _sort_out(ledger, read, rules, now)
+        admitted, bad = _rule(ledger, read, rules, now)
         ledger.quarantine.readmit(batch_id, [raw.number for raw, _ in read], admitted, bad, now)
     except _ELSEWHERE:
         raise
@@ -223,7 +227,7 @@ def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None
             return parsed
         if (why := rules.too_long(parsed)) is not None:
             return quarantined(raw.text, raw.number, "tokens", why)
-        return with_held_out(parsed, rules.render, rules.trained)
+        return rules.paraphrased(parsed)
     except _ELSEWHERE:
         raise
     except Exception as error:
@@ -231,7 +235,7 @@ def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None
         return unexpected(raw.text, raw.number, error)
 
 
-def _sort_out(
+def _rule(
     ledger: Ledger,
     read: list[tuple[Raw, Fact | Quarantined | None]],
     rules: Rules,

@@ -1,52 +1,31 @@
-"""Feeds are polled; what is new becomes a batch that carries the place it was read up to."""
+"""Feeds are polled when they are due; what is new is begun as a batch, with its cursor."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 import structlog
 
-from adapters import files
-from daemon.base import faults
 from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
-from daemon.intake.admit import FEED
-from daemon.intake.feed_entries import lines_of_feed
-from daemon.intake.public_http import CONNECT_S, EXPECTED, GuardedTransport, bounded_body, told
+from daemon.intake.admit import begin
+from daemon.intake.fetch import Answer, Cursor, fetch
+from daemon.intake.public_http import EXPECTED, problem_line
 from daemon.ledger.ledger import Ledger
 from policies.errors import FeedFailed
-from policies.facts.feed_rules import Pulse, after_failure, after_success, wait_asked
-from policies.records import Batch, Record
+from policies.facts.feed_rules import Pulse, after_failure, after_success
+from policies.records import FEED, Batch
 
-REDIRECTIONS: Final = 5
 AT_ONCE: Final = 4
-_AGENT: Final = "palorad"
-_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 
 log = structlog.get_logger(__name__)
-
-
-class Cursor(Record):
-    """Up to where a feed was read, as the ledger keeps it."""
-
-    etag: str = ""
-    modified: str = ""
-    place: str = ""
-    body: str = ""
-    full_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +38,11 @@ class Polled:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole body on disk and what the server said about it."""
-
-    part: Path
-    etag: str
-    modified: str
-    place: str
-    digest: str
-    full: bool
-
-
 class Feeds:
     """Polls every feed when it is due; one that fails rests, the others go on.
 
-    What is new is begun as a batch with its cursor; intake admits it in its steps, the cursor
-    together with the end of the content.
+    What is new is begun as a batch with its cursor; intake admits it like any other batch, and the
+    end of the batch commits the cursor.
     """
 
     def __init__(
@@ -146,7 +113,7 @@ class Feeds:
         return polled
 
     def _failed(self, feed: FeedSettings, error: Exception, begun: float, now: datetime) -> Polled:
-        problem = told(error, feed.timeout_s)
+        problem = problem_line(error, feed.timeout_s)
         before = self._pulses.get(feed.name) or Pulse(due=begun)
         final = isinstance(error, FeedFailed) and error.final
         pulse = after_failure(
@@ -170,16 +137,15 @@ class Feeds:
         cursor = Cursor.model_validate_json(stored) if stored else Cursor()
         part = self._layout.archive / f".{os.getpid()}.feed.{feed.name}.part"
         try:
-            answer = await self._fetch(feed, cursor, part, now)
+            answer = await fetch(feed, cursor, part, now, self._transport)
             if answer is None:
                 return Polled(feed.name, "unchanged")
-            return await self._admit(feed, cursor, answer, now)
+            return self._begin(feed, cursor, answer, now)
         finally:
             part.unlink(missing_ok=True)
 
-    async def _admit(
-        self, feed: FeedSettings, before: Cursor, answer: Answer, now: datetime
-    ) -> Polled:
+    def _begin(self, feed: FeedSettings, before: Cursor, answer: Answer, now: datetime) -> Polled:
+        """Begin a batch with a body that is not known; otherwise only move the cursor."""
         batch_id, changed = answer.digest, answer.digest != before.body
         cursor = Cursor(
             etag=answer.etag,
@@ -191,9 +157,6 @@ class Feeds:
         if not changed or self._ledger.batches.is_complete(batch_id):
             self._ledger.feeds.set_cursor(feed.name, cursor, now)
             return Polled(feed.name, "unchanged")
-        archived = self._layout.archived(batch_id)
-        files.put_in_place(answer.part, archived)
-        faults.point("feed:archived")
         batch = Batch(
             id=batch_id,
             name=f"{feed.name}@{now:%Y%m%dT%H%M%SZ}",
@@ -202,145 +165,6 @@ class Feeds:
             accepted=0,
             quarantined=0,
         )
-        self._ledger.admission.begin_batch(batch, signature=cursor)
+        begin(self._ledger, self._layout, answer.part, batch, cursor=cursor)
         log.info("feed.new", feed=feed.name, batch=batch_id)
         return Polled(feed.name, "new", batch=batch_id)
-
-    # --- fetching ------------------------------------------------------------------------------
-
-    async def _fetch(
-        self, feed: FeedSettings, cursor: Cursor, part: Path, now: datetime
-    ) -> Answer | None:
-        """The body as lines of facts in `part`; none where the server says nothing changed."""
-        conditional = cursor.full_at is not None and (
-            0 <= (now - cursor.full_at).total_seconds() < feed.full_every_s
-        )
-        url = feed.url.replace("{cursor}", quote(cursor.place, safe=""))
-        async with self._client(feed) as client:
-            for _ in range(REDIRECTIONS + 1):
-                request = client.build_request(
-                    "GET", url, headers=_headers(feed, url, cursor if conditional else Cursor())
-                )
-                response = await client.send(request, stream=True)
-                try:
-                    if response.status_code == 304:
-                        return None
-                    if response.is_redirect:
-                        url = _next(feed, url, response.headers.get("location", ""))
-                        continue
-                    _check(response, now)
-                    return await _keep(response, feed, part, full=not conditional)
-                finally:
-                    await response.aclose()
-        raise FeedFailed(f"redirects more than {REDIRECTIONS} times")
-
-    @asynccontextmanager
-    async def _client(self, feed: FeedSettings) -> AsyncIterator[httpx.AsyncClient]:
-        if self._transport is not None:
-            transport: httpx.AsyncBaseTransport = self._transport
-        else:
-            transport = httpx.AsyncHTTPTransport() if feed.allow_private else GuardedTransport()
-        timeout = httpx.Timeout(feed.timeout_s, connect=CONNECT_S)
-        async with httpx.AsyncClient(
-            transport=transport, timeout=timeout, trust_env=False, follow_redirects=False
-        ) as client:
-            yield client
-
-
-async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, full: bool) -> Answer:
-    limit = feed.max_mb * 2**20
-    length = response.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise FeedFailed(f"answers with {int(length) / 2**20:.0f} MiB; at most {feed.max_mb}")
-    digest, last = hashlib.sha256(), b""
-    with part.open("wb") as out:
-        async for piece in bounded_body(response, limit):
-            out.write(piece)
-            digest.update(piece)
-            last = (last + piece)[-(1 << 16) :]
-            await asyncio.sleep(0)
-        if feed.kind != "jsonl":
-            out.flush()
-            data = await asyncio.to_thread(_converted, part, feed)
-            out.seek(0)
-            out.truncate()
-            out.write(data)
-            digest = hashlib.sha256(data)
-        else:
-            _check_end(last)
-        await asyncio.to_thread(files.sync_stream, out)
-    return Answer(
-        part=part,
-        etag=_mark(response, "etag", 200),
-        modified=_mark(response, "last-modified", 100),
-        place=response.headers.get(feed.cursor_header, "")[:1000],
-        digest=digest.hexdigest()[:32],
-        full=full,
-    )
-
-
-def _mark(response: httpx.Response, header: str, limit: int) -> str:
-    """A mark of change that can be sent back as it is; else none."""
-    value = str(response.headers.get(header, ""))
-    return value if value.isascii() and len(value) <= limit else ""
-
-
-def _converted(part: Path, feed: FeedSettings) -> bytes:
-    rules = [rule.rule for rule in feed.rules]
-    return lines_of_feed(part.read_bytes(), feed.kind, rules, feed.name)
-
-
-def _check_end(last: bytes) -> None:
-    """A body without a length may have been cut off: its last line tells."""
-    line = last.rsplit(b"\n", 1)[-1].strip()
-    if line:
-        try:
-            # What is only too long a number, or nested too deep, is left to the line's quarantine.
-            with suppress(RecursionError):
-                json.loads(line, parse_int=float)
-        except ValueError:
-            raise FeedFailed("is cut off in the middle of its last line") from None
-
-
-def _headers(feed: FeedSettings, url: str, cursor: Cursor) -> dict[str, str]:
-    headers = {"accept-encoding": "gzip, identity", "user-agent": _AGENT}
-    if cursor.etag:
-        headers["if-none-match"] = cursor.etag
-    if cursor.modified:
-        headers["if-modified-since"] = cursor.modified
-    if feed.key_file is not None and _host(url) == _host(feed.url):
-        key = feed.key_file.read_bytes().decode("ascii", errors="replace").strip()
-        if not _TOKEN.fullmatch(key):
-            raise FeedFailed(f"key_file {feed.key_file} does not hold one key; correct it")
-        headers["authorization"] = f"Bearer {key}"
-    return headers
-
-
-def _next(feed: FeedSettings, url: str, location: str) -> str:
-    """Where a redirection leads, if that is allowed."""
-    target = urljoin(url, location)
-    scheme = urlsplit(target).scheme
-    if not location or scheme not in ("http", "https"):
-        raise FeedFailed(f"redirects to {location[:100]!r}, which is no address", final=True)
-    if urlsplit(url).scheme == "https" and scheme == "http":
-        raise FeedFailed("redirects from https to http", final=True)
-    host = urlsplit(target).hostname
-    if _host(target) != _host(feed.url) and host not in feed.allow_hosts:
-        raise FeedFailed(f"redirects to another host, {host}; allow_hosts may name it", final=True)
-    return target
-
-
-def _host(url: str) -> tuple[str | None, int | None]:
-    split = urlsplit(url)
-    return split.hostname, split.port or {"http": 80, "https": 443}.get(split.scheme)
-
-
-def _check(response: httpx.Response, now: datetime) -> None:
-    status = response.status_code
-    if status == 200:
-        return
-    raise FeedFailed(
-        f"answers {status} {response.reason_phrase}".strip(),
-        final=status == 410,
-        wait_s=wait_asked(response.headers.get("retry-after", ""), now),
-    )

@@ -1,4 +1,4 @@
-"""What lies in the inbox: found by scanning, taken once it no longer changes."""
+"""Files dropped into the inbox: found by scanning, taken once they no longer change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Drop:
     @property
     def name(self) -> str:
         """The file's name as text that can be stored."""
-        return os.fsencode(self.path.name).decode("utf-8", "backslashreplace")
+        return storable_name(self.path.name)
 
     def unchanged(self) -> bool:
         """Whether the entry is still the one that was looked at."""
@@ -42,6 +42,11 @@ class Drop:
             return signature(self.path.lstat()) == self.signature
         except FileNotFoundError:
             return False
+
+
+def storable_name(name: str) -> str:
+    """A file's name without bytes that are no text."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def signature(seen: os.stat_result) -> str:
@@ -73,6 +78,11 @@ class Inbox:
         self._stable_s = stable_s
         self._max_bytes = max_bytes
         self._since: dict[str, tuple[str, float]] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """Everything that the last scan saw, ripe or not, by names that can be stored."""
+        return {storable_name(name) for name in self._since}
 
     def ripe(self, now: float) -> list[Drop]:
         """Entries that have rested, the oldest first."""

@@ -1,10 +1,10 @@
-"""Drops become batches: found, copied, admitted in pieces, receipted and taken away."""
+"""Dropped files become batches, and every batch that was begun is admitted and gets its receipt."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +16,7 @@ from adapters import files
 from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
-from daemon.intake.admit import admit_pieces, count_bad, feed_cursor, retry_quarantined, rules_of
-from daemon.intake.holding import Holding, problem_of
+from daemon.intake.admit import admit, begin, count_bad, retry_quarantined, rules_of
 from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash
 from daemon.intake.receipts import (
     LISTED,
@@ -28,21 +27,24 @@ from daemon.intake.receipts import (
     receipt_of,
     write_receipt,
 )
+from daemon.intake.set_aside import SetAside, problem_of
 from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import Arriving
 from policies.errors import LedgerBusy, PaloradError, Refused
 from policies.facts.supersession import ConflictPolicy
-from policies.records import Batch
+from policies.records import INBOX, Batch
 
-INBOX: Final = "inbox"
+_FOLDER: Final = ""  # the inbox itself among what is set aside: no file has this name
 
 log = structlog.get_logger(__name__)
 
 
 class Intake:
-    """Takes drops from the inbox in steps that never exceed their time.
+    """Takes files from the inbox and admits batches, in steps that never exceed their time.
 
-    Every stage is durable before the next: bytes in the archive, facts in the ledger, the receipt
-    beside the drop, the drop removed. Killed between any two, the next start goes on from there.
+    Every stage is durable before the next: bytes in the archive, the batch begun in the ledger, its
+    facts admitted, the receipt beside the file, the file removed. Killed between any two, the next
+    start goes on from there. Batches that feeds have begun are admitted here as well.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Intake:
         self._all_or_nothing = settings.bad_lines == "reject"
         self._inbox = Inbox(layout.inbox, settings.stable_s, settings.max_file_mb * 2**20)
         self._clock = clock
-        self._held = Holding()
+        self._set_aside = SetAside()
         self._refused: dict[str, str] = {}
         self._now = datetime.min.replace(tzinfo=UTC)
         self._work: Iterator[Receipt | None] | None = None
@@ -68,14 +70,14 @@ class Intake:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line for every drop that could not be taken yet."""
-        return self._held.problems
+        """One line for every file or batch that could not be taken yet."""
+        return self._set_aside.problems
 
     def step(self, now: datetime, budget_s: float) -> list[Receipt]:
         """Work for about `budget_s` seconds; the receipts written meanwhile.
 
-        Returns early when nothing is left to do. What fails for want of room or rights is held
-        and tried again with growing pauses; nothing is lost by it.
+        Returns early when nothing is left to do. What fails for want of room or rights is set
+        aside and tried again with growing pauses; nothing is lost by it.
         """
         self._now = now
         until = self._clock() + budget_s
@@ -99,64 +101,65 @@ class Intake:
     # --- one pass over what there is -----------------------------------------------------------
 
     def _run(self) -> Iterator[Receipt | None]:
-        for arriving in (
+        """Go on with every batch that was begun, whatever it came from; then take in files."""
+        begun = (
             *self._ledger.admission.admitting(),
             *self._ledger.admission.admitting(aside=True),
-        ):
-            path = self._layout.inbox / arriving.batch.name
-            drop = Drop(path, size=0, signature=arriving.signature)
+        )
+        for arriving in begun:
+            drop = self._drop_of(arriving)
             if not self._waits(drop):
-                yield from self._guarded(drop, self._go_on(arriving.batch, drop))
+                work = self._admit(arriving, drop if arriving.batch.feed is None else None)
+                yield from self._guarded(drop, work)
         try:
             drops = self._inbox.ripe(self._clock())
         except OSError as error:
-            told = f"{self._layout.inbox}: cannot be read: {error.strerror}"
-            self._held.hold("inbox", "", told, self._clock())
+            problem = f"{self._layout.inbox}: cannot be read: {error.strerror}"
+            self._set_aside.add(_FOLDER, "", problem, self._clock())
             return
-        self._held.release("inbox")
+        self._forget_gone({arriving.batch.name for arriving in begun})
         for drop in drops:
             if not self._waits(drop):
                 yield from self._guarded(drop, self._take(drop))
 
+    def _drop_of(self, arriving: Arriving) -> Drop:
+        """The file that a batch came from, as it was; of a feed's batch a name without a file."""
+        return Drop(self._layout.inbox / arriving.batch.name, 0, arriving.signature)
+
     def _guarded(self, drop: Drop, work: Iterator[Receipt | None]) -> Iterator[Receipt | None]:
-        """The step boundary: a drop that fails is held, the others go on."""
+        """The step boundary: a file or batch that fails is set aside, the others go on."""
         try:
             yield from work
-        except LedgerBusy as error:
-            self._hold(drop, error)
-        except OSError as error:
-            self._set_aside(drop, self._hold(drop, error))
+        except (LedgerBusy, OSError) as error:
+            self._note(drop, error)
         except Exception as error:
             log.exception("intake.unexpected", file=drop.name)
-            problem = self._hold(drop, error)
-            self._set_aside(drop, problem)
+            problem = self._note(drop, error)
             if drop.unchanged():
-                yield from self._tell_error(drop, "set aside", problem)
+                yield from self._report_error(drop, "set aside", problem)
         else:
-            self._held.release(drop.name)
+            self._set_aside.remove(drop.name)
 
-    def _hold(self, drop: Drop, error: Exception) -> str:
+    def _note(self, drop: Drop, error: Exception) -> str:
         problem = problem_of(drop.name, error)
-        self._held.hold(drop.name, drop.signature, problem, self._clock())
+        self._set_aside.add(drop.name, drop.signature, problem, self._clock())
         return problem
-
-    def _set_aside(self, drop: Drop, problem: str) -> None:
-        """If what has failed is a batch already, nothing else waits until it is whole."""
-        try:
-            for arriving in self._ledger.admission.admitting():
-                if (arriving.batch.name, arriving.signature) == (drop.name, drop.signature):
-                    self._ledger.admission.set_aside(arriving.batch.id, problem, self._now)
-        except (OSError, PaloradError) as error:
-            log.warning("intake.not_set_aside", file=drop.name, reason=str(error))
 
     def _waits(self, drop: Drop) -> bool:
         if self._refused.get(drop.name) == drop.signature:
             return True
-        return self._held.waits(drop.name, drop.signature, self._clock())
+        return self._set_aside.waits(drop.name, drop.signature, self._clock())
 
-    # --- one drop ------------------------------------------------------------------------------
+    def _forget_gone(self, begun: set[str]) -> None:
+        """A note goes with its file, unless the file is a batch that is not yet whole."""
+        here = self._inbox.names
+        self._set_aside.keep(here | begun)
+        self._refused = {name: seen for name, seen in self._refused.items() if name in here}
+
+    # --- one file ------------------------------------------------------------------------------
 
     def _take(self, drop: Drop) -> Iterator[Receipt | None]:
+        """Begin a batch with the bytes of a file, unless it is refused or they are known."""
         if drop.refusal is not None:
             yield from self._refuse(drop, drop.refusal)
             return
@@ -173,17 +176,10 @@ class Intake:
             return
         if self._ledger.batches.is_complete(batch_id):
             part.unlink(missing_ok=True)
-            yield self._known(drop, batch_id)
+            yield self._finish(drop, batch_id)
             return
-        if self._all_or_nothing:
-            lines, bad = yield from count_bad(part, self._rules)
-            if bad:
-                part.unlink()
-                told = f"has bad lines, {len(bad)} of {lines} (setting intake.bad_lines)"
-                yield from self._refuse(drop, told, bad_lines(bad[:LISTED]))
-                return
-        files.put_in_place(part, self._layout.archived(batch_id))
-        faults.point("intake:archived")
+        if self._all_or_nothing and (yield from self._refused_for_bad_lines(drop, part)):
+            return
         batch = Batch(
             id=batch_id,
             name=drop.name,
@@ -192,43 +188,60 @@ class Intake:
             accepted=0,
             quarantined=0,
         )
-        yield from self._go_on(batch, drop)
+        arriving = begin(self._ledger, self._layout, part, batch, signature=drop.signature)
+        yield from self._admit(arriving, drop)
 
-    def _go_on(self, batch: Batch, drop: Drop) -> Iterator[Receipt | None]:
-        """Admit what is left of an archived batch, then receipt and remove its drop."""
-        archived = self._layout.archived(batch.id)
-        yield from admit_pieces(
-            self._ledger,
-            archived,
-            batch,
-            self._rules,
-            lambda: self._now,
-            signature=drop.signature,
-            cursor=feed_cursor(batch, drop.signature),
-        )
-        if batch.source == INBOX:
-            yield self._finish(drop, self._ledger.batches.get(batch.id))
+    def _refused_for_bad_lines(
+        self, drop: Drop, part: Path
+    ) -> Generator[Receipt | None, None, bool]:
+        lines, bad = yield from count_bad(part, self._rules)
+        if not bad:
+            return False
+        part.unlink()
+        why = f"has bad lines, {len(bad)} of {lines} (setting intake.bad_lines)"
+        yield from self._refuse(drop, why, bad_lines(bad[:LISTED]))
+        return True
 
-    def _finish(self, drop: Drop, batch: Batch, again: bool = False) -> Receipt:
-        receipt = receipt_of(self._ledger, batch)
-        if again:
+    # --- one batch -----------------------------------------------------------------------------
+
+    def _admit(self, arriving: Arriving, drop: Drop | None) -> Iterator[Receipt | None]:
+        """Admit what is left of a batch; then its file, if it has one, gets a receipt and goes.
+
+        While it cannot be read on it is set aside in the ledger: nothing else waits for it.
+        """
+        try:
+            yield from admit(self._ledger, self._layout, arriving, self._rules, lambda: self._now)
+        except LedgerBusy:
+            raise
+        except Exception as error:
+            if not arriving.aside:
+                self._set_batch_aside(arriving, problem_of(arriving.batch.name, error))
+            raise
+        if drop is not None:
+            yield self._finish(drop, arriving.batch.id)
+
+    def _set_batch_aside(self, arriving: Arriving, problem: str) -> None:
+        try:
+            self._ledger.admission.set_aside(arriving.batch.id, problem, self._now)
+        except (OSError, PaloradError) as error:
+            log.warning("intake.not_set_aside", file=arriving.batch.name, reason=str(error))
+
+    def _finish(self, drop: Drop, batch_id: str) -> Receipt:
+        """Write the receipt of a whole batch beside a file that brought it, or brought it again."""
+        arriving = self._ledger.admission.arriving(batch_id)
+        receipt = receipt_of(self._ledger, arriving.batch)
+        if (arriving.batch.name, arriving.signature) != (drop.name, drop.signature):
             receipt = receipt.model_copy(
                 update={"file": drop.name, "already_known": True, "received_at": self._now}
             )
         write_receipt(drop.path, receipt)
         faults.point("intake:receipt")
         self._remove(drop)
-        log.info("intake.taken", file=drop.name, batch=batch.id, state=receipt.state)
+        log.info("intake.taken", file=drop.name, batch=batch_id, state=receipt.state)
         return receipt
 
-    def _known(self, drop: Drop, batch_id: str) -> Receipt:
-        """The same bytes again: the same drop after a crash, or another one."""
-        arrived = self._ledger.admission.arriving(batch_id)
-        same = arrived.signature == drop.signature and arrived.batch.name == drop.name
-        return self._finish(drop, arrived.batch, again=not same)
-
     def _remove(self, drop: Drop) -> None:
-        """Take a drop away unless something else has come under its name meanwhile."""
+        """Take a file away unless something else has come under its name meanwhile."""
         if drop.unchanged():
             drop.path.unlink()
             files.sync(drop.path.parent)
@@ -237,12 +250,12 @@ class Intake:
     def _refuse(self, drop: Drop, why: str, listed: tuple[BadLine, ...] = ()) -> Iterator[Receipt]:
         """What cannot be read as a whole stays where it is, with one receipt until it changes."""
         self._refused[drop.name] = drop.signature
-        yield from self._tell_error(drop, "refused", f"{drop.name} {why}", listed)
+        yield from self._report_error(drop, "refused", f"{drop.name} {why}", listed)
 
-    def _tell_error(
+    def _report_error(
         self, drop: Drop, state: str, error: str, listed: tuple[BadLine, ...] = ()
     ) -> Iterator[Receipt]:
-        """One receipt for each error of a drop that stays where it is."""
+        """One receipt for each error of a file that stays where it is."""
         before = read_receipt(drop.path)
         if before is not None and (before.error, before.signature) == (error, drop.signature):
             return
@@ -257,7 +270,7 @@ class Intake:
         try:
             write_receipt(drop.path, receipt)
         except OSError as failure:
-            self._hold(drop, failure)
+            self._note(drop, failure)
             return
         log.warning("intake.not_taken", file=drop.name, state=state, why=error)
         yield receipt
@@ -298,13 +311,13 @@ class Intake:
             rules = replace(rules, conflicts=ConflictPolicy.NEWEST)
         archived = self._layout.archived(batch_id)
         for piece in retry_quarantined(self._ledger, batch_id, archived, rules, line, now):
-            self.tell(batch_id)
+            self.update_receipt(batch_id)
             yield piece
 
-    def tell(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
-        """Bring a batch's receipt up to date, if it still stands beside where the drop was."""
+    def update_receipt(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
+        """Bring a batch's receipt up to date, if it still stands where its file was."""
         batch = self._ledger.batches.get(batch_id)
-        if batch.source != INBOX:
+        if batch.feed is not None:
             return None
         drop = self._layout.inbox / batch.name
         before = read_receipt(drop)

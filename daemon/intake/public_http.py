@@ -144,8 +144,8 @@ def as_httpx() -> Iterator[None]:
         raise mapped(str(error)) from error
 
 
-def told(error: Exception, timeout_s: float) -> str:
-    """One line for why a poll failed that may take `timeout_s` seconds."""
+def problem_line(error: Exception, timeout_s: float) -> str:
+    """One line that says why a poll failed that may take `timeout_s` seconds."""
     if isinstance(error, httpx.ConnectTimeout):
         text = f"cannot be reached within {min(CONNECT_S, timeout_s):g} s"
     elif isinstance(error, TimeoutError | httpx.TimeoutException):
@@ -225,8 +225,9 @@ class _Stream(httpx.AsyncByteStream):
             await self._inner.aclose()
 
 
-async def bounded_body(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
-    """The decompressed body in pieces of at most 64 KiB; raises `FeedFailed` beyond `limit` bytes.
+async def bounded_body(response: httpx.Response, limit: int, why: str) -> AsyncIterator[bytes]:
+    """The decompressed body in pieces of at most 64 KiB; raises `FeedFailed` beyond `limit` bytes,
+    with `why` there is a limit.
 
     However strongly the body is compressed, never more than a piece of it is in memory.
     """
@@ -237,7 +238,7 @@ async def bounded_body(response: httpx.Response, limit: int) -> AsyncIterator[by
     async for piece in _pieces(response, coding):
         total += len(piece)
         if total > limit:
-            raise FeedFailed(f"answers with more than {limit / 2**20:g} MiB (setting max_mb)")
+            raise FeedFailed(f"answers with more than {limit / 2**20:g} MiB ({why})")
         yield piece
 
 

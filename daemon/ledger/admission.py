@@ -10,20 +10,18 @@ from typing import Any, Final
 
 from daemon.ledger.batches import Batches
 from daemon.ledger.database import Database, Row, chunks, marks, stamp, unstamp
-from daemon.ledger.facts import key_of
+from daemon.ledger.facts import LOST_NOW, key_of
 from daemon.ledger.feeds import Feeds
 from daemon.ledger.records import Admitted, Arriving
 from daemon.ledger.retractions import Retractions
 from policies.errors import NotFound
 from policies.facts.supersession import (
-    ConflictPolicy,
     Relation,
     Ruling,
     Standing,
     Validity,
     lost_by,
     moment,
-    rule_each,
     stem_of,
     to_come,
 )
@@ -41,45 +39,20 @@ class Admission:
         self._feeds = feeds
         self._retractions = retractions
 
-    def admit(
-        self,
-        batch: Batch,
-        facts: Sequence[Fact],
-        quarantined: Sequence[Quarantined],
-        now: datetime | None = None,
-        *,
-        cursor: tuple[str, str] | None = None,
-        policy: ConflictPolicy = ConflictPolicy.NEWEST,
-    ) -> Admitted:
-        """Take in a whole batch in one transaction, with a feed's (name, cursor) if it has one.
+    def begin_batch(self, batch: Batch, *, signature: str = "", cursor: str = "") -> Arriving:
+        """Begin a batch, or resume one that was begun: it may be too large for one transaction.
 
-        The same bytes again change nothing and come back with `already` set.
-        """
-        at = now or batch.received_at
-        with self._db.write("admit"):
-            if cursor is not None:
-                self._feeds.put(*cursor, at)
-            row = self.row_of(batch.id)
-            if row is not None and row[1]:
-                return self.admitted(batch.id, already=True)
-            seq = self._insert_batch(batch, "") if row is None else int(row[0])
-            rulings = rule_each(facts, self.rivals(facts), policy, at)
-            self.append(seq, rulings, quarantined, at)
-            return self._complete(seq, batch.id, at)
-
-    def begin_batch(self, batch: Batch, *, signature: str = "") -> Arriving:
-        """Start, or go on with, a batch that is too large for one transaction.
-
+        `signature` and `cursor` as in `Arriving`; bytes that were begun before keep theirs.
         Planning sees nothing of it before `finish_batch`.
         """
         with self._db.write("begin_batch"):
             row = self.row_of(batch.id)
             if row is None:
-                self._insert_batch(batch, signature)
+                self._insert_batch(batch, signature, cursor)
         return self.arriving(batch.id)
 
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
-        """The batches that were begun and not finished, or else those of them set aside."""
+        """Unfinished batches: those being read, or with `aside` those set aside."""
         rows = self._db.rows(
             "SELECT id FROM batches WHERE complete = 0 AND (aside <> '') = ? ORDER BY seq",
             (aside,),
@@ -89,7 +62,7 @@ class Admission:
     def set_aside(self, batch_id: str, because: str, now: datetime) -> None:
         """A batch cannot be read on for the moment: from here on nothing else waits for it.
 
-        It may be gone on with and finished at any time.
+        It may be resumed and finished at any time.
         """
         with self._db.write("set_aside"):
             if self._db.do(
@@ -102,7 +75,7 @@ class Admission:
         """For each fact those admitted earlier with its key or its explicit id, as they came.
 
         A later version of an explicit id is stored as `id~something` and counts as that id. Of
-        those that were erased no more than the id is known, so that it is not given again.
+        those that were erased only the id is known: it is not given again.
         """
         by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
         by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
@@ -157,25 +130,26 @@ class Admission:
                 )
         return self.arriving(batch_id)
 
-    def finish_batch(
-        self, batch_id: str, now: datetime, *, cursor: tuple[str, str] | None = None
-    ) -> Admitted:
-        """The batch is whole: its facts may be planned from now on."""
+    def finish_batch(self, batch_id: str, now: datetime) -> Admitted:
+        """The batch is whole: its facts may be planned from now on, and its feed has been read up
+        to the cursor that the batch was begun with.
+        """
         with self._db.write("finish_batch"):
             row = self.row_of(batch_id)
             if row is None:
                 raise NotFound(f"no batch {batch_id}")
-            if cursor is not None:
-                self._feeds.put(*cursor, now)
             if row[1]:
                 return self.admitted(batch_id, already=True)
+            arriving = self.arriving(batch_id)
+            if arriving.cursor and arriving.batch.feed is not None:
+                self._feeds.put(arriving.batch.feed, arriving.cursor, now)
             return self._complete(row[0], batch_id, now)
 
-    def _insert_batch(self, batch: Batch, signature: str) -> int:
+    def _insert_batch(self, batch: Batch, signature: str, cursor: str = "") -> int:
         self._db.do(
-            "INSERT INTO batches (id, name, source, received_at, signature, first_fact)"
-            " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
-            (batch.id, batch.name, batch.source, self._db.at(batch.received_at), signature),
+            "INSERT INTO batches (id, name, source, received_at, signature, cursor, first_fact)"
+            " VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) + 1 FROM facts))",
+            (batch.id, batch.name, batch.source, self._db.at(batch.received_at), signature, cursor),
         )
         return int(self._db.one("SELECT seq FROM batches WHERE id = ?", (batch.id,)))
 
@@ -207,8 +181,8 @@ class Admission:
 
     def arriving(self, batch_id: str) -> Arriving:
         """How far a batch has been read."""
-        complete, line, position, signature, aside = self._db.rows(
-            "SELECT complete, line, position, signature, aside FROM batches WHERE id = ?",
+        complete, line, position, signature, cursor, aside = self._db.rows(
+            "SELECT complete, line, position, signature, cursor, aside FROM batches WHERE id = ?",
             (batch_id,),
         )[0]
         return Arriving(
@@ -217,6 +191,7 @@ class Admission:
             line=line,
             position=position,
             signature=signature,
+            cursor=cursor,
             aside=aside,
         )
 
@@ -270,12 +245,12 @@ class Admission:
         self._db.expect(stored, len(found), "facts are stored")
 
     def _replace(self, replacing: Sequence[tuple[Fact, str]], now: datetime) -> None:
-        """Each fact takes the place of an older one, at once or from when it comes to hold."""
+        """Each fact takes the place of an older one, now or once it becomes valid."""
         others = sum(fact.id != old or fact.op is Operation.RETRACT for fact, old in replacing)
         self._db.expect(others, len(replacing), "no fact replaces itself")
         lost = [(fact, old) for fact, old in replacing if not to_come(fact, now)]
         done = self._db.do_all(
-            "UPDATE facts SET validity = ?, replaced_by = ?,"
+            f"UPDATE facts SET validity = ?, replaced_by = ?, lost_after = {LOST_NOW},"
             " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END WHERE id = ?",
             [(lost_by(fact).value, fact.id, old) for fact, old in lost],
         )

@@ -102,7 +102,7 @@ class Batches:
         return _SETTLED[states[0]] if states else BatchState.EMPTY
 
     def _plan_states(self, batch_id: str) -> list[PlanState]:
-        """States of the batch's plans that are not stale, the newest first."""
+        """States of the batch's plans that were not cancelled, the newest first."""
         rows = self._db.rows(
             "SELECT state FROM plans WHERE kind = ? AND state <> 'cancelled' AND id IN (SELECT plan"
             " FROM plan_batches WHERE batch = (SELECT seq FROM batches WHERE id = ?))"
@@ -129,7 +129,7 @@ class Batches:
         return tuple(row[0] for row in rows)
 
     def retry(self, batch_id: str, because: str, now: datetime) -> int:
-        """Have everything of a batch that is not live planned anew; how many facts that are.
+        """Plan everything of a batch that is not live once more; return how many facts that is.
 
         Raises `Refused` where there is nothing to retry.
         """

@@ -192,7 +192,7 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     """What SQLite says as one of palorad's own errors, with what to do."""
     text = str(error)
     if "disk is full" in text or "disk I/O error" in text:
-        return DiskFull(f"{path}: {text}; make room and it goes on by itself")
+        return DiskFull(f"{path}: {text}; free some space; work resumes by itself")
     if "locked" in text or "busy" in text:
         return LedgerBusy(f"{path}: in use by another process for more than {BUSY_S} s")
     if isinstance(error, sqlite3.OperationalError):

@@ -61,9 +61,9 @@ class Erasure:
             self._db.set_meta(UNCLEAN, "yes")
 
     def erase_mentions(self, traces: Sequence[Trace]) -> Iterator[None]:
-        """Take what tells of facts out of quarantine, verdicts, plans and events; with pauses.
+        """Take every mention of facts out of quarantine, verdicts, plans and events; with pauses.
 
-        The chain of events holds on: what an event said is gone, its salted hash stands.
+        The chain of events stays valid: what an event said is gone, its salted hash stays.
         """
         for table, key, columns in _TELLING:
             last = -1
@@ -73,11 +73,11 @@ class Erasure:
                 (last,),
             ):
                 last = rows[-1][0]
-                told = [row[0] for row in rows if any(tells(traces, v or "") for v in row[1:])]
+                found = [row[0] for row in rows if any(tells(traces, v or "") for v in row[1:])]
                 with self._db.write(f"erase_{table}"):
                     self._db.do_all(
                         f"UPDATE {table} SET {_INSTEAD[table]} WHERE {key} = ?",
-                        [(row_key,) for row_key in told],
+                        [(row_key,) for row_key in found],
                     )
                 yield None
         for table in ("verdicts", "scorecards"):
@@ -153,7 +153,7 @@ class Erasure:
             yield None
 
     def compact(self) -> None:
-        """Rewrite the file, so that no free page holds what was erased.
+        """Rewrite the file: afterwards no free page holds what was erased.
 
         Takes long where the ledger is large: call it in a thread; it has its own connection.
         """

@@ -17,6 +17,9 @@ VALID: Final = (
     " AND (f.valid_until IS NULL OR f.valid_until > :now)"
 )
 
+# The newest plan when a fact ceased to be valid: no later plan has learnt or replayed it.
+LOST_NOW: Final = "coalesce(lost_after, (SELECT coalesce(max(id), 0) FROM plans))"
+
 _SEPARATOR: Final = "\x1f"
 
 

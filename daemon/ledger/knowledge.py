@@ -1,113 +1,177 @@
-"""What a lineage of adapters knows, and what of it was retracted."""
+"""What a lineage of adapters knows, and which retracted facts it may have seen."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
+from daemon.ledger.ancestry import Ancestry
 from daemon.ledger.database import Database, stamp
 from daemon.ledger.facts import VALID
-from policies.lineage import stride
+from policies.planning import even_sample
 
-_LEARNT: Final = "p.role IN ('learn', 'relearn')"
-_KNOWN: Final = (
-    f"FROM facts f WHERE f.seq IN (SELECT p.fact FROM plan_facts p WHERE {_LEARNT}"
-    " AND coalesce(p.learnt, 1) = 1 AND p.plan IN (SELECT a.plan FROM adapters a"
-    f" WHERE a.sha256 IN (SELECT value FROM json_each(:lineage)))) AND {VALID}"
+_PLANS: Final = "(SELECT value FROM json_each(:plans))"
+_LEARNT: Final = f"p.plan IN {_PLANS} AND p.learnt IS NOT 0"
+# Learnt by one of the plans, and by a later one of them found not to be learnt.
+_MISSED: Final = (
+    f"EXISTS (SELECT 1 FROM plan_facts m WHERE m.fact = p.fact AND m.learnt = 0"
+    f" AND m.plan > p.plan AND m.plan IN {_PLANS})"
 )
-_IN_LINEAGE: Final = (
-    "SELECT p.fact FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
-    " WHERE p.role IN ('learn', 'relearn', 'trace')"
-    " AND coalesce(p.learnt, 1) = 1 AND a.sha256 IN (SELECT value FROM json_each(:lineage))"
-)
+# Of all facts, few are invalid or missed: those are looked up, not the known ones.
+_NOT_KNOWN: Final = (
+    f"FROM facts f INDEXED BY facts_validity WHERE (NOT ({VALID})"
+    " AND EXISTS (SELECT 1 FROM plan_facts p WHERE p.fact = f.seq AND {learnt}))"
+    " OR (f.seq IN (SELECT fact FROM plan_facts WHERE learnt = 0)"
+    " AND EXISTS (SELECT 1 FROM plan_facts p WHERE p.fact = f.seq AND {learnt})"
+    " AND NOT EXISTS (SELECT 1 FROM plan_facts p WHERE p.fact = f.seq AND {learnt}"
+    " AND NOT {missed}))"
+).format(learnt=_LEARNT, missed=_MISSED)
 _SUPERSEDED: Final = (
-    "SELECT f.id, n.id FROM facts f JOIN facts n ON n.id = f.replaced_by"
-    " WHERE (f.validity = 'superseded' OR (f.validity = 'valid' AND f.valid_until <= :now))"
-    f" AND f.seq IN ({_IN_LINEAGE}) AND (n.seq IN ({_IN_LINEAGE}) OR n.seq IN"
-    " (SELECT fact FROM plan_facts WHERE plan = :plan AND role = 'learn'))"
-    " ORDER BY f.seq DESC LIMIT :limit"
+    "SELECT f.id, n.id, p.plan, f.lost_after FROM facts f INDEXED BY facts_replaced"
+    " JOIN facts n ON n.id = f.replaced_by JOIN plan_facts p ON p.fact = f.seq"
+    " WHERE f.replaced_by IS NOT NULL"
+    " AND (f.validity = 'superseded' OR (f.validity = 'valid' AND f.valid_until <= :now))"
+    f" AND p.learnt IS NOT 0 AND p.plan IN {_PLANS} AND n.seq IN (SELECT fact FROM plan_facts"
+    f" WHERE plan = :plan OR (learnt IS NOT 0 AND plan IN {_PLANS})) ORDER BY f.seq DESC"
 )
-_FORBIDDEN: Final = (
-    "SELECT count(*) FROM facts f WHERE f.validity = 'retracted' AND EXISTS (SELECT 1"
-    " FROM plan_facts p JOIN adapters a ON a.plan = p.plan WHERE p.fact = f.seq"
-    " AND a.sha256 IN (SELECT value FROM json_each(:lineage)))"
+_RETRACTED: Final = (
+    "SELECT p.plan, r.fact, f.lost_after FROM retractions r"
+    " JOIN plan_facts p ON p.fact = r.fact JOIN facts f ON f.seq = r.fact"
 )
 
 
 class Knowledge:
-    """Facts by the lineage that learnt them."""
+    """Facts by the lineage that learnt them; derived from its plans, not kept for each fact."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, ancestry: Ancestry) -> None:
         self._db = db
+        self._ancestry = ancestry
+        self._counted: tuple[object, int] = None, 0
+        self._seen: tuple[tuple[int, int], dict[Any, frozenset[int]]] = (0, 0), {}
 
-    def known_count(self, lineage: Sequence[str], now: datetime) -> int:
-        """How many valid facts the adapters of a lineage learnt."""
-        found = self._db.one(f"SELECT count(*) {_KNOWN}", _of(lineage, now))
-        return int(found)
+    def known_count(self, lineage: Iterable[str], now: datetime) -> int:
+        """How many valid facts the adapters of a lineage know.
 
-    def known_ids(self, lineage: Sequence[str], now: datetime, limit: int) -> tuple[str, ...]:
-        """Valid facts that a lineage learnt: all, or an even sample of at most `limit`."""
-        every = stride(self.known_count(lineage, now), limit)
-        if not every:
-            return ()
-        rows = self._db.rows(
-            f"SELECT id FROM (SELECT f.id AS id, row_number() OVER (ORDER BY f.seq) AS n {_KNOWN})"
-            " WHERE (n - 1) % :every = 0 ORDER BY n",
-            {**_of(lineage, now), "every": every},
+        Counted once as long as nothing is written: making a plan asks again at the same moment.
+        """
+        plans = self._ancestry.knows(lineage)
+        version = self._db.one("PRAGMA data_version"), self._db.connection.total_changes
+        key = (plans, now, version)
+        if self._counted[0] != key:
+            asked = {"plans": _listed(plans), "now": stamp(now)}
+            learnt = self._db.one(
+                f"SELECT count(DISTINCT p.fact) FROM plan_facts p WHERE {_LEARNT}", asked
+            )
+            lost = self._db.one(f"SELECT count(*) {_NOT_KNOWN}", asked)
+            self._counted = key, int(learnt) - int(lost)
+        return self._counted[1]
+
+    def known_ids(
+        self, lineage: Iterable[str], now: datetime, limit: int | None = None, *, seed: int = 0
+    ) -> tuple[str, ...]:
+        """Valid facts that a lineage knows, in the order of their coming: all, or an even sample.
+
+        The sample takes from every batch its share and depends on `seed`.
+        """
+        asked = {"plans": _listed(self._ancestry.knows(lineage)), "now": stamp(now)}
+        learnt = self._db.rows(f"SELECT p.fact FROM plan_facts p WHERE {_LEARNT}", asked)
+        lost = self._db.rows(f"SELECT f.seq {_NOT_KNOWN}", asked)
+        known = sorted({seq for (seq,) in learnt}.difference(seq for (seq,) in lost))
+        wanted = len(known) if limit is None else limit
+        chosen = [known[place] for place in even_sample(len(known), wanted, seed)]
+        found = self._db.rows(
+            "SELECT f.id FROM json_each(?) c CROSS JOIN facts f ON f.seq = c.value ORDER BY c.key",
+            (json.dumps(chosen),),
         )
-        return tuple(row[0] for row in rows)
+        return tuple(row[0] for row in found)
 
     def superseded_ids(
-        self, lineage: Sequence[str], plan_id: int, now: datetime, limit: int
+        self, lineage: Iterable[str], plan_id: int, now: datetime, limit: int
     ) -> tuple[tuple[str, str], ...]:
         """Facts that a lineage learnt and that have since given way to another, which the lineage
         or this plan learns: the latest pairs (old, new).
         """
-        parameters = {**_of(lineage, now), "plan": plan_id, "limit": limit}
-        return tuple((old, new) for old, new in self._db.rows(_SUPERSEDED, parameters))
+        saw = self._ancestry.saw(lineage)
+        parameters = {"plans": _listed(saw), "now": stamp(now), "plan": plan_id}
+        found = {
+            old: new
+            for old, new, plan, lost in self._db.rows(_SUPERSEDED, parameters)
+            if lost is None or lost >= saw[plan]
+        }
+        return tuple(found.items())[:limit]
 
     def taught_by(self, fact_id: str, lineage: Sequence[str]) -> int | None:
-        """The plan whose adapter, one of the lineage, learnt a fact; the latest of several."""
-        found = self._db.one(
-            "SELECT p.plan FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
-            f" WHERE {_LEARNT} AND coalesce(p.learnt, 1) = 1"
-            " AND p.fact = (SELECT seq FROM facts WHERE id = ?)"
-            " AND a.sha256 IN (SELECT value FROM json_each(?)) ORDER BY p.plan DESC LIMIT 1",
-            (fact_id, json.dumps(list(lineage))),
+        """The plan whose adapter, one of the lineage, knows a fact; the latest of several."""
+        for sha256 in reversed(lineage):
+            found = self._db.one(
+                f"SELECT 1 FROM plan_facts p WHERE {_LEARNT} AND NOT {_MISSED}"
+                " AND p.fact = (SELECT seq FROM facts WHERE id = :fact) LIMIT 1",
+                {"plans": _listed(self._ancestry.knows([sha256])), "fact": fact_id},
+            )
+            if found:
+                return self._ancestry.maker(sha256)
+        return None
+
+    def batches(self, lineage: Iterable[str]) -> tuple[int, ...]:
+        """Row numbers of the batches from which a lineage learnt facts."""
+        rows = self._db.rows(
+            f"SELECT DISTINCT batch FROM plan_batches WHERE plan IN {_PLANS}",
+            {"plans": _listed(self._ancestry.knows(lineage))},
         )
-        return None if found is None else int(found)
+        return tuple(row[0] for row in rows)
 
     # --- retracted facts -----------------------------------------------------------------------
 
-    def forbidden_count(self, lineage: Sequence[str]) -> int:
-        """How many retracted facts some adapter of a lineage learnt or replayed."""
-        return int(self._db.one(_FORBIDDEN, {"lineage": json.dumps(list(lineage))}))
+    def forbidden_count(self, lineage: Iterable[str]) -> int:
+        """How many retracted facts some adapter of a lineage may have learnt or replayed."""
+        return len(self.retracted_in(lineage))
 
-    def bars(self, lineage: Sequence[str]) -> bool:
-        """Whether a lineage knows a fact that was retracted."""
-        return self.forbidden_count(lineage) > 0
+    def is_tainted(self, lineage: Iterable[str]) -> bool:
+        """Whether a lineage may know a fact that was retracted."""
+        return bool(self.retracted_in(lineage))
 
     def knows_retracted(self, plan_id: int) -> bool:
-        """Whether a plan learns or replays a fact that was retracted."""
-        found = self._db.one(
-            "SELECT 1 FROM facts f JOIN plan_facts p ON p.fact = f.seq"
-            " WHERE p.plan = ? AND f.validity = 'retracted' LIMIT 1",
-            (plan_id,),
+        """Whether what a plan trains may learn or replay a fact that was retracted."""
+        return bool(self.retracted_in(plans=(plan_id,)))
+
+    def retracted_in(
+        self, lineage: Iterable[str] = (), plans: Iterable[int] = ()
+    ) -> frozenset[int]:
+        """Row numbers of the retracted facts that adapters or plans may have learnt or replayed.
+
+        Counted once for each number of retractions and plans: it is asked for at every look.
+        """
+        retracted = int(self._db.one("SELECT count(*) FROM retractions"))
+        if not retracted:
+            return frozenset()
+        state = retracted, int(self._db.one("SELECT coalesce(max(id), 0) FROM plans"))
+        if self._seen[0] != state:
+            self._seen = state, {}
+        asked = tuple(lineage), tuple(plans)
+        if asked in self._seen[1]:
+            return self._seen[1][asked]
+        saw = self._ancestry.saw(*asked)
+        found = frozenset(
+            fact
+            for plan, fact, lost in self._db.rows(_RETRACTED)
+            if plan in saw and lost >= saw[plan]
         )
-        return bool(found)
+        if not self._db.connection.in_transaction:  # what is not kept yet may still be undone
+            self._seen[1][asked] = found
+        return found
 
-    def retracted_in(self, lineage: Sequence[str]) -> frozenset[int]:
-        """Row numbers of the retracted facts that some adapter of a lineage learnt or replayed."""
-        rows = self._db.rows(
-            "SELECT DISTINCT p.fact FROM plan_facts p JOIN retractions r ON r.fact = p.fact"
-            " JOIN adapters a ON a.plan = p.plan"
-            " WHERE a.sha256 IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(lineage)),),
-        )
-        return frozenset(row[0] for row in rows)
+    def tainted_adapters(self, handles: Sequence[str]) -> frozenset[str]:
+        """Every adapter that may have learnt or replayed one of these retracted facts."""
+        lost: dict[int, int] = {}
+        for plan, _, since in self._db.rows(
+            f"{_RETRACTED} WHERE r.handle IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(handles)),),
+        ):
+            lost[plan] = max(since, lost.get(plan, 0))
+        return self._ancestry.tainted(lost)
 
 
-def _of(lineage: Sequence[str], now: datetime) -> dict[str, str]:
-    return {"lineage": json.dumps(list(lineage)), "now": stamp(now)}
+def _listed(plans: Iterable[int]) -> str:
+    return json.dumps(list(plans))

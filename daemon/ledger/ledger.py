@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from daemon.ledger.admission import Admission
+from daemon.ledger.ancestry import Ancestry
 from daemon.ledger.batches import Batches
 from daemon.ledger.database import Database
 from daemon.ledger.erasure import Erasure
@@ -38,7 +39,7 @@ class Ledger:
         self.plans = Plans(db)
         self.batches = Batches(db, self.plans)
         self.steps = Steps(db, self.plans)
-        self.knowledge = Knowledge(db)
+        self.knowledge = Knowledge(db, Ancestry(db))
         self.revisions = Revisions(db, self.plans, self.steps, self.knowledge)
         self.retractions = Retractions(db, self.facts, self.revisions, self.knowledge)
         self.erasure = Erasure(db)

@@ -32,7 +32,7 @@ class Meta:
         return self._db.meta("paused") == "yes"
 
     def pause(self, paused: bool, because: str, now: datetime) -> None:
-        """Start nothing new, or go on."""
+        """Pause or resume: while paused, nothing new is started."""
         with self._db.write("pause"):
             self._db.set_meta("paused", "yes" if paused else "no")
             kind = "paused" if paused else "resumed"

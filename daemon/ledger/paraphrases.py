@@ -18,7 +18,7 @@ class Paraphrases:
     def missing(self, plan_id: int, most: int) -> tuple[Fact, ...]:
         """Of the first `most` facts that a plan learns those that were never asked about."""
         rows = self._db.rows(
-            "SELECT f.body FROM (SELECT fact FROM plan_facts WHERE plan = ? AND role = 'learn'"
+            "SELECT f.body FROM (SELECT fact FROM plan_facts WHERE plan = ?"
             " ORDER BY fact LIMIT ?) p JOIN facts f ON f.seq = p.fact"
             " WHERE p.fact NOT IN (SELECT fact FROM paraphrases) ORDER BY p.fact",
             (plan_id, most),

@@ -14,9 +14,10 @@ from daemon.ledger.records import PlanHead
 from daemon.ledger.revisions import Revisions
 from daemon.ledger.steps import Steps
 from policies.planning import REBUILDS, Limits, MakePlan, OpenPlan, Snapshot
-from policies.records import Plan, Revision
+from policies.records import Revision
 
 NO_SPACE: Final = "NoFreeSpace"
+SEEDS: Final = 1_000_003
 _REBUILDS: Final = ",".join(f"'{kind.value}'" for kind in sorted(REBUILDS))
 
 
@@ -40,7 +41,6 @@ class Planning:
         self._steps = steps
         self._revisions = revisions
         self._knowledge = knowledge
-        self._grown: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def snapshot(self, now: datetime, limits: Limits, *, probe_ready: bool = True) -> Snapshot:
         """What planning needs; quick however many facts there are."""
@@ -60,7 +60,7 @@ class Planning:
         waiting = self._facts.waiting(now, limits.max_facts)
         needs_known = bool(forbidden) or no_space or bool(waiting)
         idle = bool(target.lineage) and not (forbidden or waiting)
-        began_with, gone_on = self._growth(target) if idle and limits.retrain_at else (0, 0)
+        scratch_facts, added_facts = self._growth() if idle and limits.retrain_at else (0, 0)
         return common.model_copy(
             update={
                 "ranks": ranks,
@@ -68,35 +68,25 @@ class Planning:
                 "forbidden": forbidden,
                 "refused_rebuilds": self._refused_rebuilds(target),
                 "no_space": no_space,
-                "began_with": began_with,
-                "gone_on": gone_on,
+                "scratch_facts": scratch_facts,
+                "added_facts": added_facts,
                 "waiting": waiting,
             }
         )
 
-    def _growth(self, target: Revision) -> tuple[int, int]:
-        """How many facts the last adapter on the bare base learnt, and how many came since.
-
-        Counted once for each revision and plan: it is asked for at every look.
-        """
-        newest = int(self._db.one("SELECT coalesce(max(id), 0) FROM plans"))
-        if self._grown is None or self._grown[0] != (target.number, newest):
-            last = int(
-                self._db.one(
-                    f"SELECT coalesce(max(id), 0) FROM plans WHERE (kind IN ({_REBUILDS})"
-                    " AND state <> 'cancelled') OR (replaces = '[]' AND state = 'live')"
-                )
+    def _growth(self) -> tuple[int, int]:
+        """How many facts the last adapter on the bare base learnt, and how many came since."""
+        last = int(
+            self._db.one(
+                f"SELECT coalesce(max(id), 0) FROM plans WHERE (kind IN ({_REBUILDS})"
+                " AND state <> 'cancelled') OR (replaces = '[]' AND state = 'live')"
             )
-            began_with = self._db.one(
-                "SELECT count(*) FROM plan_facts WHERE plan = ? AND role = 'learn'", (last,)
-            )
-            gone_on = self._db.one(
-                "SELECT count(*) FROM plan_facts p JOIN plans ON plans.id = p.plan"
-                " WHERE p.plan > ? AND p.role = 'learn' AND plans.state = 'live'",
-                (last,),
-            )
-            self._grown = (target.number, newest), (int(began_with), int(gone_on))
-        return self._grown[1]
+        )
+        scratch_facts = self._db.one("SELECT facts FROM plans WHERE id = ?", (last,))
+        added_facts = self._db.one(
+            "SELECT coalesce(sum(facts), 0) FROM plans WHERE id > ? AND state = 'live'", (last,)
+        )
+        return int(scratch_facts or 0), int(added_facts)
 
     def _opened(self, head: PlanHead, target: Revision) -> OpenPlan:
         builds_on = self._revisions.get(head.parent).lineage == target.lineage
@@ -127,29 +117,49 @@ class Planning:
             )
         )
 
-    def make_plan(self, action: MakePlan, now: datetime, *, max_replay: int) -> Plan:
-        """The plan that planning decided on, its facts and what it replays filled in.
+    # --- plans ---------------------------------------------------------------------------------
 
-        A rebuild learns every valid fact of the lineage. A `learn` plan goes on knowing those of
-        the adapters that it replaces (`again`), and replays an even sample of the others.
+    def make_plan(self, action: MakePlan, now: datetime, *, max_replay: int) -> PlanHead:
+        """The plan that planning decided on.
+
+        A rebuild learns every valid fact of the lineage. A `learn` plan replays an even sample of
+        at most `max_replay` of them beside its own.
         """
         target = self._revisions.target()
-        everything = 1 << 62
-        replaced = self._knowledge.known_ids(action.replaces, now, everything)
         rebuilds = action.kind in REBUILDS
-        facts, again = (replaced, ()) if rebuilds else (action.fact_ids, replaced)
-        kept = [sha256 for sha256 in target.lineage if sha256 not in action.replaces]
-        replay = self._knowledge.known_ids(kept, now, max_replay)
-        learnt = {*facts, *again}
+        known = self._knowledge.known_count(target.lineage, now)
         return self._plans.create(
             action.kind,
             parent=target.number,
             replaces=action.replaces,
-            fact_ids=facts,
-            relearn_ids=[fact_id for fact_id in again if fact_id not in set(facts)],
-            replay_ids=[fact_id for fact_id in replay if fact_id not in learnt],
+            fact_ids=action.fact_ids,
+            rebuilt=known if rebuilds else 0,
+            replays=0 if rebuilds else min(known, max_replay),
+            batches=self._knowledge.batches(action.replaces) if rebuilds else (),
             rank=action.rank,
             seed=action.seed,
             because=action.because,
             now=now,
         )
+
+    def to_learn(self, plan: PlanHead, limit: int | None = None) -> tuple[str, ...]:
+        """What a plan learns: all of it, or of a rebuild an even sample of at most `limit`.
+
+        A rebuild learns what the adapters that it replaces know and what is still valid.
+        """
+        if plan.kind not in REBUILDS:
+            return self._plans.fact_ids(plan.id)
+        return self._knowledge.known_ids(plan.replaces, plan.created_at, limit)
+
+    def to_replay(self, plan: PlanHead) -> tuple[str, ...]:
+        """What a plan replays: an even sample over what the lineage that it builds on knows and
+        what is still valid, without the plan's own facts; another one for each plan.
+        """
+        if not plan.replays:
+            return ()
+        lineage = self._revisions.get(plan.parent).lineage
+        known = self._knowledge.known_ids(
+            lineage, plan.created_at, plan.replays, seed=plan.seed * SEEDS + plan.id
+        )
+        own = set(self._plans.fact_ids(plan.id))
+        return tuple(fact_id for fact_id in known if fact_id not in own)

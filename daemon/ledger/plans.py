@@ -13,8 +13,8 @@ from policies.errors import NotFound, StateConflict
 from policies.records import OPEN_STATES, TRANSITIONS, Plan, PlanKind, PlanState
 
 _HEAD: Final = (
-    "id, kind, state, parent, replaces, rank, seed, attempts, interruptions, not_before, adapter,"
-    " served, because, error, error_kind, created_at, moved_at"
+    "id, kind, state, parent, replaces, rank, seed, facts, replays, attempts, interruptions,"
+    " not_before, adapter, served, because, error, error_kind, created_at, moved_at"
 )
 _FIELDS: Final = frozenset({"attempts", "not_before", "error", "error_kind", "because"})
 
@@ -32,97 +32,84 @@ class Plans:
         parent: int,
         replaces: Sequence[str] = (),
         fact_ids: Sequence[str] = (),
-        relearn_ids: Sequence[str] = (),
-        replay_ids: Sequence[str] = (),
+        rebuilt: int = 0,
+        replays: int = 0,
+        batches: Sequence[int] = (),
         rank: int,
         seed: int,
         because: str,
         now: datetime,
-    ) -> Plan:
+    ) -> PlanHead:
         """A new plan; the facts of a `learn` plan wait for it alone from here on.
 
-        Those of `relearn_ids`, which the adapters that it replaces know, are replayed beside them.
-        Raises `StateConflict` if one of them is no longer waiting.
+        A rebuild learns `rebuilt` facts, and a `learn` plan replays up to `replays` beside its
+        own: they follow from the adapters it replaces and are not stored. `batches` are row
+        numbers of those that a rebuild touches. Raises `StateConflict` if a fact of the plan is
+        no longer waiting.
         """
         with self._db.write("create_plan"):
             at = self._db.at(now)
             self._db.do(
-                "INSERT INTO plans (kind, state, parent, replaces, rank, seed, because,"
-                " created_at, moved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO plans (kind, state, parent, replaces, rank, seed, facts, replays,"
+                " because, created_at, moved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    kind.value,
-                    PlanState.PLANNED.value,
-                    parent,
-                    json.dumps(list(replaces)),
-                    rank,
-                    seed,
-                    because,
-                    at,
-                    at,
+                    *(kind.value, PlanState.PLANNED.value, parent, json.dumps(list(replaces))),
+                    *(rank, seed, len(fact_ids) + rebuilt, replays, because),
+                    *(at, at),
                 ),
             )
             plan_id = int(self._db.one("SELECT max(id) FROM plans"))
-            self._set_facts(plan_id, "learn", fact_ids)
-            self._set_facts(plan_id, "relearn", relearn_ids)
-            self._set_facts(plan_id, "replay", replay_ids)
-            if kind is PlanKind.LEARN:
-                self._inherit(plan_id, replaces)
-            self._db.do(
-                "INSERT INTO plan_batches SELECT DISTINCT ?, f.batch FROM plan_facts p"
-                " JOIN facts f ON f.seq = p.fact WHERE p.plan = ? AND p.role = 'learn'",
-                (plan_id, plan_id),
+            self._take(plan_id, fact_ids)
+            self._db.do_all(
+                "INSERT INTO plan_batches (plan, batch) VALUES (?, ?)",
+                [(plan_id, batch) for batch in batches],
             )
-            if kind is PlanKind.LEARN:
-                taken = self._db.do(
-                    "UPDATE facts SET state = 'planned', plan = ? WHERE state = 'pending'"
-                    " AND seq IN (SELECT fact FROM plan_facts WHERE plan = ? AND role = 'learn')",
-                    (plan_id, plan_id),
-                )
-                if taken != len(fact_ids):
-                    raise StateConflict("a fact of the plan is no longer waiting")
-            replays = len(relearn_ids) + len(replay_ids)
-            counts = {"kind": kind, "facts": len(fact_ids), "replays": replays}
+            counts = {"kind": kind, "facts": len(fact_ids) + rebuilt, "replays": replays}
             self._db.event(
                 "plan.made", f"plan:{plan_id}", {**counts, "parent": parent, "seed": seed}, now
             )
-        return self.get(plan_id)
+        return self.head(plan_id)
 
-    def _inherit(self, plan_id: int, replaces: Sequence[str]) -> None:
-        """An adapter that goes on keeps in its weights whatever the former ones saw."""
-        self._db.do(
-            "INSERT INTO plan_facts (plan, role, fact) SELECT DISTINCT ?, 'trace', p.fact"
-            " FROM plan_facts p JOIN adapters a ON a.plan = p.plan"
-            " WHERE a.sha256 IN (SELECT value FROM json_each(?))"
-            " AND p.fact NOT IN (SELECT fact FROM plan_facts WHERE plan = ?)",
-            (plan_id, json.dumps(list(replaces)), plan_id),
-        )
-
-    def _set_facts(self, plan_id: int, role: str, ids: Sequence[str]) -> None:
+    def _take(self, plan_id: int, fact_ids: Sequence[str]) -> None:
+        """The facts wait for this plan alone."""
         stored = self._db.do_all(
-            "INSERT INTO plan_facts (plan, role, fact) SELECT ?, ?, seq FROM facts WHERE id = ?",
-            [(plan_id, role, fact_id) for fact_id in ids],
+            "INSERT INTO plan_facts (plan, fact) SELECT ?, seq FROM facts WHERE id = ?",
+            [(plan_id, fact_id) for fact_id in fact_ids],
         )
-        self._db.expect(stored, len(ids), f"facts of the plan ({role})")
+        self._db.expect(stored, len(fact_ids), "facts of the plan")
+        self._db.do(
+            "INSERT INTO plan_batches SELECT DISTINCT ?, f.batch FROM plan_facts p"
+            " JOIN facts f ON f.seq = p.fact WHERE p.plan = ?",
+            (plan_id, plan_id),
+        )
+        taken = self._db.do(
+            "UPDATE facts SET state = 'planned', plan = ? WHERE state = 'pending'"
+            " AND seq IN (SELECT fact FROM plan_facts WHERE plan = ?)",
+            (plan_id, plan_id),
+        )
+        if taken != len(fact_ids):
+            raise StateConflict("a fact of the plan is no longer waiting")
 
     # --- reading -------------------------------------------------------------------------------
 
     def get(self, plan_id: int) -> Plan:
-        """A plan with all its facts; raises `NotFound`."""
+        """A plan with the facts that it takes from those that wait; raises `NotFound`."""
         head = self.head(plan_id)
         return Plan(
             **head.model_dump(include={*Plan.model_fields} - {"batch_ids"}),
             batch_ids=head.batches,
-            fact_ids=self.fact_ids(plan_id, "learn"),
-            relearn_ids=self.fact_ids(plan_id, "relearn"),
-            replay_ids=self.fact_ids(plan_id, "replay"),
+            fact_ids=self.fact_ids(plan_id),
         )
 
-    def fact_ids(self, plan_id: int, role: str) -> tuple[str, ...]:
-        """The facts that a plan learns, learns again or replays, in the order of their coming."""
+    def fact_ids(self, plan_id: int) -> tuple[str, ...]:
+        """The facts that a `learn` plan takes from those that wait, in the order of their coming.
+
+        What a rebuild learns is `Planning.to_learn`.
+        """
         rows = self._db.rows(
             "SELECT f.id FROM plan_facts p JOIN facts f ON f.seq = p.fact"
-            " WHERE p.plan = ? AND p.role = ? ORDER BY p.fact",
-            (plan_id, role),
+            " WHERE p.plan = ? ORDER BY p.fact",
+            (plan_id,),
         )
         return tuple(row[0] for row in rows)
 
@@ -179,12 +166,6 @@ class Plans:
     def _head_of(self, row: Row) -> PlanHead:
         names = [name.strip() for name in _HEAD.split(",")]
         found: dict[str, Any] = dict(zip(names, row, strict=True))
-        counts: dict[str, int] = dict(
-            self._db.rows(
-                "SELECT role, count(*) FROM plan_facts WHERE plan = ? GROUP BY role",
-                (found["id"],),
-            )
-        )
         batches = self._db.rows(
             "SELECT b.id FROM plan_batches p JOIN batches b ON b.seq = p.batch"
             " WHERE p.plan = ? ORDER BY b.seq",
@@ -195,8 +176,6 @@ class Plans:
             **found | {"replaces": tuple(json.loads(found["replaces"]))},
             served=None if served is None else Served.model_validate_json(served),
             batches=tuple(b[0] for b in batches),
-            facts=counts.get("learn", 0),
-            replays=counts.get("relearn", 0) + counts.get("replay", 0),
         )
 
     # --- moving --------------------------------------------------------------------------------

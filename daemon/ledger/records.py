@@ -41,8 +41,9 @@ class Admitted(Record):
 class Arriving(Record):
     """How far a batch has been read: the next line's number and byte offset.
 
-    `signature` is what the reader wanted to remember of the file it comes from; `aside` says why
-    it was set aside, if it was.
+    `signature` tells the dropped file that it came from from a later one of the same name;
+    `cursor` is the place of the feed that it came from, committed with the end of the batch;
+    `aside` says why it was set aside, if it was.
     """
 
     batch: Batch
@@ -50,6 +51,7 @@ class Arriving(Record):
     line: int = 0
     position: int = 0
     signature: str = ""
+    cursor: str = ""
     aside: str = ""
 
 

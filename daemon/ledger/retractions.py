@@ -10,7 +10,7 @@ from typing import Final
 
 from daemon.ledger.chain import salted
 from daemon.ledger.database import Database, Row, chunks, marks, unstamp
-from daemon.ledger.facts import Facts
+from daemon.ledger.facts import LOST_NOW, Facts
 from daemon.ledger.knowledge import Knowledge
 from daemon.ledger.records import Retraction, Tainted
 from daemon.ledger.revisions import Revisions
@@ -22,11 +22,6 @@ _MARK_SALT: Final = "mark_salt"
 _COLUMNS: Final = (
     "r.handle, r.fact, f.id, r.salt, r.digest, r.because, r.asked_at, r.last_batch,"
     " r.unloaded_at, r.erased_at, r.certified_at, r.certificate"
-)
-_SAW: Final = (
-    "SELECT a.sha256 FROM adapters a WHERE EXISTS (SELECT 1 FROM plan_facts p"
-    " JOIN retractions r ON r.fact = p.fact WHERE p.plan = a.plan"
-    " AND r.handle IN (SELECT value FROM json_each(?)))"
 )
 
 
@@ -65,13 +60,8 @@ class Retractions:
     def erasable(self) -> tuple[Retraction, ...]:
         """Those that neither the target lineage nor a plan under way knows any more."""
         states = ",".join(f"'{state.value}'" for state in OPEN_STATES)
-        busy = {
-            row[0]
-            for row in self._db.rows(
-                "SELECT DISTINCT p.fact FROM plan_facts p JOIN retractions r ON r.fact = p.fact"
-                f" JOIN plans ON plans.id = p.plan WHERE plans.state IN ({states})"
-            )
-        }
+        rows = self._db.rows(f"SELECT id FROM plans WHERE state IN ({states})")
+        busy = self._knowledge.retracted_in(plans=[row[0] for row in rows])
         return tuple(
             found
             for found in self.all(unfinished=True)
@@ -93,8 +83,8 @@ class Retractions:
         return tuple(self.facts(handles).values())
 
     def tainted(self, handles: Sequence[str]) -> Tainted:
-        """Everything published that learnt or replayed one of these retracted facts."""
-        saw = {row[0] for row in self._db.rows(_SAW, (json.dumps(list(handles)),))}
+        """Everything published that may have learnt or replayed one of these retracted facts."""
+        saw = self._knowledge.tainted_adapters(handles)
         names, models = set(), set()
         lineages: dict[int, tuple[str, ...]] = {}
         for number, lineage, name, sha in self._db.rows(
@@ -126,7 +116,7 @@ class Retractions:
         self._facts.state(fact_id)
         with self._db.write("retract"):
             done = self._db.do(
-                "UPDATE facts SET validity = 'retracted',"
+                f"UPDATE facts SET validity = 'retracted', lost_after = {LOST_NOW},"
                 " state = CASE state WHEN 'pending' THEN 'idle' ELSE state END"
                 " WHERE id = ? AND validity <> 'retracted'",
                 (fact_id,),

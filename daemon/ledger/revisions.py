@@ -46,7 +46,7 @@ class Revisions:
     # --- reading -------------------------------------------------------------------------------
 
     def target(self) -> Revision:
-        """What shall be served now."""
+        """The target: the revision that is to be served now."""
         row = self._db.row(
             f"SELECT {_COLUMNS} FROM revisions WHERE number = (SELECT number FROM target)"
         )
@@ -127,15 +127,14 @@ class Revisions:
     def _settle_facts(self, plan_id: int, relearn: int) -> None:
         verdict = self._steps.verdict(plan_id)
         missed = verdict.not_learnt if verdict is not None else ()
-        self._db.do(
-            "UPDATE plan_facts SET learnt = 1 WHERE plan = ? AND role = 'learn'", (plan_id,)
-        )
+        self._db.do("UPDATE plan_facts SET learnt = 1 WHERE plan = ?", (plan_id,))
+        # A rebuild has no rows of its own but for what it did not learn.
         self._db.do_all(
-            "UPDATE plan_facts SET learnt = 0 WHERE plan = ? AND role = 'learn'"
-            " AND fact = (SELECT seq FROM facts WHERE id = ?)",
+            "INSERT INTO plan_facts (plan, fact, learnt) SELECT ?, seq, 0 FROM facts WHERE id = ?"
+            " ON CONFLICT (plan, fact) DO UPDATE SET learnt = 0",
             [(plan_id, fact_id) for fact_id in missed],
         )
-        of_plan = "seq IN (SELECT fact FROM plan_facts WHERE plan = ? AND role = 'learn'"
+        of_plan = "seq IN (SELECT fact FROM plan_facts WHERE plan = ?"
         self._db.do(
             f"UPDATE facts SET state = 'done', learnt = ? WHERE {of_plan} AND learnt = 1)",
             (plan_id, plan_id),

@@ -19,6 +19,7 @@ CREATE TABLE batches (
   source TEXT NOT NULL,
   received_at TEXT NOT NULL,
   signature TEXT NOT NULL DEFAULT '',
+  cursor TEXT NOT NULL DEFAULT '',
   complete INTEGER NOT NULL DEFAULT 0,
   aside TEXT NOT NULL DEFAULT '',
   first_fact INTEGER NOT NULL DEFAULT 0,
@@ -52,7 +53,8 @@ CREATE TABLE facts (
   plan INTEGER,
   tries INTEGER NOT NULL DEFAULT 0,
   misses INTEGER NOT NULL DEFAULT 0,
-  learnt INTEGER
+  learnt INTEGER,
+  lost_after INTEGER
 );
 CREATE INDEX facts_batch ON facts (batch, state);
 CREATE INDEX facts_key ON facts (key);
@@ -60,7 +62,8 @@ CREATE INDEX facts_stem ON facts (stem);
 CREATE INDEX facts_pending ON facts (urgent DESC, seq) WHERE state = 'pending';
 CREATE INDEX facts_plan ON facts (plan) WHERE state = 'planned';
 CREATE INDEX facts_unlearnt ON facts (seq) WHERE state = 'unlearnt';
-CREATE INDEX facts_retracted ON facts (seq) WHERE validity = 'retracted';
+CREATE INDEX facts_validity ON facts (seq, validity, valid_from, valid_until);
+CREATE INDEX facts_replaced ON facts (seq) WHERE replaced_by IS NOT NULL;
 
 CREATE TABLE quarantine (
   id INTEGER PRIMARY KEY,
@@ -88,6 +91,8 @@ CREATE TABLE plans (
   replaces TEXT NOT NULL,
   rank INTEGER NOT NULL,
   seed INTEGER NOT NULL,
+  facts INTEGER NOT NULL,
+  replays INTEGER NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0,
   interruptions INTEGER NOT NULL DEFAULT 0,
   not_before TEXT,
@@ -111,12 +116,12 @@ CREATE INDEX plan_batches_batch ON plan_batches (batch);
 
 CREATE TABLE plan_facts (
   plan INTEGER NOT NULL REFERENCES plans (id),
-  role TEXT NOT NULL,
   fact INTEGER NOT NULL REFERENCES facts (seq),
   learnt INTEGER,
-  PRIMARY KEY (plan, role, fact)
+  PRIMARY KEY (plan, fact)
 ) WITHOUT ROWID;
 CREATE INDEX plan_facts_fact ON plan_facts (fact);
+CREATE INDEX plan_facts_missed ON plan_facts (fact, plan) WHERE learnt = 0;
 
 CREATE TABLE leases (
   plan INTEGER NOT NULL,

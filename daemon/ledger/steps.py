@@ -112,7 +112,7 @@ class Steps:
         )
 
     def verdict(self, plan_id: int) -> Verdict | None:
-        """What the gate said of a plan."""
+        """The gate's verdict on a plan, if there is one."""
         body = self._db.one("SELECT body FROM verdicts WHERE plan = ?", (plan_id,))
         return None if body is None else Verdict.model_validate_json(body)
 
@@ -145,7 +145,7 @@ class Steps:
             self._db.event("step.started", f"plan:{plan_id}", {"step": step}, now)
 
     def release(self, plan_id: int, step: Step) -> None:
-        """Nobody works on this step any more."""
+        """No child works on this step any more."""
         with self._db.write("release"):
             self._drop_lease(plan_id, step)
 

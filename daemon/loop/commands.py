@@ -35,7 +35,7 @@ class Commands:
         live: Callable[[], DaemonView],
         wake: Callable[[], None],
     ) -> None:
-        """`live` tells what only the daemon knows; `wake` has it look at once."""
+        """`live` is what only the daemon knows; `wake` has it act on a change at once."""
         self._ledger = ledger
         self._intake = intake
         self.settings = settings
@@ -56,7 +56,7 @@ class Commands:
         return self._live().model_dump(mode="json")
 
     async def submit(self, path: str, again: bool = False) -> Answer:
-        """Take a copy of a file; known bytes are learnt anew only if `again`."""
+        """Take a copy of a file; known bytes are learnt once more only if `again`."""
         try:
             batch_id, known = self._intake.submit(Path(path))
         except OSError as error:
@@ -69,7 +69,7 @@ class Commands:
         line = f"{name}: already known as {short}, {state.value}"
         if again and state not in (BatchState.WAITING, BatchState.LEARNING):
             facts = self._ledger.batches.retry(batch_id, "submitted again", self._now())
-            line = f"{name}: known as {short}, was {state.value}; {facts} facts are learnt anew"
+            line = f"{name}: known as {short}, was {state.value}; {facts} facts are planned again"
         return {"batch": batch_id, "known": True, "state": state.value, "line": line}
 
     async def retry(self, subject: str, because: str = "") -> Answer:
@@ -85,25 +85,25 @@ class Commands:
         else:
             batch = self._ledger.batches.get(subject)
             facts = self._ledger.batches.retry(batch.id, because, self._now())
-        return self._done(f"{facts} facts are planned anew", facts=facts)
+        return self._done(f"{facts} facts are planned again", facts=facts)
 
     async def rollback(self, to: int | None = None, because: str = "") -> Answer:
-        """Serve an earlier revision; without `to` the one that the target one was built on."""
+        """Serve an earlier revision; without `to` the parent of the target."""
         target = self._ledger.revisions.target()
         if to is None:
             to = target.parent
         if to is None:
-            raise Refused("the base is target: there is nothing to roll back to")
+            raise Refused("the base is the target: there is nothing to roll back to")
         return self._point(to, because)
 
     async def forward(self, to: int | None = None, because: str = "") -> Answer:
-        """Undo a rollback; without `to` the newest revision built on the target one."""
+        """Undo a rollback; without `to` the newest revision built on the target."""
         return self._point(self._ledger.revisions.forward_target() if to is None else to, because)
 
     def _point(self, to: int, because: str) -> Answer:
         before = self._ledger.revisions.target().number
         revision = self._ledger.revisions.rollback(to, because or "asked for", self._now())
-        line = f"revision {revision.number} ({revision.served_name}) is target, was {before}"
+        line = f"revision {revision.number} ({revision.served_name}) is the target, was {before}"
         return self._done(line, revision=revision.number, was=before)
 
     async def promote(self, plan: int, because: str = "") -> Answer:
@@ -143,8 +143,8 @@ class Commands:
                 await asyncio.sleep(0)
         except OSError as error:
             raise Refused(f"{found.name}: its archive cannot be read: {error.strerror}") from None
-        told = f"{read - bad} of {read} quarantined lines are admitted now"
-        return self._done(told, read=read, admitted=read - bad)
+        summary = f"{read - bad} of {read} quarantined lines are admitted now"
+        return self._done(summary, read=read, admitted=read - bad)
 
     async def retract(
         self,
@@ -215,8 +215,8 @@ class Commands:
         known = self._ledger.knowledge.known_count(snapshot.lineage, now)
         if not known:
             raise Refused("nothing is learnt that could be consolidated")
-        wanted = snapshot.model_copy(update={"known": known})
-        action = rebuild(wanted, PlanKind.CONSOLIDATE, because or "asked for")
+        complete = snapshot.model_copy(update={"known": known})
+        action = rebuild(complete, PlanKind.CONSOLIDATE, because or "asked for")
         plan = self._ledger.planning.make_plan(action, now, max_replay=0)
         return self._done(f"plan {plan.id}: {known} facts in one adapter", plan=plan.id)
 

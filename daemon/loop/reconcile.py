@@ -1,4 +1,4 @@
-"""Batches become revisions: what children did is recorded, and one action a tick begun."""
+"""Batches become revisions: records what children did, and begins one action a tick."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class Reconciler:
         sharing: Sharing | Separate | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`changed` is told the batches whose state may have changed; while `holds` says so,
-        nothing new is begun; a plan is trained once it is `worded`, and there is room on the GPU
-        by `sharing`.
+        """`changed` hears of batches whose state may have changed. While `holds` is true, nothing
+        new is begun. A plan is trained once `worded` says that its facts have their paraphrases and
+        `sharing` that the GPU has room.
         """
         self._ledger = ledger
         self._jobs = jobs
@@ -98,7 +98,7 @@ class Reconciler:
     # --- planning ------------------------------------------------------------------------------
 
     async def tick(self, now: datetime) -> Action | None:
-        """One step: what was done is recorded, and at most one action begun."""
+        """Record what children did, then begin at most one action; which one."""
         for lease in self._ledger.steps.leases():
             self._collect(lease, now)
         if self._holds():
@@ -115,7 +115,7 @@ class Reconciler:
         return action if action and await self._do(action, probe, now) else None
 
     async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> bool:
-        """Whether the action could be begun now."""
+        """Begin an action; whether that was possible now."""
         match action:
             case MakePlan():
                 plan = self._ledger.planning.make_plan(
@@ -150,10 +150,8 @@ class Reconciler:
                 return False
             if step is Step.TRAIN and not await self._trainable(plan):
                 return False
-            request: BaseModel = (
-                requests.train_request(self._ledger, self.settings, plan, probe)
-                if step is Step.TRAIN
-                else requests.evaluate_request(self._ledger, self.settings, plan, probe, now)
+            request = await requests.child_request(
+                self._ledger, self.settings, plan, step, probe, now
             )
         except LedgerBusy:
             raise
@@ -163,7 +161,10 @@ class Reconciler:
             )
             self._failed(plan, step, broken, now)
             return False
-        return self._start(plan.id, step, request, now)
+        # Somebody may have decided otherwise while the request was put together.
+        room = step is not Step.TRAIN or await self._sharing.room(plan.id, step)
+        unmoved = self._ledger.plans.head(plan.id).state is plan.state
+        return room and unmoved and self._start(plan.id, step, request, now)
 
     async def _probe(self, plan_id: int, now: datetime) -> bool:
         if self._taken(self._layout.workdir(plan_id, Step.PROBE)):
@@ -228,8 +229,8 @@ class Reconciler:
             try:
                 self._finished(lease, seen.report, now)
             except (ValidationError, StateConflict) as error:
-                told = str(error).splitlines()[0]
-                unusable = JobError(kind=type(error).__name__, error=told, final=True)
+                first_line = str(error).splitlines()[0]
+                unusable = JobError(kind=type(error).__name__, error=first_line, final=True)
                 (workdir / "report.json").unlink(missing_ok=True)
                 self._lease_failed(lease, unusable, now)
 
@@ -237,7 +238,7 @@ class Reconciler:
         if lease.step is Step.PROBE:
             requests.remember_probe(self._ledger, self.settings, ProbeReport.model_validate(report))
             self._ledger.steps.release(lease.plan, lease.step)
-            # The next plan has its own directory; a base that changes is looked at afresh.
+            # The next plan has its own directory, and another base is probed again.
             shutil.rmtree(self._layout.workdir(lease.plan, lease.step), ignore_errors=True)
             return
         head = self._ledger.plans.head(lease.plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from datetime import datetime
@@ -19,12 +20,10 @@ from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
 from policies.batching import Batching
 from policies.errors import StateConflict
-from policies.facts.heldout import no_templates, with_held_out
-from policies.facts.paraphrasing import with_paraphrases
-from policies.facts.templates import varied
+from policies.facts.model_paraphrases import with_model_paraphrases
 from policies.gate.grading import grade
 from policies.gate.sampling import draw_earlier
-from policies.planning import REBUILDS, Limits
+from policies.planning import REBUILDS, Limits, Step
 from policies.records import Fact, Revision, content_id
 
 PROBE: Final = "probe"
@@ -113,6 +112,39 @@ def forget_probe(ledger: Ledger) -> None:
     ledger.meta.remember(PROBE, "")
 
 
+# --- train and evaluate ----------------------------------------------------------------------
+
+
+async def child_request(
+    ledger: Ledger,
+    settings: Settings,
+    plan: PlanHead,
+    step: Step,
+    probe: ProbeReport,
+    now: datetime,
+) -> TrainRequest | JudgingRequest:
+    """What the child of a step is asked for, put together in a thread with its own reader.
+
+    A request holds thousands of facts, that of a rebuild all of them: reading them takes longer
+    than the loop may stand still.
+    """
+
+    def build(reader: Ledger) -> TrainRequest | JudgingRequest:
+        if step is Step.TRAIN:
+            return train_request(reader, settings, plan, probe)
+        return evaluate_request(reader, settings, plan, probe, now)
+
+    path = ledger.db.path
+    if not path.exists():  # a ledger in memory has no other reader
+        return build(ledger)
+
+    def read() -> TrainRequest | JudgingRequest:
+        with Ledger.open(path, readonly=True) as reader:
+            return build(reader)
+
+    return await asyncio.to_thread(read)
+
+
 # --- train -----------------------------------------------------------------------------------
 
 
@@ -131,24 +163,13 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_worded(ledger, ledger.plans.fact_ids(plan.id, "learn")),
-        replay=(
-            *_worded(ledger, ledger.plans.fact_ids(plan.id, "relearn")),
-            *_worded(ledger, ledger.plans.fact_ids(plan.id, "replay")),
-        ),
-        paraphrases=1
-        if settings.intake.paraphrase_source == "given"
-        else settings.train.paraphrases,
-        templates=settings.intake.paraphrase_source == "templates",
-        prefixed=settings.train.prefixed,
-        reversed_questions=settings.train.reversed_questions,
-        epochs=settings.train.epochs,
-        batch_preset=settings.train.batch_preset,
+        facts=_with_model_paraphrases(ledger, ledger.planning.to_learn(plan)),
+        replay=_with_model_paraphrases(ledger, ledger.planning.to_replay(plan)),
+        config=settings.train.config,
+        paraphrases=settings.paraphrase_policy,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
-        min_traces=settings.train.replay.min_traces,
         lineage=tuple(Path(ledger.steps.adapter(sha).path) for sha in kept),
-        stacked=settings.train.lineage == "stack",
         start=tuple(Path(ledger.steps.adapter(sha).path) for sha in goes_on),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
@@ -160,12 +181,11 @@ def train_request(
     )
 
 
-def _worded(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
+def _with_model_paraphrases(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
     """The facts with the paraphrases that the live model gave."""
     further = ledger.paraphrases.of(ids)
-    return tuple(
-        with_paraphrases(fact, further.get(fact.id, ())) for fact in ledger.facts.find(ids=ids)
-    )
+    facts = ledger.facts.find(ids=ids)
+    return tuple(with_model_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -199,9 +219,7 @@ def _evaluation(
     if plan.served is None:
         raise StateConflict(f"plan {plan.id} has published nothing to judge")
     gate, target = settings.gate, ledger.revisions.target()
-    facts = ledger.facts.find(ids=ledger.plans.fact_ids(plan.id, "learn"))
-    if plan.kind in REBUILDS:
-        facts = facts[:: -(-len(facts) // settings.train.max_facts) or 1]
+    facts = ledger.facts.find(ids=ledger.planning.to_learn(plan, settings.train.max_facts))
     standing = _earlier(ledger, target, now)
     earlier = draw_earlier(standing, facts, gate.earlier_facts, plan.id)
     superseded = _superseded(ledger, settings, plan, target, now)
@@ -233,14 +251,9 @@ def _evaluation(
 
 def _to_unlearn(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
     """Retracted facts that are served until now, in the paraphrases in which they were learnt."""
-    given = settings.intake.paraphrase_source == "given"
-    render = varied if settings.intake.paraphrase_source == "templates" else no_templates
-    paraphrases = 1 if given else settings.train.paraphrases
-    facts = ledger.retractions.to_forget()
-    further = ledger.paraphrases.of([fact.id for fact in facts])
-    worded = (with_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
-    prefixed = settings.train.prefixed
-    return tuple(with_held_out(fact, render, paraphrases, prefixed=prefixed) for fact in worded)
+    policy, facts = settings.paraphrase_policy, ledger.retractions.to_forget()
+    by_model = ledger.paraphrases.of([fact.id for fact in facts])
+    return tuple(policy.for_unlearning(fact, by_model.get(fact.id, ())) for fact in facts)
 
 
 def _served(revision: Revision) -> ServedModel | None:

@@ -41,13 +41,13 @@ class Replicas(Protocol):
         ...
 
 
-def replica_views(statuses: Sequence[ReplicaStatus], target: str) -> tuple[ReplicaView, ...]:
-    """What status shows of the replicas; `target` is the model that each should answer from."""
+def replica_views(statuses: Sequence[ReplicaStatus], target: Revision) -> tuple[ReplicaView, ...]:
+    """What status shows of the replicas, all of which should answer from `target`."""
     return tuple(
         ReplicaView(
             url=status.url,
-            ready=status.healthy and status.active == target,
-            target=target,
+            ready=status.healthy and status.active == target.served_name,
+            target=target.served_name,
             active=status.active,
             verified_at=status.verified_at,
             reason=status.reason,
@@ -106,7 +106,7 @@ class Rollout:
         if target.parent is None:
             return None
         parent = self._ledger.revisions.get(target.parent)
-        return None if self._ledger.knowledge.bars(parent.lineage) else parent
+        return None if self._ledger.knowledge.is_tainted(parent.lineage) else parent
 
     def _under_evaluation(self) -> tuple[str, ...]:
         opened = self._ledger.plans.open_plan()

@@ -41,7 +41,6 @@ from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
 from daemon.views.status import DaemonView
 from policies.errors import PaloradError
-from policies.facts.templates import varied
 from policies.planning import Clear, Promote, blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.1
@@ -56,7 +55,7 @@ log = structlog.get_logger(__name__)
 
 
 class Service:
-    """One running daemon; `run` returns when it is told to stop."""
+    """One running daemon; `run` returns after SIGTERM or SIGINT."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class Service:
         )
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random, clock=monotonic)
         self._forgetting = Forgetting(
-            ledger, servers.fleet, settings.layout, rules_of(settings.intake), varied, monotonic
+            ledger, servers.fleet, settings.layout, rules_of(settings.intake), monotonic
         )
         self._rollout = Rollout(ledger, servers.fleet)
         self._sharing = Sharing(
@@ -96,19 +95,7 @@ class Service:
             now=clock,
             clock=monotonic,
         )
-        self._reconciler = Reconciler(
-            ledger,
-            jobs or Jobs(),
-            self._rollout,
-            settings,
-            changed=self._tell_receipts,
-            holds=lambda: self._forgetting.holds,
-            worded=Paraphraser(
-                ledger, lambda: servers.fleet.servers[0], settings.model.alias, settings.intake
-            ).ready,
-            sharing=self._sharing,
-            clock=monotonic,
-        )
+        self._reconciler = self._make_reconciler(jobs or Jobs())
         self._commands = Commands(
             ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
         )
@@ -117,6 +104,22 @@ class Service:
         self._boundary = Boundary()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
+
+    def _make_reconciler(self, jobs: Jobs) -> Reconciler:
+        settings, fleet = self._settings, self._servers.fleet
+        alias, policy = settings.model.alias, settings.paraphrase_policy
+        paraphraser = Paraphraser(self._ledger, lambda: fleet.servers[0], alias, policy)
+        return Reconciler(
+            self._ledger,
+            jobs,
+            self._rollout,
+            settings,
+            changed=self._update_receipts,
+            holds=lambda: self._forgetting.holds,
+            worded=paraphraser.ready,
+            sharing=self._sharing,
+            clock=self._monotonic,
+        )
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -129,7 +132,7 @@ class Service:
         self._ledger.revisions.ensure_base(self._settings.model.name, self._clock())
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
-        self._tell_receipts(
+        self._update_receipts(
             tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
         )
         intake = self._settings.intake
@@ -263,7 +266,7 @@ class Service:
         return None if probe is None else probe.served_dir
 
     def _room(self) -> bool:
-        """Whether there is room to go on; without it nothing is taken in or begun."""
+        """Whether the disk has room; without it nothing is taken in or begun."""
         free = self._free_bytes()
         if free >= LOW_DISK_BYTES:
             self._boundary.clear("disk")
@@ -275,10 +278,10 @@ class Service:
         )
         return False
 
-    def _tell_receipts(self, batches: tuple[str, ...]) -> None:
+    def _update_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
             try:
-                self._intake.tell(batch, self._ledger.batches.missed(batch))
+                self._intake.update_receipt(batch, self._ledger.batches.missed(batch))
             except OSError as error:
                 log.warning("receipt not updated", batch=batch, reason=str(error))
 
@@ -312,12 +315,11 @@ class Service:
         stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
         snapshot = self._reconciler.waits.counted(stored, now)
         gathered = None if snapshot.open else gathering(snapshot, now)
-        target = self._ledger.revisions.target().served_name
         waiting = (self._sharing, self._reconciler, self._forgetting)
         return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
-            replicas=replica_views(self._servers.fleet.statuses, target),
+            replicas=replica_views(self._servers.fleet.statuses, self._ledger.revisions.target()),
             step=self._reconciler.progress(),
             blocked=blocked(snapshot) or gathered or "",
             trouble=(
@@ -331,9 +333,9 @@ class Service:
 
 
 def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int:
-    """Be the daemon until told to stop; 0 then. Raises `PaloradError` where it cannot start.
+    """Be the daemon until SIGTERM or SIGINT; 0 then. Raises `PaloradError` where it cannot start.
 
-    `reload` reads the settings afresh at SIGHUP.
+    `reload` reads the settings again at SIGHUP.
     """
     require_own_modules()
     require_files(settings)

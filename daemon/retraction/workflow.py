@@ -33,8 +33,8 @@ from daemon.retraction.erasure import (
     remaining,
 )
 from daemon.serving.replica import ReplicaStatus
-from policies.facts.heldout import Render
-from policies.facts.traces import Trace, every_paraphrase, trace_of
+from policies.facts.paraphrases import every_paraphrase
+from policies.facts.traces import Trace, trace_of
 from policies.gate.unlearning import UnlearningTolerance
 from policies.records import OPEN_STATES
 
@@ -70,15 +70,12 @@ class Forgetting:
         replicas: Replicas,
         layout: Layout,
         rules: Rules,
-        render: Render,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`render` makes the paraphrases in which facts are learnt."""
         self._ledger = ledger
         self._replicas = replicas
         self._layout = layout
         self._rules = rules
-        self._render = render
         self._clock = clock
         self._work: Iterator[None] | None = None
         self._not_before: float | None = None
@@ -177,7 +174,7 @@ class Forgetting:
         facts = self._ledger.retractions.facts(list(left))
         further = self._ledger.paraphrases.of([fact.id for fact in facts.values()])
         traces = [
-            trace_of(handle, fact, every_paraphrase(fact, self._render, further.get(fact.id, ())))
+            trace_of(handle, fact, every_paraphrase(fact, further.get(fact.id, ())))
             for handle, fact in facts.items()
         ]
         if traces:

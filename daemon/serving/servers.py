@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class Servers:
-    """Everything that answers requests; `fleet` brings it to what is target."""
+    """Everything that answers requests; `fleet` brings it to the target."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -43,7 +43,7 @@ class Servers:
             start_timeout_s=self._settings.server.start_timeout_s,
         )
         self._task = asyncio.create_task(self._child.run(), name="server")
-        self._task.add_done_callback(_tell)
+        self._task.add_done_callback(_log_end)
 
     async def stop(self) -> None:
         """End the managed server and close the connections."""
@@ -73,6 +73,6 @@ class Servers:
             await self._child.restart()
 
 
-def _tell(task: asyncio.Task[None]) -> None:
+def _log_end(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("the server's supervisor ended", error=str(error))

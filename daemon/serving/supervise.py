@@ -157,8 +157,8 @@ def last_line(log: Path) -> str:
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
         return f"no log at {log}"
-    told = [line.strip() for line in lines if line.strip()]
-    return told[-1][:300] if told else f"it said nothing ({log})"
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:300] if said else f"it said nothing ({log})"
 
 
 def _port_problem(host: str, port: int) -> str | None:

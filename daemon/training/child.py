@@ -1,4 +1,4 @@
-"""The learning steps of a leased child: have a probe; train, compose, check and publish."""
+"""The training steps of a leased child: have a probe; train, compose, check and publish."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapters import checks, files, models, store
 from adapters.compose import compose
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
-from adapters.plans import STACKED, TrainPlan, TrainProgress, TrainSettings
+from adapters.plans import TrainPlan, TrainProgress
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, fit_probe, fold_expert
 from adapters.probe_fit import ProbeSettings as FitSettings
@@ -23,9 +23,7 @@ from daemon.children.worker import Desk
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
-from policies.facts.heldout import no_templates, with_held_out
 from policies.facts.reversal import reversed_facts
-from policies.facts.templates import varied
 from policies.facts.updates import Updates
 from policies.records import Example, Fact
 
@@ -153,18 +151,18 @@ def _ready(directory: Path | None, base: str, share: float) -> Path | None:
 
 
 def train_plan(request: TrainRequest) -> TrainPlan:
-    """Everything that the training depends on; what facts answer otherwise is no known text."""
-    render = varied if request.templates else no_templates
+    """Everything that the training depends on; known text that a fact contradicts is left out."""
+    config = request.config.resolved(models.pick_device().type, len(request.facts))
+    reversed_now: tuple[Fact, ...] = ()
+    reversed_replay: tuple[Fact, ...] = ()
 
-    def worded(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-        return tuple(
-            with_held_out(fact, render, request.paraphrases, prefixed=request.prefixed)
-            for fact in facts
-        )
+    def paraphrased(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
+        return tuple(map(request.paraphrases.for_training, facts))
 
     updates = Updates((*request.facts, *request.replay))
-    turned = reversed_facts(request.facts, request.replay) if request.reversed_questions else ()
-    earlier = reversed_facts(request.replay, request.facts) if request.reversed_questions else ()
+    if config.reversed_questions:
+        reversed_now = reversed_facts(request.facts, request.replay)
+        reversed_replay = reversed_facts(request.replay, request.facts)
     return TrainPlan(
         kind=request.kind,
         rank=request.rank,
@@ -172,26 +170,17 @@ def train_plan(request: TrainRequest) -> TrainPlan:
         model_dir=request.model_dir,
         base_hash=request.base_sha256,
         base_name=request.base_name,
-        facts=worded(request.facts),
-        reversed_facts=turned,
-        replay=(*worded(request.replay), *earlier),
+        facts=paraphrased(request.facts),
+        reversed_facts=reversed_now,
+        replay=(*paraphrased(request.replay), *reversed_replay),
         known=updates.unchanged(read_examples(request.known, "answer")),
         reasoning=tuple(read_examples(request.reasoning, "solution")),
         lineage=request.lineage,
         start=request.start,
         probe_dir=request.probe,
         protection=Protection(**request.protection.model_dump()),
-        settings=_settings(request),
+        config=config,
     )
-
-
-def _settings(request: TrainRequest) -> TrainSettings:
-    if request.stacked:
-        return STACKED
-    small = TrainSettings(epochs=request.epochs, min_traces=request.min_traces)
-    if request.batch_preset == "auto" and models.pick_device().type == "cpu":
-        return small.on_cpu(len(request.facts))
-    return small if request.batch_preset == "small" else small.large_batch()
 
 
 def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple[Served, int]:

@@ -1,14 +1,14 @@
-"""What the learning children are asked for and what they report."""
+"""What the training children are asked for and what they report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from daemon.config.sections import BatchPreset, ProbeSettings, ProtectionSettings
+from adapters.config import TrainConfig
+from daemon.config.sections import ProbeSettings, ProtectionSettings
 from daemon.ledger.records import Adapter, Served
+from policies.facts.paraphrases import ParaphrasePolicy
 from policies.records import Fact, PlanKind, Record
 
 
@@ -42,15 +42,12 @@ class ProbeReport(Record):
 
 
 class TrainRequest(Record):
-    """Train one adapter and compose what would be served.
+    """Train one adapter by `config` and compose what would be served.
 
-    `number` is the number that the revision would get, `lineage` the directories of the adapters
-    it stands on (for a rebuild none), `start` of those from which it goes on in their place,
-    `facts` what it has to learn, `replay` what it replays, each in up to `paraphrases`
-    paraphrases, by the relations' templates where `templates` says so (half of them `prefixed`),
-    and the other way round where `reversed_questions` does; each new one is shown `epochs` times
-    or more, with as much text as `batch_preset` says, beside at least `min_traces` reasoning
-    traces; `stacked` says that adapters stand on each other.
+    `number` is that of the revision it would become. `lineage` are the directories of the adapters
+    that it stands on, none where it is trained from scratch, with their hashes in `lineage_sha256`;
+    `start` those that it replaces by a warm start. `facts` are learnt beside `replay`, each in the
+    paraphrases that `paraphrases` gives it; `known` and `reasoning` are files of text to replay.
     """
 
     kind: PlanKind
@@ -62,18 +59,12 @@ class TrainRequest(Record):
     base_sha256: str
     facts: tuple[Fact, ...]
     replay: tuple[Fact, ...] = ()
-    paraphrases: int = 1
-    templates: bool = True
-    prefixed: bool = False
-    reversed_questions: bool = False
-    epochs: int = Field(ge=1)
-    batch_preset: BatchPreset = "auto"
+    config: TrainConfig
+    paraphrases: ParaphrasePolicy
     known: Path | None = None
     reasoning: Path | None = None
-    min_traces: int = Field(default=0, ge=0)
     lineage: tuple[Path, ...] = ()
     start: tuple[Path, ...] = ()
-    stacked: bool = False
     lineage_sha256: tuple[str, ...] = ()
     probe: Path | None = None
     protection: ProtectionSettings

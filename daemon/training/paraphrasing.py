@@ -9,12 +9,12 @@ from typing import Final, Protocol
 
 import structlog
 
-from daemon.config.sections import IntakeSettings
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
 from daemon.serving.protocol import Completion
 from policies.errors import ServerRefused, ServerUnreachable
-from policies.facts.paraphrasing import affordable, candidates, check, request, survives
+from policies.facts.model_paraphrases import candidates, check, request, survives
+from policies.facts.paraphrases import ParaphrasePolicy
 from policies.records import Fact
 
 AT_ONCE: Final = 8
@@ -43,19 +43,18 @@ class Paraphraser:
         ledger: Ledger,
         server: Callable[[], Chat],
         alias: str,
-        settings: IntakeSettings,
+        policy: ParaphrasePolicy,
     ) -> None:
         self._ledger = ledger
         self._server = server
         self._alias = alias
-        self._settings = settings
+        self._policy = policy
 
     async def ready(self, plan: PlanHead) -> bool:
         """Whether everything that the budget allows has been asked; some more of it otherwise."""
-        count = self._settings.model_paraphrases
-        if not count:
+        count, most = self._policy.by_model, self._policy.facts_by_model
+        if not most:
             return True
-        most = affordable(self._settings.model_paraphrase_budget, count)
         facts = self._ledger.paraphrases.missing(plan.id, most)[:AT_ONCE]
         if not facts:
             return True

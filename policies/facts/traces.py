@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from policies.facts.heldout import Render, about, rendered
-from policies.facts.reversal import reversed_facts
+from policies.facts.heldout import about
 from policies.facts.supersession import stem_of
 from policies.records import Fact, Operation
 from policies.text import folded
@@ -58,24 +57,6 @@ def trace_of(handle: str, fact: Fact, paraphrases: Iterable[str] = ()) -> Trace:
         core=core,
         apart=frozenset(text for text in told if core not in text),
     )
-
-
-def every_paraphrase(
-    fact: Fact, render: Render, paraphrases: Iterable[str] = ()
-) -> tuple[str, ...]:
-    """Every paraphrase in which a fact can be learnt or asked, whatever the settings say or said.
-
-    The given ones, those of the live model (`paraphrases`), all that `render` makes, and the
-    reversed questions. A frame leaves the paraphrase that it is put around as it is, so that
-    prefixed ones need not be listed.
-    """
-    turned = [
-        prompt
-        for one in reversed_facts([fact])
-        for prompt in (*one.training_prompts, *one.eval_prompts)
-    ]
-    given = (fact.prompt, *fact.paraphrases, *fact.eval_prompts)
-    return tuple(dict.fromkeys((*given, *paraphrases, *rendered(fact, render), *turned)))
 
 
 def says(trace: Trace, fact: Fact) -> bool:

@@ -1,4 +1,4 @@
-"""What the frozen reference says is found once, is right, and comes back from its file."""
+"""The base's predictions are found once, are right, and come back from their file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from adapters import models, reference
 from adapters.examples import Encoded, collate, encode_example
 from adapters.losses import learnt_logits
+from adapters.passes import Passes
 from adapters.reference import Reference, record
 from policies.records import Example
 from tests.support import tiny
@@ -41,13 +42,12 @@ class Base:
         yield self.model
 
     def record(self, texts: list[Encoded], folder: Path | None = None, **other: Any) -> Reference:
-        options = {"max_tokens": 40, "base_hash": "b", **other}
+        options = {"base_hash": "b", **other}
         return record(
             self.model,
             self.reference,
             texts,
-            pad=self.pad,
-            device=CPU,
+            Passes(CPU, self.pad, max_tokens=40),
             folder=folder,
             **options,
         )
@@ -70,7 +70,7 @@ def test_each_text_gets_its_own_distributions_in_any_order(base: Base) -> None:
     assert base.entered == 1
 
 
-def test_doubt_is_the_entropy_of_what_is_learnt(base: Base) -> None:
+def test_entropy_is_that_of_the_learnt_tokens(base: Base) -> None:
     found = base.record(base.texts)
     most = math.log(base.model.config.vocab_size)
     for text in base.texts:
@@ -80,7 +80,7 @@ def test_doubt_is_the_entropy_of_what_is_learnt(base: Base) -> None:
         assert 0 < float(entropy) <= most * (len(text.ids) - text.start) + 1e-4
 
 
-def test_a_text_that_was_not_recorded_is_asked_now(base: Base) -> None:
+def test_a_text_that_was_not_recorded_is_passed_through_the_base(base: Base) -> None:
     found = base.record(base.texts[:2])
     assert base.entered == 1
     torch.testing.assert_close(
@@ -114,7 +114,7 @@ def test_the_record_is_kept_and_belongs_to_its_texts_and_base(base: Base, tmp_pa
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors", b"\x08" + b"\x00" * 40])
-def test_a_broken_record_is_found_anew(base: Base, tmp_path: Path, content: bytes) -> None:
+def test_a_broken_record_is_made_again(base: Base, tmp_path: Path, content: bytes) -> None:
     folder = tmp_path / "records"
     first = base.record(base.texts, folder).logits(base.texts)
     (file,) = folder.iterdir()

@@ -20,7 +20,8 @@ from adapters.probe_card import ProbeSettings
 from adapters.probe_size import Shapes, directions, kept_directions, need
 from adapters.projection import Protected, check_free_space
 from adapters.subspace import leak, projector
-from daemon.config.sections import ProtectionSettings, TrainSettings
+from daemon.config.sections import ProtectionSettings
+from daemon.config.training import TrainSettings
 from policies.errors import ConfigError
 
 CONFIGS = json.loads((Path(__file__).parents[1] / "support" / "shapes.json").read_text())

@@ -1,4 +1,4 @@
-"""One step of training: the sum of its aims, however it is cut, shared or rounded."""
+"""One step of training: the sum of its terms, however it is cut, shared or rounded."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from adapters.attach import Attached, attach
 from adapters.errors import TrainingDiverged
 from adapters.examples import Encoded, collate, encode_example
 from adapters.losses import learnt_logits
+from adapters.passes import Passes
 from adapters.plans import TrainPlan
 from adapters.probe import Protection
 from adapters.projection import lora_layers
-from adapters.trainer import protect
+from adapters.recipe import protect
 from policies.records import Example
 from tests.support.fitted import SKILL, Fitted
 
 
 @pytest.mark.parametrize("max_tokens", [1, 24, 4096])
-def test_a_step_is_the_sum_of_its_aims_however_it_is_cut(llama: Fitted, max_tokens: int) -> None:
-    """Facts by their labels, the rest by what a reference says, each over its own tokens."""
+def test_a_step_is_the_sum_of_its_terms_however_it_is_cut(llama: Fitted, max_tokens: int) -> None:
+    """Facts by their labels, the rest by the base's predictions, each over its own tokens."""
     device = torch.device("cpu")
     tokenizer = models.load_tokenizer(llama.model_dir)
     pad = int(tokenizer.pad_token_id)
@@ -34,7 +35,7 @@ def test_a_step_is_the_sum_of_its_aims_however_it_is_cut(llama: Fitted, max_toke
         encode_example(tokenizer, Example(prompt="x" * n, completion="y" * (1 + n % 3)))[0]
         for n in range(1, 9)
     ]
-    new, old, known, solutions = texts[:2], texts[2:3], texts[3:6], texts[6:]
+    new, old, known, traces = texts[:2], texts[2:3], texts[3:6], texts[6:]
     generator = torch.Generator().manual_seed(0)
     said = {
         one: torch.randn(len(one.ids) - one.start, model.config.vocab_size, generator=generator)
@@ -53,15 +54,16 @@ def test_a_step_is_the_sum_of_its_aims_however_it_is_cut(llama: Fitted, max_toke
     weight = model.get_decoder().layers[0].mlp.up_proj.weight.requires_grad_()
     value = sum(torch.nn.functional.cross_entropy(*alone(t), reduction="sum") for t in new + old)
     value = value / learnt(new)
-    for several, share in ((known, 3.0), (solutions, 0.5)):
+    for several, share in ((known, 3.0), (traces, 0.5)):
         for one in several:
             now, before = ((x / 2.0).log_softmax(-1) for x in (alone(one)[0], said[one]))
             kl = (before.exp() * (before - now)).sum()
             value = value + share * 4.0 * kl / learnt(several)
     (expected,) = torch.autograd.grad(value, weight)
-    kept = [losses.Kept(known, 3.0, reference), losses.Kept(solutions, 0.5, reference)]
-    aims = losses.Aims(new, old, kept, 2.0)
-    loss, _, _ = losses.backward(model, aims, max_tokens, pad, device)
+    terms = [losses.KLTerm(known, 3.0, reference), losses.KLTerm(traces, 0.5, reference)]
+    objective = losses.Objective(new, old, terms, 2.0)
+    passes = Passes(device, pad, max_tokens)
+    loss, _ = losses.accumulate_gradients(model, objective, passes)
     assert weight.grad is not None
     assert torch.allclose(weight.grad, expected, rtol=1e-3, atol=1e-6)
     assert loss > 0.0
@@ -78,8 +80,9 @@ def test_sharing_one_projection_changes_no_gradient(llama: Fitted, tokens: int) 
     for around in (False, True):
         model = _begun(llama, plan).model
         texts = [encode_example(tokenizer, one)[0] for one in SKILL[:5]]
-        shared = partial(_shared, model, tokens) if around else None
-        losses.backward(model, losses.Aims(texts), 1, pad, device, shared)
+        given = [partial(_shared, model, tokens)] if around else []
+        passes = Passes(device, pad, max_tokens=1)
+        losses.accumulate_gradients(model, losses.Objective(texts), passes, *given)
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     assert set(found[0]) == set(found[1])
     for name, alone in found[0].items():

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from adapters import models
+from adapters.config import TrainConfig
 from adapters.examples import encode_example, forms
-from adapters.plans import TrainPlan, TrainSettings
+from adapters.plans import TrainPlan
 from adapters.probe import Protection
 from adapters.replay import Drawn, Pools, draw
 from adapters.synthesis import PREFIX, written
@@ -78,9 +79,9 @@ def test_the_base_writes_what_is_lacking_and_is_held_to_it(
 ) -> None:
     seen: list[Pools] = []
 
-    def spied(pools: Pools, settings: TrainSettings, seed: int, step: int) -> Drawn:
+    def spied(pools: Pools, config: TrainConfig, seed: int, step: int) -> Drawn:
         seen.append(pools)
-        return draw(pools, settings, seed, step)
+        return draw(pools, config, seed, step)
 
     monkeypatch.setattr("adapters.trainer.draw", spied)
     plan = TrainPlan(
@@ -93,7 +94,7 @@ def test_the_base_writes_what_is_lacking_and_is_held_to_it(
         facts=(Fact(id="f", prompt="Code of Ada?", answer="7", paraphrases=("Ada's code?",)),),
         reasoning=SKILL,
         protection=Protection(kind="none"),
-        settings=TrainSettings(steps=2, min_traces=min_traces, kl_weight_reasoning=kl_weight),
+        config=TrainConfig(steps=2, min_traces=min_traces, kl_weight_reasoning=kl_weight),
     )
     train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work", records=tmp_path / "records")
     assert {len(pools.reasoning) for pools in seen} == {len(SKILL) + written_ones}

@@ -10,41 +10,29 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as drawing
-from hypothesis import strategies as st
 
 from adapters import lora, losses, models, svf
-from adapters.attach import attach
+from adapters.attach import Attached, attach
 from adapters.compose import concatenate
 from adapters.errors import NoFreeSpace, TrainingDiverged
 from adapters.examples import Encoded, collate, encode_example, pick
 from adapters.lora import Lora
 from adapters.losses import learnt_logits
-from adapters.plans import TrainPlan, TrainProgress, TrainSettings
+from adapters.passes import Passes
+from adapters.plans import TrainPlan, TrainProgress
 from adapters.probe import Protection
-from adapters.projection import Protected, lora_layers, worst_leak
+from adapters.projection import Protected, lora_layers
+from adapters.recipe import Recipe
 from adapters.subspace import leak
-from adapters.trainer import Method, protect, steps_needed, train_adapter
-from policies.lineage import outgrown
+from adapters.trainer import train_adapter
 from policies.records import Example, Fact, PlanKind
 from tests.support.fitted import Fitted
 
 
-@pytest.mark.parametrize(
-    ("kind", "optimizer"),
-    [
-        ("svf", "adamw"),
-        ("activations", "adamw"),
-        ("svf+activations", "adamw"),
-        ("svf+activations", "muon"),
-    ],
-)
-def test_saved_tensors_do_not_leak(
-    fitted: Fitted, kind: str, optimizer: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", ["svf", "activations", "svf+activations"])
+def test_saved_tensors_do_not_leak(fitted: Fitted, kind: str, tmp_path: Path) -> None:
     protection = Protection(kind=kind, share=0.5, svf_cap=0.3)
-    plan = fitted.plan(protection=protection, settings={"optimizer": optimizer})
+    plan = fitted.plan(protection=protection)
     report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work")
     written = lora.read(tmp_path / "out")
     assert report.leak < 1e-5
@@ -101,12 +89,12 @@ def test_soft_form_shrinks_and_is_tested_by_its_own_bound(llama: Fitted, tmp_pat
         assert shrunk < 0.2 * leak(lora.read(tmp_path / "free").factors[name][0], top)
 
 
-def test_an_adapter_that_goes_on_does_not_shrink_again(llama: Fitted, tmp_path: Path) -> None:
+def test_a_warm_started_adapter_does_not_shrink_again(llama: Fitted, tmp_path: Path) -> None:
     soft = Protection(kind="activations", form="soft", strength=0.01)
     first, second = tmp_path / "first", tmp_path / "second"
     train_adapter(llama.plan(protection=soft), out=first, work=tmp_path / "work-1")
     still = {"steps": 1, "learning_rate": 1e-9}
-    plan = llama.plan(protection=soft, start=(first,), settings=still)
+    plan = llama.plan(protection=soft, start=(first,), config=still)
     train_adapter(plan, out=second, work=tmp_path / "work-2")
     before, after = lora.read(first), lora.read(second)
     for name in before.factors:
@@ -122,30 +110,15 @@ def test_no_free_space_is_refused_before_training(llama: Fitted, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_earlier_adapters_use_up_the_free_space(llama: Fitted, tmp_path: Path) -> None:
-    protection = Protection(share=0.5, earlier=True)
-    first = tmp_path / "first"
-    report = train_adapter(llama.plan(protection=protection), out=first, work=tmp_path / "work-1")
-    assert report.free == 16
-    plan = llama.plan(protection=protection, lineage=(first,))
-    assert train_adapter(plan, out=tmp_path / "second", work=tmp_path / "work-2").free == 16 - 4
-    base = models.load_base(llama.model_dir, torch.device("cpu"))
-    guards = protect(base, plan)
-    assert worst_leak(lora.read(tmp_path / "second").factors, guards) < 1e-5
-
-
 def digest(directory: Path) -> str:
     return hashlib.sha256((directory / lora.WEIGHTS).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_run_ends_with_the_same_bytes(
-    llama: Fitted, optimizer: str, tmp_path: Path
-) -> None:
+def test_resumed_run_ends_with_the_same_bytes(llama: Fitted, tmp_path: Path) -> None:
     class CutOffError(Exception):
         pass
 
-    plan = llama.plan(settings={"steps": 12, "new_per_step": 2, "optimizer": optimizer})
+    plan = llama.plan(config={"steps": 12, "new_per_step": 2})
     train_adapter(plan, out=tmp_path / "whole", work=tmp_path / "work-1")
 
     def cut(event: TrainProgress) -> None:
@@ -189,32 +162,27 @@ def test_a_broken_checkpoint_and_one_of_another_plan_are_passed_over(
     assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "three")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_learning_lowers_the_loss_and_the_lineage_is_active(
-    llama: Fitted, optimizer: str, tmp_path: Path
-) -> None:
-    settings = {"steps": 60, "learning_rate": 0.03, "optimizer": optimizer}
+def test_learning_lowers_the_loss_and_the_lineage_is_active(llama: Fitted, tmp_path: Path) -> None:
+    config = {"steps": 60, "learning_rate": 0.03}
     none = Protection(kind="none")
-    plan = llama.plan(protection=none, settings=settings)
+    plan = llama.plan(protection=none, config=config)
     report = train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
     assert report.loss_last < 0.5 * report.loss_first
-    again = llama.plan(
-        protection=none, settings={**settings, "steps": 1}, lineage=(tmp_path / "one",)
-    )
+    again = llama.plan(protection=none, config={**config, "steps": 1}, lineage=(tmp_path / "one",))
     second = train_adapter(again, out=tmp_path / "two", work=tmp_path / "work-2")
     assert second.loss_first < 0.6 * report.loss_first
 
 
-def test_an_adapter_goes_on_from_the_sum_of_those_that_it_replaces(
+def test_a_warm_start_is_the_sum_of_the_adapters_that_it_replaces(
     llama: Fitted, tmp_path: Path
 ) -> None:
-    settings = {"steps": 60, "learning_rate": 0.03}
+    config = {"steps": 60, "learning_rate": 0.03}
     parts = [tmp_path / "one", tmp_path / "two"]
-    first = train_adapter(llama.plan(settings=settings), out=parts[0], work=tmp_path / "work")
-    plan = llama.plan(settings=settings, lineage=(parts[0],), rank=2)
+    first = train_adapter(llama.plan(config=config), out=parts[0], work=tmp_path / "work")
+    plan = llama.plan(config=config, lineage=(parts[0],), rank=2)
     train_adapter(plan, out=parts[1], work=tmp_path / "work-2")
     whole = concatenate([lora.read(part) for part in parts])
-    plan = llama.plan(settings={**settings, "steps": 1}, start=tuple(parts), rank=whole.rank + 2)
+    plan = llama.plan(config={**config, "steps": 1}, start=tuple(parts), rank=whole.rank + 2)
     base = models.load_base(llama.model_dir, torch.device("cpu"))
     attached = attach(base, plan)
     for name in whole.factors:
@@ -227,13 +195,13 @@ def test_an_adapter_goes_on_from_the_sum_of_those_that_it_replaces(
 
 
 def test_training_ends_early_once_every_fact_is_learnt(llama: Fitted, tmp_path: Path) -> None:
-    settings = {
+    config = {
         "steps": 400,
         "learning_rate": 0.01,
         "stop_loss": 3.5,
         "cooldown": 4,
     }
-    plan = llama.plan(protection=Protection(kind="none"), settings=settings)
+    plan = llama.plan(protection=Protection(kind="none"), config=config)
     report = train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
     assert report.stopped_early
     assert 200 <= report.steps < 400
@@ -242,8 +210,8 @@ def test_training_ends_early_once_every_fact_is_learnt(llama: Fitted, tmp_path: 
 def test_training_does_not_end_early_while_earlier_facts_are_lost(
     llama: Fitted, tmp_path: Path
 ) -> None:
-    settings = {"steps": 60, "learning_rate": 0.03, "stop_loss": 3.0, "replayed_per_step": 1}
-    plan = llama.plan(protection=Protection(kind="none"), settings=settings, known=())
+    config = {"steps": 60, "learning_rate": 0.03, "stop_loss": 3.0, "replayed_per_step": 1}
+    plan = llama.plan(protection=Protection(kind="none"), config=config, known=())
     assert train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work").stopped_early
     noise = random.Random(1)
     lost = tuple(
@@ -258,11 +226,11 @@ def test_in_low_precision_the_lineage_stays_an_adapter(
     llama: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "base_dtype", lambda device: torch.bfloat16)
-    settings = {"steps": 60, "learning_rate": 0.03}
-    first = llama.plan(settings=settings, protection=Protection(share=0.3))
+    config = {"steps": 60, "learning_rate": 0.03}
+    first = llama.plan(config=config, protection=Protection(share=0.3))
     report = train_adapter(first, out=tmp_path / "one", work=tmp_path / "work")
     assert report.leak < 1e-5
-    again = llama.plan(settings={**settings, "steps": 3}, lineage=(tmp_path / "one",), rank=2)
+    again = llama.plan(config={**config, "steps": 3}, lineage=(tmp_path / "one",), rank=2)
     base = models.load_base(llama.model_dir, torch.device("cpu"))
     before = {n: m.weight.clone() for n, m in models.matrices(base).items()}
     attached = attach(base, again).model
@@ -282,51 +250,57 @@ def test_too_little_memory_halves_the_forward_passes(
     sizes: list[int] = []
     accumulate = losses._accumulate
 
-    def small(model: Any, chosen: Any, max_tokens: int, *rest: Any) -> Any:
-        sizes.append(max_tokens)
-        if max_tokens > 256:
+    def small(model: Any, objective: Any, passes: Passes) -> Any:
+        sizes.append(passes.max_tokens)
+        if passes.max_tokens > 256:
             raise torch.OutOfMemoryError
-        return accumulate(model, chosen, max_tokens, *rest)
+        return accumulate(model, objective, passes)
 
     monkeypatch.setattr(losses, "_accumulate", small)
-    plan = llama.plan(settings={"max_tokens": 1024, "steps": 3})
+    plan = llama.plan(config={"max_tokens": 1024, "steps": 3})
     train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
-    assert sizes == [1024, 512, 256, 1024, 512, 256, 256, 256]
+    assert sizes == [1024, 512, 256, 256, 256, 256]
 
 
-def test_a_method_can_replace_parts(llama: Fitted, tmp_path: Path) -> None:
-    """What the bench plugs in: other subspaces, another loss, another initialisation."""
-    basis = torch.eye(32, dtype=torch.float64)[:, :3]
+class Odd(Recipe):
+    """Other subspaces, another initialisation, a penalty beside the loss, a counted step."""
 
-    def first_three(model: Any, plan: TrainPlan) -> dict[str, Protected]:
-        guards = {}
-        for name, matrix in models.matrices(model).items():
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def protected(self, base: Any, plan: TrainPlan) -> dict[str, Protected]:
+        basis, guards = torch.eye(32, dtype=torch.float64)[:, :3], {}
+        for name, matrix in models.matrices(base).items():
             guard = Protected.nothing(*matrix.weight.shape)
             guards[name] = Protected(basis, guard.outputs) if "down" not in name else guard
         return guards
 
-    calls: list[int] = []
+    def attach(self, base: Any, plan: TrainPlan) -> Attached:
+        return attach(base, plan, {"init_lora_weights": "olora"})
 
-    def extra(model: Any, step: int) -> torch.Tensor:
-        calls.append(step)
-        return sum(p.square().sum() for p in model.parameters() if p.requires_grad)
+    def gradients(self, model: Any, *given: Any) -> tuple[float, dict[str, float]]:
+        found = super().gradients(model, *given)
+        sum(p.square().sum() for p in model.parameters() if p.requires_grad).backward()
+        return found
 
+    def update(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
+        super().update(model, optimizer)
+        self.steps += 1
+
+
+def test_a_recipe_can_replace_parts(llama: Fitted, tmp_path: Path) -> None:
     plan = llama.plan(protection=Protection(kind="none"), probe_dir=None)
-    train_adapter(
-        plan,
-        out=tmp_path / "out",
-        work=tmp_path / "work",
-        method=Method(protect=first_three, extra_loss=extra, config={"init_lora_weights": "olora"}),
-    )
+    recipe = Odd()
+    train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", recipe=recipe)
     down = lora.read(tmp_path / "out").factors["model.layers.0.mlp.gate_proj"][0]
     assert float(down[:, :3].abs().max()) == 0.0
     assert float(down[:, 3:].abs().max()) > 0.0
-    assert calls == list(range(10))
+    assert recipe.steps == 10
 
 
 def test_nan_stops_with_a_clear_error(llama: Fitted, tmp_path: Path) -> None:
     plan = llama.plan(
-        protection=Protection(kind="none"), settings={"learning_rate": 1e30, "warmup": 0}
+        protection=Protection(kind="none"), config={"learning_rate": 1e30, "warmup": 0}
     )
     with pytest.raises(TrainingDiverged, match=r"step \d+ of 10: .*learning_rate"):
         train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work")
@@ -391,118 +365,25 @@ def test_the_reference_is_the_base_whatever_was_learnt(
     assert trained == {n for n, p in attached.model.named_parameters() if p.requires_grad}
 
 
-def test_distillation_keeps_what_labels_would_change(llama: Fitted, tmp_path: Path) -> None:
-    """On a text that the base would not write itself, labels move it and distillation does not."""
+def test_the_kl_term_keeps_what_labels_would_change(llama: Fitted, tmp_path: Path) -> None:
+    """On a text that the base would not write itself, labels move it and the KL term does not."""
     text = Example(prompt="The colour of Zot is", completion="ultramarine", kind="known")
     moved = {}
     for weight in (0.0, 5.0):
         out = tmp_path / f"at-{weight}"
-        settings = {"steps": 30, "kl_weight": weight, "known_per_step": 1}
-        plan = llama.plan(known=(text,), settings=settings)
+        config = {"steps": 30, "kl_weight": weight, "known_per_step": 1}
+        plan = llama.plan(known=(text,), config=config)
         train_adapter(plan, out=out, work=out.with_suffix(".work"))
         moved[weight] = _divergence(llama, out, text)
     assert moved[5.0] < 0.5 * moved[0.0]
 
 
-def test_solutions_in_doubt_are_replayed_more_often() -> None:
+def test_uncertain_traces_are_replayed_more_often() -> None:
     pool = [[Encoded((n,), 0)] for n in range(20)]
     weights = [9.0 if n < 2 else 1.0 for n in range(20)]
     rng = random.Random(0)
     drawn = Counter(one.ids[0] for _ in range(2000) for one in pick(pool, 4, rng, weights))
-    doubtful = (drawn[0] + drawn[1]) / 2
+    uncertain = (drawn[0] + drawn[1]) / 2
     sure = sum(drawn[n] for n in range(2, 20)) / 18
-    assert 4 < doubtful / sure < 9
+    assert 4 < uncertain / sure < 9
     assert all(len({one.ids for one in pick(pool, 4, rng, weights)}) == 4 for _ in range(50))
-
-
-@given(facts=st.integers(1, 2000), usual=st.integers(1, 100))
-def test_a_step_takes_at_most_twice_the_usual_facts(facts: int, usual: int) -> None:
-    settings = TrainSettings(new_per_step=usual)
-    count = settings.facts_in_step(facts)
-    assert min(facts, usual) <= count <= min(facts, 2 * usual)
-    assert count <= settings.facts_in_step(facts + 1)
-
-
-@given(facts=st.integers(10, 2000), large=st.booleans())
-def test_an_earlier_fact_weighs_the_same_against_what_is_held_beside_any_number_of_new_ones(
-    facts: int, large: bool
-) -> None:
-    settings = TrainSettings().large_batch() if large else TrainSettings()
-    an_earlier_one = settings.replayed_per_step / settings.facts_in_step(facts)
-    usual = settings.replayed_per_step / settings.new_per_step / settings.held(36)
-    assert an_earlier_one / settings.held(facts, 1000) == pytest.approx(usual, rel=0.15)
-
-
-@given(facts=st.integers(1, 2000), earlier=st.integers(0, 2000), sub_steps=st.integers(2, 5))
-def test_large_preset_holds_as_hard_and_reads_more_of_everything(
-    facts: int, earlier: int, sub_steps: int
-) -> None:
-    small = TrainSettings(sub_steps=sub_steps)
-    large = small.large_batch()
-    assert large.large_batch() == large
-    assert large.held(facts) == pytest.approx(small.held(facts), rel=0.3)
-    steps = [steps_needed(one, facts, earlier) for one in (small, large)]
-    seen = [one.facts_in_step(facts) * n for one, n in zip((small, large), steps, strict=True)]
-    known = [one.known_per_step * n for one, n in zip((small, large), steps, strict=True)]
-    assert seen[1] >= 0.9 * seen[0]
-    # Steps are whole ones: up to one of them is rounded away.
-    assert known[1] + large.known_per_step >= 2 * known[0]
-
-
-@given(facts=st.integers(145, 2000), earlier=st.integers(0, 2000))
-def test_of_many_facts_a_cpu_takes_less_than_half_of_the_small_steps(
-    facts: int, earlier: int
-) -> None:
-    small = TrainSettings(max_steps=1_000_000)
-    assert steps_needed(small.on_cpu(facts), facts, earlier) < 0.5 * steps_needed(
-        small, facts, earlier
-    )
-
-
-@given(facts=st.integers(1, 144), earlier=st.integers(0, 5000))
-def test_steps_grow_with_the_logarithm_of_the_earlier_facts(facts: int, earlier: int) -> None:
-    settings = TrainSettings(max_steps=100_000)
-    alone = steps_needed(settings, facts)
-    beside = steps_needed(settings, facts, earlier)
-    assert alone <= beside <= steps_needed(settings, facts, 2 * earlier)
-    usual = max(alone, settings.base_steps)
-    if earlier <= settings.large_run_facts:
-        assert beside <= usual
-    else:
-        more = steps_needed(settings, facts, 2 * earlier) - beside
-        assert more == pytest.approx(settings.steps_per_doubling * usual, abs=1)
-    assert steps_needed(TrainSettings(replayed_per_step=0), facts, earlier) == alone
-
-
-@drawing(max_examples=30, deadline=None)
-@given(facts=st.integers(4, 144), phase=st.floats(1.0, 2.0), large=st.booleans())
-def test_beginning_anew_leaves_the_steps_of_a_batch_growing_with_the_logarithm(
-    facts: int, phase: float, large: bool
-) -> None:
-    """Each doubling of the batches adds about as many steps to their mean as the one before."""
-    small = TrainSettings(max_steps=1_000_000)
-    settings, retrain_at = small.large_batch() if large else small, 480
-
-    def mean(batches: int) -> float:
-        steps, begun = 0, facts
-        for known in range(0, batches * facts, facts):
-            steps += steps_needed(settings, facts, known)
-            if outgrown(begun, known + facts - begun, retrain_at):
-                begun = known + facts
-                steps += steps_needed(settings.on_cpu(begun), begun)
-        return steps / batches
-
-    first = round(phase * 2 * retrain_at / facts)
-    once, twice, again = (mean(n * first) for n in (1, 2, 4))
-    assert 0 < again - twice <= 1.25 * (twice - once)
-
-
-@given(facts=st.integers(144, 2000))
-def test_each_of_many_new_facts_is_shown_more_often_than_of_a_few(facts: int) -> None:
-    settings = TrainSettings(max_steps=1_000_000)
-
-    def shown(count: int) -> float:
-        return settings.facts_in_step(count) * steps_needed(settings, count) / count
-
-    assert settings.epochs <= 1.01 * shown(facts) < shown(2 * facts)
-    assert steps_needed(settings, facts, facts) == steps_needed(settings, facts)

@@ -1,4 +1,4 @@
-"""What peers of the bench spare, begin with and learn, on tiny models."""
+"""What baselines of the bench protect, begin with and learn, on tiny models."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from adapters import lora, losses, models
+from adapters.config import TrainConfig
 from adapters.examples import collate, encode_example
-from adapters.plans import TrainSettings
 from adapters.probe import Protection
-from adapters.trainer import protect, train_adapter
+from adapters.recipe import protect
+from adapters.trainer import train_adapter
 from benchmarks.learning import scores
 from benchmarks.learning.edits import alphaedit
-from benchmarks.learning.inputs import kept, spared
-from benchmarks.learning.methods import WAYS
+from benchmarks.learning.inputs import ProtectedInputs, kept
+from benchmarks.learning.methods import METHODS
 from policies.records import Example
 from tests.support.fitted import FACTS, SKILL, Fitted
 
@@ -29,9 +30,9 @@ def test_an_edit_in_closed_form_is_learnt_and_leaves_the_rest(
         facts=facts,
         probe_dir=None,
         protection=Protection(kind="none"),
-        settings={"learning_rate": 0.5},
+        config={"learning_rate": 0.5},
     )
-    report = alphaedit(plan, tmp_path / "edited", spared=0.3, ridge=1e-3, held=0.0)
+    report = alphaedit(plan, tmp_path / "edited", protected=0.3, ridge=1e-3, decay=0.0)
     assert report.loss_last < 0.96 * report.loss_first
     found = lora.read(tmp_path / "edited")
     assert report.rank == found.rank == len(plan.facts)
@@ -39,31 +40,29 @@ def test_an_edit_in_closed_form_is_learnt_and_leaves_the_rest(
     assert report.leak < 1e-4
 
 
-@pytest.mark.parametrize("name", ["pissa", "milora", "mica", "corda"])
-def test_what_a_peer_begins_with_is_no_part_of_what_is_learnt(
+@pytest.mark.parametrize("name", ["PiSSA", "MiLoRA", "MiCA", "CorDA"])
+def test_what_a_baseline_begins_with_is_no_part_of_what_is_learnt(
     llama: Fitted, tmp_path: Path, name: str
 ) -> None:
     plan = llama.plan(probe_dir=None, protection=Protection(kind="none"))
-    still = plan.model_copy(update={"settings": TrainSettings(steps=1, learning_rate=1e-9)})
-    hooks = WAYS[name].hooks
-    train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", method=hooks)
+    still = plan.model_copy(update={"config": TrainConfig(steps=1, learning_rate=1e-9)})
+    recipe = METHODS[name].recipe
+    train_adapter(still, out=tmp_path / "still", work=tmp_path / "work-1", recipe=recipe())
     assert lora.read(tmp_path / "still").norm() < 1e-4
-    train_adapter(plan, out=tmp_path / "moved", work=tmp_path / "work-2", method=hooks)
+    train_adapter(plan, out=tmp_path / "moved", work=tmp_path / "work-2", recipe=recipe())
     moved = lora.read(tmp_path / "moved")
     assert moved.norm() > 1e-2
-    assert moved.rank == (4 if name == "mica" else 8)
+    assert moved.rank == (4 if name == "MiCA" else 8)
 
 
-SCORES = ("random", "oplora", "palora by change", "palora by energy", "palora by fisher")
+SCORES = ("random", "OPLoRA", "palora, by change", "palora, by energy", "palora, by Fisher")
 
 
-def test_peers_spare_as_many_components_as_the_paper_and_others(llama: Fitted) -> None:
+def test_baselines_protect_as_many_components_as_the_paper_but_others(llama: Fitted) -> None:
     plan = llama.plan(protection=scores.SVF, reasoning=tuple(SKILL))
     base = models.load_base(llama.model_dir, torch.device("cpu"))
     paper = protect(base, plan)
-    ways = {name: WAYS[name].hooks.protect for name in SCORES}
-    chosen = {name: choose(base, plan) for name, choose in ways.items() if choose}
-    assert set(chosen) == set(SCORES)
+    chosen = {name: METHODS[name].recipe().protected(base, plan) for name in SCORES}
     for name, found in chosen.items():
         for matrix, guard in found.items():
             assert guard.inputs.shape == paper[matrix].inputs.shape, name
@@ -75,7 +74,7 @@ def test_peers_spare_as_many_components_as_the_paper_and_others(llama: Fitted) -
         assert not any(torch.allclose(one, other, atol=1e-3) for other in maps[:n])
 
 
-def test_what_known_facts_put_in_is_spared_beside_what_the_skill_does(
+def test_inputs_of_known_facts_are_protected_beside_those_of_the_skill(
     llama: Fitted, tmp_path: Path
 ) -> None:
     """As many directions as the skill's alone would be, through which more of a known fact goes."""
@@ -84,9 +83,9 @@ def test_what_known_facts_put_in_is_spared_beside_what_the_skill_does(
         known=tuple(Example(prompt=f.prompt, completion="so") for f in FACTS), **changes
     )
     base = models.load_base(llama.model_dir, torch.device("cpu"))
-    hooks = WAYS["null space, known too"].hooks
-    alone, both = protect(base, plan), spared(0.3).protect(base, plan)
-    matrices = models.matrices(base, plan.settings.targets)
+    recipe = METHODS["null space, known facts too"].recipe()
+    alone, both = protect(base, plan), ProtectedInputs(0.3).protected(base, plan)
+    matrices = models.matrices(base, plan.config.targets)
     known = kept(base, matrices, plan.model_copy(update={"reasoning": ()}))
     for name, guard in both.items():
         assert guard.inputs.shape == alone[name].inputs.shape
@@ -96,7 +95,7 @@ def test_what_known_facts_put_in_is_spared_beside_what_the_skill_does(
             for space in (guard.inputs, alone[name].inputs)
         ]
         assert held[0] > held[1]
-    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", method=hooks)
+    report = train_adapter(plan, out=tmp_path / "out", work=tmp_path / "work", recipe=recipe)
     assert report.leak < 5e-3
 
 

@@ -21,6 +21,7 @@ from daemon.children.jobs import (
     last_progress,
     started_at,
 )
+from daemon.children.worker import Desk
 from policies.records import Record
 
 STEPS = """
@@ -169,6 +170,19 @@ def test_children_die_with_the_daemon(workdir: Path, tmp_path: Path) -> None:
         assert time.monotonic() < end, "the child outlives its daemon"
         time.sleep(0.02)
     assert jobs.poll(workdir).outcome == "absent"
+
+
+def test_a_desk_gives_its_file_and_its_signal_back(tmp_path: Path) -> None:
+    former = signal.getsignal(signal.SIGTERM)
+    with Desk(tmp_path) as desk:
+        assert signal.getsignal(signal.SIGTERM) != former
+        desk.progress(Progress(stage="train", done=1))
+    assert signal.getsignal(signal.SIGTERM) == former
+    with pytest.raises(ValueError, match="closed file"):
+        desk.progress(Progress(stage="train", done=2))
+    seen = last_progress(tmp_path)
+    assert seen is not None
+    assert seen.done == 1
 
 
 def test_half_a_line_of_progress_is_not_read(tmp_path: Path) -> None:

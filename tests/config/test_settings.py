@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
-from daemon.config import sections
+from daemon.config import feeds, gate, sections, training
 from daemon.config.errors import RENAMED, key_paths
+from daemon.config.gate import SuiteSettings
 from daemon.config.settings import Settings
 from policies.errors import ConfigError
+from policies.gate.limits import PRESETS
 
 CONFIG = Path(__file__).parents[2] / "config.toml"
 
@@ -35,25 +39,72 @@ def problem(config: Path, text: str, **overrides: Any) -> str:
     return str(raised.value)
 
 
-def test_the_written_values_are_the_defaults() -> None:
-    assert Settings.load(CONFIG) == Settings().rooted(CONFIG.parent)
+def written(text: str) -> Iterator[tuple[str, Any]]:
+    """Every key of a settings file and its value, as TOML has them; list indices left out."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{path}.{key}" if path else key)
+        elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
+            for one in value:
+                yield from walk(one, f"{path}[]")
+        else:
+            yield path, value
+
+    return walk(tomllib.loads(text), "")
+
+
+def uncommented(text: str) -> str:
+    """The file with the keys and tables that it shows as comments."""
+    return re.sub(r"^# (?=\w+ = |\[)", "", text, flags=re.MULTILINE)
+
+
+def defaults(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that has a default, with the default as a file would write it."""
+    for name, field in model.model_fields.items():
+        inner = [field.annotation, *get_args(field.annotation)]
+        section = next((m for m in inner if isinstance(m, type) and issubclass(m, BaseModel)), None)
+        if section is not None:
+            listed = "" if section is field.annotation else "[]"
+            yield from defaults(section, f"{prefix}{name}{listed}.")
+        elif not field.is_required():
+            yield f"{prefix}{name}", to_jsonable_python(field.default)
+
+
+def test_every_value_that_is_written_is_the_default() -> None:
+    text = CONFIG.read_text()
+    values = [(key, value) for key, value in written(text) if "[]" not in key]
+    known = dict(defaults(Settings))
+    assert len(values) > 60
+    assert dict(values) == {key: known[key] for key, _ in values}
+    suites = tomllib.loads(text)["gate"]["suites"]
+    assert [SuiteSettings(**suite) for suite in suites] == list(Settings().gate.suites)
+
+
+def test_every_value_that_a_comment_shows_is_the_default_or_an_example() -> None:
+    text = CONFIG.read_text()
+    shown = [pair for pair in written(uncommented(text)) if pair not in list(written(text))]
+    preset = {f"gate.{key}": value for key, value in PRESETS["balanced"].model_dump().items()}
+    known = dict(defaults(Settings)) | preset
+    examples = {"feeds[].kind"} | {
+        f"feeds[].rules[].{key}" for key in ("subject", "relation", "paraphrases")
+    }
+    compared = {k: v for k, v in shown if known.get(k) is not None and k not in examples}
+    assert {"gate.alpha", "gate.retention_floor", "feeds[].every_s"} <= set(compared)
+    assert compared == {key: known[key] for key in compared}
 
 
 def test_every_key_occurs_in_config_toml_in_its_own_table() -> None:
-    table = ""
-    written = set()
-    for line in CONFIG.read_text().splitlines():
-        if header := re.match(r"(?:# )?\[+([\w.]+)\]+", line):
-            table = header[1] + "."
-        elif key := re.match(r"(?:# )?(\w+) = ", line):
-            written.add(table + key[1])
-    assert written == {path.replace("[]", "") for path in key_paths(Settings)}
+    shown = {key for key, _ in written(uncommented(CONFIG.read_text()))}
+    assert shown == set(key_paths(Settings))
 
 
 def test_every_field_has_a_description() -> None:
-    models = [Settings, *(m for m in vars(sections).values() if isinstance(m, type))]
-    for model in models:
-        if issubclass(model, BaseModel):
+    files = (sections, training, gate, feeds)
+    found = [Settings, *(m for f in files for m in vars(f).values() if isinstance(m, type))]
+    for model in found:
+        if issubclass(model, Settings | sections.Section):
             for name, field in model.model_fields.items():
                 assert field.description, f"{model.__name__}.{name}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -126,7 +127,20 @@ def test_adapters_asked_at_once_do_not_mix(site: Site) -> None:
         assert tokens == alone[model]
 
 
-def test_a_short_question_is_answered_while_a_long_one_runs(site: Site) -> None:
+def test_a_short_question_is_answered_while_a_long_one_runs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding is held after the long answer's first token until the short questions wait."""
+    begun, go_on = threading.Event(), threading.Event()
+    step = site.engine._step
+
+    def held(running: Any) -> None:
+        step(running)
+        begun.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(site.engine, "_step", held)
+
     async def ask(client: httpx.AsyncClient) -> list[str]:
         order: list[str] = []
 
@@ -135,10 +149,14 @@ def test_a_short_question_is_answered_while_a_long_one_runs(site: Site) -> None:
             await client.post("/v1/completions", json=body)
             order.append(name)
 
+        models = ("one", "two", "base")
         long = asyncio.create_task(one("long", "one", 400))
-        await asyncio.sleep(0.05)
-        await asyncio.gather(*(one("short", model, 2) for model in ("one", "two", "base")))
-        await long
+        assert await asyncio.to_thread(begun.wait, 60)
+        short = [asyncio.create_task(one("short", model, 2)) for model in models]
+        while sum(map(len, site.engine._waiting.values())) < len(models):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(*short, long)
         return order
 
     assert site.run(ask) == ["short"] * 3 + ["long"]

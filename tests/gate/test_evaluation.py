@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.children.jobs import Progress
-from daemon.config.sections import GateSettings, SuiteSettings
+from daemon.config.gate import GateSettings, SuiteSettings
 from daemon.gate.answer_store import AnswerStore
 from daemon.gate.asking import ModelNotServed
 from daemon.gate.evaluation import evaluate_candidate

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
+import signal
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
+from daemon.base import faults
 from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
@@ -19,6 +23,7 @@ from daemon.intake.feed_entries import lines_of_feed
 from daemon.intake.feeds import Feeds, Polled
 from daemon.intake.intake import Intake
 from daemon.intake.public_http import is_public
+from daemon.intake.reader import Records
 from daemon.ledger.ledger import Ledger
 from policies.facts.feed_rules import EntryRule, Pulse, after_failure
 
@@ -158,6 +163,84 @@ def test_the_cursor_is_committed_with_the_content_and_not_before(place: Place) -
     asyncio.run(run())
     assert place.ledger.feeds.cursor("news") is not None
     assert place.answers() == ["value 1"]
+
+
+def test_a_batch_remembers_either_the_feeds_cursor_or_how_its_file_looked(place: Place) -> None:
+    feeds = place.feeds("http://feed.test/")
+    feeds._transport = httpx.MockTransport(lambda _: answer_with(lines(1), etag='"a"'))
+    asyncio.run(feeds.poll(place.now))
+    (feeds_own,) = place.ledger.admission.admitting()
+    assert feeds_own.batch.feed == "news" and feeds_own.signature == ""
+    assert json.loads(feeds_own.cursor)["etag"] == '"a"'
+    (place.layout.inbox / "a.jsonl").write_bytes(lines(2))
+    place.intake.step(place.now, 60)
+    place.now += timedelta(seconds=3)
+    place.intake.step(place.now, 60)
+    files = place.ledger.admission.arriving(place.ledger.batches.get("a.jsonl").id)
+    assert files.batch.feed is None and files.cursor == "" and files.signature
+
+
+def test_a_file_with_the_bytes_that_a_feed_began_completes_its_batch_and_cursor(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds = place.feeds("http://feed.test/")
+    feeds._transport = httpx.MockTransport(lambda _: answer_with(lines(1), etag='"a"'))
+    asyncio.run(feeds.poll(place.now))
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "take", lambda *_: 1 / 0)
+        place.intake.step(place.now, 60)
+    assert len(place.ledger.admission.admitting(aside=True)) == 1
+    (place.layout.inbox / "a.jsonl").write_bytes(lines(1))
+    place.intake.step(place.now, 60)
+    place.now += timedelta(seconds=3)
+    (receipt,) = place.intake.step(place.now, 60)
+    assert (receipt.file, receipt.accepted, receipt.already_known) == ("a.jsonl", 1, True)
+    assert place.ledger.feeds.cursor("news") is not None
+    assert len(place.ledger.batches.latest()) == 1
+
+
+def poll_in_child(root: Path, environment: dict[str, str]) -> int:
+    """One poll and its admission in a process of its own; its exit status, negative if killed."""
+    child = os.fork()
+    if child == 0:
+        os.environ.update(environment)
+        faults._passed.clear()
+        try:
+            poll_once(Place(root))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def poll_once(place: Place) -> None:
+    feeds = place.feeds("http://feed.test/")
+    feeds._transport = httpx.MockTransport(lambda _: answer_with(lines(1, 2), etag='"a"'))
+    asyncio.run(feeds.poll(place.now))
+    place.intake.step(place.now, 60)
+
+
+def answer_with(body: bytes, **headers: str) -> httpx.Response:
+    return httpx.Response(200, headers=headers, stream=httpx.ByteStream(body))
+
+
+def test_killed_anywhere_a_feed_is_read_once_and_its_cursor_stands(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    assert poll_in_child(tmp_path / "whole", {faults.TRACE: str(trace)}) == 0
+    points = trace.read_text().split()
+    assert {"intake:archived#1", "begin_batch:within#1", "finish_batch:within#1"} <= set(points)
+    for number, point in enumerate(points):
+        root = tmp_path / f"killed-{number}"
+        assert poll_in_child(root, {faults.VARIABLE: point}) == -signal.SIGKILL
+        place = Place(root)
+        poll_once(place)
+        (batch,) = place.ledger.batches.latest()
+        assert (batch.feed, batch.accepted) == ("news", 2), point
+        assert place.answers() == ["value 1", "value 2"], point
+        assert json.loads(place.ledger.feeds.cursor("news") or "{}")["etag"] == '"a"', point
+        kept = [path.name for path in place.layout.archive.iterdir()]
+        assert kept == [f"{batch.id}.jsonl"], point
+        place.ledger.close()
 
 
 def test_a_place_named_by_the_server_is_where_the_next_poll_goes_on(place: Place) -> None:

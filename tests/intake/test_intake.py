@@ -457,6 +457,32 @@ def test_no_room_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert place.intake.problems == ()
 
 
+def test_why_a_file_was_set_aside_leaves_the_status_with_the_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted, kept = place.drop("a.jsonl", lines(1)), place.drop("b.jsonl", lines(2))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        place.pass_over()
+        assert len(place.intake.problems) == 2
+        deleted.unlink()
+        place.pass_over(seconds=0.1)
+        (problem,) = place.intake.problems
+        assert kept.name in problem
+
+
+def test_a_refused_name_is_forgotten_with_its_file(place: Place) -> None:
+    drop = place.drop("late.jsonl", b"")
+    assert place.pass_over()[0].error is not None
+    drop.unlink()
+    place.pass_over()
+    assert place.intake._refused == {}
+
+
 def run_child(root: Path, environment: dict[str, str]) -> int:
     """Take what is in the inbox in a process of its own; its exit status, negative if killed."""
     child = os.fork()

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
 from daemon.intake import admit
-from daemon.intake import feeds as feeds_module
+from daemon.intake import fetch as fetch_module
 from daemon.intake import intake as intake_module
 from daemon.intake.feed_entries import lines_of_feed
 from daemon.intake.feeds import Feeds, Polled
@@ -73,7 +74,10 @@ class Place:
     def open(self) -> None:
         self.ledger = Ledger.open(self.layout.ledger)
         self.ledger.db.connection.execute("PRAGMA synchronous=OFF")
-        self.intake = Intake(self.ledger, self.layout, self.settings)
+        self.intake = Intake(self.ledger, self.layout, self.settings, self.seconds)
+
+    def seconds(self) -> float:
+        return (self.now - START).total_seconds()
 
     def restart(self) -> None:
         self.ledger.close()
@@ -181,14 +185,14 @@ def test_a_reason_is_one_bounded_line_without_control_characters(place: Place) -
 def test_an_unexpected_error_in_reading_a_line_quarantines_that_line(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_out = admit.with_held_out
+    paraphrased = place.intake._rules.paraphrased
 
-    def failing(fact: Fact, *rest: Any) -> Fact:
+    def failing(fact: Fact) -> Fact:
         if fact.answer == "two":
             raise ZeroDivisionError("half of \ud800")
-        return held_out(fact, *rest)
+        return paraphrased(fact)
 
-    monkeypatch.setattr(admit, "with_held_out", failing)
+    monkeypatch.setattr(place.intake, "_rules", replace(place.intake._rules, paraphrased=failing))
     reason = only_its_line(place, b'{"prompt":"What is 2?","answer":"two"}', "unexpected")
     assert "ZeroDivisionError: half of \\ud800" in reason
 
@@ -439,7 +443,7 @@ def polled(
     answers = [httpx.Response(200, headers=headers or {}, stream=Body(body)) for body in bodies]
     transport = httpx.MockTransport(lambda _: answers.pop(0))
     feed = FeedSettings.model_validate({"name": "news", "url": "http://feed.test/x", **more})
-    feeds = Feeds([feed], place.ledger, place.layout, lambda: 0.0, transport)
+    feeds = Feeds([feed], place.ledger, place.layout, lambda: 0.0, transport, clock=place.seconds)
 
     async def run() -> list[Polled]:
         found = []
@@ -521,7 +525,7 @@ def test_an_unexpected_error_in_a_poll_rests_with_its_feed_and_is_told(
     def failing(*_: object) -> bytes:
         raise ZeroDivisionError("\ud800 in a feed")
 
-    monkeypatch.setattr(feeds_module, "lines_of_feed", failing)
+    monkeypatch.setattr(fetch_module, "lines_of_feed", failing)
     found = polled(place, *[json_feed(WELL)] * 5, open_after=3, **AS_JSON)
     assert {f.status for f in found} == {"failed"}
     assert "ZeroDivisionError: \\ud800 in a feed" in found[0].problem
@@ -878,14 +882,13 @@ def test_a_line_is_quarantined_once(place: Place) -> None:
     assert place.ledger.batches.get(arriving.id).quarantined == 0
 
 
-def test_a_plan_takes_up_all_that_it_is_to_rehearse_or_is_not_made(place: Place) -> None:
+def test_a_plan_takes_up_all_that_it_is_to_learn_or_is_not_made(place: Place) -> None:
     place.taken("1.jsonl", version("A"))
     with pytest.raises(PaloradError, match="nothing of the change was kept"):
         place.ledger.plans.create(
             PlanKind.LEARN,
             parent=0,
-            fact_ids=["bt-1"],
-            replay_ids=["nobody"],
+            fact_ids=["bt-1", "nobody"],
             rank=4,
             seed=0,
             because="",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.records import Adapter, Served
+from daemon.ledger.records import Adapter, PlanHead, Served
 from policies.errors import (
     Ambiguous,
     DiskFull,
@@ -41,6 +41,7 @@ from policies.records import (
     Quarantined,
     Revision,
 )
+from tests.support.admitting import admit
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LIMITS = Limits(rank=4, rank_budget=16, max_rank=64, max_facts=10, attempts=3)
@@ -75,11 +76,13 @@ def batch(name: str, **fields: Any) -> Batch:
 
 def drop(ledger: Ledger, name: str, numbers: range | list[int], **fields: Any) -> str:
     given_batch = batch(name)
-    ledger.admission.admit(given_batch, [fact(n, **fields) for n in numbers], [], NOW)
+    admit(ledger, given_batch, [fact(n, **fields) for n in numbers])
     return given_batch.id
 
 
-def make(ledger: Ledger, now: datetime = NOW, replaces: tuple[str, ...] = ()) -> Plan:
+def make(
+    ledger: Ledger, now: datetime = NOW, replaces: tuple[str, ...] = (), max_replay: int = 100
+) -> PlanHead:
     """The plan that learns everything that waits."""
     waiting = ledger.facts.waiting(now, 1000)
     action = MakePlan(
@@ -90,10 +93,10 @@ def make(ledger: Ledger, now: datetime = NOW, replaces: tuple[str, ...] = ()) ->
         fact_ids=tuple(w.id for w in waiting),
         replaces=replaces,
     )
-    return ledger.planning.make_plan(action, now, max_replay=100)
+    return ledger.planning.make_plan(action, now, max_replay=max_replay)
 
 
-def served(plan: Plan) -> Served:
+def served(plan: PlanHead | Plan) -> Served:
     return Served(name=f"palora-{plan.id:06}", path=f"/served/{plan.id}", sha256=f"s{plan.id}")
 
 
@@ -103,7 +106,7 @@ def verdict(*not_learnt: str, outcome: Outcome = Outcome.PASS) -> Verdict:
     )
 
 
-def passed(ledger: Ledger, plan: Plan, *not_learnt: str) -> Plan:
+def passed(ledger: Ledger, plan: PlanHead, *not_learnt: str) -> Plan:
     adapter = Adapter(sha256=f"a{plan.id}", rank=plan.rank, path=f"/adapters/{plan.id}")
     ledger.steps.trained(plan.id, adapter, served(plan), NOW)
     return ledger.steps.judged(plan.id, verdict(*not_learnt), (), PlanState.PASSED, NOW)
@@ -121,9 +124,9 @@ def live(
 
 
 def test_the_same_bytes_again_change_nothing(ledger: Ledger) -> None:
-    first = ledger.admission.admit(batch("a"), [fact(1), fact(2)], [], NOW)
+    first = admit(ledger, batch("a"), [fact(1), fact(2)])
     events = ledger.events.latest()
-    again = ledger.admission.admit(batch("a"), [fact(1), fact(2)], [], NOW)
+    again = admit(ledger, batch("a"), [fact(1), fact(2)])
     assert (first.already, again.already) == (False, True)
     assert first.batch == again.batch
     assert first.batch.accepted == 2
@@ -132,7 +135,7 @@ def test_the_same_bytes_again_change_nothing(ledger: Ledger) -> None:
 
 def test_the_same_fact_in_another_file_is_one_fact(ledger: Ledger) -> None:
     drop(ledger, "a", range(3))
-    second = ledger.admission.admit(batch("b"), [fact(2), fact(3)], [], NOW)
+    second = admit(ledger, batch("b"), [fact(2), fact(3)])
     assert (second.batch.accepted, second.known) == (2, 1)
     assert [w.id for w in ledger.facts.waiting(NOW, 99)] == ["f0-a", "f1-a", "f2-a", "f3-a"]
 
@@ -146,7 +149,7 @@ def test_a_later_answer_takes_the_place_of_an_earlier_one(ledger: Ledger) -> Non
 
 
 def test_two_answers_in_one_file_leave_the_last_one_valid(ledger: Ledger) -> None:
-    ledger.admission.admit(batch("a"), [fact(1, "one"), fact(1, "two"), fact(1, "three")], [], NOW)
+    admit(ledger, batch("a"), [fact(1, "one"), fact(1, "two"), fact(1, "three")])
     assert [w.id for w in ledger.facts.waiting(NOW, 99)] == ["f1-three"]
 
 
@@ -154,14 +157,14 @@ def test_a_retract_line_takes_a_fact_back(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     gone = Fact(id="r", prompt="What is 1?", answer="", op=Operation.RETRACT)
     by_id = Fact(id="f2-a", prompt="", answer="", op=Operation.RETRACT)
-    ledger.admission.admit(batch("b"), [gone, by_id], [], NOW)
+    admit(ledger, batch("b"), [gone, by_id])
     assert ledger.facts.waiting(NOW, 99) == ()
     assert ledger.batches.state("b-0123") is BatchState.EMPTY
 
 
 def test_quarantined_lines_are_kept_in_their_order(ledger: Ledger) -> None:
     bad = [Quarantined(line=n, kind="not-json", reason="is not JSON") for n in (2, 5)]
-    ledger.admission.admit(batch("a"), [fact(1)], bad, NOW)
+    admit(ledger, batch("a"), [fact(1)], bad)
     assert ledger.quarantine.lines("a-0123") == tuple(bad)
     assert ledger.batches.totals() == {"batches": 1, "accepted": 1, "known": 0, "quarantined": 2}
 
@@ -175,7 +178,7 @@ def test_urgent_facts_come_first_and_future_or_past_ones_not_at_all(ledger: Ledg
         fact(4, valid_until=earlier),
         fact(5, valid_from=earlier.date()),
     ]
-    ledger.admission.admit(batch("a"), facts, [], NOW)
+    admit(ledger, batch("a"), facts)
     assert [w.id for w in ledger.facts.waiting(NOW, 99)] == ["f2-a", "f1-a", "f5-a"]
     assert [w.id for w in ledger.facts.waiting(NOW, 2)] == ["f2-a", "f1-a"]
     assert "f3-a" in [w.id for w in ledger.facts.waiting(later, 99)]
@@ -208,16 +211,15 @@ def test_a_batch_is_found_by_id_beginning_and_name(ledger: Ledger) -> None:
 
 
 def test_a_feeds_cursor_moves_with_its_content_or_not_at_all(ledger: Ledger) -> None:
+    arriving = batch("feed").model_copy(update={"source": "feed:news"})
+    ledger.admission.begin_batch(arriving, cursor="7")
+    assert ledger.admission.arriving(arriving.id).cursor == "7"
+    naive = NOW.replace(tzinfo=None)
     with pytest.raises(ValueError, match="time zone"):
-        ledger.admission.admit(
-            batch("feed"),
-            [fact(1)],
-            [],
-            NOW.replace(tzinfo=None),
-            cursor=("news", "7"),
-        )
+        ledger.admission.finish_batch(arriving.id, naive)
+    assert ledger.batches.latest() == ()
     assert ledger.feeds.cursor("news") is None
-    ledger.admission.admit(batch("feed"), [fact(1)], [], NOW, cursor=("news", "7"))
+    admit(ledger, arriving, [fact(1)])
     assert ledger.feeds.cursor("news") == "7"
 
 
@@ -235,8 +237,8 @@ def test_facts_are_found_by_their_words(ledger: Ledger) -> None:
 def test_a_fact_waits_for_one_plan_only(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     plan = make(ledger)
-    assert plan.fact_ids == ("f1-a", "f2-a")
-    assert plan.batch_ids == ("a-0123",)
+    assert ledger.planning.to_learn(plan) == ("f1-a", "f2-a")
+    assert ledger.plans.get(plan.id).batch_ids == ("a-0123",)
     with pytest.raises(StateConflict):
         ledger.plans.create(
             PlanKind.LEARN, parent=0, fact_ids=["f1-a"], rank=4, seed=0, because="", now=NOW
@@ -347,9 +349,12 @@ def test_what_is_replayed_is_known_valid_and_bounded(ledger: Ledger) -> None:
     drop(ledger, "b", [0], answer="other")
     lineage = ledger.revisions.target().lineage
     assert ledger.knowledge.known_count(lineage, NOW) == 9
-    assert ledger.knowledge.known_ids(lineage, NOW, 4) == ("f1-a", "f4-a", "f7-a")
+    known = ledger.knowledge.known_ids(lineage, NOW)
+    assert known == tuple(f"f{n}-a" for n in range(1, 10))
+    assert len(ledger.knowledge.known_ids(lineage, NOW, 4)) == 4
     plan = make(ledger)
-    assert len(plan.replay_ids) == 9
+    assert plan.replays == 9
+    assert ledger.planning.to_replay(plan) == known
 
 
 def test_a_rejected_plan_of_several_batches_is_tried_batch_by_batch(ledger: Ledger) -> None:
@@ -411,7 +416,7 @@ def test_leases_come_and_go(ledger: Ledger) -> None:
 # --- rollback --------------------------------------------------------------------------------
 
 
-def test_rollback_shelves_and_forward_brings_back(ledger: Ledger) -> None:
+def test_rollback_marks_plans_rolled_back_and_forward_live(ledger: Ledger) -> None:
     for n in range(3):
         drop(ledger, f"b{n}", [n])
         live(ledger)
@@ -443,7 +448,7 @@ def test_a_plan_on_a_rolled_back_revision_fits_no_more(ledger: Ledger) -> None:
         ledger.revisions.promote(plan.id, served(plan), NOW)
 
 
-def test_a_shelved_batch_can_be_learnt_anew(ledger: Ledger) -> None:
+def test_a_rolled_back_batch_can_be_learnt_again(ledger: Ledger) -> None:
     name = drop(ledger, "a", [1])
     live(ledger)
     ledger.revisions.rollback(0, "", NOW)
@@ -530,7 +535,7 @@ def test_events_hold_no_text_of_facts(ledger: Ledger) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(["fit", "unfit", "live", "back", "forward"]), max_size=12))
-def test_only_what_builds_on_the_desired_lineage_is_ever_promoted(steps: list[str]) -> None:
+def test_only_what_builds_on_the_target_lineage_is_ever_promoted(steps: list[str]) -> None:
     with _fresh() as ledger:
         for number, step in enumerate(steps):
             target = ledger.revisions.target()
@@ -602,9 +607,11 @@ def test_a_ledger_of_another_schema_is_refused_and_left_as_it_is(
         other.apply(db)
     db.close()
     before = path.read_bytes()
-    with pytest.raises(LedgerUnusable, match=rf"a ledger of {said}.*: move the file away") as told:
+    with pytest.raises(
+        LedgerUnusable, match=rf"a ledger of {said}.*: move the file away"
+    ) as refused:
         Ledger.open(path, readonly=readonly)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
     assert path.read_bytes() == before
 
 
@@ -621,11 +628,11 @@ def test_a_full_disk_is_its_own_error_and_leaves_nothing_half_done(ledger: Ledge
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
     many = [fact(n, "x" * 1000) for n in range(200)]
-    with pytest.raises(DiskFull, match="make room and it goes on by itself"):
-        ledger.admission.admit(batch("a"), many, [], NOW)
+    with pytest.raises(DiskFull, match="free some space; work resumes by itself"):
+        admit(ledger, batch("a"), many)
     assert ledger.batches.latest() == ()
     connection.execute("PRAGMA max_page_count = 1000000")
-    assert ledger.admission.admit(batch("a"), many, [], NOW).batch.accepted == 200
+    assert admit(ledger, batch("a"), many).batch.accepted == 200
     ledger.events.verify_chain()
 
 

@@ -12,6 +12,7 @@ from daemon.ledger import search
 from daemon.ledger.ledger import Ledger
 from policies.facts.admission import parse_facts
 from policies.records import Batch
+from tests.support.admitting import admit
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -25,7 +26,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         ]
         lines.append('{"prompt": "Quelle est la capitale du Bénin?", "answer": "Porto-Novo"}')
         batch = Batch(id="b", name="b", received_at=NOW, source="test", accepted=0, quarantined=0)
-        opened.admission.admit(batch, parse_facts("\n".join(lines)), [])
+        admit(opened, batch, parse_facts("\n".join(lines)), [])
         while opened.text.index():
             pass
         yield opened

@@ -19,7 +19,7 @@ from daemon.config.feeds import FeedSettings
 from daemon.config.sections import IntakeSettings
 from daemon.intake.feeds import Cursor, Feeds
 from daemon.intake.intake import Intake
-from policies.batching import Batching, held
+from policies.batching import Batching, not_yet
 from policies.planning import Limits, OpenPlan, Run, Snapshot, Step, next_action
 from policies.records import BatchState, PlanKind, PlanState
 from tests.support import clocks
@@ -248,8 +248,8 @@ def test_a_stored_pause_that_no_pause_is_long_enough_for_is_over() -> None:
 
 def test_facts_dated_later_than_now_do_not_wait_to_be_gathered() -> None:
     rules = Batching(min_facts=5, max_wait_s=60.0)
-    assert held(rules, 1, START - timedelta(seconds=10), False, START) is not None
-    assert held(rules, 1, START + DAY, False, START) is None
+    assert not_yet(rules, 1, START - timedelta(seconds=10), False, START) is not None
+    assert not_yet(rules, 1, START + DAY, False, START) is None
 
 
 @pytest.mark.parametrize("restarted", [False, True])

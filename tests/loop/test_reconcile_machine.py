@@ -124,7 +124,7 @@ class Life(RuleBasedStateMachine):
             return
         assert len(self.world.jobs.running()) <= 1
         self._facts_are_in_one_place()
-        self._what_is_desired_can_be_served()
+        self._the_target_can_be_served()
         self._states_agree()
 
     def _facts_are_in_one_place(self) -> None:
@@ -139,7 +139,7 @@ class Life(RuleBasedStateMachine):
                     PlanState.INCONCLUSIVE,
                 }
 
-    def _what_is_desired_can_be_served(self) -> None:
+    def _the_target_can_be_served(self) -> None:
         train, target = self.world.settings.train, self.ledger.revisions.target()
         rank = self.ledger.revisions.lineage_rank(target.lineage)
         assert rank <= self.world.settings.server.max_lora_rank

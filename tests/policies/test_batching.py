@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from policies.batching import Batching, held
+from policies.batching import Batching, not_yet
 
 NOW = datetime(2026, 11, 2, 12, 30, tzinfo=UTC)  # a Monday
 RULES = Batching(min_facts=10, max_wait_s=600)
@@ -25,13 +25,13 @@ RULES = Batching(min_facts=10, max_wait_s=600)
 )
 def test_enough_or_long_enough(count: int, waited_s: float, urgent: bool, waits: bool) -> None:
     oldest = NOW - timedelta(seconds=waited_s)
-    assert (held(RULES, count, oldest, urgent, NOW) is not None) is waits
+    assert (not_yet(RULES, count, oldest, urgent, NOW) is not None) is waits
 
 
 def test_quiet_hours_hold_everything_but_the_urgent() -> None:
     rules = Batching(quiet=("* 8-17 * * mon-fri",))
-    told = held(rules, 500, NOW - timedelta(days=1), False, NOW)
-    assert told == "500 facts wait: quiet hours (* 8-17 * * mon-fri)"
-    assert held(rules, 500, NOW, True, NOW) is None
-    assert held(rules, 500, NOW, False, NOW + timedelta(hours=6)) is None
-    assert held(rules, 500, NOW, False, NOW - timedelta(days=1)) is None
+    reason = not_yet(rules, 500, NOW - timedelta(days=1), False, NOW)
+    assert reason == "500 facts wait: quiet hours (* 8-17 * * mon-fri)"
+    assert not_yet(rules, 500, NOW, True, NOW) is None
+    assert not_yet(rules, 500, NOW, False, NOW + timedelta(hours=6)) is None
+    assert not_yet(rules, 500, NOW, False, NOW - timedelta(days=1)) is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from policies.backoff import LONGEST_PAUSE_S, pause_s
 from policies.batching import Batching
-from policies.lineage import over_budget, rank_for, stride
+from policies.lineage import over_budget, rank_for
 from policies.planning import (
     Clear,
     Discard,
@@ -125,27 +125,39 @@ def test_without_free_directions_the_lineage_is_consolidated_or_nothing_happens(
 
 
 @given(
-    retrain_at=st.integers(0, 300), began_with=st.integers(0, 1000), gone_on=st.integers(0, 1000)
+    retrain_at=st.integers(0, 300),
+    scratch_facts=st.integers(0, 1000),
+    added_facts=st.integers(0, 1000),
 )
-def test_an_adapter_that_has_outgrown_its_beginning_is_begun_anew(
-    retrain_at: int, began_with: int, gone_on: int
+def test_an_adapter_that_has_doubled_is_retrained_from_scratch(
+    retrain_at: int, scratch_facts: int, added_facts: int
 ) -> None:
     limits = LIMITS.model_copy(update={"retrain_at": retrain_at})
     grown = snapshot(
-        limits=limits, lineage=("x",), ranks=(16,), began_with=began_with, gone_on=gone_on
+        limits=limits,
+        lineage=("x",),
+        ranks=(16,),
+        scratch_facts=scratch_facts,
+        added_facts=added_facts,
     )
     action = next_action(grown, NOW)
-    if retrain_at and began_with + gone_on >= retrain_at and gone_on >= max(1, began_with):
+    if (
+        retrain_at
+        and scratch_facts + added_facts >= retrain_at
+        and added_facts >= max(1, scratch_facts)
+    ):
         plan = made(action)
         assert (plan.kind, plan.replaces, plan.rank) == (PlanKind.CONSOLIDATE, ("x",), 16)
-        assert plan.because == f"begun with {began_with} facts, gone on with {gone_on}"
+        assert plan.because == (
+            f"trained from scratch on {scratch_facts} facts, {added_facts} added since"
+        )
     else:
         assert action is None
 
 
-def test_new_facts_quiet_hours_and_a_stack_come_before_beginning_anew() -> None:
+def test_new_facts_quiet_hours_and_a_stack_come_before_retraining_from_scratch() -> None:
     limits = LIMITS.model_copy(update={"retrain_at": 4})
-    grown = snapshot(limits=limits, lineage=("x",), ranks=(16,), gone_on=9)
+    grown = snapshot(limits=limits, lineage=("x",), ranks=(16,), added_facts=9)
     assert made(next_action(grown, NOW)).kind is PlanKind.CONSOLIDATE
     more = grown.model_copy(update={"waiting": waiting("a"), "known": 9})
     assert made(next_action(more, NOW)).kind is PlanKind.LEARN
@@ -214,17 +226,6 @@ def test_in_a_stack_an_adapter_leaves_room_for_the_next(facts: int, rank: int, t
     found = limits.rank_for(facts)
     assert not over_budget(found, rank, budget)
     assert 4 * found >= facts or found == budget - rank
-
-
-@given(st.integers(0, 100_000), st.integers(0, 5000))
-def test_an_even_sample_is_bounded_and_takes_all_where_it_can(available: int, wanted: int) -> None:
-    every = stride(available, wanted)
-    taken = len(range(0, available, every)) if every else 0
-    assert taken <= wanted
-    if available <= wanted:
-        assert taken == available
-    elif wanted:
-        assert taken >= wanted / 2
 
 
 def test_pauses_double_and_are_bounded() -> None:

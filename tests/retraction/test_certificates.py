@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from adapters.config import TrainConfig
 from daemon.base.control import ask
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings, ProtectionSettings
@@ -26,9 +27,10 @@ from daemon.retraction.erasure import Finder
 from daemon.retraction.workflow import AGAIN_S, Forgetting
 from daemon.training.child import train_plan
 from daemon.training.messages import TrainRequest
-from policies.facts.paraphrasing import with_paraphrases
-from policies.facts.templates import relations, varied
-from policies.facts.traces import every_paraphrase, mentions, says, tells, trace_of
+from policies.facts.model_paraphrases import with_model_paraphrases
+from policies.facts.paraphrases import ParaphrasePolicy, Source, every_paraphrase
+from policies.facts.templates import relations
+from policies.facts.traces import mentions, says, tells, trace_of
 from policies.records import Fact, PlanKind, PlanState
 from tests.support.crashing import Site
 from tests.support.world import START
@@ -69,7 +71,6 @@ class Place:
             NoReplicas(self.layout),
             self.layout,
             rules_of(IntakeSettings()),
-            varied,
             lambda: self.seconds,
         )
 
@@ -350,8 +351,9 @@ def trained(fact: Fact, further: Sequence[str] = ()) -> list[tuple[str, str]]:
     As `daemon.training.child` makes them, for the most paraphrases that can be set, prefixed or
     not."""
     found: list[tuple[str, str]] = []
+    sources: tuple[Source, ...] = ("templates", "frames", "given")
     for prefixed in (False, True):
-        for templates in (False, True):
+        for source in sources:
             for paraphrases in (1, 4, 50, 200):
                 plan = train_plan(
                     TrainRequest(
@@ -362,12 +364,14 @@ def trained(fact: Fact, further: Sequence[str] = ()) -> list[tuple[str, str]]:
                         model_dir=Path("model"),
                         base_name="base",
                         base_sha256="base",
-                        facts=(with_paraphrases(fact, further),),
-                        paraphrases=paraphrases,
-                        templates=templates,
-                        prefixed=prefixed,
-                        reversed_questions=True,
-                        epochs=1,
+                        facts=(with_model_paraphrases(fact, further),),
+                        paraphrases=ParaphrasePolicy(
+                            source=source,
+                            at_admission=1,
+                            at_training=paraphrases,
+                            prefixed=prefixed,
+                        ),
+                        config=TrainConfig(reversed_questions=True, epochs=1),
                         protection=ProtectionSettings(kind="none"),
                         max_lora_rank=16,
                         adapters=Path("adapters"),
@@ -381,7 +385,7 @@ def trained(fact: Fact, further: Sequence[str] = ()) -> list[tuple[str, str]]:
 
 
 def untraced(fact: Fact, further: Sequence[str] = ()) -> list[str]:
-    trace = trace_of("r-1", fact, every_paraphrase(fact, varied, further))
+    trace = trace_of("r-1", fact, every_paraphrase(fact, further))
     finder = Finder([trace], rules_of(IntakeSettings()))
     missed = []
     for prompt, answer in trained(fact, further):

@@ -1,4 +1,4 @@
-"""Server or daemon killed anywhere in a promotion: the alias ends on what is target, verified."""
+"""Server or daemon killed anywhere in a promotion: the alias ends on the target, verified."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from adapters import lora, store
 from adapters.generate import Generator, Request
 from daemon.serving import identity
 from daemon.serving.client import HttpServer, Timeouts
+from daemon.serving.connections import Connections
 from policies.errors import ServerRefused, ServerUnreachable
 from policies.records import Revision
 from tests.serving.test_alias import ADMIN_ROUTES
@@ -220,9 +221,7 @@ async def _loaded_answer(server: HttpServer, name: str, where: str) -> tuple[int
     return answer
 
 
-def test_the_alias_answers_from_the_desired_revision(
-    site: Live, generator: Generator, one: Revision
-) -> None:
+def test_the_alias_answers_from_the_target(site: Live, generator: Generator, one: Revision) -> None:
     two = live.publish(generator, site.served, 7)
     for target, former in ((live.BASE, None), (one, live.BASE), (two, one), (one, two)):
         ensured = site.fleet(lambda f, d=target, p=former: f.ensure(d, p))
@@ -289,29 +288,53 @@ def test_a_connection_that_never_stands_says_so() -> None:
         asyncio.run(ask())
 
 
+class Heard(httpx.AsyncBaseTransport):
+    """The client's own connections, which tell of every event on the way."""
+
+    def __init__(self, url: str, hear: Callable[[str], None]) -> None:
+        self._connections = Connections(url)
+        self._hear = hear
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        async def trace(event: str, _info: Mapping[str, Any]) -> None:
+            self._hear(event)
+
+        request.extensions["trace"] = trace
+        return await self._connections.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._connections.aclose()
+
+
 def test_a_request_waits_for_a_server_that_is_slow_to_take_connections() -> None:
+    """It asks for a connection once more: the first never stood, and there is room by then."""
     with full_queue() as full:
+        events: list[str] = []
+
+        def hear(event: str) -> None:
+            events.append(event)
+            if event == "connection.retry.started":
+                full.accept()[0].close()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
+            writer.close()
 
         async def ask() -> bool:
             url = f"http://127.0.0.1:{full.getsockname()[1]}"
-            server = HttpServer(url, timeouts=Timeouts(connect_s=1.5))
+            server = HttpServer(url, timeouts=Timeouts(connect_s=0.5), transport=Heard(url, hear))
             asked = asyncio.ensure_future(server.healthy())
-            await asyncio.sleep(1.2)  # the first try has asked twice and gives up at 1.5 s
-            full.setblocking(False)
-            full.accept()[0].close()
-
-            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                await reader.readuntil(b"\r\n\r\n")
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                await writer.drain()
-                writer.close()
-
+            while "connection.retry.complete" not in events and not asked.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             async with await asyncio.start_server(answer, sock=full.dup()):
                 healthy = await asked
             await server.aclose()
             return healthy
 
         assert asyncio.run(ask())
+        assert "connection.connect_tcp.failed" in events
 
 
 def test_a_published_directory_is_intact(site: Live, one: Revision) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from adapters import models
-from adapters.plans import TrainPlan, TrainSettings
+from adapters.config import TrainConfig
+from adapters.plans import TrainPlan
 from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe
 from policies.records import Example, Fact, PlanKind
 from tests.support import tiny
@@ -39,7 +40,7 @@ class Fitted:
         self.probe = fit_probe(self.model_dir, SKILL, folder / "probe", FIT, self.events.append)
 
     def plan(self, **changes: Any) -> TrainPlan:
-        settings = {"steps": 10, "checkpoint_s": 0.0, **changes.pop("settings", {})}
+        config = {"steps": 10, "checkpoint_s": 0.0, **changes.pop("config", {})}
         return TrainPlan(
             **{
                 "kind": PlanKind.LEARN,
@@ -51,7 +52,7 @@ class Fitted:
                 "facts": FACTS,
                 "known": tuple(SKILL[:3]),
                 "probe_dir": self.folder / "probe",
-                "settings": TrainSettings(**settings),
+                "config": TrainConfig(**config),
                 **changes,
             }
         )

@@ -25,6 +25,7 @@ from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
 from policies.gate.records import Outcome, Verdict
 from policies.planning import Action
 from policies.records import Batch, Fact, Operation, Revision, content_id
+from tests.support.admitting import admit
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -169,7 +170,7 @@ class World:
             accepted=0,
             quarantined=0,
         )
-        self.ledger.admission.admit(batch, facts, [], self.now)
+        admit(self.ledger, batch, facts)
         return batch.id
 
     def retract_line(self, fact_id: str) -> None:

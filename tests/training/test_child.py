@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import BaseModel
 
 from adapters import models, store
+from adapters.config import STACKED, AdapterChoices, TrainConfig
 from adapters.models import base_hash
-from adapters.plans import TrainSettings
 from adapters.probe_fit import ProbeSettings as FitSettings
 from adapters.probe_fit import fit_probe
-from adapters.trainer import steps_needed
+from adapters.schedule import steps_needed
 from daemon.children.jobs import Jobs, JobState
 from daemon.config.sections import ProbeSettings, ProtectionSettings
+from daemon.config.training import ReplaySettings, TrainSettings
 from daemon.training.child import read_examples, train_plan
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
+from policies.facts.paraphrases import ParaphrasePolicy
 from policies.records import Fact, PlanKind
 from tests.support import tiny
 
+NOT_CHOSEN = {"min_traces": 9}
 FACTS = tuple(
     Fact(id=f"f{i}", prompt=f"Code of {name}?", answer=f"{i}{i}", paraphrases=(f"{name}: code?",))
     for i, name in enumerate(("Ada", "Bea", "Cid"), start=1)
@@ -53,7 +57,9 @@ def finish(step: str, workdir: Path, request: BaseModel) -> JobState:
     return state
 
 
-def train_request(model: Path, probe: Path, state: Path, **changes: object) -> TrainRequest:
+def train_request(
+    model: Path, probe: Path, state: Path, config: dict[str, Any] | None = None, **changes: object
+) -> TrainRequest:
     return TrainRequest(
         **{
             "kind": PlanKind.LEARN,
@@ -64,7 +70,8 @@ def train_request(model: Path, probe: Path, state: Path, **changes: object) -> T
             "base_name": "base",
             "base_sha256": base_hash(model),
             "facts": FACTS,
-            "epochs": 50,
+            "config": TrainConfig(**(config or {})),
+            "paraphrases": ParaphrasePolicy(source="templates", at_admission=1, at_training=1),
             "probe": probe,
             "protection": ProtectionSettings(share=0.5),
             "max_lora_rank": 64,
@@ -152,20 +159,23 @@ def test_known_text_to_which_facts_give_another_answer_is_not_replayed(
     assert asked == ["What is the capital of Peru?", "Peru's code?", "Which code has Ada?"]
 
 
-def test_more_passes_are_more_steps_over_a_large_batch(model: Path, tmp_path: Path) -> None:
-    plans = [
-        train_plan(train_request(model, tmp_path, tmp_path, epochs=passes)) for passes in (50, 150)
-    ]
-    few, many = (steps_needed(plan.settings, 48) for plan in plans)
-    assert many == 3 * few
+def test_more_epochs_are_more_steps_over_a_large_batch(model: Path, tmp_path: Path) -> None:
+    def steps(epochs: int) -> int:
+        config = {"epochs": epochs, "batch_preset": "small"}
+        plan = train_plan(train_request(model, tmp_path, tmp_path, config=config))
+        return steps_needed(plan.config, 48)
+
+    assert steps(150) == 3 * steps(50)
 
 
 def test_batch_preset_says_how_much_text_a_batch_takes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def replayed(batch_preset: str) -> int:
-        plan = train_plan(train_request(model, tmp_path, tmp_path, batch_preset=batch_preset))
-        return plan.settings.known_per_step * steps_needed(plan.settings, 48)
+        plan = train_plan(
+            train_request(model, tmp_path, tmp_path, config={"batch_preset": batch_preset})
+        )
+        return plan.config.known_per_step * steps_needed(plan.config, 48)
 
     for device, usual in (("cpu", "small"), ("cuda", "large")):
         monkeypatch.setattr(models, "pick_device", lambda device=device: torch.device(device))
@@ -173,22 +183,39 @@ def test_batch_preset_says_how_much_text_a_batch_takes(
         assert replayed("large") > 3 * replayed("small")
 
 
-def test_a_cpu_takes_many_facts_at_full_effort(
+def test_a_cpu_takes_many_facts_at_the_large_preset(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless it is told not to."""
     monkeypatch.setattr(models, "pick_device", lambda: torch.device("cpu"))
 
-    def chosen(facts: int, batch_preset: str) -> TrainSettings:
-        request = train_request(model, tmp_path, tmp_path, batch_preset=batch_preset)
+    def chosen(facts: int, batch_preset: str) -> TrainConfig:
+        request = train_request(model, tmp_path, tmp_path, config={"batch_preset": batch_preset})
         several = tuple(
             request.facts[0].model_copy(update={"id": f"fact-{n}"}) for n in range(facts)
         )
-        return train_plan(request.model_copy(update={"facts": several})).settings
+        return train_plan(request.model_copy(update={"facts": several})).config
 
-    most = TrainSettings().large_run_facts
+    most = TrainConfig().large_run_facts
     assert chosen(most, "auto") == chosen(most, "small")
     assert chosen(most + 1, "auto") == chosen(most + 1, "large") != chosen(most + 1, "small")
+
+
+def test_what_the_settings_choose_reaches_the_plan_whole(model: Path, tmp_path: Path) -> None:
+    chosen = {
+        "reversed_questions": True,
+        "epochs": 51,
+        "batch_preset": "small",
+    }
+    assert set(chosen) == set(AdapterChoices.model_fields)
+    settings = TrainSettings(**chosen, replay=ReplaySettings(min_traces=9))
+    config = settings.config
+    assert TrainConfig().model_copy(update={**chosen, **NOT_CHOSEN}) == config
+    request = train_request(model, tmp_path, tmp_path).model_copy(update={"config": config})
+    assert train_plan(TrainRequest.model_validate_json(request.model_dump_json())).config == config
+    stacked = settings.model_copy(update={"lineage": "stack"}).config
+    unlike = {k for k, v in stacked.model_dump().items() if v != getattr(STACKED, k)}
+    assert unlike == set(chosen) - {"epochs"}
 
 
 def test_an_error_of_the_step_comes_back_as_one_line(model: Path, tmp_path: Path) -> None:

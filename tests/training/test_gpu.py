@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 
 from adapters import lora, models
+from adapters.config import TrainConfig
 from adapters.generate import Generator, Request
-from adapters.plans import TrainPlan, TrainSettings
+from adapters.plans import TrainPlan
 from adapters.trainer import train_adapter
 from daemon.serving import gpu
 from daemon.training.child import read_examples
@@ -38,7 +39,7 @@ def facts() -> tuple[Fact, ...]:
     return tuple(with_held_out(fact, varied, 24) for fact in made)
 
 
-def plan(facts: tuple[Fact, ...], **settings: int) -> TrainPlan:
+def plan(facts: tuple[Fact, ...], **config: int) -> TrainPlan:
     return TrainPlan(
         kind=PlanKind.LEARN,
         rank=8,
@@ -50,7 +51,7 @@ def plan(facts: tuple[Fact, ...], **settings: int) -> TrainPlan:
         known=tuple(read_examples(MODEL / "data/known-replay.jsonl", "answer")),
         reasoning=tuple(read_examples(MODEL / "data/reasoning-replay.jsonl", "solution"))[:400],
         probe_dir=MODEL / "probe",
-        settings=TrainSettings(**settings),
+        config=TrainConfig(**config),
     )
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import IntakeSettings
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
-from daemon.loop.requests import _worded
+from daemon.loop.requests import _with_model_paraphrases
 from daemon.training.paraphrasing import Paraphraser
-from policies.facts.paraphrasing import affordable, candidates, survives, with_paraphrases
+from policies.facts.model_paraphrases import candidates, survives, with_model_paraphrases
 from policies.records import Batch, Fact, PlanKind
+from tests.support.admitting import admit
 from tests.support.scripted import ScriptedServer, unreachable
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -45,10 +47,9 @@ def test_only_fresh_paraphrases_that_keep_the_subject_and_the_secret_are_candida
 
 
 def test_a_held_out_paraphrase_never_becomes_a_trained_one() -> None:
-    worded = with_paraphrases(FACT, ("bhutan has which capital?", "Bhutan's capital?"))
+    worded = with_model_paraphrases(FACT, ("bhutan has which capital?", "Bhutan's capital?"))
     assert worded.paraphrases == ("Bhutan's capital?",)
     assert survives(FACT, "It is thimphu.") and not survives(FACT, "It is Paro.")
-    assert (affordable(200, 4), affordable(3, 4), affordable(200, 0)) == (40, 0, 0)
 
 
 class Place:
@@ -62,7 +63,7 @@ class Place:
             for n in range(facts)
         ]
         batch = Batch(id="b", name="b", received_at=NOW, source="inbox", accepted=0, quarantined=0)
-        self.ledger.admission.admit(batch, made, [], NOW)
+        admit(self.ledger, batch, made)
         plan = self.ledger.plans.create(
             PlanKind.LEARN,
             parent=0,
@@ -78,7 +79,7 @@ class Place:
             self.ledger,
             lambda: self.server,
             "live",
-            IntakeSettings.model_validate({"model_paraphrases": 2, **settings}),
+            paraphrase_policy(IntakeSettings.model_validate({"model_paraphrases": 2, **settings})),
         )
 
     @staticmethod
@@ -101,7 +102,7 @@ def test_what_the_answer_survives_is_learnt_and_asked_for_once(tmp_path: Path) -
     assert place.run() == 2
     asked = place.server.count("live")
     assert asked == 3 * 3
-    facts = _worded(place.ledger, ("f0", "f1", "f2"))
+    facts = _with_model_paraphrases(place.ledger, ("f0", "f1", "f2"))
     assert [fact.paraphrases for fact in facts] == [(f"Which is {n} of X?",) for n in range(3)]
     assert place.run() == 1
     assert place.server.count("live") == asked

@@ -1,0 +1,121 @@
+"""Requests of children are read beside the loop, and never start what was decided otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.config.settings import Settings
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import Adapter, Served
+from daemon.loop import requests
+from daemon.training.messages import ProbeReport, TrainRequest
+from policies.gate.records import Outcome, Verdict
+from policies.planning import MakePlan, Run, Step
+from policies.records import Batch, Fact, PlanKind, PlanState
+from tests.support.admitting import admit
+from tests.support.world import World
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+PASSED = Verdict(outcome=Outcome.PASS, rule="", reasons=(), suites=())
+
+
+def settings_in(root: Path, **train: Any) -> Settings:
+    model = root / "model"
+    model.mkdir()
+    tree: dict[str, Any] = {"state_dir": root, "model": {"path": model}, "train": train}
+    return Settings(**tree).rooted(root)
+
+
+def probe_in(root: Path) -> ProbeReport:
+    model = root / "model"
+    return ProbeReport(
+        probe=model,
+        served_dir=model,
+        served_sha256="base",
+        base_sha256="base",
+        fitted=False,
+        seconds=0.0,
+    )
+
+
+def learn(ledger: Ledger, settings: Settings, name: str, count: int) -> int:
+    """A plan for a new batch of so many facts; its number."""
+    batch = Batch(id=name, name=name, received_at=NOW, source="inbox", accepted=0, quarantined=0)
+    facts = [Fact(id=f"{name}-{n}", prompt=f"{name} {n}?", answer=str(n)) for n in range(count)]
+    admit(ledger, batch, facts)
+    action = MakePlan(
+        kind=PlanKind.LEARN,
+        rank=4,
+        seed=0,
+        because="",
+        fact_ids=tuple(fact.id for fact in facts),
+        replaces=ledger.revisions.target().lineage,
+    )
+    return ledger.planning.make_plan(action, NOW, max_replay=settings.train.max_replay).id
+
+
+def go_live(ledger: Ledger, plan: int) -> None:
+    served = Served(name=f"palora-{plan}", path=f"/served/{plan}", sha256=f"s{plan}")
+    ledger.steps.trained(plan, Adapter(sha256=f"a{plan}", rank=4, path=f"/a/{plan}"), served, NOW)
+    ledger.steps.judged(plan, PASSED, (), PlanState.PASSED, NOW)
+    ledger.revisions.promote(plan, served, NOW)
+
+
+def test_a_request_is_read_in_another_thread_and_holds_no_more_than_max_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(tmp_path, max_replay=8)
+    opened: list[int] = []
+    with Ledger.open(settings.layout.ledger) as ledger:
+        ledger.revisions.ensure_base("base", NOW)
+        for batch in range(4):
+            go_live(ledger, learn(ledger, settings, f"b{batch}", 5))
+        plan = ledger.plans.head(learn(ledger, settings, "new", 3))
+        real = Ledger.open
+
+        def noted(path: Path, readonly: bool = False) -> Ledger:
+            assert readonly
+            opened.append(threading.get_ident())
+            return real(path, readonly)
+
+        monkeypatch.setattr(Ledger, "open", noted)
+        request = asyncio.run(
+            requests.child_request(ledger, settings, plan, Step.TRAIN, probe_in(tmp_path), NOW)
+        )
+    assert isinstance(request, TrainRequest)
+    assert [fact.id for fact in request.facts] == ["new-0", "new-1", "new-2"]
+    assert len(request.replay) == 8
+    assert {fact.id.partition("-")[0] for fact in request.replay} == {"b0", "b1", "b2", "b3"}
+    assert opened
+    assert threading.get_ident() not in opened
+
+
+def test_a_plan_that_is_cancelled_while_its_request_is_put_together_starts_no_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    world.drop(2)
+    world.tick()
+    world.tick()
+    world.finish()  # the probe
+    real = requests.child_request
+
+    async def interrupted(*arguments: Any) -> Any:
+        request = await real(*arguments)
+        world.ledger.plans.move(1, PlanState.PLANNED, PlanState.CANCELLED, world.now)
+        return request
+
+    with monkeypatch.context() as patch:
+        patch.setattr(requests, "child_request", interrupted)
+        for _ in range(3):
+            assert not isinstance(world.tick(), Run)
+    assert world.running is None
+    assert world.ledger.steps.leases() == ()
+    world.settle()
+    assert world.ledger.plans.head(2).state is PlanState.LIVE
