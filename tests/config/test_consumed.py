@@ -8,18 +8,33 @@ import pytest
 
 from daemon.config.errors import key_paths
 from daemon.config.settings import Settings
-from tests.config.effects import Effect, feeds, serving, taking_in
+from tests.config.effects import Effect, feeds, judging, learning, running, serving, taking_in
 
-EFFECTS: dict[str, Effect] = {**serving.EFFECTS, **taking_in.EFFECTS, **feeds.EFFECTS}
+MODULES = (serving, learning, judging, taking_in, feeds, running)
+EFFECTS: dict[str, Effect] = {
+    key: effect for module in MODULES for key, effect in module.EFFECTS.items()
+}
+
+
+# A warm start replays everything that its adapter knows.
+WARM_START = pytest.mark.xfail(strict=True, reason="train.max_replay limits a stack alone")
+MARKS = {"train.max_replay": (WARM_START,)}
 
 
 def test_every_key_has_an_effect_and_every_effect_a_key() -> None:
+    assert sum(len(module.EFFECTS) for module in MODULES) == len(EFFECTS)
     assert set(EFFECTS) == set(key_paths(Settings))
 
 
-@pytest.mark.parametrize("key", EFFECTS)
+@pytest.mark.parametrize("key", [pytest.param(key, marks=MARKS.get(key, ())) for key in EFFECTS])
 def test_a_changed_setting_changes_what_is_observed(key: str, tmp_path: Path) -> None:
     effect = EFFECTS[key]
     before = effect.seen(key, tmp_path / "before", changed=False)
     assert effect.seen(key, tmp_path / "again", changed=False) == before, "differs by itself"
     assert effect.seen(key, tmp_path / "changed", changed=True) != before
+
+
+@WARM_START
+def test_a_warm_start_replays_an_even_sample(tmp_path: Path) -> None:
+    effect = EFFECTS["train.max_replay"]
+    assert effect.seen("train.max_replay", tmp_path / "six", changed=True) == "[2, 2, 2]"

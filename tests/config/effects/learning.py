@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, cast
 from unittest import mock
 
@@ -28,9 +27,17 @@ from tests.support.world import World
 
 
 @cache
-def fitted() -> Fitted:
-    """A tiny model with its probe, made once."""
-    return Fitted(Path(mkdtemp(prefix="palorad-effects-")), "llama")
+def _fitted(folder: Path) -> Fitted:
+    return Fitted(folder, "llama")
+
+
+def fitted(root: Path) -> Fitted:
+    """A tiny model with its probe, made once for all observations of a run."""
+    return _fitted(root.parents[1] / "fitted for effects")
+
+
+def own_probe(root: Path) -> Path:
+    return fitted(root).folder / "probe"
 
 
 # --- plans -----------------------------------------------------------------------------------
@@ -167,7 +174,7 @@ def fit(settings: Settings, root: Path) -> object:
     desk = cast(Desk, At(probe_request(settings).model_dump_json(), root))
     with (
         mock.patch.object(child, "fit_probe") as fit_probe,
-        mock.patch.object(child, "fold_expert", return_value=fitted().model_dir) as fold,
+        mock.patch.object(child, "fold_expert", return_value=fitted(root).model_dir) as fold,
     ):
         report = child.probe(desk)
     asked = [call.args[1:4] for call in fit_probe.call_args_list]
@@ -189,7 +196,7 @@ def learnt(settings: Settings, root: Path) -> object:
         if not number:
             made.settle()
     request: TrainRequest = until(made, Step.TRAIN)
-    base = fitted()
+    base = fitted(root)
     request = request.model_copy(
         update={
             "model_dir": base.model_dir,
@@ -236,17 +243,15 @@ TEXT = {
     "train.rank": 4,
 }
 SKILL = {
-    "model.path": lambda _: fitted().model_dir,
+    "model.path": lambda root: fitted(root).model_dir,
     "probe.skill": rows("solution", 8),
     "probe.path": "",
 }
 STACK = {"train.lineage": "stack"}
 EFFECTS: dict[str, Effect] = {
     "probe.skill": Effect(fit, rows("solution", 9), SKILL),
-    "probe.path": Effect(fit, lambda _: fitted().folder / "probe", SKILL),
-    "probe.serve": Effect(
-        fit, "expert", {**SKILL, "probe.path": lambda _: fitted().folder / "probe"}
-    ),
+    "probe.path": Effect(fit, own_probe, SKILL),
+    "probe.serve": Effect(fit, "expert", {**SKILL, "probe.path": own_probe}),
     "probe.seeds": Effect(fit, (0, 1), SKILL),
     "probe.steps": Effect(fit, 7, SKILL),
     "probe.learning_rate": Effect(fit, 0.01, SKILL),

@@ -1,0 +1,172 @@
+"""The service: its clock, its hints and its log, and what it asks the live model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import structlog
+
+from daemon.children.jobs import JobState
+from daemon.config.settings import Settings
+from daemon.ledger.database import Database
+from daemon.ledger.ledger import Ledger
+from daemon.loop import service as services
+from daemon.loop.preflight import prepare_state
+from daemon.loop.service import Service
+from daemon.serving.servers import Servers
+from policies.gate.records import Outcome
+from policies.records import Batch
+from tests.config.effects import Effect
+from tests.config.effects.learning import capitals
+from tests.support.evaluating import right
+from tests.support.scripted import ScriptedServer
+from tests.support.world import START, FakeFleet, FakeJobs, report_for
+
+
+class Asked(FakeFleet):
+    """A fleet whose first replica is a scripted model."""
+
+    def __init__(self, alias: str) -> None:
+        super().__init__()
+        self.servers = [ScriptedServer({alias: right})]
+
+
+class NoServers:
+    """Servers that only remember over which model they were started."""
+
+    problem, trouble = "", ()
+
+    def __init__(self, settings: Settings) -> None:
+        self.fleet = Asked(settings.model.alias)
+        self.started: list[Path] = []
+
+    async def start(self, model_dir: Path) -> None:
+        self.started.append(model_dir)
+
+    async def stop(self) -> None: ...
+
+
+class Here:
+    """A service over an empty ledger, with children and servers that do not exist."""
+
+    def __init__(self, settings: Settings, root: Path) -> None:
+        prepare_state(settings)
+        self.settings = settings
+        self.ledger = Ledger(Database.in_memory(root / "ledger.db"))
+        self.ledger.revisions.ensure_base(settings.model.name, START)
+        self.jobs, self.servers = FakeJobs(), NoServers(settings)
+        self.service = Service(
+            settings,
+            self.ledger,
+            cast(Servers, self.servers),
+            jobs=self.jobs,
+            clock=lambda: START,
+            free_bytes=lambda: 1 << 40,
+        )
+
+
+def served(settings: Settings, root: Path) -> object:
+    """The model over which the server is started."""
+    here = Here(settings, root)
+    asyncio.run(here.service.serve())
+    return here.servers.started
+
+
+def paraphrased(settings: Settings, root: Path) -> object:
+    """What the live model is asked before the first plan is trained."""
+    here = Here(settings, root)
+    batch = Batch(id="b", name="b", received_at=START, source="x", accepted=0, quarantined=0)
+    here.ledger.admission.admit(batch, capitals(0, 6), [], START)
+
+    async def run() -> None:
+        for _ in range(10):
+            await here.service.tick()
+            for workdir, request in list(here.jobs.requests.items()):
+                report = report_for(request, root, Outcome.PASS, lambda _: False)
+                if here.jobs.started[-1][0] == "probe":
+                    here.jobs.outcomes[workdir] = JobState(
+                        "finished", report=report.model_dump(mode="json")
+                    )
+
+    asyncio.run(run())
+    assert here.jobs.started[-1][0] == "train"
+    return sorted(prompt for _, prompt in here.servers.fleet.servers[0].asked)
+
+
+def run(settings: Settings, root: Path) -> object:
+    """What a running service repeats and how often, what gives hints, and its daily check."""
+    here, repeated = Here(settings, root), []
+    watching, calendar = services.observe, services.calendar
+
+    def every(seconds: float, work: Any, **_: object) -> Coroutine[None, None, None]:
+        name = getattr(work, "__name__", "") or work.func.__name__
+        repeated.append((name, seconds))
+        return asyncio.sleep(0)
+
+    seen: list[object] = []
+
+    def observe(*arguments: Any) -> Any:
+        observer = watching(*arguments)
+        seen.append(type(observer).__name__)
+        return observer
+
+    def scheduled(*arguments: Any) -> Any:
+        scheduler = calendar(*arguments)
+        seen.append([job.trigger.get_next_fire_time(None, START) for job in scheduler.get_jobs()])
+        return scheduler
+
+    async def live() -> None:
+        asyncio.get_running_loop().call_later(0.05, here.service.stop)
+        await here.service.run()
+
+    with (
+        mock.patch.object(services, "every", every),
+        mock.patch.object(services, "observe", observe),
+        mock.patch.object(services, "calendar", scheduled),
+        mock.patch.object(services, "ControlServer", return_value=mock.AsyncMock()),
+        mock.patch.object(here.service._reconciler, "stop", mock.AsyncMock()) as stop,
+    ):
+        asyncio.run(live())
+    return repeated, seen, stop.await_args
+
+
+def logged(settings: Settings, root: Path) -> object:
+    """The levels that a started daemon writes to its log."""
+
+    async def body(*_: object) -> None:
+        log = structlog.get_logger()
+        log.debug("fine")
+        log.info("coarse")
+
+    said = io.StringIO()
+    before = structlog.get_config()
+    try:
+        with (
+            contextlib.redirect_stderr(said),
+            mock.patch.object(services, "_run", body),
+            mock.patch.object(services, "require_files"),
+        ):
+            services.run(settings)
+    finally:
+        structlog.configure(**before)
+    return [word for word in ("fine", "coarse") if word in said.getvalue()]
+
+
+TWO = {"intake.model_paraphrases": 2}
+EFFECTS: dict[str, Effect] = {
+    "model.path": Effect(served, "another"),
+    "intake.rescan_s": Effect(run, 60.0),
+    "intake.watch": Effect(run, "off"),
+    "intake.model_paraphrases": Effect(paraphrased, 2),
+    "intake.model_paraphrase_budget": Effect(paraphrased, 6, TWO),
+    "daemon.tick_s": Effect(run, 2.0),
+    "daemon.stop_s": Effect(run, 5.0),
+    "daemon.log_level": Effect(logged, "debug"),
+    "daemon.check_at": Effect(run, "30 4 * * *"),
+}
