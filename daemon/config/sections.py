@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from policies.cron import require_cron
 from policies.facts.admission import Format
-from policies.facts.paraphrases import Source as ParaphraseSource
+from policies.facts.paraphrases import ParaphraseSource
 from policies.facts.supersession import ConflictPolicy
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
