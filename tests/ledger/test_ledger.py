@@ -30,6 +30,7 @@ from policies.facts.supersession import Relation, Ruling
 from policies.gate.records import Outcome, Verdict
 from policies.planning import Limits, MakePlan, Step
 from policies.records import (
+    FEED,
     Batch,
     BatchState,
     Fact,
@@ -211,14 +212,14 @@ def test_a_batch_is_found_by_id_beginning_and_name(ledger: Ledger) -> None:
 
 
 def test_a_feeds_cursor_moves_with_its_content_or_not_at_all(ledger: Ledger) -> None:
-    arriving = batch("feed")
-    ledger.admission.begin_batch(arriving)
+    arriving = batch("feed").model_copy(update={"source": f"{FEED}news"})
+    ledger.admission.begin_batch(arriving, cursor="7")
     naive = NOW.replace(tzinfo=None)
     with pytest.raises(ValueError, match="time zone"):
-        ledger.admission.finish_batch(arriving.id, naive, cursor=("news", "7"))
+        ledger.admission.finish_batch(arriving.id, naive)
     assert ledger.batches.latest() == ()
     assert ledger.feeds.cursor("news") is None
-    admit(ledger, batch("feed"), [fact(1)], cursor=("news", "7"))
+    admit(ledger, arriving, [fact(1)])
     assert ledger.feeds.cursor("news") == "7"
 
 

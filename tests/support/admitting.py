@@ -18,7 +18,6 @@ def admit(
     quarantined: Sequence[Quarantined] = (),
     *,
     now: datetime | None = None,
-    cursor: tuple[str, str] | None = None,
 ) -> Admitted:
     """Begin the batch, append its facts as what they mean beside those admitted, finish it."""
     at = now or batch.received_at
@@ -26,4 +25,4 @@ def admit(
     ruled = rule_each(facts, ledger.admission.rivals(facts), ConflictPolicy.NEWEST, at)
     lines = len(facts) + len(quarantined)
     ledger.admission.append_facts(batch.id, ruled, quarantined, at, line=lines)
-    return ledger.admission.finish_batch(batch.id, at, cursor=cursor)
+    return ledger.admission.finish_batch(batch.id, at)
