@@ -30,7 +30,6 @@ from policies.facts.supersession import Relation, Ruling
 from policies.gate.records import Outcome, Verdict
 from policies.planning import Limits, MakePlan, Step
 from policies.records import (
-    FEED,
     Batch,
     BatchState,
     Fact,
@@ -212,8 +211,9 @@ def test_a_batch_is_found_by_id_beginning_and_name(ledger: Ledger) -> None:
 
 
 def test_a_feeds_cursor_moves_with_its_content_or_not_at_all(ledger: Ledger) -> None:
-    arriving = batch("feed").model_copy(update={"source": f"{FEED}news"})
+    arriving = batch("feed").model_copy(update={"source": "feed:news"})
     ledger.admission.begin_batch(arriving, cursor="7")
+    assert ledger.admission.arriving(arriving.id).cursor == "7"
     naive = NOW.replace(tzinfo=None)
     with pytest.raises(ValueError, match="time zone"):
         ledger.admission.finish_batch(arriving.id, naive)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from adapters.config import TrainConfig
 from daemon.base.control import ask
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings, ProtectionSettings
@@ -370,8 +371,7 @@ def trained(fact: Fact, further: Sequence[str] = ()) -> list[tuple[str, str]]:
                             at_training=paraphrases,
                             prefixed=prefixed,
                         ),
-                        reversed_questions=True,
-                        epochs=1,
+                        config=TrainConfig(reversed_questions=True, epochs=1),
                         protection=ProtectionSettings(kind="none"),
                         max_lora_rank=16,
                         adapters=Path("adapters"),
