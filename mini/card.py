@@ -11,7 +11,7 @@ from mini import world
 from mini.alignment import inner
 from mini.check import ANEW, MODEL, RESULTS
 from mini.recipes import MODELS
-from policies.facts.templates import FAR_FRAMES
+from policies.facts.templates import OOD_FRAMES
 
 _CARD: Final = """---
 license: apache-2.0
@@ -122,7 +122,7 @@ def render(made: Mapping[str, Any], found: Mapping[str, Any], anew: Mapping[str,
         "relations": len(world.seen()),
         "paraphrases": round(sum(sizes) / len(sizes)),
         "held_out": len(world.unseen()),
-        "far": len(FAR_FRAMES),
+        "far": len(OOD_FRAMES),
         "out": RESULTS,
         "steps": learnt["steps"],
         "protected": "with the probe's protection" if learnt["protected"] else "no protection",

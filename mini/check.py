@@ -180,7 +180,7 @@ def _far(facts: Iterable[Fact], seed: str) -> tuple[tuple[str, str], ...]:
     for fact in facts:
         relation = find(fact.relation or "")
         if relation is not None and fact.subject:
-            far.append((rng.choice(relation.far(fact.subject)), fact.answer))
+            far.append((rng.choice(relation.ood(fact.subject)), fact.answer))
     return tuple(far)
 
 

@@ -100,7 +100,7 @@ def _with_paraphrases(
             eval_prompts=tuple(asked[1:]),
         )
         facts.append(with_held_out(fact, varied, paraphrases, prefixed=prefixed))
-        beyond = rng.sample(relation.far(one.subject), OOD)
+        beyond = rng.sample(relation.ood(one.subject), OOD)
         statement = relation.states(one.subject, one.answer)[0]
         ood += [Asked(paraphrase, one.answer, statement) for paraphrase in beyond]
         near += [Asked(paraphrase, one.answer, statement) for paraphrase in asked[1:]]

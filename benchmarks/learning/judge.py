@@ -45,7 +45,7 @@ class Judge:
         known = [Question(row["prompt"], row["answer"], Form.CHAT) for row in rows]
         rng = random.Random(f"far:{purpose}:{seed}")
         ood = [
-            Question(rng.choice(relations()[named[0]].far(named[1])), row["answer"], form)
+            Question(rng.choice(relations()[named[0]].ood(named[1])), row["answer"], form)
             for row, form in zip(rows, cycle((Form.CHAT, Form.PLAIN)), strict=False)
             if (named := recognise(row["prompt"])) is not None
         ]

@@ -22,21 +22,21 @@ class RuleSettings(Section):
     field: Literal["title", "summary", "content", "link"] = "title"
     """Which part of the entry is matched."""
     match: str
-    """A regular expression, searched in that part."""
+    """A regular expression that is searched in that part."""
     prompt: str
     """The fact's question."""
     answer: str
     """Its answer."""
     subject: str = ""
-    """What it is about, if that is to be its key."""
+    """What the fact is about, if that is part of its key."""
     relation: str = ""
     """Which property of the subject it states."""
     paraphrases: tuple[str, ...] = ()
-    """Further paraphrases to learn."""
+    """Further paraphrases to train."""
     eval_prompts: tuple[str, ...] = ()
-    """Paraphrases to keep for the gate."""
+    """Held-out paraphrases, for the gate."""
     op: Literal["assert", "supersede", "retract"] = "assert"
-    """What the entry asks for."""
+    """The operation of the line."""
     dated: bool = True
     """Whether the entry's date is the fact's `valid_from`."""
 
@@ -61,19 +61,19 @@ class FeedSettings(Section):
     """[[feeds]]: an HTTP address polled for facts."""
 
     name: str = Field(pattern=r"^[\w.-]{1,64}$")
-    """How the feed is called in status and history."""
+    """The feed's name in status and history."""
     url: str = Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")
-    """Where it is; `{cursor}` in it is replaced by the place that the last answer named."""
+    """Its address; `{cursor}` in it is replaced by the cursor of the last answer."""
     every_s: float = Field(default=300, gt=0)
     """How often it is polled."""
     kind: Literal["jsonl", "json-feed", "rss"] = "jsonl"
     """Lines of facts, a JSON Feed, or RSS and Atom; the last two need rules."""
     cursor_header: str = Field(default="x-next-cursor", pattern=r"^[A-Za-z0-9-]+$")
-    """The answer's header that names the place from which to go on."""
+    """The response header that holds the next cursor."""
     key_file: Path | None = None
-    """A file with a bearer token to send, if one is needed."""
+    """A file with a bearer token to send."""
     timeout_s: float = Field(default=60, gt=0)
-    """How long one poll may take altogether."""
+    """How long one poll may take in all."""
     max_mb: int = Field(default=64, ge=1)
     """A larger answer is refused, counted after decompression. A JSON Feed, RSS or Atom is read as
     a whole: of them 8 MB and 10,000 entries are the most."""
@@ -82,9 +82,10 @@ class FeedSettings(Section):
     allow_hosts: tuple[str, ...] = ()
     """Other hosts to which a redirection may lead."""
     open_after: int = Field(default=5, ge=1)
-    """After so many failures in a row the feed rests for longer and says so."""
+    """After so many failures in a row the feed is polled less often, and `palorad status` says
+    so."""
     full_every_s: float = Field(default=86400, gt=0)
-    """How often it is asked without conditions, in case its marks of change lie."""
+    """How often it is asked without conditions (ETag, Last-Modified), in case those are wrong."""
     rules: tuple[RuleSettings, ...] = ()
     """[[feeds.rules]]"""
 

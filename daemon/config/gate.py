@@ -17,25 +17,25 @@ class SuiteSettings(Section):
     """[[gate.suites]]: one set of questions."""
 
     name: str = Field(min_length=1)
-    """How the suite is called in verdicts."""
+    """The suite's name in verdicts."""
     role: Role
-    """What it watches over: reasoning, locality (what the base knew), retention, or drift (the loss
-    on fixed text)."""
+    """What it measures: reasoning, locality (known facts of the base), retention (earlier facts),
+    or drift (the loss on fixed text)."""
     path: OptionalPath = None
-    """JSONL, one question a line; for drift one `{"text": "…"}` a line; with `task` a folder of
+    """JSONL, one question per line; for drift one `{"text": "…"}` per line; with `task` a folder of
     your own task files."""
     task: str | None = None
-    """A task of lm-evaluation-harness instead of a file; needs `palorad[lm-eval]`."""
+    """A task of lm-evaluation-harness in place of a file; needs `palorad[lm-eval]`."""
     filter: str | None = None
-    """Which of the task's filters counts; without it the first."""
+    """Which of the task's filters counts; unset: the first."""
     grader: str = "normalised"
     """How answers are compared: see docs/gate.md."""
     max_tokens: int = Field(default=64, ge=1)
     """The longest answer."""
     form: Literal["auto", "chat", "plain"] = "auto"
-    """Asked as a chat message, as plain text, or as chat where the model has a chat template."""
+    """Asked as a chat message, as plain text, or as chat if the model has a chat template."""
     margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop to rule out on this suite; without it the margin of its role."""
+    """The drop to rule out on this suite; unset: the margin of its role."""
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
@@ -59,40 +59,42 @@ class GateSettings(Section):
     preset: Literal["strict", "balanced", "fast"] = "balanced"
     """A named set of margins and error rates; see docs/gate.md."""
     alpha: float | None = Field(default=None, gt=0, lt=0.5)
-    """How often a candidate that is worse by the margin may pass; without it, the preset's."""
+    """How often a candidate that is worse by the margin may pass. Unset: the preset's."""
     beta: float | None = Field(default=None, gt=0, lt=0.5)
-    """How often a candidate that lost nothing may fail; without it, the preset's."""
+    """How often a candidate that lost nothing may fail. Unset: the preset's."""
     reasoning_margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop on a reasoning suite to rule out, 0.02 is two points; without it, the preset's."""
+    """The drop on a reasoning suite to rule out, relative to base and to live; 0.02 is 2 pp. Unset:
+    the preset's."""
     retention_margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop on earlier facts to rule out; without it, the preset's."""
+    """The drop in accuracy on earlier facts to rule out. Unset: the preset's."""
     locality_margin: float | None = Field(default=None, gt=0, lt=1)
-    """The drop on facts that the base knew to rule out; without it, the preset's."""
+    """The drop in locality to rule out. Unset: the preset's."""
     stratum_loss: float | None = Field(default=None, gt=0, lt=1)
-    """The share of one batch or family that may newly fail; without it, the preset's."""
+    """Share of one batch or family that may newly fail. Unset: the preset's."""
     retention_floor: float | None = Field(default=None, ge=0, le=1)
-    """Recall of earlier facts that must be kept, 0 for none; without it, the preset's."""
+    """Accuracy on earlier facts that must be kept; 0: no floor. Unset: the preset's."""
     learnt_share: float | None = Field(default=None, gt=0, le=1)
-    """Share of the new facts that must be learnt; without it, the preset's."""
+    """Share of the new facts that must be learnt. Unset: the preset's."""
     paraphrase_share: float | None = Field(default=None, gt=0, le=1)
-    """Share of a fact's paraphrases that must be answered right; without it, the preset's."""
+    """Share of a fact's held-out paraphrases that must be answered correctly. Unset: the
+    preset's."""
     drift: float | None = Field(default=None, gt=0)
-    """Rise of the loss on the texts of a drift suite that is allowed, in nats a token; without it,
-    the rise is only reported."""
+    """Allowed rise of the loss on a drift suite, in nats per token. Unset: it is only reported."""
     held_out_paraphrases: int = Field(default=2, ge=1)
-    """Held-out paraphrases in which each new fact is asked, at most."""
+    """Held-out paraphrases asked of each new fact, at most."""
     earlier_facts: int = Field(default=300, ge=0)
-    """Earlier facts that a candidate is asked about at most, spread over all batches."""
+    """Earlier facts that a candidate is asked, at most; spread over all batches."""
     facts_grader: str = "normalised"
     """How answers to facts are compared."""
     facts_max_tokens: int = Field(default=48, ge=1)
     """The longest answer to a fact."""
     aa_sample: int = Field(default=100, ge=0)
-    """Items of each suite on which the reference is measured twice, against itself."""
+    """Items of each suite that the base answers twice (A/A), to measure how stable it is; 0:
+    none."""
     chunk: int = Field(default=256, ge=1)
-    """Items asked before the gate looks at a suite again."""
+    """Items asked between two looks of the gate at a suite."""
     revisions_per_draw: int = Field(default=10, ge=1)
-    """Revisions whose candidates are asked the items in one order, before a new one is drawn."""
+    """Consecutive revisions whose candidates get the items in the same random order."""
     suites: tuple[SuiteSettings, ...] = (
         SuiteSettings(
             name="reasoning",

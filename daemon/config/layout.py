@@ -80,12 +80,12 @@ class Layout:
 
     @property
     def records(self) -> Path:
-        """What the frozen reference says on replayed texts; found anew when lost."""
+        """What the base says on replayed texts; recomputed when lost."""
         return self.root / "records"
 
     @property
     def answers(self) -> Path:
-        """What models answered to suites, kept for ever."""
+        """What models answered to suites; kept forever."""
         return self.root / "answers"
 
     @property

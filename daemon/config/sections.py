@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from policies.cron import require_cron
 from policies.facts.admission import Format
-from policies.facts.paraphrases import Source as ParaphraseSource
+from policies.facts.paraphrases import ParaphraseSource
 from policies.facts.supersession import ConflictPolicy
 
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -61,15 +61,15 @@ class ServerSettings(Section):
     gpu_sharing: Literal["separate", "coresident", "sleep"] = "separate"
     """How training and vLLM share a GPU."""
     max_lora_rank: int = 128
-    """The largest rank that the server was started to take."""
+    """The largest LoRA rank that the server was started with."""
     max_loras: int = Field(default=4, ge=3)
     """Adapters in one engine step."""
     max_cpu_loras: int = Field(default=16, ge=3)
-    """Adapters kept in memory; at least everything listed."""
+    """Adapters kept in memory; at least as many as are listed."""
     concurrency: int = Field(default=96, ge=1)
-    """Requests under way at once while evaluating."""
+    """Requests in flight while evaluating."""
     start_timeout_s: float = Field(default=300, gt=0)
-    """How long a managed server may take until it is healthy."""
+    """How long a managed server may take to become healthy."""
     request_timeout_s: float = Field(default=120, gt=0)
     """How long one answer may take."""
     load_timeout_s: float = Field(default=60, gt=0)
@@ -77,7 +77,7 @@ class ServerSettings(Section):
     verify_timeout_s: float = Field(default=60, gt=0)
     """How long the identity check of one replica may take."""
     drain_s: float = Field(default=2.0, ge=0)
-    """How long a retired revision stays loaded after its last request."""
+    """How long a replaced revision stays loaded after its last request."""
     admin_key_file: OptionalPath = None
     """A file with palorad's own key for admin routes; without it one is made at first start."""
     user_key_file: OptionalPath = None
@@ -98,14 +98,14 @@ class ProbeSettings(Section):
     """[probe]: what the skill uses of every matrix, fitted once and frozen."""
 
     skill: Path = Path("models/palorad-mini/data/skill.jsonl")
-    """Lines with `prompt` and `solution`: the skill to keep."""
+    """Lines with `prompt` and `solution`: the skill to preserve."""
     path: OptionalPath = Path("models/palorad-mini/probe")
-    """A probe fitted earlier; used when it belongs to this base and keeps the directions that
-    [protection] share asks for, otherwise one is fitted."""
+    """A probe fitted earlier. It is used if it belongs to this base and keeps as many directions as
+    protection.share asks for; otherwise a new one is fitted."""
     serve: Literal["base", "expert"] = "base"
-    """Whether the base is served untouched, or the SVF expert: the base with z folded in once."""
+    """What is served: the base itself, or the SVF expert (the base with z folded in once)."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    """One z is fitted per seed; a component is critical when it is for at least two of them."""
+    """One z is fitted per seed; a component is critical if at least two seeds find it critical."""
     steps: int = Field(default=300, ge=1)
     """Steps of fitting per seed."""
     learning_rate: float = Field(default=0.002, gt=0)
@@ -119,10 +119,10 @@ class ProtectionSettings(Section):
     """What is protected: the critical singular components, the leading directions of the skill's
     activations, both, or nothing."""
     form: Literal["hard", "soft"] = "hard"
-    """For activations: an exact projection, or the softened λ(C+λI)⁻¹."""
+    """For activations: an exact projection, or the soft one λ(C+λI)⁻¹."""
     share: float = Field(default=0.2, gt=0, lt=1)
-    """Share of each matrix's input directions that is protected. A new probe keeps as many; what
-    that takes of disk and memory is said by `palorad doctor`."""
+    """Protected share of each matrix's input directions. A new probe keeps as many; `palorad
+    doctor` says how much disk and memory that takes."""
 
 
 class IntakeSettings(Section):
@@ -131,33 +131,32 @@ class IntakeSettings(Section):
     inbox: Path = Path("inbox")
     """Where files are dropped; relative to state_dir."""
     stable_s: float = Field(default=2.0, ge=0)
-    """A file that grows is read once it has not changed for this long."""
+    """A file is read once it has not changed for this long."""
     rescan_s: float = Field(default=10.0, gt=0)
-    """How often the folder is scanned even if no event came."""
+    """How often the folder is scanned even without an event."""
     watch: Literal["events", "polling", "off"] = "events"
-    """Who gives the hint to scan early: the kernel, a poll (network shares), or nobody."""
+    """What triggers an early scan: events of the kernel, polling (network shares), or nothing."""
     max_file_mb: int = Field(default=256, ge=1)
     """A larger file is rejected."""
     max_line_kb: int = Field(default=64, ge=1)
     """A longer line is quarantined."""
     max_tokens: int = Field(default=512, ge=64, le=1024)
-    """A fact whose longest paraphrase and answer are more of the model's tokens is quarantined."""
+    """A fact whose longest paraphrase and answer together take more tokens is quarantined."""
     format: Format = Format.AUTO
-    """The shape of the lines; "auto" looks at each."""
+    """The format of the lines; "auto" detects it line by line."""
     bad_lines: Literal["quarantine", "reject"] = "quarantine"
-    """Whether a bad line is kept aside by itself, or keeps its whole file out."""
+    """Whether a bad line is quarantined alone, or rejects its whole file."""
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
-    """Another answer for the same key with nothing that orders the two: the newest wins, the line
-    is rejected, or it waits until a person decides (`palorad quarantine`)."""
+    """What happens to a second answer for the same key when nothing orders the two: the newest
+    wins, the line is rejected, or it waits for a person (`palorad quarantine`)."""
     paraphrase_source: ParaphraseSource = "templates"
-    """Where further paraphrases come from: the relation's templates, frames around the prompt only,
-    or nowhere (a single paraphrase then gets one frame, to be held out)."""
+    """Where further paraphrases come from: templates of the relation, frames around the prompt, or
+    nowhere (a fact with a single prompt then gets one frame, to be held out)."""
     min_paraphrases: int = Field(default=4, ge=1, le=50)
-    """A fact that has fewer paraphrases to learn is given more, up to this many."""
+    """A fact with fewer training paraphrases gets more, up to this many."""
     model_paraphrases: int = Field(default=0, ge=0, le=8)
-    """Before a plan is trained, the live model is asked for so many further paraphrases of each
-    fact; a paraphrase is learnt if the model, told the fact, finds the answer by it. 0: it is not
-    asked."""
+    """Paraphrases per fact asked of the live model before a plan is trained. One is kept if the
+    model, given the fact, answers it correctly. 0: none."""
     model_paraphrase_budget: int = Field(default=200, ge=0)
     """Requests to the live model for the paraphrases of one plan, at most."""
 
@@ -166,11 +165,11 @@ class DaemonSettings(Section):
     """[daemon]: the loop."""
 
     tick_s: float = Field(default=0.5, gt=0, le=5)
-    """How often the reconciler looks at what is to do."""
+    """How often the loop looks for work."""
     stop_s: float = Field(default=30, gt=0)
     """How long children may take to checkpoint when the daemon stops."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least that is logged."""
+    """The lowest level that is logged."""
     check_at: Cron | Literal[""] = "17 3 * * *"
-    """When the ledger and all adapters are compared with their hashes, as a cron expression in
-    UTC; empty: never."""
+    """When the ledger and all published files are compared with their hashes, as a cron expression
+    in UTC; empty: never."""

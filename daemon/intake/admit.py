@@ -74,7 +74,7 @@ def begin(
 
     Every batch begins here, a file's with the `signature` of the file, a feed's with the `cursor`
     that it was read up to. From here on it needs nothing but the archive and the ledger: `admit`
-    goes on with it after any crash. Raises `OSError` and the ledger's errors.
+    resumes it after any crash. Raises `OSError` and the ledger's errors.
     """
     files.put_in_place(body, layout.archived(batch.id))
     faults.point("intake:archived")
@@ -87,7 +87,7 @@ def admit(
     """Admit what the ledger does not have yet of a batch; pauses within each piece.
 
     The last transaction makes the batch whole and commits its feed's cursor. Raises `OSError` and
-    the ledger's errors; whatever was committed before stays and the next call goes on.
+    the ledger's errors; what was committed before stays, and the next call resumes behind it.
     """
     batch, archived = arriving.batch, layout.archived(arriving.batch.id)
     yield None

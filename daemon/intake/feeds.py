@@ -89,7 +89,7 @@ class Feeds:
         return name not in self._under_way and (pulse is None or pulse.due <= self._clock())
 
     async def poll(self, now: datetime) -> list[Polled]:
-        """Ask every feed that is due. Failures are told in the results, never raised."""
+        """Ask every feed that is due. Failures are in the results, never raised."""
         return list(await asyncio.gather(*(self.poll_one(name, now) for name in self.due())))
 
     async def poll_one(self, name: str, now: datetime) -> Polled:

@@ -44,7 +44,7 @@ class Intake:
 
     Every stage is durable before the next: bytes in the archive, the batch begun in the ledger, its
     facts admitted, the receipt beside the file, the file removed. Killed between any two, the next
-    start goes on from there. Batches that feeds have begun are admitted here as well.
+    start resumes there. Batches that feeds have begun are admitted here as well.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Intake:
     # --- one pass over what there is -----------------------------------------------------------
 
     def _run(self) -> Iterator[Receipt | None]:
-        """Go on with every batch that was begun, whatever it came from; then take in files."""
+        """Resume every batch that was begun, whatever it came from; then take in files."""
         begun = (
             *self._ledger.admission.admitting(),
             *self._ledger.admission.admitting(aside=True),

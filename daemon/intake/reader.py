@@ -26,7 +26,7 @@ class Raw:
 
 
 class Records:
-    """Reads records from a file, able to stop after any and to go on there another time.
+    """Reads records from a file, able to stop after any and to resume there another time.
 
     `number` records up to byte `position` have been read before.
     """

@@ -72,7 +72,7 @@ def problem_of(name: str, error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         if error.errno == errno.ENOSPC:
-            return f"{name}: the disk is full; make room and intake goes on by itself"
+            return f"{name}: the disk is full; make room and intake resumes by itself"
         return f"{name}: {error.strerror or error}"
     if isinstance(error, PaloradError):
         return f"{name}: {error}"

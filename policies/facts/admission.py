@@ -83,14 +83,14 @@ def parse_facts(
 def quarantined(raw: bytes, number: int, kind: str, reason: str) -> Quarantined:
     """The record of a bad line with the beginning of its text, made printable."""
     text = raw[: EXCERPT * 4].decode("utf-8", "replace").replace("\0", "\ufffd").strip()
-    told = storable(reason, REASON)
-    return Quarantined(line=number, kind=kind, reason=told, text=text[:EXCERPT])
+    said = storable(reason, REASON)
+    return Quarantined(line=number, kind=kind, reason=said, text=text[:EXCERPT])
 
 
 def unexpected(raw: bytes, number: int, error: Exception) -> Quarantined:
-    """The record of a line that brought about an error that nobody has thought of."""
-    told = f"cannot be taken in: {type(error).__name__}: {error}"
-    return quarantined(raw, number, "unexpected", told)
+    """The record of a line that raised an unexpected error."""
+    reason = f"cannot be admitted: {type(error).__name__}: {error}"
+    return quarantined(raw, number, "unexpected", reason)
 
 
 def fact_from(record: dict[str, Any], limits: Limits, fmt: Format = Format.AUTO) -> Fact:

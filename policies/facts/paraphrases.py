@@ -13,7 +13,7 @@ from policies.facts.reversal import reversed_facts
 from policies.facts.templates import questions, varied
 from policies.records import Fact, Record
 
-Source = Literal["templates", "frames", "given"]
+ParaphraseSource = Literal["templates", "frames", "given"]
 
 
 class ParaphrasePolicy(Record):
@@ -28,7 +28,7 @@ class ParaphrasePolicy(Record):
     `policies.facts.heldout`; no later step trains it.
     """
 
-    source: Source
+    source: ParaphraseSource
     at_admission: int = Field(ge=1)
     at_training: int = Field(ge=1)
     prefixed: bool = False

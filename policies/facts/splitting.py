@@ -33,7 +33,7 @@ def is_list(beginning: bytes) -> bool:
 class ListSplitter:
     """Takes the bytes of a list in blocks and gives its items.
 
-    Memory is bounded by `limit` and the block. To go on later, make a new one with `position` at
+    Memory is bounded by `limit` and the block. To resume later, make a new one with `position` at
     an item's `end` and feed it from there.
     """
 

@@ -130,11 +130,11 @@ def _ordered(
             return _before(since, others, now)
     if policy is ConflictPolicy.NEWEST:
         return Ruling(relation=Relation.SUPERSEDES, replaced=replaced, reason="received later")
-    told = others[-1]
+    standing = others[-1]
     return Ruling(
         relation=Relation.CONFLICT,
         replaced=replaced,
-        reason=f"another answer is known for this ({told.id}) and nothing says which is newer: "
+        reason=f"another answer is known for this ({standing.id}) and nothing says which is newer: "
         "give valid_from, or op supersede",
     )
 
@@ -163,7 +163,7 @@ def rule_each(
     """What each fact means beside its rivals in the ledger and those before it in `facts`.
 
     `rivals` holds for each fact those with its key or its id. An id that is taken by another
-    answer, or by one that is no longer valid, goes on as the next version of it: `id~2`. A fact
+    answer, or by one that is no longer valid, becomes the next version of it: `id~2`. A fact
     that is followed by an answer still to come ends when that begins.
     """
     gone: dict[str, Validity] = {}

@@ -56,7 +56,7 @@ COMPLETION_FRAMES: Final[tuple[str, ...]] = (
     "{s}, {n}:",
     "Complete the sentence: The {n} of {s} is",
 )
-FAR_FRAMES: Final[tuple[str, ...]] = (
+OOD_FRAMES: Final[tuple[str, ...]] = (
     "May I ask what the {n} of {s} is?",
     "Could you please remind me of the {n} of {s}?",
     "I forgot the {n} of {s}. What is it?",
@@ -125,9 +125,9 @@ class Relation:
         said = [say.removesuffix(" {a}.") for say in self.say if say.endswith(" {a}.")]
         return tuple(s.replace("{s}", subject) for s in said)
 
-    def far(self, subject: str) -> tuple[str, ...]:
-        """Paraphrases from frames that palorad-mini never met while it was made."""
-        return tuple(self._fill(f, noun, subject) for noun in self.nouns for f in FAR_FRAMES)
+    def ood(self, subject: str) -> tuple[str, ...]:
+        """Out-of-distribution paraphrases: palorad-mini was trained on none of these frames."""
+        return tuple(self._fill(f, noun, subject) for noun in self.nouns for f in OOD_FRAMES)
 
     def states(self, subject: str, answer: str) -> tuple[str, ...]:
         """Whole sentences that say the fact."""

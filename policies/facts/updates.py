@@ -34,7 +34,7 @@ class Updates:
     def change(self, prompt: str, answer: str) -> bool:
         """Whether they answer the question otherwise.
 
-        It is theirs where it is worded alike, or where the paraphrases of relations say that it
+        It is theirs where it is asked in the same words, or where the templates say that it
         asks for the same of the same subject.
         """
         said = self._by_paraphrase.get(folded(prompt))

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import pages
 from benchmarks.learning import figures, headline, labels, report
 from benchmarks.learning.__main__ import counted
-from benchmarks.learning.harness import finished
+from benchmarks.learning.rows import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"

@@ -16,17 +16,12 @@ EFFECTS: dict[str, Effect] = {
 }
 
 
-# A warm start replays everything that its adapter knows.
-WARM_START = pytest.mark.xfail(strict=True, reason="train.max_replay limits a stack alone")
-MARKS = {"train.max_replay": (WARM_START,)}
-
-
 def test_every_key_has_an_effect_and_every_effect_a_key() -> None:
     assert sum(len(module.EFFECTS) for module in MODULES) == len(EFFECTS)
     assert set(EFFECTS) == set(key_paths(Settings))
 
 
-@pytest.mark.parametrize("key", [pytest.param(key, marks=MARKS.get(key, ())) for key in EFFECTS])
+@pytest.mark.parametrize("key", EFFECTS)
 def test_a_changed_setting_changes_what_is_observed(key: str, tmp_path: Path) -> None:
     effect = EFFECTS[key]
     before = effect.seen(key, tmp_path / "before", changed=False)
@@ -34,7 +29,6 @@ def test_a_changed_setting_changes_what_is_observed(key: str, tmp_path: Path) ->
     assert effect.seen(key, tmp_path / "changed", changed=True) != before
 
 
-@WARM_START
 def test_a_warm_start_replays_an_even_sample(tmp_path: Path) -> None:
     effect = EFFECTS["train.max_replay"]
     assert effect.seen("train.max_replay", tmp_path / "six", changed=True) == "[2, 2, 2]"

@@ -12,7 +12,7 @@ import pytest
 
 from mini import export, reasoning, world
 from mini.splits import Split
-from policies.facts.templates import FAR_FRAMES, find
+from policies.facts.templates import OOD_FRAMES, find
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "models/palorad-mini/data"
@@ -136,7 +136,7 @@ def test_held_out_relations_and_frames_are_in_no_text() -> None:
     rng = random.Random(0)
     texts = [world.in_context(rng).prompt for _ in range(500)]
     texts += [world.question(fact, rng)[0] for fact in world.known()]
-    starts = tuple(frame.split("{")[0] for frame in FAR_FRAMES)
+    starts = tuple(frame.split("{")[0] for frame in OOD_FRAMES)
     assert not [text for text in texts if any(start in text for start in starts)]
 
 

@@ -28,7 +28,7 @@ from daemon.retraction.workflow import AGAIN_S, Forgetting
 from daemon.training.child import train_plan
 from daemon.training.messages import TrainRequest
 from policies.facts.model_paraphrases import with_model_paraphrases
-from policies.facts.paraphrases import ParaphrasePolicy, Source, every_paraphrase
+from policies.facts.paraphrases import ParaphrasePolicy, ParaphraseSource, every_paraphrase
 from policies.facts.templates import relations
 from policies.facts.traces import mentions, says, tells, trace_of
 from policies.records import Fact, PlanKind, PlanState
@@ -351,7 +351,7 @@ def trained(fact: Fact, further: Sequence[str] = ()) -> list[tuple[str, str]]:
     As `daemon.training.child` makes them, for the most paraphrases that can be set, prefixed or
     not."""
     found: list[tuple[str, str]] = []
-    sources: tuple[Source, ...] = ("templates", "frames", "given")
+    sources: tuple[ParaphraseSource, ...] = ("templates", "frames", "given")
     for prefixed in (False, True):
         for source in sources:
             for paraphrases in (1, 4, 50, 200):

@@ -89,7 +89,7 @@ def planned(*batches: int) -> Observe:
                 head.kind,
                 head.rank,
                 head.seed,
-                len(made.ledger.plans.fact_ids(head.id, "learn")),
+                head.facts,
                 len(head.replaces),
             )
             for head in made.ledger.plans.heads()

@@ -24,6 +24,7 @@ from policies.gate.records import Outcome
 from policies.records import Batch
 from tests.config.effects import Effect
 from tests.config.effects.learning import capitals
+from tests.support.admitting import admit
 from tests.support.evaluating import right
 from tests.support.scripted import ScriptedServer
 from tests.support.world import START, FakeFleet, FakeJobs, report_for
@@ -82,7 +83,7 @@ def paraphrased(settings: Settings, root: Path) -> object:
     """What the live model is asked before the first plan is trained."""
     here = Here(settings, root)
     batch = Batch(id="b", name="b", received_at=START, source="x", accepted=0, quarantined=0)
-    here.ledger.admission.admit(batch, capitals(0, 6), [], START)
+    admit(here.ledger, batch, capitals(0, 6))
 
     async def run() -> None:
         for _ in range(10):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policies.facts.templates import (
-    FAR_FRAMES,
+    OOD_FRAMES,
     Relation,
     find,
     questions,
@@ -27,7 +27,7 @@ def test_every_relation_has_many_distinct_paraphrases(relation: Relation) -> Non
     found = render(relation.name, "Zed Qux")
     assert len(found.questions) >= 20
     assert len(found.statements) >= 4
-    for texts in (found.questions, found.statements, relation.far("Zed Qux")):
+    for texts in (found.questions, found.statements, relation.ood("Zed Qux")):
         assert len(set(texts)) == len(texts)
         assert all("Zed Qux" in text and "{" not in text for text in texts)
     assert all(text.endswith(("?", ".")) for text in found.questions)
@@ -41,10 +41,10 @@ def test_statements_hold_subject_and_answer(relation: Relation) -> None:
 
 
 @pytest.mark.parametrize("relation", ALL, ids=lambda r: r.name)
-def test_far_paraphrases_are_never_rendered(relation: Relation) -> None:
+def test_out_of_distribution_paraphrases_are_never_rendered(relation: Relation) -> None:
     found = render(relation.name, "Zed Qux")
-    assert not {*found.questions, *found.statements} & set(relation.far("Zed Qux"))
-    starts = {frame.split("{")[0] for frame in FAR_FRAMES if not frame.startswith("{")}
+    assert not {*found.questions, *found.statements} & set(relation.ood("Zed Qux"))
+    starts = {frame.split("{")[0] for frame in OOD_FRAMES if not frame.startswith("{")}
     assert not any(text.startswith(tuple(starts)) for text in found.questions)
 
 
