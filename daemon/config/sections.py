@@ -87,6 +87,8 @@ class ServerSettings(Section):
     def _consistent(self) -> Self:
         if self.mode == "managed" and len(self.urls) != 1:
             raise ValueError('mode "managed" takes exactly one of urls')
+        if self.gpu_sharing == "sleep" and self.kind != "vllm":
+            raise ValueError('gpu_sharing "sleep" needs kind "vllm": no other server can sleep')
         if self.max_lora_rank not in LORA_RANKS:
             raise ValueError(f"max_lora_rank must be one of {' '.join(map(str, LORA_RANKS))}")
         return self

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -20,6 +21,7 @@ from daemon.ledger.planning import NO_SPACE
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
 from daemon.loop.rollout import Rollout
+from daemon.loop.sharing import ON_GPU, Separate, Sharing
 from daemon.loop.waits import Waits
 from daemon.serving.replica import NotServed
 from daemon.training.messages import ProbeReport, TrainDone
@@ -72,10 +74,12 @@ class Reconciler:
         changed: Callable[[tuple[str, ...]], None] = lambda _: None,
         holds: Callable[[], bool] = lambda: False,
         worded: Callable[[PlanHead], Awaitable[bool]] | None = None,
+        sharing: Sharing | Separate | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`changed` hears of batches whose state may have changed. While `holds` is true, nothing
-        new is begun. A plan is trained once `worded` says that its facts have their paraphrases.
+        new is begun. A plan is trained once `worded` says that its facts have their paraphrases and
+        `sharing` that the GPU has room.
         """
         self._ledger = ledger
         self._jobs = jobs
@@ -85,6 +89,7 @@ class Reconciler:
         self._changed = changed
         self._holds = holds
         self._worded = worded
+        self._sharing = sharing or Separate()
         self._clock = clock
         self.waits = Waits(clock)
         self._not_before = clock()
@@ -101,7 +106,7 @@ class Reconciler:
         probe = requests.remembered_probe(self._ledger, self.settings)
         if probe is None and self.settings.probe.serve == "expert":
             if self._clock() >= self._not_before:
-                self._start(WITHOUT_PLAN, Step.PROBE, requests.probe_request(self.settings), now)
+                await self._probe(WITHOUT_PLAN, now)
             return None
         snapshot = self._ledger.planning.snapshot(
             now, requests.limits_of(self.settings), probe_ready=probe is not None
@@ -139,11 +144,11 @@ class Reconciler:
         if held(self._layout.workdir(plan.id, step)):
             return False
         if step is Step.PROBE or probe is None:
-            return self._start(plan.id, Step.PROBE, requests.probe_request(self.settings), now)
+            return await self._probe(plan.id, now)
         try:
             if step is Step.EVALUATE and not await self._staged(plan, now):
                 return False
-            if step is Step.TRAIN and self._worded is not None and not await self._worded(plan):
+            if step is Step.TRAIN and not await self._trainable(plan):
                 return False
             request = await requests.child_request(
                 self._ledger, self.settings, plan, step, probe, now
@@ -157,12 +162,29 @@ class Reconciler:
             self._failed(plan, step, broken, now)
             return False
         # Somebody may have decided otherwise while the request was put together.
+        room = step is not Step.TRAIN or await self._sharing.room(plan.id, step)
         unmoved = self._ledger.plans.head(plan.id).state is plan.state
-        return unmoved and self._start(plan.id, step, request, now)
+        return room and unmoved and self._start(plan.id, step, request, now)
+
+    async def _probe(self, plan_id: int, now: datetime) -> bool:
+        if self._taken(self._layout.workdir(plan_id, Step.PROBE)):
+            return False
+        if not await self._sharing.room(plan_id, Step.PROBE):
+            return False
+        return self._start(plan_id, Step.PROBE, requests.probe_request(self.settings), now)
+
+    async def _trainable(self, plan: PlanHead) -> bool:
+        """Whether the plan's facts are worded, for which the server is asked, and the GPU has
+        room, for which the server may have to sleep: in this order."""
+        if not self._sharing.keeps(plan.id):
+            return False
+        if self._worded is not None and not await self._worded(plan):
+            return False
+        return await self._sharing.room(plan.id, Step.TRAIN)
 
     async def _staged(self, plan: PlanHead, now: datetime) -> bool:
         """Whether the candidate is loaded and verified; a server that is away is waited for."""
-        if self._clock() < self._not_before:
+        if not self._sharing.awake() or self._clock() < self._not_before:
             return False
         name = plan.served.name if plan.served else ""
         try:
@@ -178,7 +200,7 @@ class Reconciler:
 
     def _start(self, plan_id: int, step: Step, request: BaseModel, now: datetime) -> bool:
         workdir = self._layout.workdir(plan_id, step)
-        if workdir in self._jobs.running() or held(workdir):
+        if self._taken(workdir):
             return False
         pid = self._jobs.start(step.value, workdir, request)
         deadline = now + timedelta(seconds=self.settings.train.deadline_s)
@@ -285,13 +307,21 @@ class Reconciler:
         for step in Step:
             shutil.rmtree(self._layout.workdir(plan_id, step) / "checkpoint", ignore_errors=True)
 
-    # --- what status asks ----------------------------------------------------------------------
+    # --- what status and the GPU's sharing ask ---------------------------------------------------
 
     def progress(self) -> Progress | None:
         """How far the running child is."""
         for lease in self._ledger.steps.leases():
             return last_progress(self._layout.workdir(lease.plan, lease.step))
         return None
+
+    def on_gpu(self) -> bool:
+        """Whether a child runs that computes on the GPU."""
+        leases = (lease for lease in self._ledger.steps.leases() if lease.step in ON_GPU)
+        return any(self._taken(self._layout.workdir(lease.plan, lease.step)) for lease in leases)
+
+    def _taken(self, workdir: Path) -> bool:
+        return workdir in self._jobs.running() or held(workdir)
 
     async def stop(self, patience_s: float) -> None:
         """End the children at their next checkpoint, at last by force; nothing counts as failed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import structlog
 from daemon.ledger.ledger import Ledger
 from daemon.serving.fleet import Ensured
 from daemon.serving.replica import ReplicaStatus
+from daemon.views.status import ReplicaView
 from policies.records import Revision
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,21 @@ class Replicas(Protocol):
     async def stage(self, name: str) -> object:
         """Load and verify a candidate on the first replica."""
         ...
+
+
+def replica_views(statuses: Sequence[ReplicaStatus], target: Revision) -> tuple[ReplicaView, ...]:
+    """What status shows of the replicas, all of which should answer from `target`."""
+    return tuple(
+        ReplicaView(
+            url=status.url,
+            ready=status.healthy and status.active == target.served_name,
+            target=target.served_name,
+            active=status.active,
+            verified_at=status.verified_at,
+            reason=status.reason,
+        )
+        for status in statuses
+    )
 
 
 class Rollout:
@@ -74,6 +90,11 @@ class Rollout:
             )
             log.info("served", revision=target.number, steps=ensured.steps)
         return ensured
+
+    async def release(self) -> None:
+        """Return once nothing is under way; what is served counts as unknown from then on."""
+        async with self._one_at_a_time:
+            self._served = None
 
     async def stage(self, name: str) -> None:
         """Load and verify a candidate; raises as `Fleet.stage` does."""

@@ -31,14 +31,15 @@ from daemon.loop.logs import configure_log
 from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
-from daemon.loop.rollout import Rollout
+from daemon.loop.rollout import Rollout, replica_views
+from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
 from daemon.loop.watching import observe
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
-from daemon.views.status import DaemonView, ReplicaView
+from daemon.views.status import DaemonView
 from policies.errors import PaloradError
 from policies.planning import Clear, Promote, blocked, gathering
 
@@ -81,13 +82,19 @@ class Service:
         )
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random, clock=monotonic)
         self._forgetting = Forgetting(
-            ledger,
-            servers.fleet,
-            settings.layout,
-            rules_of(settings.intake),
-            monotonic,
+            ledger, servers.fleet, settings.layout, rules_of(settings.intake), monotonic
         )
         self._rollout = Rollout(ledger, servers.fleet)
+        self._sharing = Sharing(
+            ledger,
+            settings,
+            servers.fleet,
+            self._rollout,
+            serving=lambda: self._model_dir() is not None,
+            busy=lambda: self._reconciler.on_gpu(),  # noqa: PLW0108 - it is made below
+            now=clock,
+            clock=monotonic,
+        )
         self._reconciler = self._make_reconciler(jobs or Jobs())
         self._commands = Commands(
             ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
@@ -100,12 +107,8 @@ class Service:
 
     def _make_reconciler(self, jobs: Jobs) -> Reconciler:
         settings, fleet = self._settings, self._servers.fleet
-        paraphraser = Paraphraser(
-            self._ledger,
-            lambda: fleet.servers[0],
-            settings.model.alias,
-            settings.paraphrase_policy,
-        )
+        alias, policy = settings.model.alias, settings.paraphrase_policy
+        paraphraser = Paraphraser(self._ledger, lambda: fleet.servers[0], alias, policy)
         return Reconciler(
             self._ledger,
             jobs,
@@ -114,6 +117,7 @@ class Service:
             changed=self._update_receipts,
             holds=lambda: self._forgetting.holds,
             worded=paraphraser.ready,
+            sharing=self._sharing,
             clock=self._monotonic,
         )
 
@@ -151,6 +155,7 @@ class Service:
                 observer.stop()
             await control.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
+            await self._sharing.stop()
             await self._servers.stop()
             log.info("stopped")
 
@@ -237,6 +242,9 @@ class Service:
         await self._boundary.run("server", self._serve)
 
     async def _serve(self) -> None:
+        if self._sharing.away:
+            await self._sharing.watch()
+            return
         model_dir = self._model_dir()
         if model_dir is None:
             return
@@ -248,6 +256,7 @@ class Service:
         if self._rollout.settled and self._monotonic() < self._rests_until:
             return
         ensured = await self._rollout.serve(self._clock())
+        self._sharing.look()
         self._rests_until = self._monotonic() + (SETTLED_SERVE_S if ensured.done else 0.0)
 
     def _model_dir(self) -> Path | None:
@@ -306,22 +315,11 @@ class Service:
         stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
         snapshot = self._reconciler.waits.counted(stored, now)
         gathered = None if snapshot.open else gathering(snapshot, now)
-        target = self._ledger.revisions.target().served_name
-        waits = (self._reconciler.waits_for, self._forgetting.waits_for)
+        waiting = (self._sharing, self._reconciler, self._forgetting)
         return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
-            replicas=tuple(
-                ReplicaView(
-                    url=status.url,
-                    ready=status.healthy and status.active == target,
-                    target=target,
-                    active=status.active,
-                    verified_at=status.verified_at,
-                    reason=status.reason,
-                )
-                for status in self._servers.fleet.statuses
-            ),
+            replicas=replica_views(self._servers.fleet.statuses, self._ledger.revisions.target()),
             step=self._reconciler.progress(),
             blocked=blocked(snapshot) or gathered or "",
             trouble=(
@@ -329,7 +327,7 @@ class Service:
                 *self._servers.trouble,
                 *self._intake.problems,
                 *self._feeds.problems,
-                *(wait for wait in waits if wait),
+                *(one.waits_for for one in waiting if one.waits_for),
             ),
         )
 

@@ -6,6 +6,7 @@ Self-contained (standard library only): it is copied into vLLM's PYTHONPATH and 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import os
@@ -45,15 +46,18 @@ LOADING = {
 }
 PINNED = re.compile(r"^palora-(\d{6,})-[0-9a-f]{8}$")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+ASLEEP = "this server sleeps while palorad trains; try again"
+ASLEEP_RETRY_S = 5
 MODEL_PAGE = re.compile(r"^/v1/models/[A-Za-z0-9._-]{1,128}$")
 
 
 class Refused(Exception):
-    """An answer that the middleware gives itself."""
+    """An answer that the middleware gives itself; a 503 says to try again after `retry_s`."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, retry_s: int = 1) -> None:
         self.status = status
         self.message = message
+        self.retry_s = retry_s
         super().__init__(message)
 
 
@@ -150,12 +154,34 @@ class _Routed:
 
 @dataclass
 class _State:
-    """What one server process knows: gone with it, so that nothing unverified is routed."""
+    """What one server process knows: gone with it, so that nothing unverified is routed.
+
+    `asleep` holds from the request to sleep until the server has woken.
+    """
 
     instance_id: str = field(default_factory=lambda: secrets.token_hex(8))
     verified: set[str] = field(default_factory=set)
     in_flight: Counter[str] = field(default_factory=Counter)
     asleep: bool = False
+    wakes: int = 0
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fall_asleep(self) -> None:
+        """Nothing new is let in, and what was verified before counts no more: memory is given
+        back and filled again, as in a new process."""
+        self.asleep = True
+        self.verified.clear()
+        self.instance_id = secrets.token_hex(8)
+
+    async def drained(self) -> None:
+        """Return once no request is under way; `Refused` 409 if the server is woken before."""
+        wakes = self.wakes
+        while self.wakes == wakes and self.in_flight.total():
+            self.news = asyncio.Event()
+            await self.news.wait()
+        if self.wakes != wakes:
+            raise Refused(409, "woken before it slept")
 
 
 class AliasMiddleware:
@@ -183,7 +209,8 @@ class AliasMiddleware:
         try:
             await self._http(scope, receive, send)
         except Refused as refused:
-            await _answer(send, refused.status, _error(refused.status, refused.message))
+            error = _error(refused.status, refused.message)
+            await _answer(send, refused.status, error, refused.retry_s)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = _route(scope), scope["method"]
@@ -235,15 +262,19 @@ class AliasMiddleware:
         raw = await _body(scope, receive, self.gateway.max_body)
         if raw is None:
             return
+        self._require_awake()
         routed = self._routed(raw, admin)
-        if self.state.asleep:
-            raise Refused(503, "this server sleeps while palorad trains; try again")
         scope = {**scope, "headers": _with_length(scope["headers"], len(routed.body))}
         self.state.in_flight[routed.model] += 1
         try:
             await self.app(scope, _replay(routed.body, receive), _Answer(routed, send))
         finally:
             self.state.in_flight[routed.model] -= 1
+            self.state.news.set()
+
+    def _require_awake(self) -> None:
+        if self.state.asleep:
+            raise Refused(503, ASLEEP, ASLEEP_RETRY_S)
 
     def _routed(self, raw: bytes, admin: bool) -> _Routed:
         try:
@@ -297,6 +328,7 @@ class AliasMiddleware:
         return body
 
     async def _ready(self, send: Send) -> None:
+        self._require_awake()
         pointer = self._pointer.read()
         if not self._routable(pointer):
             raise Refused(503, f"revision {pointer.revision} is not verified on this server yet")
@@ -319,19 +351,39 @@ class AliasMiddleware:
             return
         if method == "POST" and path in LOADING:
             self._check_load(raw, *LOADING[path])
+            # What a sleeping server would load into has been given back.
+            self._require_awake()
         forgotten = ""
         if path == "/v1/unload_lora_adapter":
             forgotten = _text(raw, "lora_name")
         elif method == "DELETE" and path.startswith("/adapters/"):
             forgotten = path.removeprefix("/adapters/")
         self.state.verified.discard(forgotten)
-        if path == "/sleep":
-            # From here on nothing new comes in, so that waiting for what runs comes to an end.
-            self.state.asleep = True
-            self.state.verified.clear()
-        status = await _status_of(self.app, scope, _replay(raw, receive), send)
-        if (path == "/wake_up") == (status < 400) and path in {"/sleep", "/wake_up"}:
-            self.state.asleep = False
+        again = _replay(raw, receive)
+        if method == "POST" and path == "/sleep":
+            await self._sleep(scope, again, send)
+        elif method == "POST" and path == "/wake_up":
+            await self._wake(scope, again, send)
+        else:
+            await self.app(scope, again, send)
+
+    async def _sleep(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Finish what runs, then have the server sleep."""
+        self.state.fall_asleep()
+        # vLLM carries out a sleep that waits for requests even after a wake-up that overtook it.
+        async with self.state.changing:
+            self.state.fall_asleep()
+            await self.state.drained()
+            if await _status_of(self.app, scope, receive, send) >= 400:
+                self.state.asleep = False
+
+    async def _wake(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wake the server; a sleep that still waits for requests is called off."""
+        self.state.wakes += 1
+        self.state.news.set()
+        async with self.state.changing:
+            if await _status_of(self.app, scope, receive, send) < 400:
+                self.state.asleep = False
 
     def _state(self) -> bytes:
         try:
@@ -537,6 +589,7 @@ def _error(status: int, message: str) -> bytes:
         400: "BadRequestError",
         401: "AuthenticationError",
         403: "PermissionDeniedError",
+        409: "ConflictError",
         413: "RequestTooLargeError",
         503: "ServiceUnavailableError",
     }
@@ -544,7 +597,7 @@ def _error(status: int, message: str) -> bytes:
     return _json({"error": error})
 
 
-async def _answer(send: Send, status: int, body: bytes) -> None:
+async def _answer(send: Send, status: int, body: bytes, retry_s: int = 1) -> None:
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -552,6 +605,6 @@ async def _answer(send: Send, status: int, body: bytes) -> None:
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if status == 503:
-        headers.append((b"retry-after", b"1"))
+        headers.append((b"retry-after", str(retry_s).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -34,8 +34,9 @@ class Timeouts:
 class GatewayState:
     """What the alias middleware of one server process says of itself.
 
-    `instance_id` changes with every start, `verified` are the revisions it routes, `in_flight`
-    counts requests by the model that answers them.
+    `instance_id` changes with every start and every sleep, `verified` are the revisions it routes,
+    `in_flight` counts requests by the model that answers them. `asleep` holds from the request to
+    sleep until the server has woken.
     """
 
     instance_id: str
@@ -43,6 +44,7 @@ class GatewayState:
     revision: int | None
     verified: frozenset[str]
     in_flight: Mapping[str, int]
+    asleep: bool = False
 
 
 class HttpServer:
@@ -213,6 +215,10 @@ class HttpServer:
         """A bare admin request, for instance `/sleep?level=1&mode=wait`."""
         _require_ok(self.url, await self._send("POST", path, timeout_s=timeout_s, admin=True))
 
+    async def get(self, path: str, *, timeout_s: float) -> dict[str, Any]:
+        """What an admin route says, for instance `/is_sleeping`."""
+        return await self._json("GET", path, timeout_s=timeout_s, admin=True)
+
     async def _call(self, path: str, body: object, *, timeout_s: float) -> httpx.Response:
         response = await self._send("POST", path, body, timeout_s=timeout_s, admin=True)
         return _require_ok(self.url, response)
@@ -314,4 +320,5 @@ def _gateway(value: Mapping[str, Any]) -> GatewayState:
         pointer.get("revision"),
         frozenset(value["verified"]),
         dict(value["in_flight"]),
+        bool(value["asleep"]),
     )

@@ -1,20 +1,29 @@
-"""One GPU for serving and training: whether both fit, or vLLM sleeps meanwhile."""
+"""One GPU for serving and training: whether both fit, and vLLM's sleep and wake-up."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
+import pynvml
+
+from adapters import probe_size
+from daemon.config.sections import ProtectionSettings
 from daemon.serving.client import HttpServer
+from daemon.serving.launch import has_gpu
 from policies.errors import PaloradError, ServerRefused
 
-GIB = 1024**3
-SLEEP_S = 300.0
-WAKE_S = 120.0
+GIB: Final = 1024**3
+SLEEP_S: Final = 300.0
+WAKE_S: Final = 120.0
+ASK_S: Final = 30.0
+BATCH_TOKENS: Final = 8192
+PAUSED: Final = 0
+WEIGHTS_OFFLOADED: Final = 1
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class NoRoom(PaloradError):
@@ -29,44 +38,69 @@ class Memory:
     free: int
 
 
-def read_memory(index: int = 0) -> Memory:
-    """What NVML says of one GPU; `NoRoom` where there is no NVIDIA driver to ask."""
+def read_memory(environment: Mapping[str, str]) -> Memory:
+    """What NVML says of the GPU that a child of a process with this environment computes on.
+
+    `NoRoom` where there is no NVIDIA driver to ask, or no such GPU.
+    """
     try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError as error:
+        pynvml.nvmlInit()
+        try:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(_device(environment.get(VISIBLE, "")))
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError_LibraryNotFound as error:
         raise NoRoom(
-            'gpu_sharing = "coresident" needs an NVIDIA driver (libnvidia-ml.so.1 is missing); '
+            'gpu_sharing = "coresident" needs an NVIDIA driver (NVML is missing); '
             'set gpu_sharing = "separate"'
         ) from error
-    # nvmlMemory_t: total, free, used (NVML API reference, device queries).
-    numbers = (ctypes.c_ulonglong * 3)()
-    handle = ctypes.c_void_p()
-    try:
-        _ok(nvml.nvmlInit_v2())
-        _ok(nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)))
-        _ok(nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(numbers)))
-    finally:
-        nvml.nvmlShutdown()
-    return Memory(total=int(numbers[0]), free=int(numbers[1]))
+    except pynvml.NVMLError as error:
+        raise NoRoom(
+            f"the NVIDIA driver does not tell the GPU's memory ({error}); see what nvidia-smi says"
+        ) from error
+    return Memory(total=int(memory.total), free=int(memory.free))
 
 
-def training_bytes(model_dir: Path, batch_tokens: int = 8192) -> int:
-    """What training beside a server needs at least: the base in bf16, activations, 2 GiB of room.
+def _device(visible: str) -> Any:  # noqa: ANN401 - NVML's handle has no type
+    """The first visible GPU: NVML itself knows nothing of CUDA_VISIBLE_DEVICES."""
+    first = visible.partition(",")[0].strip()
+    if first.startswith(("GPU-", "MIG-")):
+        return pynvml.nvmlDeviceGetHandleByUUID(first)
+    return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
 
-    Activations are counted as 34 bytes for every token, layer and unit of width, the figure for
-    one transformer layer without recomputation (Korthikanti et al. 2022, equation 1, without the
-    attention matrix, which is never stored whole).
+
+def needed_bytes(model_dir: Path, protection: ProtectionSettings, *, probing: bool) -> int:
+    """What a child needs at least beside the server, in bytes.
+
+    The base in bf16, 2 GiB of room, and: to train, activations and the protected directions; to
+    fit a probe, its largest stage. `NoRoom` where the model's config has no shapes to count.
     """
-
     config = json.loads((model_dir / "config.json").read_text())
+    shapes = probe_size.Shapes.of(config)
+    if shapes is None:
+        raise NoRoom(
+            f"{model_dir / 'config.json'} has no hidden_size, intermediate_size or "
+            'num_hidden_layers to count memory by: set gpu_sharing = "sleep" or "separate"'
+        )
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     stored = sum(f.stat().st_size for f in model_dir.glob("*.safetensors"))
     weights = stored // 2 if dtype == "float32" else stored
-    activations = 34 * batch_tokens * config["hidden_size"] * config["num_hidden_layers"]
-    return int(weights + activations + 2 * GIB)
+    probe = probe_size.need(shapes, protection.share)
+    if probing:
+        return weights + 2 * GIB + probe.fit_memory
+    directions = 0 if protection.kind == "none" else probe.train_memory
+    return weights + 2 * GIB + directions + _activations(shapes)
 
 
-def require_room(needed: int, read: Callable[[], Memory] = read_memory) -> None:
+def _activations(shapes: probe_size.Shapes) -> int:
+    """34 bytes for every token, layer and unit of width: the figure for one transformer layer
+    without recomputation (Korthikanti et al. 2022, equation 1, without the attention matrix, which
+    is never stored whole).
+    """
+    return 34 * BATCH_TOKENS * shapes.hidden * shapes.layers
+
+
+def require_room(needed: int, read: Callable[[], Memory]) -> None:
     """Raise `NoRoom` with the figures unless `needed` bytes are free beside the server."""
     memory = read()
     if memory.free < needed:
@@ -77,46 +111,64 @@ def require_room(needed: int, read: Callable[[], Memory] = read_memory) -> None:
         )
 
 
-@asynccontextmanager
-async def asleep(servers: Sequence[HttpServer], level: int = 1) -> AsyncIterator[None]:
-    """The servers sleep inside the block: what runs is finished first, then memory is given back.
-
-    While they sleep their alias answers 503; after it nothing is routed until `Fleet.ensure` has
-    verified it again.
+def sleep_level() -> int:
+    """1: weights move to the host and the KV cache is given back. Without a GPU there is nothing
+    to give back, and vLLM knows level 0 alone: the scheduler pauses.
     """
-    sent: list[HttpServer] = []
+    return WEIGHTS_OFFLOADED if has_gpu() else PAUSED
+
+
+async def require_sleep_mode(server: HttpServer, level: int) -> None:
+    """Raise `NoRoom` where vLLM was not started so that it can sleep at `level`.
+
+    `ServerUnreachable` or `ServerRefused` where it cannot say.
+    """
     try:
-        for server in servers:
-            # A request that was cut off may have put it to sleep all the same.
-            sent.append(server)
-            try:
-                await _sleep(server, level)
-            except NoRoom:
-                sent.remove(server)
-                raise
-        yield
-    finally:
-        for server in sent:
-            await wake(server)
-
-
-async def wake(server: HttpServer) -> None:
-    """Wake a server; one that is awake stays so. Also for a daemon that finds one asleep."""
-    await server.post("/wake_up", timeout_s=WAKE_S)
-
-
-async def _sleep(server: HttpServer, level: int) -> None:
-    try:
-        await server.post(f"/sleep?level={level}&mode=wait", timeout_s=SLEEP_S)
+        await is_sleeping(server)
+        if level == PAUSED:
+            return
+        info = await server.get("/server_info?config_format=json", timeout_s=ASK_S)
     except ServerRefused as refused:
         if refused.status != 404:
             raise
-        raise NoRoom(
-            f'{server.url} cannot sleep: gpu_sharing = "sleep" needs vLLM started with '
-            "--enable-sleep-mode and VLLM_SERVER_DEV_MODE=1"
-        ) from refused
+        raise NoRoom(_cannot_sleep(server.url)) from refused
+    config = info.get("vllm_config")
+    model = config.get("model_config") if isinstance(config, dict) else None
+    # Without the flag vLLM takes the request to sleep and gives nothing back.
+    if isinstance(model, dict) and model.get("enable_sleep_mode") is False:
+        raise NoRoom(_cannot_sleep(server.url))
 
 
-def _ok(code: int) -> None:
-    if code != 0:
-        raise NoRoom(f"the NVIDIA driver does not answer (NVML error {code})")
+async def is_sleeping(server: HttpServer) -> bool:
+    """Whether vLLM itself says that it sleeps, at any level; `ServerRefused` 404 where it has no
+    such route."""
+    return bool((await server.get("/is_sleeping", timeout_s=ASK_S)).get("is_sleeping"))
+
+
+async def sleep(server: HttpServer, level: int) -> None:
+    """Finish what runs, then sleep; returns when memory is given back. Asleep already is success.
+
+    From the first moment its users get 503, and after it nothing is routed until `Fleet.ensure`
+    has verified it again.
+    """
+    await server.post(f"/sleep?level={level}&mode=wait", timeout_s=SLEEP_S)
+
+
+async def wake(server: HttpServer) -> None:
+    """Wake a server; one that is awake, or can never sleep, stays so."""
+    try:
+        await server.post("/wake_up", timeout_s=WAKE_S)
+        asleep = await is_sleeping(server)
+    except ServerRefused as refused:
+        if refused.status != 404:
+            raise
+        return
+    if asleep:
+        raise ServerRefused(f"{server.url} was woken and sleeps still", status=503)
+
+
+def _cannot_sleep(url: str) -> str:
+    return (
+        f'{url} cannot sleep: gpu_sharing = "sleep" needs vLLM started with '
+        "--enable-sleep-mode and VLLM_SERVER_DEV_MODE=1"
+    )

@@ -88,7 +88,8 @@ def _vllm(settings: Settings, model: Path, environment: Mapping[str, str]) -> Co
     if not has_gpu() and not any(a.startswith("--dtype") for a in server.extra_args):
         # The CPU build: the arithmetic of the identity probe, and no compilation at every start.
         arguments += ["--dtype", "float32", "--enforce-eager"]
-    if server.gpu_sharing == "sleep":
+    if server.gpu_sharing == "sleep" and has_gpu():
+        # vLLM refuses the flag without one; its scheduler can be paused all the same.
         arguments.append("--enable-sleep-mode")
     arguments += server.extra_args
     gateway = gateway_environment(settings)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from adapters import store
 from daemon.base import faults
@@ -21,6 +22,8 @@ from daemon.serving.protocol import Completion, Loaded
 from policies.errors import PaloradError, ServerRefused, ServerUnreachable, ServerUnusable
 from policies.records import Record
 
+ASLEEP: Final = "sleeps while palorad trains; it is verified again when it wakes"
+
 
 class ReplicaStatus(Record):
     """What is known of one replica.
@@ -31,6 +34,7 @@ class ReplicaStatus(Record):
 
     url: str
     healthy: bool = False
+    asleep: bool = False
     target: str | None = None
     active: str | None = None
     verified_at: datetime | None = None
@@ -99,15 +103,19 @@ class Replica:
                 reason=_explain(error, self.server.url),
             )
             return None
-        routed = gateway.revision == 0 or gateway.model in gateway.verified
+        verified = gateway.revision == 0 or gateway.model in gateway.verified
+        routed = verified and not gateway.asleep
         active = gateway.model if routed and gateway.model in listed else None
         names = tuple(sorted(n for n in listed if n not in {self.common.alias, self.common.base}))
-        reason = self.status.reason if self.status.healthy else ""
+        reason = self.status.reason if self.status.healthy and not self.status.asleep else ""
         if active is not None and active == self.status.target:
             reason = ""
+        if gateway.asleep:
+            reason = ASLEEP
         self.status = ReplicaStatus(
             url=self.server.url,
             healthy=True,
+            asleep=gateway.asleep,
             target=self.status.target,
             active=active,
             verified_at=self._verified.get(active or ""),
@@ -137,6 +145,8 @@ class Replica:
         if seen is None:
             return False
         gateway, listed = seen
+        if gateway.asleep:
+            return False
         name = goal.model
         try:
             self._require_unbroken(name)
@@ -160,7 +170,9 @@ class Replica:
         Raises `NotServed` with the reason when it is not fit to be loaded, `ServerUnreachable`
         or `ServerRefused` when the replica cannot say.
         """
-        _, listed = await self._ask_both()
+        gateway, listed = await self._ask_both()
+        if gateway.asleep:
+            raise ServerUnreachable(f"{self.server.url} {ASLEEP}")
         self._require_unbroken(name)
         if name in listed and name in self._verified:
             return

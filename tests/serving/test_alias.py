@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -484,3 +484,154 @@ def test_settings_come_from_the_environment(
     gateway = AdminGateway.from_environment()
     assert gateway.served == tmp_path / "served"
     assert gateway.user_key is None
+
+
+# --- sleep ------------------------------------------------------------------------------------
+
+
+ADMIN_HEADER = {"x-palorad-admin-key": ADMIN}
+SLEEP = "/sleep?level=1&mode=wait"
+
+
+def tell(site: Site, path: str = SLEEP) -> httpx.Response:
+    return site.request("POST", path, headers=ADMIN_HEADER)
+
+
+@pytest.mark.parametrize(("model", "revision"), [(NAME, 3), ("base", 0)])
+def test_a_sleeping_server_is_not_ready_and_sends_every_user_away(
+    site: Site, model: str, revision: int
+) -> None:
+    site.point(model, revision)
+    assert site.request("GET", "/palorad/ready").status_code == 200
+    assert tell(site).status_code == 200
+    asked = len(site.inner.seen)
+    refused = [
+        site.request("GET", "/palorad/ready"),
+        site.complete(),
+        site.complete(NAME),
+        site.complete("base"),
+        site.complete(headers=ADMIN_HEADER),
+    ]
+    for response in refused:
+        assert response.status_code == 503
+        assert "sleeps while palorad trains" in response.json()["error"]["message"]
+        assert int(response.headers["retry-after"]) > 1
+    assert len(site.inner.seen) == asked
+
+
+def test_what_was_verified_before_the_sleep_is_another_instance_afterwards(site: Site) -> None:
+    before = site.request("GET", "/palorad/state", headers=ADMIN_HEADER).json()
+    tell(site)
+    tell(site, "/wake_up")
+    after = site.request("GET", "/palorad/state", headers=ADMIN_HEADER).json()
+    assert not after["asleep"]
+    assert after["verified"] == []
+    assert after["instance_id"] != before["instance_id"]
+    response = site.complete()
+    assert response.status_code == 503
+    assert "not verified on this server yet" in response.json()["error"]["message"]
+
+
+def test_nothing_is_loaded_into_a_sleeping_server(site: Site) -> None:
+    body = {"lora_name": NAME, "lora_path": str(site.served / NAME)}
+    tell(site)
+    asked = len(site.inner.seen)
+    refused = site.request("POST", "/v1/load_lora_adapter", headers=ADMIN_HEADER, json=body)
+    assert refused.status_code == 503
+    assert len(site.inner.seen) == asked
+    tell(site, "/wake_up")
+    loaded = site.request("POST", "/v1/load_lora_adapter", headers=ADMIN_HEADER, json=body)
+    assert loaded.status_code == 200
+
+
+async def _while_one_streams(
+    site: Site, then: Callable[[httpx.AsyncClient], Awaitable[list[httpx.Response]]]
+) -> tuple[httpx.Response, list[httpx.Response]]:
+    """The answer of a stream that is under way until `then` has ended, and what that answered."""
+    gate = asyncio.Event()
+    site.inner.parts, site.inner.kind = [b"data: 1\n\n", b"data: 2\n\n"], b"text/event-stream"
+    site.inner.gate = gate
+    transport = httpx.ASGITransport(app=site.middleware)
+    async with httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+        streaming = asyncio.ensure_future(client.post("/v1/completions", json={"model": "live"}))
+        await site.inner.arrived.wait()
+        await asyncio.sleep(0)
+        site.inner.gate = None
+        answers = await then(client)
+        gate.set()
+        return await streaming, answers
+
+
+def test_a_request_under_way_is_finished_before_the_server_sleeps(site: Site) -> None:
+    asked: list[asyncio.Future[httpx.Response]] = []
+
+    async def then(client: httpx.AsyncClient) -> list[httpx.Response]:
+        asked.append(asyncio.ensure_future(client.post(SLEEP, headers=ADMIN_HEADER)))
+        await asyncio.sleep(0.05)
+        assert "/sleep" not in [path for path, _ in site.inner.seen]
+        return [await client.post("/v1/completions", json={"model": "live"})]
+
+    async def story() -> None:
+        answer, (refused,) = await _while_one_streams(site, then)
+        assert answer.text == "data: 1\n\ndata: 2\n\n"
+        assert refused.status_code == 503
+        async with asyncio.timeout(5):
+            assert (await asked[0]).status_code == 200
+        assert "/sleep" in [path for path, _ in site.inner.seen]
+
+    asyncio.run(story())
+
+
+def test_a_wake_up_calls_off_a_sleep_that_still_waits(site: Site) -> None:
+    async def then(client: httpx.AsyncClient) -> list[httpx.Response]:
+        sleeping = asyncio.ensure_future(client.post(SLEEP, headers=ADMIN_HEADER))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            return [await client.post("/wake_up", headers=ADMIN_HEADER), await sleeping]
+
+    answer, (woken, slept) = asyncio.run(_while_one_streams(site, then))
+    assert (answer.status_code, woken.status_code, slept.status_code) == (200, 200, 409)
+    assert "/sleep" not in [path for path, _ in site.inner.seen]
+    assert not site.middleware.state.asleep
+
+
+def test_a_wake_up_waits_for_a_sleep_that_has_begun(site: Site) -> None:
+    """Overtaken, vLLM would fall asleep after it was woken, and answer from memory that is gone."""
+
+    async def story() -> list[str]:
+        order: list[str] = []
+        go = asyncio.Event()
+        inner = site.middleware.app
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            order.append(f"{scope['path']} begins")
+            if scope["path"] == "/sleep":
+                await go.wait()
+            await inner(scope, receive, send)
+            order.append(f"{scope['path']} ends")
+
+        site.middleware.app = app
+        transport = httpx.ASGITransport(app=site.middleware)
+        async with httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+            slept = asyncio.ensure_future(client.post("/sleep?level=1", headers=ADMIN_HEADER))
+            await asyncio.sleep(0.02)
+            woken = asyncio.ensure_future(client.post("/wake_up", headers=ADMIN_HEADER))
+            await asyncio.sleep(0.02)
+            go.set()
+            await asyncio.gather(slept, woken)
+        return order
+
+    order = asyncio.run(story())
+    assert order == ["/sleep begins", "/sleep ends", "/wake_up begins", "/wake_up ends"]
+    assert not site.middleware.state.asleep
+
+
+def test_a_server_that_cannot_sleep_goes_on_answering(site: Site) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    inner, site.middleware.app = site.middleware.app, app
+    assert tell(site).status_code == 404
+    site.middleware.app = inner
+    assert site.complete("base").status_code == 200

@@ -16,15 +16,12 @@ import httpx
 import pytest
 
 from daemon.config.settings import Settings
-from daemon.serving import gpu, launch, supervise, tether
-from daemon.serving.alias import AdminGateway, AliasMiddleware, Receive, Scope, Send
+from daemon.serving import launch, supervise, tether
+from daemon.serving.alias import AdminGateway, AliasMiddleware
 from daemon.serving.client import HttpServer
-from daemon.serving.gpu import GIB, Memory, NoRoom
 from daemon.serving.launch import Command
 from daemon.serving.supervise import Phase, Supervised
 from policies.errors import ServerUnusable
-from tests.serving.test_fleet import World
-from tests.support.fake_vllm import ADMIN, Replica
 from tests.support.live import free_port
 
 SERVER = """
@@ -192,7 +189,6 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
         max_loras=5,
         extra_args=("--dtype", "bfloat16"),
         user_key_file=key,
-        gpu_sharing="sleep",
     )
     made = launch.command(
         chosen, Path("/models/m"), {"VLLM_CPU_KVCACHE_SPACE": "4", "OMP_NUM_THREADS": "64"}
@@ -204,11 +200,12 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
         "--enable-lora --max-lora-rank 128 --max-loras 5 --max-cpu-loras 16",
         "--api-server-count 1",
         "--middleware palorad_alias.AliasMiddleware",
-        "--enable-sleep-mode",
     ):
         assert flags in line
+    assert "--enable-sleep-mode" not in line
     assert line.count("--dtype") == 1
     added = made.environment
+    assert "VLLM_SERVER_DEV_MODE" not in added
     assert added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     assert "VLLM_CPU_KVCACHE_SPACE" not in added
     if not launch.has_gpu():
@@ -216,6 +213,18 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
     assert added["PALORAD_ALIAS_FILE"] == str(tmp_path / "alias.json")
     assert added["PALORAD_USER_KEY_FILE"] == str(key)
     assert added["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path / "middleware")
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_vllm_that_is_to_sleep_gets_the_flag_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    """vLLM refuses the flag elsewhere; pausing its scheduler needs the development routes only."""
+    monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
+    chosen = settings(tmp_path, kind="vllm", executable=sys.executable, gpu_sharing="sleep")
+    made = launch.command(chosen, Path("/models/m"), {})
+    assert ("--enable-sleep-mode" in made.arguments) is gpu
+    assert made.environment["VLLM_SERVER_DEV_MODE"] == "1"
 
 
 def test_a_missing_vllm_is_one_clear_line(tmp_path: Path) -> None:
@@ -231,75 +240,6 @@ def test_the_middleware_is_copied_as_it_is_and_imports_alone(tmp_path: Path) -> 
     subprocess.run(
         [sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(file.parent)}, check=True
     )
-
-
-# --- one GPU for both -------------------------------------------------------------------------
-
-
-def test_training_beside_the_server_is_refused_with_the_figures() -> None:
-    gpu.require_room(4 * GIB, lambda: Memory(80 * GIB, 5 * GIB))
-    with pytest.raises(NoRoom, match=r"about 9\.0 GiB .* 5\.0 of 80\.0 GiB are free"):
-        gpu.require_room(9 * GIB, lambda: Memory(80 * GIB, 5 * GIB))
-
-
-def test_without_a_driver_coresident_says_so() -> None:
-    if launch.has_gpu():
-        pytest.skip("this machine has one")
-    with pytest.raises(NoRoom, match="needs an NVIDIA driver"):
-        gpu.read_memory()
-
-
-def test_a_sleeping_server_refuses_users_and_is_verified_after_waking(tmp_path: Path) -> None:
-    world = World(tmp_path, 1)
-    first = world.revision(1)
-    assert world.ensure(first).done
-    slept: list[str] = []
-    _with_sleep(world.replicas[0], slept)
-    server = HttpServer("http://s", admin_key=ADMIN, transport=world.replicas[0].transport)
-
-    async def story() -> None:
-        user = HttpServer("http://u", transport=world.replicas[0].transport)
-        async with gpu.asleep([server]):
-            assert not await user.ready()
-            state = await server.gateway()
-            assert not state.verified
-        assert not await user.ready()
-
-    asyncio.run(story())
-    assert slept == ["/sleep?level=1&mode=wait", "/wake_up"]
-    result = world.ensure(first)
-    assert result.done
-    assert any(step.startswith("verified") for step in result.steps)
-    assert world.live() == ("1", first.served_name)
-
-
-def test_a_server_that_cannot_sleep_stays_awake(tmp_path: Path) -> None:
-    world = World(tmp_path, 1)
-    world.ensure(world.revision(0))
-    server = HttpServer("http://s", admin_key=ADMIN, transport=world.replicas[0].transport)
-
-    async def story() -> None:
-        with pytest.raises(NoRoom, match="--enable-sleep-mode"):
-            async with gpu.asleep([server]):
-                raise AssertionError("it slept")
-
-    asyncio.run(story())
-    assert world.live() == ("0", "base")
-
-
-def _with_sleep(replica: Replica, slept: list[str]) -> None:
-    inner = replica.middleware.app
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in {"/sleep", "/wake_up"}:
-            await inner(scope, receive, send)
-            return
-        query = scope["query_string"].decode()
-        slept.append(scope["path"] + (f"?{query}" if query else ""))
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-
-    replica.middleware.app = app
 
 
 def test_the_environment_names_the_middleware_files(

@@ -1,8 +1,7 @@
-"""The real vLLM: broken adapters, two replicas, sleep. What only it can show."""
+"""The real vLLM: broken adapters, two replicas. What only it can show."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import threading
@@ -16,8 +15,7 @@ import torch
 from adapters import lora, store
 from adapters.checks import check_adapter
 from adapters.generate import Generator
-from daemon.serving import gpu, identity
-from daemon.serving.fleet import Fleet
+from daemon.serving import identity
 from daemon.serving.replica import NotServed
 from policies.errors import PaloradError, ServerRefused
 from policies.records import Revision
@@ -160,40 +158,6 @@ def test_bytes_changed_after_publication_are_not_loaded(
     with pytest.raises(NotServed, match="has changed"):
         site.fleet(lambda fleet: fleet.stage(name))
     assert name not in site.do(lambda s: s.loaded())
-    stays(site, good)
-
-
-def test_sleep_finishes_what_runs_and_nothing_is_routed_until_verified(
-    site: Live, good: Revision
-) -> None:
-    """Level 0 pauses the scheduler, which the CPU build has; memory is given back from level 1."""
-    texts: list[str] = []
-
-    def ask() -> None:
-        (answer,) = site.do(
-            lambda s: s.complete("live", [PROMPTS[0]], max_tokens=480, ignore_eos=True), admin=False
-        )
-        texts.append(answer.text)
-
-    ask()
-    running = threading.Thread(target=ask)
-
-    async def nap(fleet: Fleet) -> None:
-        server = fleet.servers[0]
-        running.start()
-        while not (await server.gateway()).in_flight:  # another process
-            assert running.is_alive(), "answered before anyone could look"
-            await asyncio.sleep(0.01)
-        async with gpu.asleep(fleet.servers, level=0):
-            running.join(60)
-            assert not await server.ready()
-        assert not await server.ready()
-        ensured = await fleet.ensure(good)
-        assert ensured.done
-        assert any("verified" in step for step in ensured.steps)
-
-    site.fleet(nap)
-    assert texts[0] == texts[1]
     stays(site, good)
 
 

@@ -122,6 +122,7 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     rank_budget: int = 64
     lineage: str = "warm-start"
+    gpu_sharing: str = "separate"
     starts: int = 0
     deaths: int = 0
 
@@ -136,6 +137,8 @@ class Site:
                 "state_dir": self.root / "s",
                 "model": {"path": model},
                 "server": {
+                    "kind": "vllm" if self.gpu_sharing == "sleep" else "embedded",
+                    "gpu_sharing": self.gpu_sharing,
                     "mode": "attach",
                     "urls": [f"http://127.0.0.1:{port}"],
                     "drain_s": 0.0,

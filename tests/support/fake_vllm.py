@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,12 +52,15 @@ class Replica:
         self.unloads: list[str] = []
         self.broken: dict[str, str] = {}
         self.heard: Callable[[str], None] = lambda _path: None
+        self.can_sleep = self.sleep_mode = True
+        self.slow_s = 1.0
         self.up = True
         self.start()
 
     def start(self) -> None:
         """A new process: nothing loaded, nothing verified."""
         self.adapters: dict[str, str] = {}
+        self.asleep = False
         self.up = True
         app = _app(self)
         self.middleware = AliasMiddleware(app, self.gateway)
@@ -120,6 +124,10 @@ def _app(replica: Replica) -> FastAPI:
     async def completions(request: Request) -> JSONResponse:
         body = await request.json()
         model, prompts = body["model"], body["prompt"]
+        if replica.asleep:
+            return JSONResponse({"error": {"message": "asked while asleep"}}, 500)
+        if "slow" in prompts:
+            await asyncio.sleep(replica.slow_s)
         fault = replica.broken.get(model)
         if fault == "nan":
             message = "Out of range float values are not JSON compliant: nan"
@@ -144,4 +152,37 @@ def _app(replica: Replica) -> FastAPI:
         ]
         return JSONResponse({"model": model, "choices": choices})
 
+    _add_sleep(app, replica)
     return app
+
+
+def _add_sleep(app: FastAPI, replica: Replica) -> None:
+    """vLLM's development routes, which it has with VLLM_SERVER_DEV_MODE=1 only."""
+
+    @app.post("/sleep")
+    async def sleep(level: int, mode: str) -> JSONResponse:
+        if not replica.can_sleep:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        replica.asleep = True
+        return JSONResponse({"status": "sleeping", "level": level, "mode": mode})
+
+    @app.post("/wake_up")
+    async def wake_up() -> JSONResponse:
+        if not replica.can_sleep:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        if replica.broken.get("wake"):
+            return JSONResponse({"error": {"message": "out of memory"}}, 500)
+        replica.asleep = False
+        return JSONResponse({"status": "awake"})
+
+    @app.get("/is_sleeping")
+    async def is_sleeping() -> JSONResponse:
+        if not replica.can_sleep:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        return JSONResponse({"is_sleeping": replica.asleep})
+
+    @app.get("/server_info")
+    async def server_info() -> JSONResponse:
+        return JSONResponse(
+            {"vllm_config": {"model_config": {"enable_sleep_mode": replica.sleep_mode}}}
+        )

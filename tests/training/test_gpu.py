@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,12 @@ def test_a_device_without_room_gets_smaller_forward_passes(
 
 
 def test_nvml_tells_the_memory_and_what_does_not_fit_is_refused() -> None:
-    memory = gpu.read_memory()
+    memory = gpu.read_memory(os.environ)
     assert memory.total >= torch.cuda.get_device_properties(0).total_memory
     assert 0 < memory.free <= memory.total
-    gpu.require_room(gpu.GIB)
+    gpu.require_room(gpu.GIB, lambda: memory)
     with pytest.raises(gpu.NoRoom, match="GiB are free"):
-        gpu.require_room(memory.total + 1)
+        gpu.require_room(memory.total + 1, lambda: memory)
 
 
 def _lines(name: str, count: int) -> list[str]:
