@@ -95,6 +95,7 @@ class Live:
         extra: dict[str, Any] = vllm if kind == "vllm" else {}
         chosen: dict[str, Any] = {
             "state_dir": state,
+            "intake": {"inbox": state / "inbox"},
             "model": {"path": model_dir, "alias": "live"},
             "server": {
                 "kind": kind,
