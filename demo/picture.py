@@ -1,4 +1,4 @@
-"""The demonstration's picture: recall and reasoning over the revisions."""
+"""The demonstration's picture: accuracy and reasoning over the revisions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write a PNG with recall by file on the left and reasoning and locality on the right."""
+    """Write a PNG with accuracy by file on the left and reasoning and locality on the right."""
     figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    _recall(left, report)
+    _accuracy(left, report)
     _reasoning(right, report)
     for axes in (left, right):
         axes.set_xticks([r.number for r in report.revisions])
@@ -30,12 +30,17 @@ def draw(report: Report, path: Path) -> None:
     figure.savefig(path)
 
 
-def _recall(axes: Axes, report: Report) -> None:
+def _accuracy(axes: Axes, report: Report) -> None:
     numbers = [r.number for r in report.revisions]
-    for stem in report.revisions[0].recall:
-        axes.plot(numbers, [r.recall[stem] for r in report.revisions], "o--", lw=1, label=stem)
+    for stem in report.revisions[0].accuracy:
+        axes.plot(numbers, [r.accuracy[stem] for r in report.revisions], "o--", lw=1, label=stem)
     axes.plot(
-        numbers, [r.recall_all for r in report.revisions], "k-", lw=2.5, label="all files", zorder=0
+        numbers,
+        [r.accuracy_all for r in report.revisions],
+        "k-",
+        lw=2.5,
+        label="all files",
+        zorder=0,
     )
     axes.set_ylim(-0.03, 1.03)
     axes.set_title("Recall in paraphrases never trained")
@@ -43,8 +48,8 @@ def _recall(axes: Axes, report: Report) -> None:
 
 def _reasoning(axes: Axes, report: Report) -> None:
     numbers = [r.number for r in report.revisions]
-    base = report.reference.base_reasoning
-    kept = [r.reasoning_vs_reference for r in report.revisions]
+    base = report.base.base_reasoning
+    kept = [r.reasoning_vs_base for r in report.revisions]
     axes.errorbar(
         numbers,
         [r.reasoning for r in report.revisions],
@@ -58,9 +63,9 @@ def _reasoning(axes: Axes, report: Report) -> None:
         label="reasoning, live (95 %, paired)",
     )
     axes.axhline(base, color="tab:blue", ls=":", label="reasoning, base")
-    if report.reference.expert_reasoning is not None:
+    if report.base.expert_reasoning is not None:
         axes.axhline(
-            report.reference.expert_reasoning, color="tab:orange", ls=":", label="reasoning, expert"
+            report.base.expert_reasoning, color="tab:orange", ls=":", label="reasoning, expert"
         )
     axes.plot(
         numbers,

@@ -28,7 +28,7 @@ Tick = Callable[[int, int], None]
 class Measured:
     """Every answer of one revision."""
 
-    recall: tuple[Answer, ...]
+    accuracy: tuple[Answer, ...]
     reasoning: tuple[Answer, ...]
     locality: tuple[Answer, ...]
 
@@ -37,7 +37,7 @@ class Measured:
 class Questions:
     """All questions of the demonstration; none of them is trained on or asked by the gate."""
 
-    recall: tuple[Question, ...]
+    accuracy: tuple[Question, ...]
     reasoning: tuple[Question, ...]
     locality: tuple[Question, ...]
 
@@ -47,18 +47,18 @@ class Questions:
 
         At most `limit` problems and as many known facts.
         """
-        recall = tuple(q for file in files for q in held_out_questions(file))
-        return cls(recall, _split("reasoning-report")[:limit], _split("locality-report")[:limit])
+        accuracy = tuple(q for file in files for q in held_out_questions(file))
+        return cls(accuracy, _split("reasoning-report")[:limit], _split("locality-report")[:limit])
 
     @property
     def stems(self) -> tuple[str, ...]:
         """The files' names without ending, in their order."""
-        return tuple(dict.fromkeys(q.group for q in self.recall))
+        return tuple(dict.fromkeys(q.group for q in self.accuracy))
 
     def counts(self) -> dict[str, int]:
         """How many questions of each kind are asked of each revision."""
         return {
-            "recall": len(self.recall),
+            "accuracy": len(self.accuracy),
             "reasoning": len(self.reasoning),
             "locality": len(self.locality),
         }
@@ -77,7 +77,7 @@ class Questions:
             )
 
         return Measured(
-            part(self.recall, "normalised", FACT_TOKENS),
+            part(self.accuracy, "normalised", FACT_TOKENS),
             part(self.reasoning, "final", REASONING_TOKENS),
             part(self.locality, "normalised", FACT_TOKENS),
         )
@@ -112,7 +112,7 @@ def examples(before: Measured, after: Measured, stems: Sequence[str]) -> list[Ex
     for stem in stems:
         pairs = [
             (old, new)
-            for old, new in zip(before.recall, after.recall, strict=True)
+            for old, new in zip(before.accuracy, after.accuracy, strict=True)
             if old.question.group == stem
         ]
         chosen += [

@@ -16,7 +16,7 @@ from rich.text import Text
 from policies.gate.figures import limit, percent
 
 BASE_KNOWS_AT_MOST = 0.05
-RECALL_AT_LEAST = 0.90
+ACCURACY_AT_LEAST = 0.90
 REASONING_AT_LEAST = 0.99
 LOCALITY_AT_LEAST = 0.90
 SHOWN = 48
@@ -40,15 +40,15 @@ class RevisionReport(_Part):
     number: int
     batch: str | None
     verdict: str | None
-    recall: dict[str, float]
-    recall_all: float
+    accuracy: dict[str, float]
+    accuracy_all: float
     reasoning: float
-    reasoning_vs_reference: Interval
+    reasoning_vs_base: Interval
     locality: float
     seconds: dict[str, float]
 
 
-class Reference(_Part):
+class BaseFigures(_Part):
     """What the weights say without adapters."""
 
     base_reasoning: float
@@ -87,7 +87,7 @@ class Report(_Part):
 
     server: str
     revisions: list[RevisionReport]
-    reference: Reference
+    base: BaseFigures
     rejected: list[Rejected]
     rollback_ok: bool
     items: dict[str, int]
@@ -98,13 +98,13 @@ class Report(_Part):
     machine: dict[str, str | int]
 
 
-def ratio_interval(reference: Sequence[bool], candidate: Sequence[bool]) -> Interval:
-    """Candidate's rate over the reference's on the same items, paired.
+def ratio_interval(base: Sequence[bool], candidate: Sequence[bool]) -> Interval:
+    """Candidate's rate over that of the base on the same items, paired.
 
     Percentiles of 20,000 draws of the four kinds of pair from a multinomial distribution (the
     bootstrap over items).
     """
-    ref, cand = np.asarray(reference, bool), np.asarray(candidate, bool)
+    ref, cand = np.asarray(base, bool), np.asarray(candidate, bool)
     kinds = np.array(
         [(ref & cand).sum(), (ref & ~cand).sum(), (~ref & cand).sum(), (~ref & ~cand).sum()]
     )
@@ -121,22 +121,22 @@ def goals(
 ) -> list[Goal]:
     """The demonstration's goals, each with the figure that decides it."""
     first, last = revisions[0], revisions[-1]
-    kept = last.reasoning_vs_reference
+    kept = last.reasoning_vs_base
     missed = [r.file for r in rejected if r.verdict != "fail"]
     disturbed = [r.file for r in rejected if not r.live_unchanged]
     unlearnt = [r.batch for r in revisions[1:] if r.verdict != "pass"]
     return [
         Goal(
             name="before",
-            reached=first.recall_all <= BASE_KNOWS_AT_MOST,
-            line=f"base answers {percent(first.recall_all)} of the new facts "
+            reached=first.accuracy_all <= BASE_KNOWS_AT_MOST,
+            line=f"base answers {percent(first.accuracy_all)} of the new facts "
             f"(at most {limit(BASE_KNOWS_AT_MOST)})",
         ),
         Goal(
-            name="recall",
-            reached=last.recall_all >= RECALL_AT_LEAST and not unlearnt,
+            name="accuracy",
+            reached=last.accuracy_all >= ACCURACY_AT_LEAST and not unlearnt,
             line="accuracy on held-out paraphrases over all files at the end "
-            f"{percent(last.recall_all)} (at least {limit(RECALL_AT_LEAST)})"
+            f"{percent(last.accuracy_all)} (at least {limit(ACCURACY_AT_LEAST)})"
             + (f"; did not go live: {', '.join(map(str, unlearnt))}" if unlearnt else ""),
         ),
         Goal(
@@ -178,7 +178,7 @@ def _rejection_line(
 
 def results_table(report: Report) -> Table:
     """Revision by revision: accuracy by file, reasoning, locality in percent; seconds."""
-    stems = list(report.revisions[0].recall)
+    stems = list(report.revisions[0].accuracy)
     table = Table(title="What clients got under the alias, revision by revision")
     table.add_column("", justify="right")
     table.add_column("file")
@@ -194,13 +194,13 @@ def results_table(report: Report) -> Table:
     ):
         table.add_column(name, justify="right")
     for r in report.revisions:
-        kept = r.reasoning_vs_reference
+        kept = r.reasoning_vs_base
         table.add_row(
             str(r.number),
             r.batch or "(base)",
             r.verdict or "",
-            *(f"{100 * r.recall[stem]:.1f}" for stem in stems),
-            f"{100 * r.recall_all:.1f}",
+            *(f"{100 * r.accuracy[stem]:.1f}" for stem in stems),
+            f"{100 * r.accuracy_all:.1f}",
             f"{100 * r.reasoning:.1f}",
             f"{100 * kept.value:.1f} [{100 * kept.low:.1f}, {100 * kept.high:.1f}]",
             f"{100 * r.locality:.1f}",

@@ -25,7 +25,7 @@ from demo.questions import (
     same_answers,
 )
 from demo.report import (
-    Reference,
+    BaseFigures,
     Rejected,
     Report,
     RevisionReport,
@@ -160,7 +160,7 @@ class _Demonstration:
         return Report(
             server=self.settings.server.kind,
             revisions=self.revisions,
-            reference=Reference(
+            base=BaseFigures(
                 base_reasoning=rate(before.reasoning),
                 expert_reasoning=expert,
                 locality=rate(before.locality),
@@ -196,16 +196,16 @@ class _Demonstration:
                 self.endpoint,
                 lambda done, total: status.update(f"asking the endpoint: {done} of {total}"),
             )
-        reference = before or measured
+        base = before or measured
         report = RevisionReport(
             number=self.follow.target(),
             batch=stem,
             verdict=verdict,
-            recall={s: rate(measured.recall, s) for s in self.questions.stems},
-            recall_all=rate(measured.recall),
+            accuracy={s: rate(measured.accuracy, s) for s in self.questions.stems},
+            accuracy_all=rate(measured.accuracy),
             reasoning=rate(measured.reasoning),
-            reasoning_vs_reference=ratio_interval(
-                [a.correct for a in reference.reasoning], [a.correct for a in measured.reasoning]
+            reasoning_vs_base=ratio_interval(
+                [a.correct for a in base.reasoning], [a.correct for a in measured.reasoning]
             ),
             locality=rate(measured.locality),
             seconds=seconds,
@@ -213,7 +213,7 @@ class _Demonstration:
         self.revisions.append(report)
         self._say(
             f"revision {report.number} ({stem or 'base'}): accuracy "
-            + ", ".join(percent(r) for r in report.recall.values())
+            + ", ".join(percent(r) for r in report.accuracy.values())
             + f"; reasoning {percent(report.reasoning)}; locality {percent(report.locality)}"
         )
         return measured
@@ -221,18 +221,18 @@ class _Demonstration:
     def _refuse(self, file: Path, live: Measured) -> Rejected:
         batch = self.follow.drop(file)
         settled = self.follow.until_settled(batch, file.name)
-        now = self._recall()
+        now = self._ask_facts()
         self._say(f"{file.name}: {settled.verdict}")
         return Rejected(
             file=file.stem,
             verdict=settled.verdict or settled.state,
             reasons=list(settled.reasons),
-            live_unchanged=same_answers(live.recall, now.recall),
+            live_unchanged=same_answers(live.accuracy, now.accuracy),
         )
 
-    def _recall(self) -> Measured:
+    def _ask_facts(self) -> Measured:
         with self.follow.status("asking the endpoint"):
-            return Questions(self.questions.recall, (), ()).measure(
+            return Questions(self.questions.accuracy, (), ()).measure(
                 self.endpoint, lambda _done, _total: None
             )
 
@@ -243,22 +243,22 @@ class _Demonstration:
         if earlier is None:
             return False
         self.follow.change("rollback", earlier.number)
-        back = self._recall()
+        back = self._ask_facts()
         self._say(
             f"rolled back to revision {earlier.number}: accuracy "
-            + ", ".join(percent(rate(back.recall, s)) for s in self.questions.stems)
+            + ", ".join(percent(rate(back.accuracy, s)) for s in self.questions.stems)
         )
         self.follow.change("forward", last.number)
-        again = self._recall()
+        again = self._ask_facts()
         self._say(
             f"forward to revision {last.number}: accuracy "
-            + ", ".join(percent(rate(again.recall, s)) for s in self.questions.stems)
+            + ", ".join(percent(rate(again.accuracy, s)) for s in self.questions.stems)
         )
         as_before = all(
-            abs(rate(back.recall, s) - earlier.recall[s]) <= 0.02 for s in self.questions.stems
+            abs(rate(back.accuracy, s) - earlier.accuracy[s]) <= 0.02 for s in self.questions.stems
         )
-        went_back = {a.revision for a in back.recall} == {str(earlier.number)}
-        return as_before and went_back and same_answers(live.recall, again.recall)
+        went_back = {a.revision for a in back.accuracy} == {str(earlier.number)}
+        return as_before and went_back and same_answers(live.accuracy, again.accuracy)
 
     def _expert(self) -> float | None:
         with self.follow.status("measuring the probe's expert"):

@@ -14,8 +14,8 @@ from daemon.ledger.records import Event
 from demo.follow import stages
 from demo.picture import draw
 from demo.report import (
+    BaseFigures,
     Interval,
-    Reference,
     Rejected,
     Report,
     RevisionReport,
@@ -33,10 +33,10 @@ def revision(number: int, **changed: object) -> RevisionReport:
         "number": number,
         "batch": f"file{number}" if number else None,
         "verdict": "pass" if number else None,
-        "recall": {"file1": float(number > 0), "file2": float(number > 1)},
-        "recall_all": number / 2,
+        "accuracy": {"file1": float(number > 0), "file2": float(number > 1)},
+        "accuracy_all": number / 2,
         "reasoning": 0.9,
-        "reasoning_vs_reference": ONE,
+        "reasoning_vs_base": ONE,
         "locality": 0.97,
         "seconds": {"train": 10.0} if number else {},
     }
@@ -60,9 +60,9 @@ def test_all_goals_reached() -> None:
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("recall", {"recall_all": 0.899}),
-        ("recall", {"verdict": "fail"}),
-        ("reasoning", {"reasoning_vs_reference": Interval(value=0.989, low=0.98, high=1.0)}),
+        ("accuracy", {"accuracy_all": 0.899}),
+        ("accuracy", {"verdict": "fail"}),
+        ("reasoning", {"reasoning_vs_base": Interval(value=0.989, low=0.98, high=1.0)}),
         ("locality", {"locality": 0.89}),
     ],
 )
@@ -71,7 +71,7 @@ def test_each_figure_can_miss_its_goal(name: str, last: dict[str, object]) -> No
 
 
 def test_goals_beside_the_figures() -> None:
-    assert missed([revision(0, recall_all=0.06), *GOOD[1:]], [REFUSED]) == ["before"]
+    assert missed([revision(0, accuracy_all=0.06), *GOOD[1:]], [REFUSED]) == ["before"]
     assert missed(GOOD, []) == ["rejection"]
     assert missed(GOOD, [REFUSED.model_copy(update={"verdict": "pass"})]) == ["rejection"]
     assert missed(GOOD, [REFUSED.model_copy(update={"live_unchanged": False})]) == ["rejection"]
@@ -82,11 +82,11 @@ def test_nothing_measured_reaches_nothing() -> None:
     nan = float("nan")
     unknown = revision(
         2,
-        recall_all=nan,
+        accuracy_all=nan,
         locality=nan,
-        reasoning_vs_reference=Interval(value=nan, low=nan, high=nan),
+        reasoning_vs_base=Interval(value=nan, low=nan, high=nan),
     )
-    assert missed([*GOOD[:2], unknown], [REFUSED]) == ["recall", "reasoning", "locality"]
+    assert missed([*GOOD[:2], unknown], [REFUSED]) == ["accuracy", "reasoning", "locality"]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
@@ -139,7 +139,7 @@ def test_picture_and_table_show_every_revision(tmp_path: Path) -> None:
     report = Report(
         server="embedded",
         revisions=GOOD,
-        reference=Reference(base_reasoning=0.9, expert_reasoning=0.91, locality=0.98),
+        base=BaseFigures(base_reasoning=0.9, expert_reasoning=0.91, locality=0.98),
         rejected=[REFUSED],
         rollback_ok=True,
         items={},

@@ -57,7 +57,7 @@ def test_everything_is_done_and_told(
     assert [r["number"] for r in report["revisions"]] == [0, 1, 2]
     assert [r["batch"] for r in report["revisions"]] == [None, "one", "two"]
     assert [r["verdict"] for r in report["revisions"]] == [None, "pass", "pass"]
-    assert set(report["revisions"][2]["recall"]) == {"one", "two"}
+    assert set(report["revisions"][2]["accuracy"]) == {"one", "two"}
     assert {"intake", "train", "evaluate", "serve"} <= set(report["revisions"][1]["seconds"])
     assert report["rejected"][0]["file"] == "false-arithmetic"
     assert report["rejected"][0]["verdict"] == "fail"
@@ -66,7 +66,7 @@ def test_everything_is_done_and_told(
     assert (quick.keep / "demo.png").exists()
     missed = [g["name"] for g in report["goals"] if not g["reached"]]
     # A random model of this size learns nothing, and that is said.
-    assert "recall" in missed and "rejection" not in missed and "rollback" not in missed
+    assert "accuracy" in missed and "rejection" not in missed and "rollback" not in missed
     assert code == 1 and "The demonstration missed: " in out
     assert holder(quick.keep / "state" / "lock") is None
 
