@@ -32,7 +32,7 @@ import torch
 
 from adapters.generate import Generator
 from benchmarks import swap_page
-from daemon.serving import launch, replicas
+from daemon.serving import replicas, server_command
 from daemon.serving.client import HttpServer
 from daemon.serving.connections import LIMITS
 from daemon.serving.fleet import Fleet
@@ -256,7 +256,7 @@ def _processes(site: Live) -> Iterator[tuple[Path, list[str]]]:
 class Clocked(Live):
     """A server that notes how long each request was in palorad's middleware alone."""
 
-    def arguments(self, command: launch.Command) -> Sequence[str]:
+    def arguments(self, command: server_command.Command) -> Sequence[str]:
         """The command line with a clock inside and one around the middleware."""
         given = list(command.arguments)
         at = given.index("--middleware")

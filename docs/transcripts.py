@@ -25,7 +25,7 @@ import generate
 
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
-from daemon.serving import launch, tether
+from daemon.serving import server_command, tether
 from demo.follow import Follow
 from demo.setup import ROOT, DaemonProcess, DemoOptions, dump, free_port, write_config
 from policies.errors import LedgerBusy
@@ -172,9 +172,9 @@ class Replica:
         server = place.settings.server.model_copy(update={"urls": (url,)})
         settings = place.settings.model_copy(update={"server": server})
         self.url = url
-        self.command = launch.command(settings, settings.model.path, os.environ)
+        self.command = server_command.command(settings, settings.model.path, os.environ)
         self.log = place.folder / f"vllm-{self.command.port}.log"
-        launch.install_middleware(settings.state_dir)
+        server_command.install_middleware(settings.state_dir)
         self.start()
 
     def start(self) -> None:

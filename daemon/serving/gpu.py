@@ -13,7 +13,7 @@ import pynvml
 from adapters import probe_size
 from daemon.config.sections import ProtectionSettings
 from daemon.serving.client import HttpServer
-from daemon.serving.launch import has_gpu
+from daemon.serving.server_command import has_gpu
 from policies.errors import PaloradError, ServerRefused
 
 GIB: Final = 1024**3

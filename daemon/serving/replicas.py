@@ -10,8 +10,8 @@ from daemon.serving import pointer
 from daemon.serving.client import HttpServer, Timeouts
 from daemon.serving.fleet import Fleet
 from daemon.serving.identity import CLOSE, EXACT, Tolerance
-from daemon.serving.launch import admin_key_file, has_gpu
 from daemon.serving.replica import Common
+from daemon.serving.server_command import admin_key_file, has_gpu
 from policies.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import structlog
 
 from daemon.config.settings import Settings
-from daemon.serving.launch import command, install_middleware
 from daemon.serving.replicas import connect, fleet
-from daemon.serving.supervise import Phase, Supervised
+from daemon.serving.server_command import command, install_middleware
+from daemon.serving.server_process import Phase, Supervised
 
 log = structlog.get_logger(__name__)
 

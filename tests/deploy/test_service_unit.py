@@ -14,7 +14,7 @@ import pytest
 
 from daemon.cli.session import SYSTEM_CONFIG
 from daemon.config.layout import Layout
-from daemon.serving.launch import install_middleware
+from daemon.serving.server_command import install_middleware
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -14,7 +14,7 @@ import pytest
 
 from daemon.config.sections import ProtectionSettings
 from daemon.config.settings import Settings
-from daemon.serving import gpu, launch
+from daemon.serving import gpu, server_command
 from daemon.serving.client import HttpServer
 from daemon.serving.gpu import GIB, Memory, NoRoom
 from policies.errors import ServerRefused, ServerUnreachable
@@ -70,7 +70,7 @@ def test_training_beside_the_server_is_refused_with_the_figures() -> None:
 
 
 def test_without_a_driver_coresident_says_so() -> None:
-    if launch.has_gpu():
+    if server_command.has_gpu():
         pytest.skip("this machine has one")
     with pytest.raises(NoRoom, match="needs an NVIDIA driver"):
         gpu.read_memory({})

@@ -24,7 +24,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
-from daemon.serving import gpu, identity, launch
+from daemon.serving import gpu, identity, server_command
 from daemon.serving.servers import Servers
 from daemon.training.messages import TrainDone, TrainRequest
 from policies.gate.records import Outcome
@@ -216,14 +216,14 @@ async def whole(server: Live) -> None:
         assert (await ask(user)).headers["x-palorad-revision"] == "2"
 
 
-@pytest.mark.skipif(launch.has_gpu(), reason="with a GPU the server sleeps at level 1")
+@pytest.mark.skipif(server_command.has_gpu(), reason="with a GPU the server sleeps at level 1")
 def test_at_level_0_vllm_pauses_while_the_daemon_trains(server: Live) -> None:
     assert gpu.sleep_level() == 0
     asyncio.run(whole(server))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not launch.has_gpu(), reason="no CUDA device")
+@pytest.mark.skipif(not server_command.has_gpu(), reason="no CUDA device")
 def test_at_level_1_vllm_gives_its_memory_back_while_the_daemon_trains(server: Live) -> None:
     assert gpu.sleep_level() == 1
     awake = gpu.read_memory(os.environ).free

@@ -23,7 +23,7 @@ from adapters.generate import Generator
 from adapters.lora import Lora
 from adapters.models import expected_shapes
 from daemon.config.settings import Settings
-from daemon.serving import launch, pointer, replicas, tether
+from daemon.serving import pointer, replicas, server_command, tether
 from daemon.serving.client import HttpServer
 from daemon.serving.fleet import Fleet
 from daemon.serving.pointer import Pointer
@@ -111,7 +111,7 @@ class Live:
         layout = self.settings.layout
         for directory in layout.directories():
             directory.mkdir(parents=True, exist_ok=True)
-        launch.install_middleware(state)
+        server_command.install_middleware(state)
         self.admin_key = pointer.ensure_admin_key(layout.admin_key)
         if pointer.read(layout.alias) is None:
             pointer.write(layout.alias, Pointer(alias="live", model="base", revision=0))
@@ -124,7 +124,7 @@ class Live:
 
     def start(self, wait: bool = True) -> Live:
         """Start the process and wait until it is healthy."""
-        command = launch.command(self.settings, self.model_dir, os.environ)
+        command = server_command.command(self.settings, self.model_dir, os.environ)
         arguments = self.arguments(command)
         self.log.parent.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
@@ -139,7 +139,7 @@ class Live:
             self.wait()
         return self
 
-    def arguments(self, command: launch.Command) -> Sequence[str]:
+    def arguments(self, command: server_command.Command) -> Sequence[str]:
         """What is run; a subclass may leave something out."""
         return command.arguments
 

@@ -13,7 +13,7 @@ import httpx
 from daemon.config.settings import Settings
 from daemon.loop.preflight import prepare_state
 from daemon.serving import fleet as fleets
-from daemon.serving import launch, pointer, replica, replicas
+from daemon.serving import pointer, replica, replicas, server_command
 from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
 from daemon.serving.servers import Servers
@@ -32,7 +32,7 @@ def state(settings: Settings, root: Path) -> object:
 
 def started(settings: Settings, root: Path) -> object:
     """The command line of the server and what is added to its environment."""
-    return outcome(lambda: launch.command(settings, settings.model.path, {}))
+    return outcome(lambda: server_command.command(settings, settings.model.path, {}))
 
 
 def supervised(settings: Settings, root: Path) -> object:

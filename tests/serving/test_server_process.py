@@ -16,11 +16,11 @@ import httpx
 import pytest
 
 from daemon.config.settings import Settings
-from daemon.serving import launch, supervise, tether
+from daemon.serving import server_command, server_process, tether
 from daemon.serving.alias import AdminGateway, AliasMiddleware
 from daemon.serving.client import HttpServer
-from daemon.serving.launch import Command
-from daemon.serving.supervise import Phase, Supervised
+from daemon.serving.server_command import Command
+from daemon.serving.server_process import Phase, Supervised
 from policies.errors import ServerUnusable
 from tests.support.live import free_port
 
@@ -66,7 +66,7 @@ async def until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
 def test_a_killed_server_is_started_again_and_ends_with_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(server_process, "FIRST_PAUSE_S", 0.01)
     run = command(tmp_path, SERVER)
 
     async def story() -> None:
@@ -92,7 +92,7 @@ def test_a_killed_server_is_started_again_and_ends_with_stop(
 def test_a_server_that_cannot_start_says_why_and_is_tried_with_growing_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervise, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(server_process, "FIRST_PAUSE_S", 0.01)
     run = command(tmp_path, "import sys; sys.exit('the model is missing')")
     reasons = set()
 
@@ -129,8 +129,8 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         other.listen(1)
         port = other.getsockname()[1]
         with pytest.raises(ServerUnusable, match=f"cannot listen on 127.0.0.1:{port}"):
-            asyncio.run(supervise.free_port("127.0.0.1", port, 0.0))
-    asyncio.run(supervise.free_port("127.0.0.1", port, 0.0))
+            asyncio.run(server_process.free_port("127.0.0.1", port, 0.0))
+    asyncio.run(server_process.free_port("127.0.0.1", port, 0.0))
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -190,7 +190,7 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
         extra_args=("--dtype", "bfloat16"),
         user_key_file=key,
     )
-    made = launch.command(
+    made = server_command.command(
         chosen, Path("/models/m"), {"VLLM_CPU_KVCACHE_SPACE": "4", "OMP_NUM_THREADS": "64"}
     )
     line = " ".join(made.arguments)
@@ -208,7 +208,7 @@ def test_vllm_is_started_with_the_flags_that_promotion_needs(tmp_path: Path) -> 
     assert "VLLM_SERVER_DEV_MODE" not in added
     assert added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     assert "VLLM_CPU_KVCACHE_SPACE" not in added
-    if not launch.has_gpu():
+    if not server_command.has_gpu():
         assert 1 <= int(added["OMP_NUM_THREADS"]) < max(2, len(os.sched_getaffinity(0)))
     assert added["PALORAD_ALIAS_FILE"] == str(tmp_path / "alias.json")
     assert added["PALORAD_USER_KEY_FILE"] == str(key)
@@ -220,9 +220,9 @@ def test_a_vllm_that_is_to_sleep_gets_the_flag_where_there_is_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
     """vLLM refuses the flag elsewhere; pausing its scheduler needs the development routes only."""
-    monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(server_command, "has_gpu", lambda: gpu)
     chosen = settings(tmp_path, kind="vllm", executable=sys.executable, gpu_sharing="sleep")
-    made = launch.command(chosen, Path("/models/m"), {})
+    made = server_command.command(chosen, Path("/models/m"), {})
     assert ("--enable-sleep-mode" in made.arguments) is gpu
     assert made.environment["VLLM_SERVER_DEV_MODE"] == "1"
 
@@ -230,12 +230,12 @@ def test_a_vllm_that_is_to_sleep_gets_the_flag_where_there_is_a_gpu(
 def test_a_missing_vllm_is_one_clear_line(tmp_path: Path) -> None:
     chosen = settings(tmp_path, kind="vllm", executable="/nowhere/vllm")
     with pytest.raises(ServerUnusable, match="make setup-vllm"):
-        launch.command(chosen, Path("/m"), {})
+        server_command.command(chosen, Path("/m"), {})
 
 
 def test_the_middleware_is_copied_as_it_is_and_imports_alone(tmp_path: Path) -> None:
-    file = launch.install_middleware(tmp_path)
-    assert launch.install_middleware(tmp_path) == file
+    file = server_command.install_middleware(tmp_path)
+    assert server_command.install_middleware(tmp_path) == file
     code = "import palorad_alias, sys; assert 'daemon' not in sys.modules"
     subprocess.run(
         [sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(file.parent)}, check=True
@@ -245,7 +245,7 @@ def test_the_middleware_is_copied_as_it_is_and_imports_alone(tmp_path: Path) -> 
 def test_the_environment_names_the_middleware_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in launch.gateway_environment(settings(tmp_path)).items():
+    for name, value in server_command.gateway_environment(settings(tmp_path)).items():
         monkeypatch.setenv(name, value)
     gateway = AdminGateway.from_environment()
     assert gateway.served == tmp_path / "served"

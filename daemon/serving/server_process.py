@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from daemon.serving import tether
-from daemon.serving.launch import Command
+from daemon.serving.server_command import Command
 from policies.backoff import pause_s
 from policies.errors import ServerUnusable
 
