@@ -43,11 +43,6 @@ def join(*bases: Tensor, tolerance: float = 1e-10) -> Tensor:
     return orthonormal(torch.cat([basis.double() for basis in bases], dim=1), tolerance)
 
 
-def free_dimension(basis: Tensor) -> int:
-    """How many directions a basis (n, k) leaves free: n − k."""
-    return basis.shape[0] - basis.shape[1]
-
-
 def overlap(left: Tensor, right: Tensor) -> float:
     """Mean squared cosine between two spans: 0 orthogonal, 1 when the smaller lies in the other."""
     smaller = min(left.shape[1], right.shape[1])
@@ -86,17 +81,6 @@ def energy_rank(values: Tensor, share: float) -> int:
         return 0
     reached = values.double().cumsum(0) >= share * total * (1 - 1e-12)
     return int(reached.double().argmax()) + 1 if bool(reached.any()) else values.shape[0]
-
-
-def energy_basis(moment: Tensor, share: float) -> Tensor:
-    """Top eigenvectors (n, k) of a PSD `moment` (n, n): the fewest with `share` of its trace."""
-    values, vectors = spectrum(moment)
-    return vectors[:, : energy_rank(values, share)]
-
-
-def top_basis(moment: Tensor, k: int) -> Tensor:
-    """The k eigenvectors (n, k) of a PSD `moment` (n, n) with the largest eigenvalues."""
-    return spectrum(moment)[1][:, :k]
 
 
 def leading(moment: Tensor, k: int, rounds: int = 4) -> tuple[Tensor, Tensor]:
