@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-systemd bench-quick bench-learning bench-tables lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini lock clean
 
 all: lint test
 
@@ -76,6 +76,14 @@ test-gpu: setup
 
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
+
+# Eight minutes at most: crashes, power cuts, faults and fuzzing of the real service, bounded.
+test-durability: setup
+	$(BIN)/python -m pytest -m durability --timeout 600
+
+# The same without bounds, and the soak: hours. DURABILITY_ARGS names any part of it.
+durability: setup
+	$(BIN)/python -m benchmarks.durability $(DURABILITY_ARGS)
 
 # README's commands for a GPU host and the units, under a systemd that is booted for it. Needs root,
 # systemd-nspawn and debootstrap, a Debian mirror at the first run, and a Python of the environment

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -189,36 +189,43 @@ def test_what_cannot_be_loaded_is_refused_and_the_server_lives_on(
 def test_requests_under_way_finish_on_an_unloaded_adapter(site: Live, generator: Generator) -> None:
     made = live.publish(generator, site.served, 5)
     name = made.served_name
-    expected = site.do(lambda s: _loaded_answer(s, name, path(site, made)))
+    site.do(lambda s: s.load(name, path(site, made)))
+    expected = asyncio.run(_streamed(site, name, asyncio.Event()))
 
-    async def run(server: HttpServer) -> list[tuple[int, ...]]:
-        await server.load(name, path(site, made))
-        tasks = [asyncio.ensure_future(_long_answer(server, name)) for _ in range(8)]
-        while (await server.gateway()).in_flight.get(name, 0) < _unanswered(tasks):  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.01)
-        # Behind the middleware, which counts them, the server has yet to look up the name.
-        await asyncio.sleep(0.1)
-        assert _unanswered(tasks), "all were answered before the adapter could be unloaded"
+    async def run(server: HttpServer) -> list[str]:
+        begun = [asyncio.Event() for _ in range(8)]
+        tasks = [asyncio.ensure_future(_streamed(site, name, event)) for event in begun]
+        for event in begun:
+            await event.wait()
+        unanswered = sum(not task.done() for task in tasks)
         await server.unload(name)
+        assert unanswered, "all were answered before the adapter could be unloaded"
         return [await task for task in tasks]
 
     assert site.do(run) == [expected] * 8
 
 
-def _unanswered(tasks: Sequence[asyncio.Future[Any]]) -> int:
-    return sum(not task.done() for task in tasks)
-
-
-async def _long_answer(server: HttpServer, name: str) -> tuple[int, ...]:
-    (answer,) = await server.complete(name, [PROMPTS[0]], max_tokens=400, ignore_eos=True)
-    return answer.token_ids
-
-
-async def _loaded_answer(server: HttpServer, name: str, where: str) -> tuple[int, ...]:
-    await server.load(name, where)
-    answer = await _long_answer(server, name)
-    await server.unload(name)
-    return answer
+async def _streamed(site: Live, name: str, begun: asyncio.Event) -> str:
+    """A long answer's text; `begun` is set by its first token, when the server has the adapter."""
+    body = {
+        "model": name,
+        "prompt": PROMPTS[0],
+        "max_tokens": 400,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    text = ""
+    async with (
+        httpx.AsyncClient(base_url=site.url, timeout=60) as client,
+        client.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                begun.set()
+                text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+    return text
 
 
 def test_the_alias_answers_from_the_target(site: Live, generator: Generator, one: Revision) -> None:

@@ -1,0 +1,1 @@
+"""The durability checks without bounds: `python -m benchmarks.durability [--parts crash power …]`."""
