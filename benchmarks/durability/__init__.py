@@ -1,1 +1,1 @@
-"""The durability checks without bounds: `python -m benchmarks.durability [--parts crash power …]`."""
+"""The durability checks without bounds, as `python -m benchmarks.durability` runs them."""
