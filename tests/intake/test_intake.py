@@ -480,7 +480,7 @@ def test_a_refused_name_is_forgotten_with_its_file(place: Place) -> None:
     assert place.pass_over()[0].error is not None
     drop.unlink()
     place.pass_over()
-    assert place.intake._refused == {}
+    assert place.intake._notes._refused == {}
 
 
 def run_child(root: Path, environment: dict[str, str]) -> int:
