@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters import files
-from policies.errors import Refused
+from policies.errors import RequestRefused
 from policies.facts.splitting import ListSplitter, is_list
 from policies.records import content_id
 from policies.text import storable
@@ -111,11 +111,11 @@ class Inbox:
         return [drop for _, _, drop in sorted(found, key=lambda f: f[:2])]
 
     def look(self, path: Path) -> Drop:
-        """A file anywhere, judged as if it lay here; raises `Refused` where there is none."""
+        """A file anywhere, judged as if it lay here; `RequestRefused` where there is none."""
         try:
             return self._drop(str(path), path.stat())
         except FileNotFoundError:
-            raise Refused(f"{path} does not exist") from None
+            raise RequestRefused(f"{path} does not exist") from None
 
     def put(self, part: Path, name: str, now: float) -> Path:
         """A whole file under a name that nothing has, durably; it need not rest."""

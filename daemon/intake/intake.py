@@ -23,7 +23,7 @@ from daemon.intake.receipts import LISTED, Receipt, bad_lines, read_receipt
 from daemon.intake.writers import Writers, kept_out
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Arriving
-from policies.errors import LedgerBusy, Refused
+from policies.errors import LedgerBusy, RequestRefused
 from policies.records import INBOX, Batch
 
 _OURS: Final = ".palorad-"  # how unfinished copies in the inbox begin, unlike anyone else's
@@ -272,11 +272,12 @@ class Intake:
     def submit(self, path: Path) -> tuple[str, bool]:
         """Put a copy of a file into the inbox, ripe at once; its batch id, and whether it is known.
 
-        Raises `Refused` with one clear line, or `OSError`. Bytes that are known are not copied.
+        Bytes that are known are not copied. Raises `RequestRefused` with one clear line, or
+        `OSError`.
         """
         drop = self._inbox.look(path)
         if drop.refusal is not None:
-            raise Refused(f"{path} {drop.refusal}")
+            raise RequestRefused(f"{path} {drop.refusal}")
         part = self._layout.inbox / f"{_OURS}{os.getpid()}.part"
         try:
             batch_id = _all_of(copy(path.resolve(), part)).batch
@@ -287,7 +288,7 @@ class Intake:
         except PermissionError as error:
             if error.filename == os.fspath(part):
                 raise
-            raise Refused(f"{path} may not be read by palorad's user") from None
+            raise RequestRefused(f"{path} may not be read by palorad's user") from None
         finally:
             part.unlink(missing_ok=True)
 

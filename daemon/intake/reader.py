@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from policies.facts.admission import Format, parse_line, quarantined
-from policies.facts.jsonline import Limits, is_blank, too_long
+from policies.facts.jsonline import LineLimits, is_blank, too_long
 from policies.facts.splitting import Item, ListSplitter, is_list
 from policies.records import Fact, Quarantined
 
@@ -34,7 +34,7 @@ class Records:
     """
 
     def __init__(
-        self, source: BinaryIO, limits: Limits, number: int = 0, position: int = 0
+        self, source: BinaryIO, limits: LineLimits, number: int = 0, position: int = 0
     ) -> None:
         source.seek(0)
         self._limits = limits
@@ -104,7 +104,7 @@ class Records:
         yield from splitter.finish()
 
 
-def record(path: Path, number: int, limits: Limits) -> bytes:
+def record(path: Path, number: int, limits: LineLimits) -> bytes:
     """The text of one record of a file, perhaps cut; "" where there is none. Raises `OSError`."""
     with path.open("rb") as source:
         records = Records(source, limits)

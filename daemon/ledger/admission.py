@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from daemon.ledger.bad_lines import BadLines
 from daemon.ledger.batches import Batches
-from daemon.ledger.database import Database, Row, chunks, marks, stamp, unstamp
+from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unstamp
 from daemon.ledger.facts import LOST_NOW, key_of
-from daemon.ledger.feeds import Feeds
+from daemon.ledger.feeds import FeedCursors
 from daemon.ledger.records import Admitted, Arriving
 from daemon.ledger.retractions import Retractions
 from policies.errors import NotFound
 from policies.facts.supersession import (
-    Relation,
+    FactRelation,
     Ruling,
     Standing,
     Validity,
@@ -35,7 +35,7 @@ class Admission:
     """Admits batches, large ones chunk by chunk."""
 
     def __init__(
-        self, db: Database, batches: Batches, feeds: Feeds, retractions: Retractions
+        self, db: Database, batches: Batches, feeds: FeedCursors, retractions: Retractions
     ) -> None:
         self._db = db
         self._batches = batches
@@ -191,7 +191,7 @@ class Admission:
         self._db.event("batch.admitted", batch_id, counts, now)
         return admitted
 
-    def row_of(self, batch_id: str) -> Row | None:
+    def row_of(self, batch_id: str) -> SqlRow | None:
         """Row number, completeness, next line and byte offset of a batch, if it is known."""
         return self._db.row(
             "SELECT seq, complete, line, position FROM batches WHERE id = ?", (batch_id,)
@@ -242,13 +242,13 @@ class Admission:
         gone = [old for fact, old in replacing if fact.op is Operation.RETRACT]
         self._retractions.note(gone, "a line said so", now)
         self.bad_lines.add(batch, quarantined, kept)
-        conflicts = sum(r.relation is Relation.CONFLICT for _, r in admitted)
+        conflicts = sum(r.relation is FactRelation.CONFLICT for _, r in admitted)
         self._db.do(
             "UPDATE batches SET accepted = accepted + ?, known = known + ?,"
             " conflicts = conflicts + ?, quarantined = quarantined + ? WHERE seq = ?",
             (
                 len(admitted) - conflicts,
-                sum(r.relation is Relation.KNOWN for _, r in admitted),
+                sum(r.relation is FactRelation.KNOWN for _, r in admitted),
                 conflicts,
                 len(quarantined),
                 batch,
@@ -292,8 +292,8 @@ class Admission:
         self._db.expect(done, len(replacing), "facts are replaced")
 
 
-_REPLACING: Final = frozenset({Relation.SUPERSEDES, Relation.RETRACTS})
-_NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
+_REPLACING: Final = frozenset({FactRelation.SUPERSEDES, FactRelation.RETRACTS})
+_NOT_STORED: Final = frozenset({FactRelation.KNOWN, FactRelation.CONFLICT})
 
 
 def _stored_id(fact: Fact, seq: int) -> str:
@@ -301,7 +301,7 @@ def _stored_id(fact: Fact, seq: int) -> str:
 
 
 def _validity(ruling: Ruling) -> Validity:
-    return Validity.SUPERSEDED if ruling.relation is Relation.HISTORY else Validity.VALID
+    return Validity.SUPERSEDED if ruling.relation is FactRelation.HISTORY else Validity.VALID
 
 
 def _fact_row(fact: Fact, ruling: Ruling, batch: int, seq: int, recorded: str) -> tuple[Any, ...]:
