@@ -50,10 +50,12 @@ class Watching:
         if self._watch == "off":
             return
         there = self._identity()
-        alive = self._observer is not None and self._observer.is_alive()
-        if there is None or (alive and there == self._watched):
+        if self._alive() and there == self._watched:
             return
         self.stop()
+        if there is None:
+            self._watched = None
+            return
         observer: BaseObserver = PollingObserver() if self._watch == "polling" else Observer()
         try:
             observer.schedule(_Hint(self._look), str(self._folder))
@@ -71,6 +73,15 @@ class Watching:
         if self._observer is not None:
             self._observer.stop()
             self._observer = None
+
+    def _alive(self) -> bool:
+        observer = self._observer
+        return (
+            observer is not None
+            and observer.is_alive()
+            # One ends with its folder; another folder may have the same number.
+            and all(emitter.is_alive() for emitter in observer.emitters)
+        )
 
     def _identity(self) -> tuple[int, int] | None:
         try:
