@@ -88,7 +88,9 @@ class Following:
         known = self.portions(portion.claim)
         if not known or known[-1].signature != portion.signature:
             known.append(portion)
-        self._read[portion.claim.mark] = portion.end, portion.changed_ns
+        state = portion.end, portion.changed_ns
+        self._read[portion.claim.mark] = state
+        self._since.setdefault(portion.claim.mark, (state, self._clock()))
 
     def grown(self, claim: Claim) -> bool:
         """Whether a file has changed since it was read, and has rested."""
