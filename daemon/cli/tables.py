@@ -60,7 +60,9 @@ def _head(view: StatusView) -> list[RenderableType]:
         running = Text(f"running (pid {view.daemon.pid}), {view.daemon.server} server")
     lines: list[RenderableType] = [running]
     if view.paused:
-        lines.append(Text("paused: nothing is trained or goes live until 'palorad resume'", style="yellow"))
+        lines.append(
+            Text("paused: nothing is trained or goes live until 'palorad resume'", style="yellow")
+        )
     lines.append(
         Text(
             f"target: revision {view.target.number}, {view.target.name}, "
