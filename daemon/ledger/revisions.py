@@ -15,7 +15,7 @@ from daemon.ledger.steps import Steps
 from policies.errors import NotFound, Refused, StateConflict, Superseded
 from policies.records import PlanState, Revision
 
-_COLUMNS: Final = "number, plan, parent, lineage, served_name, served_path, sha256, created_at"
+_COLUMNS: Final = "number, plan, parent, lineage, served_name, sha256, created_at"
 
 
 class Revisions:
@@ -33,7 +33,7 @@ class Revisions:
         if row is None or row[4] != name:
             with self._db.write("ensure_base"):
                 self._db.do(
-                    "INSERT INTO revisions VALUES (0, NULL, NULL, '[]', ?, NULL, NULL, ?)"
+                    "INSERT INTO revisions VALUES (0, NULL, NULL, '[]', ?, NULL, ?)"
                     " ON CONFLICT (number) DO UPDATE SET served_name = excluded.served_name",
                     (name, self._db.at(now)),
                 )
@@ -100,14 +100,13 @@ class Revisions:
             kept = tuple(sha for sha in target.lineage if sha not in head.replaces)
             number = int(self._db.one("SELECT max(number) FROM revisions")) + 1
             self._db.do(
-                "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     number,
                     plan_id,
                     target.number,
                     json.dumps([*kept, head.adapter]),
                     served.name,
-                    served.path,
                     served.sha256,
                     self._db.at(now),
                 ),
@@ -208,14 +207,13 @@ class Revisions:
 
 
 def _revision_of(row: Row) -> Revision:
-    number, plan, parent, lineage, name, path, sha256, created_at = row
+    number, plan, parent, lineage, name, sha256, created_at = row
     return Revision(
         number=number,
         plan_id=plan,
         parent=parent,
         lineage=tuple(json.loads(lineage)),
         served_name=name,
-        served_path=path,
         sha256=sha256,
         created_at=datetime.fromisoformat(created_at),
     )

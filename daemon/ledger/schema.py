@@ -79,7 +79,6 @@ CREATE TABLE adapters (
   sha256 TEXT PRIMARY KEY,
   plan INTEGER NOT NULL,
   rank INTEGER NOT NULL,
-  path TEXT NOT NULL,
   created_at TEXT NOT NULL
 ) WITHOUT ROWID;
 
@@ -152,7 +151,6 @@ CREATE TABLE revisions (
   parent INTEGER,
   lineage TEXT NOT NULL,
   served_name TEXT NOT NULL,
-  served_path TEXT,
   sha256 TEXT,
   created_at TEXT NOT NULL
 );

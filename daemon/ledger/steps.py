@@ -63,17 +63,17 @@ class Steps:
 
     def _adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
         self._db.do(
-            "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)",
-            (adapter.sha256, plan_id, adapter.rank, adapter.path, self._db.at(now)),
+            "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?)",
+            (adapter.sha256, plan_id, adapter.rank, self._db.at(now)),
         )
         self._db.do("UPDATE plans SET adapter = ? WHERE id = ?", (adapter.sha256, plan_id))
 
     def adapter(self, sha256: str) -> Adapter:
         """One adapter by its hash; raises `NotFound`."""
-        row = self._db.row("SELECT sha256, rank, path FROM adapters WHERE sha256 = ?", (sha256,))
+        row = self._db.row("SELECT sha256, rank FROM adapters WHERE sha256 = ?", (sha256,))
         if row is None:
             raise NotFound(f"no adapter {sha256}")
-        return Adapter(sha256=row[0], rank=row[1], path=row[2])
+        return Adapter(sha256=row[0], rank=row[1])
 
     # --- verdicts ------------------------------------------------------------------------------
 

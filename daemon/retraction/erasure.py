@@ -146,13 +146,10 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
 def held_by(layout: Layout, tainted: Tainted) -> list[Path]:
     """Every path at which an adapter or a revision that knows a retracted fact may lie.
 
-    The ledger's own paths, the same names below the state directory as it lies now, and what a
-    deletion has left halfway.
+    That is below the state directory as it lies now, and what a deletion has left halfway.
     """
-    adapters = {Path(path) for path in tainted.adapters.values()}
-    homes = {layout.adapters / path.name for path in adapters}
-    served = {layout.served / name for name in tainted.served}
-    found = adapters | homes | served
+    found = {layout.adapter(sha256) for sha256 in tainted.adapters}
+    found |= {layout.served / name for name in tainted.served}
     return sorted(found | {path.with_name(f"{GONE}{path.name}") for path in found})
 
 
