@@ -11,9 +11,11 @@ from daemon.ledger.database import Database, Row
 from daemon.ledger.knowledge import Knowledge
 from daemon.ledger.plans import Plans
 from daemon.ledger.records import Served
+from daemon.ledger.removals import Removals
 from daemon.ledger.steps import Steps
 from policies.errors import NotFound, Refused, StateConflict, Superseded
 from policies.records import PlanState, Revision
+from policies.retention import Kind
 
 _COLUMNS: Final = "number, plan, parent, lineage, served_name, sha256, created_at"
 
@@ -21,11 +23,19 @@ _COLUMNS: Final = "number, plan, parent, lineage, served_name, sha256, created_a
 class Revisions:
     """What can be served, and what is to be served."""
 
-    def __init__(self, db: Database, plans: Plans, steps: Steps, knowledge: Knowledge) -> None:
+    def __init__(
+        self,
+        db: Database,
+        plans: Plans,
+        steps: Steps,
+        knowledge: Knowledge,
+        removals: Removals,
+    ) -> None:
         self._db = db
         self._plans = plans
         self._steps = steps
         self._knowledge = knowledge
+        self._removals = removals
 
     def ensure_base(self, name: str, now: datetime) -> Revision:
         """Revision 0, the base under the name by which the server knows it."""
@@ -158,7 +168,8 @@ class Revisions:
         """Move the pointer to any earlier or later revision.
 
         Plans whose revision is left out become ROLLED_BACK, those that are served again LIVE.
-        Raises `Refused` where the revision knows a fact that was retracted since.
+        Raises `Refused` where the revision knows a fact that was retracted since, or where its
+        files are no longer kept.
         """
         chosen, current = self.get(to), self.target()
         if chosen.number == current.number:
@@ -167,6 +178,11 @@ class Revisions:
         if known and chosen.lineage != current.lineage:
             raise Refused(
                 f"revision {to} knows {known} facts that were retracted; it is not served again"
+            )
+        if self._removals.has(Kind.REVISION, chosen.served_name):
+            raise Refused(
+                f"revision {to} is no longer kept (keep.revisions); choose a later one, or restore "
+                "a backup"
             )
         with self._db.write("rollback"):
             chain = self._chain(to)

@@ -8,6 +8,7 @@ from datetime import datetime
 from daemon.ledger.database import Database, stamp, unstamp
 from daemon.ledger.plans import Plans
 from daemon.ledger.records import Adapter, Lease, Served
+from daemon.ledger.removals import Removals
 from policies.errors import NotFound
 from policies.gate.records import Scorecard, Verdict
 from policies.planning import Step
@@ -17,9 +18,10 @@ from policies.records import Plan, PlanState
 class Steps:
     """Which child works on what, and what came of it."""
 
-    def __init__(self, db: Database, plans: Plans) -> None:
+    def __init__(self, db: Database, plans: Plans, removals: Removals) -> None:
         self._db = db
         self._plans = plans
+        self._removals = removals
 
     def failed(
         self,
@@ -58,6 +60,7 @@ class Steps:
             self._db.do(
                 "UPDATE plans SET served = ? WHERE id = ?", (served.model_dump_json(), plan_id)
             )
+            self._removals.published(adapter.sha256, served.name)
             self._drop_lease(plan_id, Step.TRAIN)
         return self._plans.get(plan_id)
 

@@ -16,6 +16,7 @@ from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
 from daemon.gate.suites import has_chat_template
 from daemon.ledger.ledger import Ledger
+from daemon.ledger.meta import BASE
 from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
 from policies.batching import Batching
@@ -27,7 +28,6 @@ from policies.planning import REBUILDS, Limits, Step
 from policies.records import Fact, Revision, content_id
 
 PROBE: Final = "probe"
-BASE: Final = "base_sha256"
 EARLIER_POOL: Final = 4000
 
 

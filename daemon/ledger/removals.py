@@ -1,0 +1,56 @@
+"""Stored files that retention has removed: their absence is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from daemon.ledger.database import Database
+from policies.retention import SHORT, Kind, Removal
+
+STORED: Final = frozenset({Kind.ARCHIVE, Kind.ADAPTER, Kind.REVISION, Kind.ANSWERS, Kind.WORK})
+
+
+class Removals:
+    """What was removed, when and why; written before the files go."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def record(self, removals: Sequence[Removal], now: datetime) -> None:
+        """These items go from now on. Recorded already is success."""
+        with self._db.write("remove"):
+            at = self._db.at(now)
+            self._db.do_all(
+                "INSERT INTO removed (kind, name, because, removed_at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (kind, name) DO UPDATE SET because = excluded.because",
+                [
+                    (one.kind.value, one.name, one.because, at)
+                    for one in removals
+                    if one.kind in STORED
+                ],
+            )
+            # A receipt has the name of a file, which may tell of a fact: a payload can be erased.
+            said = [f"{one.kind.value} {one.name}: {one.because}" for one in removals]
+            freed = sum(one.bytes for one in removals)
+            self._db.event("removed", "files", {"bytes": freed, "items": said}, now)
+
+    def has(self, kind: Kind, name: str) -> bool:
+        """Whether an item was removed and has not been published again since."""
+        found = self._db.one(
+            "SELECT 1 FROM removed WHERE kind = ? AND name = ?", (kind.value, name)
+        )
+        return bool(found)
+
+    def published(self, adapter: str, revision: str) -> None:
+        """Within a change: the same bytes were published once more, so they are here again."""
+        self._db.do_all(
+            "DELETE FROM removed WHERE kind = ? AND name = ?",
+            [(Kind.ADAPTER.value, adapter[:SHORT]), (Kind.REVISION.value, revision)],
+        )
+
+    @property
+    def head(self) -> int:
+        """The number of the last event: while it stands, so does what was decided from it."""
+        return int(self._db.one("SELECT coalesce(max(seq), 0) FROM events"))
