@@ -267,6 +267,16 @@ def test_a_state_directory_that_was_moved_keeps_no_adapter(place: Place, tmp_pat
     moved.ledger.close()
 
 
+def test_a_copy_of_the_ledger_from_before_a_migration_goes(place: Place) -> None:
+    place.drop("a.jsonl", LINE)
+    copy = place.layout.ledger.with_name("ledger.db.before-schema_2")
+    copy.write_text(SECRET)
+    place.retract()
+    assert len(place.forget()) == 1
+    assert not copy.exists()
+    assert place.holding() == []
+
+
 def test_a_working_directory_that_cannot_be_deleted_is_not_certified(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
