@@ -18,7 +18,7 @@ UNSETTLED: Final = (BatchState.WAITING, BatchState.LEARNING, BatchState.INCONCLU
 HALF_DAYS: Final = 1
 
 
-class Kind(StrEnum):
+class StoredKind(StrEnum):
     """What kind of file or directory an item is; with its name it says where that lies."""
 
     ARCHIVE = "archive"
@@ -30,14 +30,14 @@ class Kind(StrEnum):
     HALF = "half"
 
 
-class Item(Record):
+class StoredItem(Record):
     """One thing on the disk: the bytes that it takes, and when it was changed last.
 
     Adapters, revisions and answers have the names of their directories, archives the ids of their
     batches, work directories those of their plan and step, receipts those of their file.
     """
 
-    kind: Kind
+    kind: StoredKind
     name: str
     bytes: int = Field(default=0, ge=0)
     changed_at: datetime
@@ -46,7 +46,7 @@ class Item(Record):
 class Removal(Record):
     """An item that may go, and why."""
 
-    kind: Kind
+    kind: StoredKind
     name: str
     bytes: int = 0
     because: str
@@ -113,7 +113,7 @@ class KnownBatch(Record):
         return self.state not in UNSETTLED
 
 
-class Standing(Record):
+class Holdings(Record):
     """All that is needed to say what may go.
 
     `running` are plans with a child at work, `serving` names that replicas have loaded or the alias
@@ -132,7 +132,9 @@ class Standing(Record):
     tainted: frozenset[str] = frozenset()
 
 
-def removable(standing: Standing, items: Sequence[Item], limits: KeepLimits) -> tuple[Removal, ...]:
+def removable(
+    standing: Holdings, items: Sequence[StoredItem], limits: KeepLimits
+) -> tuple[Removal, ...]:
     """The items that nothing needs and that were kept long enough, each with the reason."""
     rules = _Rules(standing, limits)
     return tuple(
@@ -142,7 +144,7 @@ def removable(standing: Standing, items: Sequence[Item], limits: KeepLimits) -> 
     )
 
 
-def within_reach(standing: Standing, revisions: int) -> frozenset[int]:
+def within_reach(standing: Holdings, revisions: int) -> frozenset[int]:
     """Numbers of the revisions that can be made the target: the target, as many before it, the
     newest ones, and what was built on the target last."""
     by_number = {revision.number: revision for revision in standing.revisions}
@@ -157,17 +159,17 @@ def within_reach(standing: Standing, revisions: int) -> frozenset[int]:
 
 
 class _Rules:
-    def __init__(self, standing: Standing, limits: KeepLimits) -> None:
+    def __init__(self, standing: Holdings, limits: KeepLimits) -> None:
         self._standing = standing
         self._limits = limits
-        self._rules: Mapping[Kind, Callable[[Item], str | None]] = {
-            Kind.ARCHIVE: self._archive,
-            Kind.ADAPTER: self._adapter,
-            Kind.REVISION: self._revision,
-            Kind.ANSWERS: self._answers,
-            Kind.WORK: self._work,
-            Kind.RECEIPT: self._receipt,
-            Kind.HALF: self._half,
+        self._rules: Mapping[StoredKind, Callable[[StoredItem], str | None]] = {
+            StoredKind.ARCHIVE: self._archive,
+            StoredKind.ADAPTER: self._adapter,
+            StoredKind.REVISION: self._revision,
+            StoredKind.ANSWERS: self._answers,
+            StoredKind.WORK: self._work,
+            StoredKind.RECEIPT: self._receipt,
+            StoredKind.HALF: self._half,
         }
         self._plans = {str(plan.id): plan for plan in standing.plans}
         self._batches = {batch.id: batch for batch in standing.batches}
@@ -175,7 +177,7 @@ class _Rules:
         for batch in standing.batches:
             self._batches_by_name.setdefault(batch.name, []).append(batch)
 
-    def of(self, item: Item) -> str | None:
+    def of(self, item: StoredItem) -> str | None:
         """Why an item may go; None if it may not."""
         return self._rules[item.kind](item)
 
@@ -223,7 +225,7 @@ class _Rules:
 
     # --- one rule for each kind ----------------------------------------------------------------
 
-    def _revision(self, item: Item) -> str | None:
+    def _revision(self, item: StoredItem) -> str | None:
         if item.name in self._needed_names or item.name in self._tainted:
             return None
         for revision in self._standing.revisions:
@@ -232,7 +234,7 @@ class _Rules:
         plans = [plan for plan in self._standing.plans if plan.served == item.name]
         return self._candidate(item, plans)
 
-    def _adapter(self, item: Item) -> str | None:
+    def _adapter(self, item: StoredItem) -> str | None:
         if item.name in self._needed_adapters or item.name in self._tainted:
             return None
         for revision in reversed(self._standing.revisions):
@@ -241,7 +243,7 @@ class _Rules:
         plans = [p for p in self._standing.plans if p.adapter and p.adapter[:SHORT] == item.name]
         return self._candidate(item, plans)
 
-    def _candidate(self, item: Item, plans: Sequence[KnownPlan]) -> str | None:
+    def _candidate(self, item: StoredItem, plans: Sequence[KnownPlan]) -> str | None:
         """What was published and never went live."""
         if not plans:
             # A child may have published it and not told yet.
@@ -253,14 +255,14 @@ class _Rules:
             return f"plan {last.id} is {last.state.value} for keep.rejected_days"
         return None
 
-    def _answers(self, item: Item) -> str | None:
+    def _answers(self, item: StoredItem) -> str | None:
         if item.name in self._needed_models or item.name in self._tainted:
             return None
         if self._older(self._limits.answers_days, item.changed_at):
             return "no revision within reach gave them, and keep.answers_days are over"
         return None
 
-    def _work(self, item: Item) -> str | None:
+    def _work(self, item: StoredItem) -> str | None:
         plan = self._plans.get(item.name.partition("-")[0])
         if plan is None or plan in self._undecided:
             return None
@@ -268,7 +270,7 @@ class _Rules:
             return f"plan {plan.id} is {plan.state.value} for keep.work_days"
         return None
 
-    def _archive(self, item: Item) -> str | None:
+    def _archive(self, item: StoredItem) -> str | None:
         batch = self._batches.get(item.name)
         if batch is None or not batch.at_rest or batch.quarantined:
             return None
@@ -276,14 +278,14 @@ class _Rules:
             return f"its batch is {batch.state.value} for keep.archive_days"
         return None
 
-    def _receipt(self, item: Item) -> str | None:
+    def _receipt(self, item: StoredItem) -> str | None:
         batches = self._batches_by_name.get(item.name.rsplit(".", 2)[0], [])
         at_rest = all(batch.at_rest for batch in batches)
         if at_rest and self._older(self._limits.receipts_days, item.changed_at):
             return "it has not changed for keep.receipts_days"
         return None
 
-    def _half(self, item: Item) -> str | None:
+    def _half(self, item: StoredItem) -> str | None:
         if self._standing.running or not self._older(HALF_DAYS, item.changed_at):
             return None
         return "a child that was killed left it half made"

@@ -20,7 +20,7 @@ from daemon.cli.session import (
 
 if TYPE_CHECKING:
     from daemon.config.settings import Settings
-    from daemon.keeping.backup_store import Manifest
+    from daemon.keeping.backup_store import BackupManifest
     from policies.retention import Removal
 
 app = typer.Typer()
@@ -150,12 +150,12 @@ def _list(found: tuple[Removal, ...], as_json: bool) -> None:
     say(f"{len(found)} items, {total:.1f} MB, would be removed")
 
 
-def _said(number: int, manifest: Manifest) -> dict[str, object]:
+def _said(number: int, manifest: BackupManifest) -> dict[str, object]:
     body = manifest.model_dump(mode="json", exclude={"files"})
     return {"number": number, **body, "files": len(manifest.files), "bytes": manifest.bytes}
 
 
-def _line(number: int, manifest: Manifest) -> str:
+def _line(number: int, manifest: BackupManifest) -> str:
     return (
         f"backup {number}, made at {manifest.made_at:%Y-%m-%d %H:%M:%S} UTC with revision "
         f"{manifest.revision} as target: {len(manifest.files)} files, {manifest.bytes / 1e6:.1f} MB"

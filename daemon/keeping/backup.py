@@ -20,15 +20,15 @@ from daemon.config.layout import Layout
 from daemon.intake.inbox import RECEIPT_ENDINGS, signature
 from daemon.keeping.backup_store import (
     LEDGER,
+    BackupFile,
+    BackupManifest,
     BackupStore,
     BackupUnusable,
-    Entry,
-    Manifest,
     copied,
 )
 from daemon.ledger import snapshot
 from daemon.ledger.ledger import Ledger
-from policies.errors import LedgerUnusable, Refused
+from policies.errors import LedgerUnusable, RequestRefused
 from policies.records import Record
 
 TRIES: Final = 3
@@ -41,7 +41,7 @@ class BackedUp(Record):
 
     number: int
     new_bytes: int
-    manifest: Manifest
+    manifest: BackupManifest
 
 
 def back_up(
@@ -57,9 +57,9 @@ def back_up(
     """
     ours, theirs = layout.root.resolve(), root.resolve()
     if theirs.is_relative_to(ours) or ours.is_relative_to(theirs):
-        raise Refused(f"{root}: lies within the state directory or around it; name another")
+        raise RequestRefused(f"{root}: lies within the state directory or around it; name another")
     if not layout.ledger.exists():
-        raise Refused(f"{layout.root}: there is no ledger, so nothing to back up")
+        raise RequestRefused(f"{layout.root}: there is no ledger, so nothing to back up")
     kept = BackupStore(root)
     with kept.writing():
         for _ in range(TRIES):
@@ -96,7 +96,7 @@ class _Taken:
         self._left_out |= {layout.root / "middleware"}
         if not secrets:
             self._left_out.add(layout.admin_key)
-        self.files: dict[str, Entry] = {}
+        self.files: dict[str, BackupFile] = {}
         self.folders: dict[str, int] = {}
         self.damaged: list[str] = []
         self.new_bytes = 0
@@ -120,9 +120,9 @@ class _Taken:
                 self._folder(path)
         return next((name for name in self._needed if not self._is_there(name)), "")
 
-    def manifest(self, now: datetime) -> Manifest:
+    def manifest(self, now: datetime) -> BackupManifest:
         """What was taken."""
-        return Manifest(
+        return BackupManifest(
             made_at=now,
             revision=self._target,
             events=self._events,
@@ -227,7 +227,7 @@ class _Taken:
         self.files[str(path.relative_to(self._layout.root))] = entry
         return True
 
-    def _take(self, sha256: str, seen: os.stat_result) -> Entry:
+    def _take(self, sha256: str, seen: os.stat_result) -> BackupFile:
         """Keep what lies in the store's part, a copy of the file that was `seen`."""
         size = self._kept.part.stat().st_size
         self.new_bytes += 0 if self._kept.holds(sha256, size) else size
@@ -240,9 +240,9 @@ def head_of(ledger: Ledger) -> str:
     return next((event.hash for event in ledger.events.latest(1)), "")
 
 
-def _entry(sha256: str, size: int, seen: os.stat_result) -> Entry:
+def _entry(sha256: str, size: int, seen: os.stat_result) -> BackupFile:
     mode = stat.S_IMODE(seen.st_mode)
-    return Entry(sha256=sha256, size=size, mode=mode, mtime_ns=seen.st_mtime_ns)
+    return BackupFile(sha256=sha256, size=size, mode=mode, mtime_ns=seen.st_mtime_ns)
 
 
 def _listed(folder: Path) -> Iterator[Path]:

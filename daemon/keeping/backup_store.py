@@ -25,7 +25,7 @@ class BackupUnusable(PaloradError):
     """A backup that is damaged, incomplete or not there."""
 
 
-class Entry(Record):
+class BackupFile(Record):
     """One file: its content's hash and size, its rights, and when it was changed."""
 
     sha256: str
@@ -34,7 +34,7 @@ class Entry(Record):
     mtime_ns: int
 
 
-class Manifest(Record):
+class BackupManifest(Record):
     """What one backup holds: every file by its path below the state directory, and the rights of
     every folder.
 
@@ -51,7 +51,7 @@ class Manifest(Record):
     secrets: bool
     damaged: tuple[str, ...] = ()
     folders: Mapping[str, int]
-    files: Mapping[str, Entry]
+    files: Mapping[str, BackupFile]
 
     @property
     def bytes(self) -> int:
@@ -121,14 +121,14 @@ class BackupStore:
         found = self._manifests.glob("*.json") if self._manifests.is_dir() else ()
         return sorted(int(path.stem) for path in found if path.stem.isdigit())
 
-    def write(self, manifest: Manifest) -> int:
+    def write(self, manifest: BackupManifest) -> int:
         """The backup is whole from now on; its number."""
         number = max(self.numbers(), default=0) + 1
         body = manifest.model_dump(mode="json")
         files.write_json(self._manifest(number), {"sha256": _hash(body), "backup": body})
         return number
 
-    def read(self, number: int | None = None) -> tuple[int, Manifest]:
+    def read(self, number: int | None = None) -> tuple[int, BackupManifest]:
         """A backup by its number, else the newest; raises `BackupUnusable`."""
         known = self.numbers()
         if not known:
@@ -142,7 +142,7 @@ class BackupStore:
             stored = json.loads(path.read_text())
             if stored["sha256"] != _hash(stored["backup"]):
                 raise BackupUnusable(f"{path}: has been changed; {ANOTHER}")
-            return chosen, Manifest.model_validate(stored["backup"])
+            return chosen, BackupManifest.model_validate(stored["backup"])
         except (ValueError, KeyError, TypeError) as error:
             raise BackupUnusable(f"{path}: is no manifest of this palorad; {ANOTHER}") from error
 

@@ -13,14 +13,14 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.meta import BASE
 from daemon.serving import pointer
 from policies.retention import (
-    Item,
+    Holdings,
     KeepLimits,
-    Kind,
     KnownBatch,
     KnownPlan,
     KnownRevision,
     Removal,
-    Standing,
+    StoredItem,
+    StoredKind,
     removable,
 )
 
@@ -35,28 +35,28 @@ def to_remove(
     return removable(standing(ledger, layout, serving, now), list(items(layout)), limits)
 
 
-def path_of(layout: Layout, kind: Kind, name: str) -> Path:
+def path_of(layout: Layout, kind: StoredKind, name: str) -> Path:
     """Where an item lies."""
     return _HOMES[kind](layout, name)
 
 
-_HOMES: Final[dict[Kind, Callable[[Layout, str], Path]]] = {
-    Kind.ARCHIVE: lambda layout, name: layout.archived(name),
-    Kind.ADAPTER: lambda layout, name: layout.adapters / name,
-    Kind.REVISION: lambda layout, name: layout.served / name,
-    Kind.ANSWERS: lambda layout, name: layout.answers / name,
-    Kind.WORK: lambda layout, name: layout.work / name,
-    Kind.RECEIPT: lambda layout, name: layout.inbox / name,
-    Kind.HALF: lambda layout, name: layout.root / name,
+_HOMES: Final[dict[StoredKind, Callable[[Layout, str], Path]]] = {
+    StoredKind.ARCHIVE: lambda layout, name: layout.archived(name),
+    StoredKind.ADAPTER: lambda layout, name: layout.adapters / name,
+    StoredKind.REVISION: lambda layout, name: layout.served / name,
+    StoredKind.ANSWERS: lambda layout, name: layout.answers / name,
+    StoredKind.WORK: lambda layout, name: layout.work / name,
+    StoredKind.RECEIPT: lambda layout, name: layout.inbox / name,
+    StoredKind.HALF: lambda layout, name: layout.root / name,
 }
 
 
-def standing(ledger: Ledger, layout: Layout, serving: Collection[str], now: datetime) -> Standing:
+def standing(ledger: Ledger, layout: Layout, serving: Collection[str], now: datetime) -> Holdings:
     """What the ledger, the replicas and the alias say of what is needed."""
     routed = pointer.read(layout.alias)
     unfinished = [found.handle for found in ledger.retractions.all(unfinished=True)]
     tainted = ledger.retractions.tainted(unfinished)
-    return Standing(
+    return Holdings(
         now=now,
         target=ledger.revisions.target().number,
         base=ledger.meta.get(BASE),
@@ -99,13 +99,13 @@ def standing(ledger: Ledger, layout: Layout, serving: Collection[str], now: date
     )
 
 
-def items(layout: Layout) -> Iterator[Item]:
+def items(layout: Layout) -> Iterator[StoredItem]:
     """Everything on the disk of which some may go; what vanishes meanwhile is left out."""
     for kind, folder in (
-        (Kind.ADAPTER, layout.adapters),
-        (Kind.REVISION, layout.served),
-        (Kind.ANSWERS, layout.answers),
-        (Kind.WORK, layout.work),
+        (StoredKind.ADAPTER, layout.adapters),
+        (StoredKind.REVISION, layout.served),
+        (StoredKind.ANSWERS, layout.answers),
+        (StoredKind.WORK, layout.work),
     ):
         for path in _entries(folder):
             if path.is_dir() and not path.name.startswith("."):
@@ -113,13 +113,13 @@ def items(layout: Layout) -> Iterator[Item]:
     for folder in (layout.adapters, layout.served, layout.probes):
         for path in _entries(folder):
             if path.name.startswith(HALF):
-                yield from _item(Kind.HALF, f"{folder.name}/{path.name}", path)
+                yield from _item(StoredKind.HALF, f"{folder.name}/{path.name}", path)
     for path in _entries(layout.archive):
         if path.suffix == ".jsonl" and not path.name.startswith("."):
-            yield from _item(Kind.ARCHIVE, path.stem, path)
+            yield from _item(StoredKind.ARCHIVE, path.stem, path)
     for path in _entries(layout.inbox):
         if path.name.endswith(RECEIPT_ENDINGS) and not path.with_name(_drop(path.name)).exists():
-            yield from _item(Kind.RECEIPT, path.name, path)
+            yield from _item(StoredKind.RECEIPT, path.name, path)
 
 
 def _drop(receipt: str) -> str:
@@ -131,10 +131,10 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _item(kind: Kind, name: str, path: Path) -> Iterator[Item]:
+def _item(kind: StoredKind, name: str, path: Path) -> Iterator[StoredItem]:
     try:
         seen = [p.lstat() for p in (path, *(path.rglob("*") if path.is_dir() else ()))]
     except FileNotFoundError:
         return
     changed = datetime.fromtimestamp(max(s.st_mtime for s in seen), UTC)
-    yield Item(kind=kind, name=name, bytes=sum(s.st_size for s in seen), changed_at=changed)
+    yield StoredItem(kind=kind, name=name, bytes=sum(s.st_size for s in seen), changed_at=changed)

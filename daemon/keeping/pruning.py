@@ -20,7 +20,7 @@ from daemon.keeping.inventory import path_of, to_remove
 from daemon.ledger.ledger import Ledger
 from policies.errors import PaloradError
 from policies.records import Record
-from policies.retention import KeepLimits, Kind, Removal
+from policies.retention import KeepLimits, Removal, StoredKind
 
 SLICE: Final = 20
 TRIES: Final = 20
@@ -72,7 +72,7 @@ class Pruner:
             return await self._prune(now)
 
     async def _prune(self, now: datetime) -> Pruned:
-        done, failed, tries = Pruned(), dict[tuple[Kind, str], OSError](), TRIES
+        done, failed, tries = Pruned(), dict[tuple[StoredKind, str], OSError](), TRIES
         while tries:
             head, found = await self._look(now)
             left = [one for one in found if (one.kind, one.name) not in failed]
@@ -111,7 +111,7 @@ class Pruner:
 
         return await asyncio.to_thread(look)
 
-    def _remove(self, some: Sequence[Removal]) -> dict[tuple[Kind, str], OSError]:
+    def _remove(self, some: Sequence[Removal]) -> dict[tuple[StoredKind, str], OSError]:
         """Delete a few; those that cannot be deleted, each with the reason."""
         failed = {}
         for one in some:
@@ -123,11 +123,11 @@ class Pruner:
         return failed
 
 
-def _delete(path: Path, kind: Kind) -> None:
+def _delete(path: Path, kind: StoredKind) -> None:
     """Gone already is success; half a directory never stands under a published name."""
-    if kind is Kind.WORK and held(path):
+    if kind is StoredKind.WORK and held(path):
         raise OSError(errno.EBUSY, "a child still works in it", os.fspath(path))
-    if kind in (Kind.ADAPTER, Kind.REVISION) and path.exists():
+    if kind in (StoredKind.ADAPTER, StoredKind.REVISION) and path.exists():
         grave = path.with_name(f"{GRAVE}{path.name}")
         store.remove(grave)
         path.rename(grave)

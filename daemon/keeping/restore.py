@@ -17,20 +17,20 @@ from daemon.keeping.backup import head_of
 from daemon.keeping.backup_store import (
     ANOTHER,
     LEDGER,
+    BackupFile,
+    BackupManifest,
     BackupStore,
     BackupUnusable,
-    Entry,
-    Manifest,
     copied,
 )
 from daemon.ledger.ledger import Ledger
-from policies.errors import Refused
+from policies.errors import RequestRefused
 
 WHOLE: Final = ".whole"
 MOVED: Final = ".moved"
 
 
-def check(root: Path, number: int | None = None) -> tuple[int, Manifest]:
+def check(root: Path, number: int | None = None) -> tuple[int, BackupManifest]:
     """Compare every byte of a backup with its manifest; raises `BackupUnusable`."""
     kept = BackupStore(root)
     chosen, manifest = kept.read(number)
@@ -42,13 +42,13 @@ def check(root: Path, number: int | None = None) -> tuple[int, Manifest]:
 
 def restore(
     layout: Layout, root: Path, number: int | None = None, aside: Path | None = None
-) -> tuple[int, Manifest]:
+) -> tuple[int, BackupManifest]:
     """Put a backup, the newest if none is named, in the place of the state directory.
 
     What is there is moved to `aside`; an admin key stays if the backup has none. Nothing is changed
     before the backup is known to be whole. Killed at any point, the same call goes on, and until
     then no daemon starts there. The caller holds the lock of the state directory. Raises
-    `BackupUnusable`, `LedgerUnusable`, or `Refused`.
+    `BackupUnusable`, `LedgerUnusable`, or `RequestRefused`.
     """
     kept = BackupStore(root)
     chosen, manifest = kept.read(number)
@@ -91,7 +91,7 @@ def _says(path: Path, text: str) -> bool:
         return False
 
 
-def _gather(kept: BackupStore, manifest: Manifest, gathered: Path) -> None:
+def _gather(kept: BackupStore, manifest: BackupManifest, gathered: Path) -> None:
     gathered.mkdir(mode=0o700)
     for path in manifest.folders:
         _require_below(kept, path)
@@ -116,7 +116,7 @@ def _gather(kept: BackupStore, manifest: Manifest, gathered: Path) -> None:
 
 
 @contextmanager
-def _found(kept: BackupStore, path: str, entry: Entry) -> Iterator[None]:
+def _found(kept: BackupStore, path: str, entry: BackupFile) -> Iterator[None]:
     """Read one file of a backup; raises `BackupUnusable` where it is missing."""
     _require_below(kept, path)
     try:
@@ -131,7 +131,7 @@ def _require_below(kept: BackupStore, path: str) -> None:
         raise BackupUnusable(f"{kept.root}: {path} is no path of a state directory; {ANOTHER}")
 
 
-def _require(kept: BackupStore, path: str, entry: Entry, sha256: str) -> None:
+def _require(kept: BackupStore, path: str, entry: BackupFile, sha256: str) -> None:
     if sha256 != entry.sha256:
         raise BackupUnusable(
             f"{kept.root}: is damaged: {path} is not what was backed up "
@@ -139,7 +139,7 @@ def _require(kept: BackupStore, path: str, entry: Entry, sha256: str) -> None:
         )
 
 
-def _present(layout: Layout, manifest: Manifest) -> Iterator[Path]:
+def _present(layout: Layout, manifest: BackupManifest) -> Iterator[Path]:
     """What lies in the state directory and would be in the way."""
     stays = {layout.lock, layout.restoring}
     if layout.admin_key.name not in manifest.files:
@@ -147,20 +147,20 @@ def _present(layout: Layout, manifest: Manifest) -> Iterator[Path]:
     yield from (path for path in sorted(layout.root.iterdir()) if path not in stays)
 
 
-def _require_room(layout: Layout, manifest: Manifest, aside: Path | None) -> None:
+def _require_room(layout: Layout, manifest: BackupManifest, aside: Path | None) -> None:
     present = list(_present(layout, manifest))
     if present and aside is None:
-        raise Refused(
+        raise RequestRefused(
             f"{layout.root}: is not empty; say with --aside where what is there is to be moved"
         )
     if aside is not None and aside.resolve().is_relative_to(layout.root.resolve()):
-        raise Refused(f"{aside}: lies within the state directory; name one outside")
+        raise RequestRefused(f"{aside}: lies within the state directory; name one outside")
     for path in present:
         if aside is not None and os.path.lexists(aside / path.name):
-            raise Refused(f"{aside / path.name}: is there already; name an empty directory")
+            raise RequestRefused(f"{aside / path.name}: is there already; name an empty directory")
 
 
-def _put_aside(layout: Layout, manifest: Manifest, aside: Path | None) -> None:
+def _put_aside(layout: Layout, manifest: BackupManifest, aside: Path | None) -> None:
     _require_room(layout, manifest, aside)
     if aside is None:
         return
@@ -171,7 +171,7 @@ def _put_aside(layout: Layout, manifest: Manifest, aside: Path | None) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            raise Refused(
+            raise RequestRefused(
                 f"{aside}: lies on another file system; name a directory on that of {layout.root}"
             ) from None
     files.sync(aside)

@@ -7,9 +7,17 @@ from datetime import datetime
 from typing import Final
 
 from daemon.ledger.database import Database
-from policies.retention import SHORT, Kind, Removal
+from policies.retention import SHORT, Removal, StoredKind
 
-STORED: Final = frozenset({Kind.ARCHIVE, Kind.ADAPTER, Kind.REVISION, Kind.ANSWERS, Kind.WORK})
+STORED: Final = frozenset(
+    {
+        StoredKind.ARCHIVE,
+        StoredKind.ADAPTER,
+        StoredKind.REVISION,
+        StoredKind.ANSWERS,
+        StoredKind.WORK,
+    }
+)
 
 
 class Removals:
@@ -36,7 +44,7 @@ class Removals:
             freed = sum(one.bytes for one in removals)
             self._db.event("removed", "files", {"bytes": freed, "items": said}, now)
 
-    def has(self, kind: Kind, name: str) -> bool:
+    def has(self, kind: StoredKind, name: str) -> bool:
         """Whether an item was removed and has not been published again since."""
         found = self._db.one(
             "SELECT 1 FROM removed WHERE kind = ? AND name = ?", (kind.value, name)
@@ -47,7 +55,7 @@ class Removals:
         """Within a change: the same bytes were published once more, so they are here again."""
         self._db.do_all(
             "DELETE FROM removed WHERE kind = ? AND name = ?",
-            [(Kind.ADAPTER.value, adapter[:SHORT]), (Kind.REVISION.value, revision)],
+            [(StoredKind.ADAPTER.value, adapter[:SHORT]), (StoredKind.REVISION.value, revision)],
         )
 
     @property

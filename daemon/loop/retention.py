@@ -15,7 +15,7 @@ from daemon.serving.replica import ReplicaStatus
 from policies.retention import Removal
 
 
-class Replicas(Protocol):
+class LoadedReplicas(Protocol):
     """What is needed of `daemon.serving.fleet.Fleet`."""
 
     @property
@@ -31,7 +31,7 @@ class Retention:
         self,
         ledger: Ledger,
         settings: Settings,
-        replicas: Replicas,
+        replicas: LoadedReplicas,
         boundary: Boundary,
         now: Callable[[], datetime],
     ) -> None:

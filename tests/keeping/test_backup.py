@@ -30,7 +30,7 @@ from daemon.serving.client import HttpServer
 from policies.errors import (
     ConfigError,
     LedgerUnusable,
-    Refused,
+    RequestRefused,
     ServerRefused,
     ServerUnreachable,
 )
@@ -197,7 +197,7 @@ def test_a_ledger_that_was_altered_is_not_backed_up(place: Place) -> None:
 
 def test_a_backup_within_the_state_directory_is_refused(place: Place) -> None:
     for root in (place.layout.root, place.layout.root / "backups", place.layout.root.parent):
-        with pytest.raises(Refused, match="name another"):
+        with pytest.raises(RequestRefused, match="name another"):
             back_up(place.layout, root, NOW)
 
 
@@ -268,10 +268,10 @@ def test_a_backup_that_is_not_there_is_refused(place: Place) -> None:
 def test_a_state_directory_with_anything_in_it_is_not_overwritten(place: Place) -> None:
     place.back_up()
     before = place.content()
-    with pytest.raises(Refused, match="is not empty; say with --aside"):
+    with pytest.raises(RequestRefused, match="is not empty; say with --aside"):
         restore(place.layout, place.root)
     assert place.content() == before
-    with pytest.raises(Refused, match="within the state directory"):
+    with pytest.raises(RequestRefused, match="within the state directory"):
         restore(place.layout, place.root, aside=place.layout.root / "old")
     aside = place.root.parent / "aside"
     restore(place.layout, place.root, aside=aside)
@@ -404,7 +404,7 @@ def test_the_commands_back_up_check_and_restore(place: Place, tmp_path: Path) ->
     assert json.loads(made.output)["number"] == 1
     assert run.invoke(app, ["restore", directory, "--check", *chosen]).exit_code == 0
     refused = run.invoke(app, ["restore", directory, *chosen])
-    assert isinstance(refused.exception, Refused)
+    assert isinstance(refused.exception, RequestRefused)
     aside = str(tmp_path / "aside")
     assert run.invoke(app, ["restore", directory, "--aside", aside, *chosen]).exit_code == 0
     (place.layout.served / place.served / "identity.json").write_text("{}")

@@ -21,10 +21,10 @@ from daemon.keeping import pruning
 from daemon.keeping.pruning import NotRemoved, Pruned, Pruner
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
-from policies.errors import Refused
+from policies.errors import RequestRefused
 from policies.gate.records import Outcome, Verdict
 from policies.records import Batch, Fact, PlanKind, PlanState
-from policies.retention import KeepLimits, Kind
+from policies.retention import KeepLimits, StoredKind
 from tests.support.admitting import admit
 from tests.support.crashing import Site
 from tests.support.world import START
@@ -129,9 +129,9 @@ def test_what_need_not_be_kept_goes_and_the_rest_stays(place: Place) -> None:
 def test_each_removal_is_recorded_and_the_chain_holds(place: Place) -> None:
     place.prune(revisions=2)
     removals = place.ledger.removals
-    assert removals.has(Kind.ADAPTER, "000000000001")
-    assert removals.has(Kind.REVISION, "palora-000001-00000001")
-    assert not removals.has(Kind.REVISION, "palora-000002-00000002")
+    assert removals.has(StoredKind.ADAPTER, "000000000001")
+    assert removals.has(StoredKind.REVISION, "palora-000001-00000001")
+    assert not removals.has(StoredKind.REVISION, "palora-000002-00000002")
     said = [e.payload for e in place.ledger.events.latest() if e.kind == "removed"]
     assert any("beyond keep.revisions" in line for one in said for line in one["items"])
     place.ledger.events.verify_chain()
@@ -139,7 +139,7 @@ def test_each_removal_is_recorded_and_the_chain_holds(place: Place) -> None:
 
 def test_a_revision_whose_files_went_cannot_be_rolled_back_to(place: Place) -> None:
     place.prune(revisions=2)
-    with pytest.raises(Refused, match="revision 1 is no longer kept"):
+    with pytest.raises(RequestRefused, match="revision 1 is no longer kept"):
         place.ledger.revisions.rollback(1, "a test", LATER)
     assert place.ledger.revisions.rollback(2, "a test", LATER).number == 2
 
@@ -150,7 +150,7 @@ def test_what_is_published_once_more_counts_as_kept(place: Place) -> None:
     place.prune()
     head = place.ledger.plans.head(plan)
     assert head.served is not None
-    assert place.ledger.removals.has(Kind.REVISION, head.served.name)
+    assert place.ledger.removals.has(StoredKind.REVISION, head.served.name)
     place.ledger.batches.retry("b9", "a test", LATER)
     again = place.ledger.plans.create(
         PlanKind.LEARN,
@@ -163,8 +163,8 @@ def test_what_is_published_once_more_counts_as_kept(place: Place) -> None:
     )
     adapter = Adapter(sha256=head.adapter or "", rank=4)
     place.ledger.steps.trained(again.id, adapter, head.served, LATER)
-    assert not place.ledger.removals.has(Kind.REVISION, head.served.name)
-    assert not place.ledger.removals.has(Kind.ADAPTER, adapter.sha256[:12])
+    assert not place.ledger.removals.has(StoredKind.REVISION, head.served.name)
+    assert not place.ledger.removals.has(StoredKind.ADAPTER, adapter.sha256[:12])
 
 
 def between(monkeypatch: pytest.MonkeyPatch, point: str, happens: Callable[[], None]) -> None:

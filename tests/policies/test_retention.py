@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from policies.records import OPEN_STATES, BatchState, PlanState
 from policies.retention import (
-    Item,
+    Holdings,
     KeepLimits,
-    Kind,
     KnownBatch,
     KnownPlan,
     KnownRevision,
     Removal,
-    Standing,
+    StoredItem,
+    StoredKind,
     removable,
     within_reach,
 )
@@ -61,25 +61,28 @@ def chain(length: int) -> tuple[KnownRevision, ...]:
     return (*first, *(revision(n, n - 1, n) for n in range(1, length + 1)))
 
 
-def all_items(standing: Standing, days: float) -> list[Item]:
+def all_items(standing: Holdings, days: float) -> list[StoredItem]:
     """All that could lie on the disk, of this age."""
     changed = ago(days)
-    names: set[tuple[Kind, str]] = set()
+    names: set[tuple[StoredKind, str]] = set()
     for known in standing.revisions:
-        names |= {(Kind.ADAPTER, one[:12]) for one in known.lineage}
+        names |= {(StoredKind.ADAPTER, one[:12]) for one in known.lineage}
         if known.sha256:
-            names |= {(Kind.REVISION, known.name), (Kind.ANSWERS, known.sha256[:12])}
+            names |= {(StoredKind.REVISION, known.name), (StoredKind.ANSWERS, known.sha256[:12])}
     for made in standing.plans:
-        names |= {(Kind.WORK, f"{made.id}-train")}
+        names |= {(StoredKind.WORK, f"{made.id}-train")}
         if made.adapter and made.served and made.sha256:
-            names |= {(Kind.ADAPTER, made.adapter[:12]), (Kind.REVISION, made.served)}
-            names |= {(Kind.ANSWERS, made.sha256[:12])}
+            names |= {(StoredKind.ADAPTER, made.adapter[:12]), (StoredKind.REVISION, made.served)}
+            names |= {(StoredKind.ANSWERS, made.sha256[:12])}
     for batch in standing.batches:
-        names |= {(Kind.ARCHIVE, batch.id), (Kind.RECEIPT, f"{batch.name}.accepted.json")}
-    return [Item(kind=kind, name=name, changed_at=changed) for kind, name in sorted(names)]
+        names |= {
+            (StoredKind.ARCHIVE, batch.id),
+            (StoredKind.RECEIPT, f"{batch.name}.accepted.json"),
+        }
+    return [StoredItem(kind=kind, name=name, changed_at=changed) for kind, name in sorted(names)]
 
 
-def gone(found: tuple[Removal, ...], kind: Kind) -> set[str]:
+def gone(found: tuple[Removal, ...], kind: StoredKind) -> set[str]:
     return {one.name for one in found if one.kind is kind}
 
 
@@ -87,7 +90,7 @@ def gone(found: tuple[Removal, ...], kind: Kind) -> set[str]:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> Standing:
+def histories(draw: st.DrawFn) -> Holdings:
     """Plans that went live, were turned down or are under way, rollbacks between them."""
     revisions, plans, target = [revision(0, None)], [], 0
     for number in range(1, draw(st.integers(1, 14)) + 1):
@@ -117,7 +120,7 @@ def histories(draw: st.DrawFn) -> Standing:
             target = draw(st.integers(0, len(revisions) - 1))
     names = st.sampled_from([known.name for known in revisions])
     candidates = [name for made in plans for name in (made.adapter, made.served) if name]
-    return Standing(
+    return Holdings(
         now=NOW,
         target=target,
         base=sha(5),
@@ -152,7 +155,7 @@ limits = st.builds(
 
 @given(standing=histories(), chosen=limits, days=st.integers(0, 200))
 def test_what_can_be_served_again_keeps_its_files(
-    standing: Standing, chosen: KeepLimits, days: int
+    standing: Holdings, chosen: KeepLimits, days: int
 ) -> None:
     """A rollback by as many steps as are kept, and back, finds revision and adapters."""
     found = removable(standing, all_items(standing, days), chosen)
@@ -166,14 +169,14 @@ def test_what_can_be_served_again_keeps_its_files(
     reachable += standing.revisions[-chosen.revisions :]
     reachable += [known for known in standing.revisions if known.name in standing.serving]
     for known in reachable:
-        assert known.name not in gone(found, Kind.REVISION)
-        assert not {one[:12] for one in known.lineage} & gone(found, Kind.ADAPTER)
-        assert (known.sha256 or "")[:12] not in gone(found, Kind.ANSWERS)
+        assert known.name not in gone(found, StoredKind.REVISION)
+        assert not {one[:12] for one in known.lineage} & gone(found, StoredKind.ADAPTER)
+        assert (known.sha256 or "")[:12] not in gone(found, StoredKind.ANSWERS)
 
 
 @given(standing=histories(), chosen=limits, days=st.integers(0, 200))
 def test_what_is_under_way_or_waits_for_a_person_keeps_its_files(
-    standing: Standing, chosen: KeepLimits, days: int
+    standing: Holdings, chosen: KeepLimits, days: int
 ) -> None:
     found = removable(standing, all_items(standing, days), chosen)
     by_number = {known.number: known for known in standing.revisions}
@@ -181,52 +184,52 @@ def test_what_is_under_way_or_waits_for_a_person_keeps_its_files(
         undecided = made.state in OPEN_STATES or made.state is PlanState.INCONCLUSIVE
         if undecided or made.id in standing.running:
             needed = {*made.replaces, *by_number[made.parent].lineage, made.adapter or ""}
-            assert not {one[:12] for one in needed} & gone(found, Kind.ADAPTER)
-            assert made.served not in gone(found, Kind.REVISION)
-            assert f"{made.id}-train" not in gone(found, Kind.WORK)
+            assert not {one[:12] for one in needed} & gone(found, StoredKind.ADAPTER)
+            assert made.served not in gone(found, StoredKind.REVISION)
+            assert f"{made.id}-train" not in gone(found, StoredKind.WORK)
 
 
 @given(standing=histories(), chosen=limits, days=st.integers(0, 200))
 def test_what_a_retraction_deletes_and_certifies_is_left_to_it(
-    standing: Standing, chosen: KeepLimits, days: int
+    standing: Holdings, chosen: KeepLimits, days: int
 ) -> None:
     found = removable(standing, all_items(standing, days), chosen)
-    assert not standing.tainted & gone(found, Kind.REVISION)
-    assert not {one[:12] for one in standing.tainted} & gone(found, Kind.ADAPTER)
+    assert not standing.tainted & gone(found, StoredKind.REVISION)
+    assert not {one[:12] for one in standing.tainted} & gone(found, StoredKind.ADAPTER)
 
 
 @given(standing=histories(), chosen=limits, days=st.integers(0, 200))
 def test_bytes_of_which_a_line_may_be_read_again_are_kept(
-    standing: Standing, chosen: KeepLimits, days: int
+    standing: Holdings, chosen: KeepLimits, days: int
 ) -> None:
     found = removable(standing, all_items(standing, days), chosen)
     for batch in standing.batches:
-        if batch.id in gone(found, Kind.ARCHIVE):
+        if batch.id in gone(found, StoredKind.ARCHIVE):
             assert batch.quarantined == 0
             assert batch.at_rest
-        if f"{batch.name}.accepted.json" in gone(found, Kind.RECEIPT):
+        if f"{batch.name}.accepted.json" in gone(found, StoredKind.RECEIPT):
             assert batch.at_rest
 
 
 @given(standing=histories(), chosen=limits, days=st.integers(0, 200))
 def test_nothing_is_removed_before_its_days_are_over_and_0_is_for_ever(
-    standing: Standing, chosen: KeepLimits, days: int
+    standing: Holdings, chosen: KeepLimits, days: int
 ) -> None:
     found = removable(standing, all_items(standing, days), chosen)
     for kind, kept in (
-        (Kind.ARCHIVE, chosen.archive_days),
-        (Kind.ANSWERS, chosen.answers_days),
-        (Kind.WORK, chosen.work_days),
-        (Kind.RECEIPT, chosen.receipts_days),
+        (StoredKind.ARCHIVE, chosen.archive_days),
+        (StoredKind.ANSWERS, chosen.answers_days),
+        (StoredKind.WORK, chosen.work_days),
+        (StoredKind.RECEIPT, chosen.receipts_days),
     ):
         assert not gone(found, kind) or 0 < kept < days
     turned_down = {made.served for made in standing.plans if made.state in ENDED}
-    assert not (gone(found, Kind.REVISION) & turned_down) or 0 < chosen.rejected_days < days
+    assert not (gone(found, StoredKind.REVISION) & turned_down) or 0 < chosen.rejected_days < days
 
 
 @given(standing=histories(), chosen=limits, days=st.integers(0, 200))
 def test_what_is_left_stays_and_keeping_longer_removes_no_more(
-    standing: Standing, chosen: KeepLimits, days: int
+    standing: Holdings, chosen: KeepLimits, days: int
 ) -> None:
     items = all_items(standing, days)
     found = {(one.kind, one.name) for one in removable(standing, items, chosen)}
@@ -242,11 +245,11 @@ def test_what_is_left_stays_and_keeping_longer_removes_no_more(
 
 
 def test_old_revisions_go_with_the_adapters_that_only_they_have() -> None:
-    standing = Standing(now=NOW, target=5, revisions=chain(5))
+    standing = Holdings(now=NOW, target=5, revisions=chain(5))
     found = removable(standing, all_items(standing, 0), KeepLimits(revisions=2))
     assert within_reach(standing, 2) == {3, 4, 5}
-    assert gone(found, Kind.REVISION) == {"palora-000001", "palora-000002"}
-    assert gone(found, Kind.ADAPTER) == {sha(1)[:12], sha(2)[:12]}
+    assert gone(found, StoredKind.REVISION) == {"palora-000001", "palora-000002"}
+    assert gone(found, StoredKind.ADAPTER) == {sha(1)[:12], sha(2)[:12]}
     assert {one.because for one in found if one.name == "palora-000001"} == {
         "revision 1 is beyond keep.revisions"
     }
@@ -254,15 +257,15 @@ def test_old_revisions_go_with_the_adapters_that_only_they_have() -> None:
 
 def test_a_stack_keeps_every_adapter_of_what_is_served() -> None:
     stack = (revision(0, None), *(revision(n, n - 1, *range(1, n + 1)) for n in range(1, 6)))
-    standing = Standing(now=NOW, target=5, revisions=stack)
+    standing = Holdings(now=NOW, target=5, revisions=stack)
     found = removable(standing, all_items(standing, 99), KeepLimits(revisions=1))
-    assert gone(found, Kind.ADAPTER) == set()
-    assert len(gone(found, Kind.REVISION)) == 3
+    assert gone(found, StoredKind.ADAPTER) == set()
+    assert len(gone(found, StoredKind.REVISION)) == 3
 
 
 def test_after_a_rollback_the_way_forward_is_kept() -> None:
-    standing = Standing(now=NOW, target=1, revisions=chain(8))
-    found = gone(removable(standing, all_items(standing, 0), SHORTEST), Kind.REVISION)
+    standing = Holdings(now=NOW, target=1, revisions=chain(8))
+    found = gone(removable(standing, all_items(standing, 0), SHORTEST), StoredKind.REVISION)
     assert found == {f"palora-{n:06}" for n in (3, 4, 5, 6, 7)}
 
 
@@ -270,28 +273,28 @@ def test_after_a_rollback_the_way_forward_is_kept() -> None:
 def test_a_candidate_that_was_turned_down_goes_after_its_days(state: PlanState) -> None:
     for days, expected in ((29, set()), (31, {"c7"})):
         made = plan(7, state, moved_at=ago(days))
-        standing = Standing(now=NOW, target=0, revisions=chain(0), plans=(made,))
+        standing = Holdings(now=NOW, target=0, revisions=chain(0), plans=(made,))
         found = removable(standing, all_items(standing, 99), KeepLimits())
-        assert gone(found, Kind.REVISION) == expected
+        assert gone(found, StoredKind.REVISION) == expected
 
 
 def test_what_no_plan_knows_goes_only_while_none_is_under_way() -> None:
-    lost = [Item(kind=Kind.ADAPTER, name="lost", changed_at=ago(40))]
-    idle = Standing(now=NOW, target=0, revisions=chain(0))
+    lost = [StoredItem(kind=StoredKind.ADAPTER, name="lost", changed_at=ago(40))]
+    idle = Holdings(now=NOW, target=0, revisions=chain(0))
     busy = idle.model_copy(update={"plans": (plan(1, PlanState.PLANNED),)})
-    assert gone(removable(idle, lost, KeepLimits()), Kind.ADAPTER) == {"lost"}
+    assert gone(removable(idle, lost, KeepLimits()), StoredKind.ADAPTER) == {"lost"}
     assert removable(busy, lost, KeepLimits()) == ()
 
 
 def test_what_was_left_half_made_goes_after_a_day_while_no_child_runs() -> None:
-    half = Item(kind=Kind.HALF, name="adapters/.tmp-1", changed_at=ago(2))
+    half = StoredItem(kind=StoredKind.HALF, name="adapters/.tmp-1", changed_at=ago(2))
     fresh = half.model_copy(update={"changed_at": ago(0.5)})
-    idle = Standing(now=NOW, target=0, revisions=chain(0))
+    idle = Holdings(now=NOW, target=0, revisions=chain(0))
     busy = idle.model_copy(update={"running": frozenset({1})})
     assert len(removable(idle, [half, fresh], KeepLimits())) == 1
     assert removable(busy, [half], KeepLimits()) == ()
 
 
 def test_a_clock_set_back_removes_nothing() -> None:
-    standing = Standing(now=ago(400), target=0, revisions=chain(0), plans=(plan(1, ENDED[0]),))
+    standing = Holdings(now=ago(400), target=0, revisions=chain(0), plans=(plan(1, ENDED[0]),))
     assert removable(standing, all_items(standing, 0), SHORTEST) == ()
