@@ -157,7 +157,7 @@ class Commands:
         summary = f"{read - bad} of {read} quarantined lines are admitted now"
         return self._done(summary, read=read, admitted=read - bad)
 
-    async def prune(self) -> CommandAnswer:
+    async def prune(self) -> CommandResult:
         """Begin to remove what need not be kept; what that is."""
         found = await self._retention.begin()
         size = sum(one.bytes for one in found) / 1e6
