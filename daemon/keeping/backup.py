@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -27,6 +28,7 @@ from daemon.keeping.backup_store import (
     copied,
 )
 from daemon.ledger import snapshot
+from daemon.ledger.database import translated
 from daemon.ledger.ledger import Ledger
 from policies.errors import LedgerUnusable, RequestRefused
 from policies.records import Record
@@ -58,6 +60,8 @@ def back_up(
     ours, theirs = layout.root.resolve(), root.resolve()
     if theirs.is_relative_to(ours) or ours.is_relative_to(theirs):
         raise RequestRefused(f"{root}: lies within the state directory or around it; name another")
+    if layout.restoring.exists():
+        raise RequestRefused(f"{layout.root}: a restore was interrupted; end that first")
     if not layout.ledger.exists():
         raise RequestRefused(f"{layout.root}: there is no ledger, so nothing to back up")
     kept = BackupStore(root)
@@ -138,7 +142,10 @@ class _Taken:
 
     def _ledger(self) -> None:
         with closing(Ledger.open(self._layout.ledger, readonly=True)) as source:
-            snapshot.copy(source.db.connection, self._kept.part)
+            try:
+                snapshot.copy(source.db.connection, self._kept.part)
+            except sqlite3.DatabaseError as error:
+                raise translated(error, self._kept.part) from error
         if found := snapshot.damage(self._kept.part):
             raise BackupUnusable(
                 f"{self._layout.ledger}: is damaged ({found}); nothing was backed up, and earlier "

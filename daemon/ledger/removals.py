@@ -27,22 +27,26 @@ class Removals:
         self._db = db
 
     def record(self, removals: Sequence[Removal], now: datetime) -> None:
-        """These items go from now on. Recorded already is success."""
+        """These items go from now on. Recorded already is success.
+
+        A receipt has the name of a file, which may tell of a fact: only payloads can be erased, so
+        such names stand in no subject and in no table.
+        """
+        stored = [one for one in removals if one.kind in STORED]
+        others = [one for one in removals if one.kind not in STORED]
         with self._db.write("remove"):
             at = self._db.at(now)
             self._db.do_all(
                 "INSERT INTO removed (kind, name, because, removed_at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (kind, name) DO UPDATE SET because = excluded.because",
-                [
-                    (one.kind.value, one.name, one.because, at)
-                    for one in removals
-                    if one.kind in STORED
-                ],
+                [(one.kind.value, one.name, one.because, at) for one in stored],
             )
-            # A receipt has the name of a file, which may tell of a fact: a payload can be erased.
-            said = [f"{one.kind.value} {one.name}: {one.because}" for one in removals]
-            freed = sum(one.bytes for one in removals)
-            self._db.event("removed", "files", {"bytes": freed, "items": said}, now)
+            for one in stored:
+                said = {"because": one.because, "bytes": one.bytes}
+                self._db.event("removed", f"{one.kind.value}:{one.name}", said, now)
+            if others:
+                items = [f"{one.name}: {one.because}" for one in others]
+                self._db.event("removed", "files", {"items": items}, now)
 
     def has(self, kind: StoredKind, name: str) -> bool:
         """Whether an item was removed and has not been published again since."""

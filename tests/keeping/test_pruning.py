@@ -132,8 +132,11 @@ def test_each_removal_is_recorded_and_the_chain_holds(place: Place) -> None:
     assert removals.has(StoredKind.ADAPTER, "000000000001")
     assert removals.has(StoredKind.REVISION, "palora-000001-00000001")
     assert not removals.has(StoredKind.REVISION, "palora-000002-00000002")
-    said = [e.payload for e in place.ledger.events.latest() if e.kind == "removed"]
-    assert any("beyond keep.revisions" in line for one in said for line in one["items"])
+    said = {e.subject: e.payload for e in place.ledger.events.latest() if e.kind == "removed"}
+    why = "revision 1 is beyond keep.revisions"
+    assert said["revision:palora-000001-00000001"]["because"] == why
+    assert "f1.jsonl.accepted.json: it has not changed" in str(said["files"]["items"])
+    assert not [subject for subject in said if "f1.jsonl" in subject]
     place.ledger.events.verify_chain()
 
 
@@ -307,5 +310,8 @@ def test_the_command_removes_what_the_dry_run_lists_and_serving_goes_on(
     assert sorted(removed, key=str) == sorted(listed, key=str)
     site.point("rollback", 3)
     site.point("forward", 4)
-    site.drop("more.jsonl", ["more"])
+    ask(site.layout.control_socket, "retract", fact="fact 0")
+    site.until(lambda: any(site.layout.certificates.iterdir()), "forgetting what was pruned")
+    (certificate,) = site.layout.certificates.iterdir()
+    assert json.loads(certificate.read_text())["tainted_together"]["deleted"] is True
     assert site.stop() == 0
