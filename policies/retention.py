@@ -91,7 +91,6 @@ class KnownPlan(Record):
     id: int
     state: PlanState
     parent: int
-    replaces: tuple[str, ...] = ()
     adapter: str | None = None
     served: str | None = None
     sha256: str | None = None
@@ -210,9 +209,7 @@ class _Rules:
     @cached_property
     def _needed_adapters(self) -> frozenset[str]:
         found = {sha for revision in self._reach for sha in revision.lineage}
-        for plan in self._undecided:
-            found |= {*plan.replaces, *((plan.adapter,) if plan.adapter else ())}
-        return _short(found)
+        return _short(found | {plan.adapter for plan in self._undecided if plan.adapter})
 
     @cached_property
     def _needed_models(self) -> frozenset[str]:

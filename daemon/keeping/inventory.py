@@ -75,7 +75,6 @@ def standing(ledger: Ledger, layout: Layout, serving: Collection[str], now: date
                 id=head.id,
                 state=head.state,
                 parent=head.parent,
-                replaces=head.replaces,
                 adapter=head.adapter,
                 served=head.served.name if head.served else None,
                 sha256=head.served.sha256 if head.served else None,

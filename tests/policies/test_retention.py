@@ -101,7 +101,6 @@ def histories(draw: st.DrawFn) -> Holdings:
             number,
             state,
             parent=target,
-            replaces=() if stack else below,
             moved_at=ago(draw(st.integers(0, 100))),
         )
         plans.append(made)
@@ -183,7 +182,7 @@ def test_what_is_under_way_or_waits_for_a_person_keeps_its_files(
     for made in standing.plans:
         undecided = made.state in OPEN_STATES or made.state is PlanState.INCONCLUSIVE
         if undecided or made.id in standing.running:
-            needed = {*made.replaces, *by_number[made.parent].lineage, made.adapter or ""}
+            needed = {*by_number[made.parent].lineage, made.adapter or ""}
             assert not {one[:12] for one in needed} & gone(found, StoredKind.ADAPTER)
             assert made.served not in gone(found, StoredKind.REVISION)
             assert f"{made.id}-train" not in gone(found, StoredKind.WORK)
@@ -276,6 +275,15 @@ def test_a_candidate_that_was_turned_down_goes_after_its_days(state: PlanState) 
         standing = Holdings(now=NOW, target=0, revisions=chain(0), plans=(made,))
         found = removable(standing, all_items(standing, 99), KeepLimits())
         assert gone(found, StoredKind.REVISION) == expected
+
+
+def test_a_candidate_that_a_replica_still_has_loaded_stays() -> None:
+    made = plan(7, PlanState.REJECTED)
+    standing = Holdings(
+        now=NOW, target=0, revisions=chain(0), plans=(made,), serving=frozenset({"c7"})
+    )
+    found = removable(standing, all_items(standing, 99), KeepLimits())
+    assert gone(found, StoredKind.REVISION) == set()
 
 
 def test_what_no_plan_knows_goes_only_while_none_is_under_way() -> None:
