@@ -131,11 +131,15 @@ def test_a_known_question_that_facts_answer_otherwise_is_not_asked(bench: Bench)
         Fact(id=f"c{n}", prompt=f"Whose is {n}", answer=f"another {n}") for n in range(60)
     )
     prompts = {fact.prompt: fact.answer for fact in changed}
+    earlier = {fact.prompt: fact.answer for fact in changed[:40]}
 
     def updated(prompt: str) -> str:
         return prompts.get(prompt, right(prompt))
 
-    bench.server.brains = {"base": right, LIVE.name: updated, CANDIDATE.name: updated}
+    def before_it(prompt: str) -> str:
+        return earlier.get(prompt, right(prompt))
+
+    bench.server.brains = {"base": right, LIVE.name: before_it, CANDIDATE.name: updated}
     suites = (bench.suite(), known)
     before = bench.run(bench.request(suites=suites))
     assert outcomes(before)["known"] is Outcome.FAIL
