@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from daemon.gate.answer_store import AnswerStore
 from daemon.gate.asking import Asker, Query
@@ -17,7 +18,8 @@ from policies.gate.records import ItemResult, SuiteItem, answers_of
 from policies.records import content_id
 
 Grade = Callable[[SuiteItem, str], bool]
-NO_JUDGE = "no judge model is set; set gate.judge.url and gate.judge.model"
+SWAPS_JUDGED: Final = 16
+NO_JUDGE: Final = "no judge model is set; set gate.judge.url and gate.judge.model"
 
 
 class GraderFailed(PaloradError, RuntimeError):
@@ -76,11 +78,23 @@ class AnswerSource:
         results, ungraded = await self._graded(suite, answered)
         return Answers(results, unanswered | ungraded)
 
-    def passes(self, suite: Suite, item: SuiteItem, text: str) -> bool | None:
-        """Whether the suite's grader takes a text for right; None where a judge model would have to
-        be asked. Raises `GraderFailed`."""
-        if suite.grader.removeprefix(NOT) == JUDGE:
-            return None
+    async def swapped(self, suite: Suite, pairs: Sequence[tuple[SuiteItem, str]]) -> list[bool]:
+        """Whether the suite's grader takes each text for right, though it answers another question.
+
+        A judge model is asked about `SWAPS_JUDGED` of them; what it does not grade is left out.
+        Raises `GraderFailed`.
+        """
+        if not _by_judge(suite):
+            return [self._passes(suite, item, text) for item, text in pairs]
+        if self.judge is None:
+            return []
+        asked = [
+            Judged(item.id, item.prompt, answers_of(item), text)
+            for item, text in pairs[:SWAPS_JUDGED]
+        ]
+        return list((await self.judge.right(asked)).right.values())
+
+    def _passes(self, suite: Suite, item: SuiteItem, text: str) -> bool:
         try:
             return bool(self.grade[suite.grader](item, text))
         except Exception as error:
@@ -99,11 +113,9 @@ class AnswerSource:
         self, suite: Suite, answered: Sequence[tuple[SuiteItem, ItemResult]]
     ) -> tuple[dict[str, ItemResult], dict[str, str]]:
         """Graded each time they are read: a corrected grader judges old answers, too."""
-        if suite.grader.removeprefix(NOT) != JUDGE:
+        if not _by_judge(suite):
             return {
-                item.id: kept.model_copy(
-                    update={"correct": bool(self.passes(suite, item, kept.output))}
-                )
+                item.id: kept.model_copy(update={"correct": self._passes(suite, item, kept.output)})
                 for item, kept in answered
             }, {}
         if self.judge is None:
@@ -117,6 +129,10 @@ class AnswerSource:
             if item.id in says.right
         }
         return results, dict(says.problems)
+
+
+def _by_judge(suite: Suite) -> bool:
+    return suite.grader.removeprefix(NOT) == JUDGE
 
 
 def _judged(item: SuiteItem, kept: ItemResult, *, negated: bool) -> Judged:

@@ -104,7 +104,7 @@ async def _ask(source: AnswerSource, run: SuiteRun, items: Sequence[str]) -> Non
         }
         if answers.problems:
             return
-    control_answers(source, run)
+    await control_answers(source, run)
 
 
 def _numbers(suite: Suite, names: Sequence[str]) -> list[int]:

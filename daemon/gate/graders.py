@@ -13,7 +13,7 @@ from policies.gate.baselines import PAIRED, Model
 from policies.gate.blindness import CONTROLLED, NOT, mentioned, shuffled
 from policies.gate.evidence import Control
 from policies.gate.fitting import GraderChoice, choose_grader, fitting_sample
-from policies.gate.grading import AUTO, normalise
+from policies.gate.grading import AUTO
 from policies.gate.records import Verdict
 
 FACTS_CARD: Final = "facts-grader"
@@ -82,7 +82,7 @@ def record_cards(
             source.store.write_card(request.base.sha256, run.configured, card)
 
 
-def control_answers(source: AnswerSource, run: SuiteRun) -> None:
+async def control_answers(source: AnswerSource, run: SuiteRun) -> None:
     """See what the grader makes of each baseline's answers to other questions."""
     if run.suite.role not in PAIRED:
         return
@@ -91,25 +91,19 @@ def control_answers(source: AnswerSource, run: SuiteRun) -> None:
         if model in run.controls and run.controls[model].items == seen:
             continue
         try:
-            run.controls[model] = _control(source, run, model)
+            run.controls[model] = await _control(source, run, model)
         except GraderFailed as error:
             run.broken = str(error)
             return
 
 
-def _control(source: AnswerSource, run: SuiteRun, model: Model) -> Control:
+async def _control(source: AnswerSource, run: SuiteRun, model: Model) -> Control:
     items = {item.id: item for item in run.suite.items}
     results = list(run.results.get(model, {}).values())
-    by_id = {one.id: one for one in results}
-    passed = 0
-    for name, output in shuffled(results):
-        found = source.passes(run.suite, items[name], output)
-        if found is None:  # a judge model is not asked for this: the same words are the same grade
-            own = by_id[name]
-            found = own.correct and normalise(own.output) == normalise(output)
-        passed += found
+    pairs = [(items[name], output) for name, output in shuffled(results)]
+    passed = await source.swapped(run.suite, pairs)
     return Control(
         items=min(len(results), CONTROLLED),
-        passed=passed,
+        chance=sum(passed) / len(passed) if passed else 0.0,
         mentioned=mentioned(items, results, run.suite.grader),
     )

@@ -52,4 +52,4 @@ def _twins(evidence: Evidence) -> Iterator[Gap]:
         yield Gap(f"the candidate {same}")
     retention = any(suite.questions.role is Role.RETENTION for suite in evidence.suites)
     if retention and {"base", "live"} in map(set, evidence.twins):
-        yield Gap("live is base itself, by the hash of its weights: earlier facts have no baseline")
+        yield Gap("live is base itself, by its name or its weights: earlier facts have no baseline")

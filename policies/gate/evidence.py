@@ -45,20 +45,15 @@ class SuiteQuestions(Record):
 
 
 class Control(Record):
-    """What the grader makes of one model's answers where they should be wrong, over `items`.
+    """What the grader makes of one model's first `items` answers.
 
-    `passed` are right as answers to another question; `mentioned` are refused although they mention
-    the expected answer.
+    `chance` is the share that is right as an answer to another question, `mentioned` counts those
+    that are refused although they mention the expected answer.
     """
 
     items: int = Field(default=0, ge=0)
-    passed: int = Field(default=0, ge=0)
+    chance: float = Field(default=0.0, ge=0, le=1)
     mentioned: int = Field(default=0, ge=0)
-
-    @property
-    def chance(self) -> float:
-        """The share that is right whatever the question is."""
-        return self.passed / self.items if self.items else 0.0
 
 
 class SuiteEvidence(Record):

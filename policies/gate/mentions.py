@@ -158,8 +158,10 @@ def _joined(text: str, before: _Token, match: regex.Match[str]) -> bool:
 
 
 def _value(number: str) -> str:
+    """12.0 is 12 and 1,234 is 1234; a number with a leading zero is a code, and stays as it is."""
     plain = number.replace(",", "").replace("−", "-")
-    return str(Fraction(plain))
+    coded = regex.match(r"-?0\d", plain) is not None
+    return plain if coded else str(Fraction(plain))
 
 
 def _at(tokens: list[_Token], place: int, wanted: list[str]) -> bool:

@@ -18,7 +18,7 @@ def same_model(evidence: Evidence) -> str:
     for one, other in evidence.twins:
         if "candidate" in (one, other):
             first = other if one == "candidate" else one
-            return f"is {first} itself, by the hash of its weights: nothing new was judged"
+            return f"is {first} itself, by its name or its weights: nothing new was judged"
     before: Model = "live" if evidence.live is not None else "base"
     taught = any(s.questions.role in (Role.FACTS, Role.RETENTION) for s in evidence.suites)
     for model in dict.fromkeys((before, *(() if taught else ("base",)))):
