@@ -89,7 +89,7 @@ class Rate(Record):
     items: int
 
 
-class Failure(Record):
+class FailedItem(Record):
     """An item that the candidate answers wrongly and base (or live) did not."""
 
     item: str
@@ -133,7 +133,7 @@ class SuiteVerdict(Record):
     candidate: Rate | None = None
     items_used: int = 0
     items_needed: int | None = None
-    newly_failing: tuple[Failure, ...] = ()
+    newly_failing: tuple[FailedItem, ...] = ()
     newly_passing: int = 0
 
 
