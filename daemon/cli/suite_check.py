@@ -43,6 +43,19 @@ def gate_findings(settings: Settings) -> Iterator[Finding]:
     chat = has_chat_template(settings.model.path)
     for suite in settings.gate.suites:
         yield _suite(settings, suite, trained, chat=chat)
+    judge = settings.gate.judge
+    if judge.url is not None and judge.url.removesuffix("/v1") in settings.server.urls:
+        yield Finding(
+            f"gate.judge.url {judge.url}",
+            True,
+            "the server that is judged would grade itself; use another endpoint",
+        )
+    if not settings.gate.earlier_facts:
+        yield Finding(
+            "gate.earlier_facts 0",
+            True,
+            "nothing watches the facts that earlier batches taught; set it to some hundreds",
+        )
     there = {suite.role for suite in settings.gate.suites}
     for role, lacking in _LACKING.items():
         if role not in there:

@@ -18,7 +18,7 @@ class JudgeSettings(Section):
 
     url: Url | None = None
     """Its OpenAI-compatible endpoint. Questions and answers are sent there."""
-    model: str = ""
+    model: str | None = None
     """The name under which it answers."""
     key_file: OptionalPath = None
     """A file with the bearer token to send, if the endpoint asks for one."""
@@ -55,11 +55,18 @@ class SuiteSettings(Section):
     margin: float | None = Field(default=None, gt=0, lt=1)
     """The drop to rule out on this suite; unset: the margin of its role."""
 
+    @property
+    def _changed(self) -> set[str]:
+        """The keys that have another value than their default: settings that were read once and are
+        validated again have every key set."""
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) != field.default}
+
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
         if self.role is Role.FACTS:
             raise ValueError(f'the suite "{self.name}": new facts are asked without a suite')
-        if self.role is Role.DRIFT and (more := self.model_fields_set - {"name", "role", "path"}):
+        if self.role is Role.DRIFT and (more := self._changed - {"name", "role", "path"}):
             raise ValueError(
                 f'the suite "{self.name}": drift is the loss on the texts of a file (path), '
                 f"limited by gate.drift; remove {', '.join(sorted(more))}"

@@ -121,14 +121,17 @@ class AnswerSource:
         if self.judge is None:
             return {}, {item.id: NO_JUDGE for item, _ in answered}
         negated = suite.grader.startswith(NOT)
-        asked = [_judged(item, kept, negated=negated) for item, kept in answered]
+        silent = {item.id: kept for item, kept in answered if not kept.output.strip()}
+        asked = [
+            _judged(item, kept, negated=negated) for item, kept in answered if item.id not in silent
+        ]
         says = await self.judge.right(asked)
-        results = {
+        graded = {
             item.id: kept.model_copy(update={"correct": says.right[item.id] != negated})
             for item, kept in answered
             if item.id in says.right
         }
-        return results, dict(says.problems)
+        return silent | graded, dict(says.problems)
 
 
 def _by_judge(suite: Suite) -> bool:

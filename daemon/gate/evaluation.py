@@ -126,6 +126,9 @@ async def _ask_twice(request: EvaluationRequest, source: AnswerSource, run: Suit
         run.broken = str(error)
         return
     run.stability = stability(first.results, second.results)
+    if run.stability is None:
+        why = next(iter({**first.problems, **second.problems}.values()), "")
+        run.broken = f"base could not be asked twice, so how stable it is cannot be told: {why}"
 
 
 async def _drift(
@@ -147,8 +150,10 @@ async def _unlearning(
 ) -> UnlearningEvidence | None:
     if not request.unlearn:
         return None
+    asked = tuple(fact.id for fact in request.unlearn)
     if encode_answers is None:
-        return UnlearningEvidence(problem="the answers cannot be turned into tokens")
+        why = "the answers cannot be turned into tokens"
+        return UnlearningEvidence(asked=asked, problem=why)
     try:
         checks = await check_unlearning(
             server,
@@ -158,8 +163,8 @@ async def _unlearning(
             candidate=request.candidate,
         )
     except ServerRefused as refused:
-        return UnlearningEvidence(problem=str(refused))
-    return UnlearningEvidence(checks=checks)
+        return UnlearningEvidence(asked=asked, problem=str(refused))
+    return UnlearningEvidence(asked=asked, checks=checks)
 
 
 def _evidence(

@@ -86,7 +86,8 @@ async def control_answers(source: AnswerSource, run: SuiteRun) -> None:
     """See what the grader makes of each baseline's answers to other questions."""
     if run.suite.role not in PAIRED:
         return
-    for model in [name for name in run.models if name != "candidate"] or list(run.models):
+    compared: list[Model] = [name for name in run.models if name != "candidate"]
+    for model in compared or list(run.models):
         seen = min(len(run.results.get(model, {})), CONTROLLED)
         if model in run.controls and run.controls[model].items == seen:
             continue

@@ -167,7 +167,12 @@ def _by_answer(name: str) -> Grade:
 
 
 def _by_other_answer(name: str) -> Grade:
-    return lambda item, output: not GRADERS[name](output, item.answer.removeprefix(NOT))
+    """A model that says nothing has let go of nothing."""
+
+    def grade(item: SuiteItem, output: str) -> bool:
+        return bool(output.strip()) and not GRADERS[name](output, item.answer.removeprefix(NOT))
+
+    return grade
 
 
 def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]:

@@ -175,7 +175,7 @@ def suite_line(suite: SuiteVerdict) -> str:
         parts.append(
             f"of {flips.items} items that base answered twice, {flips.flipped} flipped between "
             f"right and wrong ({percent(flips.flipped / flips.items)}), {flips.changed} changed "
-            "in wording"
+            "in some character"
         )
     return f"{suite.suite}: {'; '.join(parts)}" if parts else ""
 

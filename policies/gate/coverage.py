@@ -51,5 +51,5 @@ def _twins(evidence: Evidence) -> Iterator[Gap]:
     if same := same_model(evidence):
         yield Gap(f"the candidate {same}")
     retention = any(suite.questions.role is Role.RETENTION for suite in evidence.suites)
-    if retention and {"base", "live"} in map(set, evidence.twins):
+    if retention and any(set(pair) == {"base", "live"} for pair in evidence.twins):
         yield Gap("live is base itself, by its name or its weights: earlier facts have no baseline")

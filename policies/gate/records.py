@@ -156,8 +156,9 @@ class UnlearningCheck(Record):
 
 
 class UnlearningEvidence(Record):
-    """Every check of every retracted fact, or the `problem` that prevented them."""
+    """Every check of every retracted fact (`asked`), or the `problem` that prevented them."""
 
+    asked: tuple[str, ...] = ()
     checks: tuple[UnlearningCheck, ...] = ()
     problem: str = ""
 

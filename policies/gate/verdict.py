@@ -9,6 +9,7 @@ probability beta at most.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -176,7 +177,7 @@ def _judge_facts(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
 
 
 def _judge_drift(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
-    if suite.drift is None or suite.drift != suite.drift:
+    if suite.drift is None or math.isnan(suite.drift) or suite.drift == -math.inf:
         return inconclusive(suite.questions, "the drift was not measured")
     if suite.drift == 0:
         why = "base and candidate lose the same to the last digit: was the adapter applied?"

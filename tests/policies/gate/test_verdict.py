@@ -214,6 +214,9 @@ def test_known_facts_lost_fail_locality() -> None:
         (0.05, 0.1, Outcome.PASS),
         (None, 0.1, Outcome.INCONCLUSIVE),
         (math.nan, 0.1, Outcome.INCONCLUSIVE),
+        (-math.inf, 0.1, Outcome.INCONCLUSIVE),
+        (math.inf, 0.1, Outcome.FAIL),
+        (0.0, 0.1, Outcome.INCONCLUSIVE),
     ],
 )
 def test_drift(drift: float | None, limit: float | None, outcome: Outcome) -> None:
