@@ -76,6 +76,14 @@ def _head(view: StatusView) -> list[RenderableType]:
         facts += f"; {view.quarantined} lines in quarantine"
     lines.append(Text(facts))
     lines += [Text(line, style="yellow") for line in _retractions(view)]
+    lines += [
+        Text(f"suite {s.suite}: blind: {s.blind}", style="yellow") for s in view.suites if s.blind
+    ]
+    lines += [
+        Text(f"suite {s.suite}: graded by {s.grader!r} ({s.grader_because})")
+        for s in view.suites
+        if s.grader_because
+    ]
     if view.daemon is not None:
         problems = (*((view.daemon.blocked,) if view.daemon.blocked else ()), *view.daemon.trouble)
         lines += [Text(problem, style="yellow") for problem in problems]

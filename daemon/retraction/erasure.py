@@ -17,6 +17,7 @@ from daemon.config.layout import Layout
 from daemon.intake.admit import Rules
 from daemon.intake.claims import Claims
 from daemon.intake.inbox import RECEIPT_ENDINGS
+from daemon.ledger.database import BEFORE
 from daemon.ledger.records import Tainted
 from daemon.retraction import scanning
 from policies.facts.admission import parse_line
@@ -194,13 +195,10 @@ def _tells(folder: Path, traces: Sequence[Trace]) -> Generator[Path, None, bool]
 def held_by(layout: Layout, tainted: Tainted) -> list[Path]:
     """Every path at which an adapter or a revision that knows a retracted fact may lie.
 
-    The ledger's own paths, the same names below the state directory as it lies now, and what a
-    deletion has left halfway.
+    That is below the state directory as it lies now, and what a deletion has left halfway.
     """
-    adapters = {Path(path) for path in tainted.adapters.values()}
-    homes = {layout.adapters / path.name for path in adapters}
-    served = {layout.served / name for name in tainted.served}
-    found = adapters | homes | served
+    found = {layout.adapter(sha256) for sha256 in tainted.adapters}
+    found |= {layout.served / name for name in tainted.served}
     return sorted(found | {path.with_name(f"{GONE}{path.name}") for path in found})
 
 
@@ -257,7 +255,8 @@ def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> boo
 def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
     """Logs and whatever else lies in the state directory: lines become blanks, where they stand.
 
-    A log is written by a process that holds it open, so it is not replaced.
+    A log is written by a process that holds it open, so it is not replaced. Copies of the ledger
+    from before a migration go as a whole.
     """
     mine = {
         layout.archive,
@@ -270,6 +269,10 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
         layout.root / "expert",
     }
     for path in sorted(_files(layout.root, mine)):
+        if path.name.startswith(f"{layout.ledger.name}{BEFORE}"):
+            path.unlink()
+            files.sync(path.parent)
+            continue
         if path.name.startswith(layout.ledger.name) or path in (layout.admin_key, layout.lock):
             continue
         for _ in scanning.blank_mentions(path, traces):
