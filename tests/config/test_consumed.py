@@ -13,13 +13,14 @@ from tests.config.effects import (
     feeds,
     grading,
     judging,
+    keeping,
     learning,
     running,
     serving,
     taking_in,
 )
 
-MODULES = (serving, learning, judging, grading, taking_in, feeds, running)
+MODULES = (serving, learning, judging, grading, taking_in, feeds, running, keeping)
 EFFECTS: dict[str, Effect] = {
     key: effect for module in MODULES for key, effect in module.EFFECTS.items()
 }
