@@ -171,5 +171,5 @@ class DaemonSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged."""
     check_at: Cron | Literal[""] = "17 3 * * *"
-    """When the ledger and all published files are compared with their hashes, as a cron expression
-    in UTC; empty: never."""
+    """When everything stored is verified (`palorad verify`), as a cron expression in UTC; empty:
+    never."""

@@ -30,6 +30,7 @@ from daemon.config.sections import (
     ServerSettings,
 )
 from daemon.config.training import TrainSettings
+from daemon.config.verification import AnchorSettings
 from policies.errors import ConfigError
 from policies.facts.paraphrases import ParaphrasePolicy
 
@@ -68,6 +69,8 @@ class Settings(BaseSettings):
     """[[feeds]]"""
     daemon: DaemonSettings = DaemonSettings()
     """[daemon]"""
+    anchor: AnchorSettings = AnchorSettings()
+    """[anchor]"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

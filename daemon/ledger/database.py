@@ -16,7 +16,7 @@ import sqlite_utils
 from daemon.base import faults
 from daemon.ledger.chain import GENESIS, chained, salted
 from daemon.ledger.schema import SCHEMA, foreign, migrations
-from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerUnusable
+from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerDamaged, LedgerUnusable
 
 Row = tuple[Any, ...]
 BUSY_S: Final = 0.8
@@ -76,6 +76,11 @@ class Database:
         db = sqlite_utils.Database(memory=True)
         migrations.apply(db)
         return cls(db, path)
+
+    @classmethod
+    def over(cls, connection: sqlite3.Connection, path: Path) -> Self:
+        """What a connection holds, to be read; errors name `path`."""
+        return cls(sqlite_utils.Database(connection), path)
 
     def close(self) -> None:
         """End the connection."""
@@ -180,12 +185,18 @@ def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
 
 
 def _configure(db: sqlite_utils.Database) -> None:
-    # Before 3.51.3 a reset of the write-ahead log can corrupt the database.
-    safe_wal = sqlite3.sqlite_version_info >= (3, 51, 3)
-    db.execute(f"PRAGMA journal_mode={'WAL' if safe_wal else 'DELETE'}")
-    db.execute("PRAGMA synchronous=FULL")
+    make_durable(db.conn)
     db.execute("PRAGMA foreign_keys=ON")
     db.execute("PRAGMA cache_size=-65536")
+
+
+def make_durable(connection: sqlite3.Connection) -> None:
+    """What a connection needs before it writes: a commit that returned survives a power cut.
+
+    docs/decisions/0010-a-rollback-journal.md says why.
+    """
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.execute("PRAGMA synchronous=EXTRA")
 
 
 def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
@@ -199,7 +210,7 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
         return LedgerUnusable(f"{path}: {text}")
     if isinstance(error, sqlite3.IntegrityError):
         return Inconsistent(f"{path}: {text}; nothing of the change was kept")
-    return LedgerUnusable(f"{path}: {text}; restore it from a backup or move it away")
+    return LedgerDamaged(f"{path}: {text}; restore it from a backup or move it away")
 
 
 def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -80,6 +80,10 @@ class Quarantine:
                 (len(present), clashes, row[0]),
             )
             self._admission.append(row[0], admitted, quarantined, now)
-            counts = {"lines": len(present), "still_bad": len(quarantined)}
+            counts = {
+                "lines": len(present),
+                "still_bad": len(quarantined),
+                "digest": self._admission.digest(row[0]),
+            }
             self._db.event("batch.readmitted", batch_id, counts, now)
         return self._admission.admitted(batch_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -60,16 +61,21 @@ class Finder:
         return mentioned(near, text)
 
 
-def erase_archive(layout: Layout, finder_of: Callable[[str], Finder]) -> Iterator[None]:
-    """Blank the lines of archived drops; every other line keeps its place and number."""
+def erase_archive(
+    layout: Layout, finder_of: Callable[[str], Finder], record: Callable[[str, str], None]
+) -> Iterator[None]:
+    """Blank the lines of archived drops; every other line keeps its place and number.
+
+    `record` is told the batch and the new SHA-256 of its archive before that is put in place.
+    """
     for path in sorted(layout.archive.glob("*.jsonl")):
         finder = finder_of(path.stem)
         if finder.traces:
-            yield from _erase_lines(path, finder)
+            yield from _erase_lines(path, finder, record)
     faults.point("forget:archive")
 
 
-def _erase_lines(path: Path, finder: Finder) -> Iterator[None]:
+def _erase_lines(path: Path, finder: Finder, record: Callable[[str, str], None]) -> Iterator[None]:
     with path.open("rb") as source:
         in_list = is_list(source.read(_SNIFF))
         source.seek(0)
@@ -81,7 +87,7 @@ def _erase_lines(path: Path, finder: Finder) -> Iterator[None]:
             if number % PIECE == 0:
                 yield None
     if found:
-        _blank(path, found, b"null" if in_list else b"")
+        _blank(path, found, b"null" if in_list else b"", record)
         yield None
 
 
@@ -104,7 +110,12 @@ def _items(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
                     yield start, raw
 
 
-def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> None:
+def _blank(
+    path: Path,
+    spans: Sequence[tuple[int, int]],
+    instead: bytes,
+    record: Callable[[str, str], None],
+) -> None:
     """The same file with these spans filled with blanks (after `instead`), put in place at once."""
     part = path.with_name(f".{os.getpid()}.erased.part")
     with path.open("rb") as source, part.open("wb") as out:
@@ -112,6 +123,8 @@ def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> None
         for start, size in spans:
             out.seek(start)
             out.write(instead.ljust(size)[:size])
+    with part.open("rb") as blanked:
+        record(path.stem, hashlib.file_digest(blanked, "sha256").hexdigest())
     files.put_in_place(part, path)
 
 
@@ -207,8 +220,9 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         layout.answers,
         layout.root / "expert",
     }
+    spared = {layout.admin_key, layout.lock, layout.anchor, layout.anchor_key}
     for path in sorted(_files(layout.root, mine)):
-        if path.name.startswith(layout.ledger.name) or path in (layout.admin_key, layout.lock):
+        if path.name.startswith(layout.ledger.name) or path in spared:
             continue
         yield from _blank_lines(path, traces)
     faults.point("forget:rest")
