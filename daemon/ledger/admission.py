@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from daemon.ledger.batches import Batches
 from daemon.ledger.chain import followed, row_digest
-from daemon.ledger.database import Database, Row, chunks, marks, stamp, unstamp
+from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unstamp
 from daemon.ledger.facts import LOST_NOW, key_of
-from daemon.ledger.feeds import Feeds
+from daemon.ledger.feeds import FeedCursors
 from daemon.ledger.records import Admitted, Arriving
 from daemon.ledger.retractions import Retractions
 from policies.errors import NotFound
 from policies.facts.supersession import (
-    Relation,
+    FactRelation,
     Ruling,
     Standing,
     Validity,
@@ -34,7 +34,7 @@ class Admission:
     """Admits batches, large ones chunk by chunk."""
 
     def __init__(
-        self, db: Database, batches: Batches, feeds: Feeds, retractions: Retractions
+        self, db: Database, batches: Batches, feeds: FeedCursors, retractions: Retractions
     ) -> None:
         self._db = db
         self._batches = batches
@@ -171,7 +171,7 @@ class Admission:
         """One hash of all facts stored of a batch so far, as they were stored."""
         return str(self._db.one("SELECT digest FROM batches WHERE seq = ?", (batch,)))
 
-    def row_of(self, batch_id: str) -> Row | None:
+    def row_of(self, batch_id: str) -> SqlRow | None:
         """Row number, completeness, next line and byte offset of a batch, if it is known."""
         return self._db.row(
             "SELECT seq, complete, line, position FROM batches WHERE id = ?", (batch_id,)
@@ -225,13 +225,13 @@ class Admission:
             "INSERT INTO quarantine (batch, line, kind, reason, text) VALUES (?, ?, ?, ?, ?)",
             [(batch, q.line, q.kind, q.reason, q.text) for q in quarantined],
         )
-        conflicts = sum(r.relation is Relation.CONFLICT for _, r in admitted)
+        conflicts = sum(r.relation is FactRelation.CONFLICT for _, r in admitted)
         self._db.do(
             "UPDATE batches SET accepted = accepted + ?, known = known + ?,"
             " conflicts = conflicts + ?, quarantined = quarantined + ?, digest = ? WHERE seq = ?",
             (
                 len(admitted) - conflicts,
-                sum(r.relation is Relation.KNOWN for _, r in admitted),
+                sum(r.relation is FactRelation.KNOWN for _, r in admitted),
                 conflicts,
                 len(quarantined),
                 followed(self.digest(batch), digests),
@@ -282,8 +282,8 @@ class Admission:
 
 # What never changes of a fact until it is erased; its digest is of these, in this order.
 LASTING: Final = "seq, id, stem, batch, key, answer, body, op, urgent, valid_from, recorded_at"
-_REPLACING: Final = frozenset({Relation.SUPERSEDES, Relation.RETRACTS})
-_NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
+_REPLACING: Final = frozenset({FactRelation.SUPERSEDES, FactRelation.RETRACTS})
+_NOT_STORED: Final = frozenset({FactRelation.KNOWN, FactRelation.CONFLICT})
 
 
 def _stored_id(fact: Fact, seq: int) -> str:
@@ -291,7 +291,7 @@ def _stored_id(fact: Fact, seq: int) -> str:
 
 
 def _validity(ruling: Ruling) -> Validity:
-    return Validity.SUPERSEDED if ruling.relation is Relation.HISTORY else Validity.VALID
+    return Validity.SUPERSEDED if ruling.relation is FactRelation.HISTORY else Validity.VALID
 
 
 def _fact_row(fact: Fact, ruling: Ruling, batch: int, seq: int, recorded: str) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from daemon.ledger.admission import LASTING
 from daemon.ledger.chain import row_digest
-from daemon.ledger.database import Database, Row
+from daemon.ledger.database import Database, SqlRow
 
 _AT_ONCE: Final = 1000
 
@@ -87,7 +87,7 @@ class Audit:
             yield plan, str(json.loads(body).get("outcome"))
 
 
-def _fact_row(row: Row) -> FactRow:
+def _fact_row(row: SqlRow) -> FactRow:
     *values, salt, digest = row
     return FactRow(
         seq=values[0],

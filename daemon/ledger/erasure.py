@@ -9,7 +9,7 @@ from contextlib import closing
 from datetime import datetime
 from typing import Any, Final
 
-from daemon.ledger.database import Database, Row, make_durable, translated
+from daemon.ledger.database import Database, SqlRow, make_durable, translated
 from daemon.ledger.events import ERASURES, EVENTS_ERASED, FACT_ERASED
 from daemon.ledger.text import text_row
 from policies.facts.traces import ERASED, Trace, scrubbed, tells
@@ -98,13 +98,15 @@ class Erasure:
                         )
                 yield None
 
-    def _bodies(self, table: str) -> Iterator[Row]:
+    def _bodies(self, table: str) -> Iterator[SqlRow]:
         for (key,) in self._db.rows(f"SELECT {_KEY[table]} FROM {table}"):
             yield from self._db.rows(
                 f"SELECT {_KEY[table]}, body FROM {table} WHERE {_KEY[table]} = ?", (key,)
             )
 
-    def _erase(self, handle: str, row: Row, certificate: Mapping[str, Any], now: datetime) -> None:
+    def _erase(
+        self, handle: str, row: SqlRow, certificate: Mapping[str, Any], now: datetime
+    ) -> None:
         seq, identity, stem, key, body = row
         if seq <= int(self._db.meta("indexed") or 0):
             self._db.do(
