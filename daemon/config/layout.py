@@ -110,12 +110,12 @@ class Layout:
     @property
     def anchor(self) -> Path:
         """The signed head of the ledger's chain of events."""
-        return self.root / "anchor.json"
+        return self.root / "head.json"
 
     @property
     def anchor_key(self) -> Path:
         """The key that signs it."""
-        return self.root / "anchor.key"
+        return self.root / "head.key"
 
     def directories(self) -> tuple[Path, ...]:
         """What is created at the first start."""

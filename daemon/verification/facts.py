@@ -16,7 +16,7 @@ from daemon.verification.confirming import Confirmed
 from daemon.verification.findings import Inspection
 
 _LEARN_AGAIN: Final = (
-    "restore a backup; or `palorad retract` it and drop it anew, if the archive still has it right"
+    "restore a backup; or `palorad retract` it and drop it again, if the archive still has it right"
 )
 
 

@@ -115,6 +115,6 @@ def check_alias(
         return f"stands for {said.model} (revision {said.revision}), the target is {wanted}"
 
     if found := confirmed(problem):
-        advice = f"{RESTORE}, or remove the file: the daemon writes it anew"
+        advice = f"{RESTORE}, or remove the file: the daemon writes it again"
         inspection.found("pointer", layout.alias, found, advice)
     inspection.count("pointers")

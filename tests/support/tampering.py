@@ -181,13 +181,13 @@ TAMPERINGS: dict[str, Tampering] = {
         _forge_event, "history", "ledger.db", "the history was rewritten"
     ),
     "a forged history is put into the signed head": Tampering(
-        _forge_head, "history", "anchor.json", "is not signed with anchor.key"
+        _forge_head, "history", "head.json", "is not signed with head.key"
     ),
     "the signed head is deleted": Tampering(
-        lambda layout: layout.anchor.unlink(), "history", "anchor.json", "is missing"
+        lambda layout: layout.anchor.unlink(), "history", "head.json", "is missing"
     ),
     "the key may be read by others": Tampering(
-        lambda layout: layout.anchor_key.chmod(0o644), "history", "anchor.key", "others may use"
+        lambda layout: layout.anchor_key.chmod(0o644), "history", "head.key", "others may use"
     ),
     "the target is moved": Tampering(
         _sql("UPDATE target SET number = 1"), "pointer", "ledger.db", "revision 1 is the target"

@@ -174,7 +174,7 @@ def test_heads_that_were_not_signed_here_are_named(place: Place) -> None:
     place.send()
     line = json.loads(place.file.read_text())
     place.file.write_text(json.dumps({**line, "mac": "0" * 64}) + "\n" + '{"seq": 1, "ha')
-    assert place.outside() == ["the head of event 1 is not signed with anchor.key"]
+    assert place.outside() == ["the head of event 1 is not signed with head.key"]
 
 
 def test_they_go_out_now_and_then_and_a_line_that_was_torn_is_ended(place: Place) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 
 from daemon.base.control import ask
 from daemon.config.settings import Settings
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.snapshot import snapshot
 from daemon.serving.client import HttpServer
 from daemon.verification.findings import CLEAN, FOUND, UNCHECKED, Interrupted, Report
 from daemon.verification.verify import verify
+from policies.errors import LedgerUnusable
 from tests.support.crashing import Site
 from tests.support.tampering import TAMPERINGS, Tampering, written
 
@@ -145,8 +149,6 @@ def test_a_long_look_lets_the_writer_go_on(settings: Settings, tmp_path: Path) -
     """Whoever reads a rollback journal's database for long keeps others from writing it."""
     other = sqlite3.connect(settings.layout.ledger, timeout=0.5)
     before = other.execute("SELECT count(*) FROM events").fetchone()[0]
-    from daemon.ledger.snapshot import snapshot
-
     with snapshot(settings.layout.ledger) as db:
         reading = db.connection.execute("SELECT * FROM events")
         assert reading.fetchone()
@@ -158,16 +160,10 @@ def test_a_long_look_lets_the_writer_go_on(settings: Settings, tmp_path: Path) -
 
 
 def test_a_verification_can_be_stopped(settings: Settings) -> None:
-    import threading
-
     stop = threading.Event()
     stop.set()
     with pytest.raises(Interrupted):
-        without_servers_stopped(settings, stop)
-
-
-def without_servers_stopped(settings: Settings, stop: object) -> Report:
-    return verify(settings, servers=lambda _: (), stop=stop)  # type: ignore[arg-type]
+        verify(settings, servers=lambda _: (), stop=stop)
 
 
 # --- what cannot be looked at ----------------------------------------------------------------
@@ -215,5 +211,7 @@ def test_a_transaction_that_a_crash_left_open_is_undone_first(
     writer.close()
     for file in torn.iterdir():
         (path.parent / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(LedgerUnusable, match="which the daemon undoes when it starts"):
+        Ledger.open(path, readonly=True)
     report = without_servers(settings)
     assert report.lines == ()
