@@ -77,6 +77,11 @@ class Audit:
         ):
             yield BatchRow(seq, identity, name, bool(complete), digest)
 
+    def target(self) -> tuple[int, str] | None:
+        """Number of the target revision, and why it is the target."""
+        row = self._db.row("SELECT number, because FROM target")
+        return None if row is None else (int(row[0]), str(row[1]))
+
     def plan_states(self) -> Iterator[tuple[int, str]]:
         """The state of every plan."""
         yield from self._db.rows("SELECT id, state FROM plans ORDER BY id")

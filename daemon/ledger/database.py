@@ -208,7 +208,7 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
         return LedgerBusy(f"{path}: in use by another process for more than {BUSY_S} s")
     if "readonly" in text and path.with_name(f"{path.name}-journal").exists():
         return LedgerUnusable(
-            f"{path}: a crash cut off a transaction, which the daemon undoes when it starts; start it"
+            f"{path}: a crash cut off a transaction, which the daemon undoes when it starts"
         )
     if isinstance(error, sqlite3.OperationalError):
         return LedgerUnusable(f"{path}: {text}")

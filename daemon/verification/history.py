@@ -12,7 +12,6 @@ from daemon.verification import anchor
 from daemon.verification.anchor import AnchorBroken, Head
 from daemon.verification.findings import RESTORE, Inspection
 from daemon.verification.keeper import ACCEPT, differs
-from policies.errors import NotFound
 from policies.gate.records import Outcome
 from policies.records import PlanState
 
@@ -92,23 +91,30 @@ def check_outside(ledger: Ledger, layout: Layout, path: Path, inspection: Inspec
 
 
 def check_target(ledger: Ledger, path: Path, inspection: Inspection) -> None:
-    """Whether the target is the one that history moved to last."""
-    moved = targets(ledger)
-    last = moved[-1] if moved else 0
-    try:
-        target = ledger.revisions.target().number
-    except NotFound:
+    """Whether the target is the one that history moved to last, for the reason it gives."""
+    target = ledger.audit.target()
+    if target is None:
         inspection.found("pointer", path, "there is no target any more")
         return
-    if target != last:
-        what = f"revision {target} is the target, but history moved to revision {last}"
+    last, reason = 0, ""
+    for _, _, subject, said in ledger.events.of_kinds("target"):
+        last, reason = _number(subject), said.get("because", "")
+    if target[0] != last:
+        what = f"revision {target[0]} is the target, but history moved to revision {last}"
         inspection.found("pointer", path, what)
+    elif reason and target[1] != reason:
+        what = f"revision {last} is the target for another reason than history gives"
+        inspection.found("pointer", path, what)
+
+
+def _number(subject: str) -> int:
+    return int(subject.rpartition(":")[2])
 
 
 def targets(ledger: Ledger) -> list[int]:
     """Every target in the order in which they were set, after the base."""
     moved = ledger.events.of_kinds("target")
-    return [int(subject.rpartition(":")[2]) for _, _, subject, _ in moved]
+    return [_number(subject) for _, _, subject, _ in moved]
 
 
 def check_plans(ledger: Ledger, path: Path, inspection: Inspection) -> None:
@@ -118,7 +124,7 @@ def check_plans(ledger: Ledger, path: Path, inspection: Inspection) -> None:
     passed: set[int] = set()
     published: dict[int, tuple[str, str]] = {}
     for _, kind, subject, said in ledger.events.of_plans():
-        plan, state = int(subject.rpartition(":")[2]), kind.removeprefix("plan.")
+        plan, state = _number(subject), kind.removeprefix("plan.")
         reached[plan] = PlanState.PLANNED.value if state == _MADE else state
         if state == PlanState.PASSED.value:
             passed.add(plan)

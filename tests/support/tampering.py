@@ -192,6 +192,13 @@ TAMPERINGS: dict[str, Tampering] = {
     "the target is moved": Tampering(
         _sql("UPDATE target SET number = 1"), "pointer", "ledger.db", "revision 1 is the target"
     ),
+    "the reason of the target is changed": Tampering(
+        _sql("UPDATE target SET because = 'forged'"), "pointer", "ledger.db", "for another reason"
+    ),
+    "a verdict is added": Tampering(
+        _sql("INSERT INTO verdicts VALUES (99, '{}', 'x')"),
+        *("history", "ledger.db", "the verdict on plan 99 says None, but history says"),
+    ),
     "the alias stands for another revision": Tampering(
         _point_the_alias, "pointer", "alias.json", "stands for palora-000001"
     ),
