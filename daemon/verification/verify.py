@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.snapshot import snapshot
+from daemon.ledger.private_copy import private_copy
 from daemon.serving.client import HttpServer
 from daemon.verification import answers, facts, files, history
 from daemon.verification.confirming import Confirmed
@@ -46,7 +46,7 @@ def verify(
         anchored: Anchored = (None, "")
         with inspection.part(str(layout.anchor)):
             anchored = history.read_anchor(layout)
-        with snapshot(layout.ledger, alone=not running) as db:
+        with private_copy(layout.ledger, alone=not running) as db:
             ledger = Ledger(db)
             confirmed = Confirmed(ledger, layout.ledger, running=running)
             _check_ledger(settings, ledger, anchored, inspection, quick=quick, kept=kept)

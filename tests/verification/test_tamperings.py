@@ -12,7 +12,7 @@ import pytest
 from daemon.base.control import ask
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.snapshot import snapshot
+from daemon.ledger.private_copy import private_copy
 from daemon.serving.client import HttpServer
 from daemon.verification.findings import CLEAN, FOUND, UNCHECKED, Interrupted, Report
 from daemon.verification.verify import verify
@@ -149,7 +149,7 @@ def test_a_long_look_lets_the_writer_go_on(settings: Settings, tmp_path: Path) -
     """Whoever reads a rollback journal's database for long keeps others from writing it."""
     other = sqlite3.connect(settings.layout.ledger, timeout=0.5)
     before = other.execute("SELECT count(*) FROM events").fetchone()[0]
-    with snapshot(settings.layout.ledger) as db:
+    with private_copy(settings.layout.ledger) as db:
         reading = db.connection.execute("SELECT * FROM events")
         assert reading.fetchone()
         other.execute("INSERT INTO meta VALUES ('beside', 'yes')")

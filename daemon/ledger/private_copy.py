@@ -23,7 +23,7 @@ class _Restarted(Exception):
 
 
 @contextmanager
-def snapshot(
+def private_copy(
     path: Path, *, alone: bool = False, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Database]:
     """A private copy, gone afterwards; `alone`: nobody writes, so a journal left by a crash may be
