@@ -85,12 +85,12 @@ class Guard:
         return (*lines[:SHOWN], *said, *self._boundary.trouble)
 
     async def begin(self) -> None:
-        """Before anything is recorded; verifies quickly while the daemon goes on."""
-        await self._boundary.run("the history", self._begin)
-        self._task = asyncio.create_task(self.check(quick=True))
+        """Before anything is recorded; verifies quickly while the daemon goes on.
 
-    async def _begin(self) -> None:
+        Raises `OSError` where a new history cannot be signed: it is not to begin without that.
+        """
         self._keeper.begin(self._now())
+        self._task = asyncio.create_task(self.check(quick=True))
 
     def ticks(self) -> Iterator[Coroutine[None, None, None]]:
         """What comes again and again."""

@@ -31,6 +31,10 @@ class HistoryChanged(PaloradError):
     """The ledger's history is not the one that was signed."""
 
 
+class NotSigned(PaloradError):
+    """What history has grown by could not be signed for the moment."""
+
+
 class NotSent(PaloradError):
     """A signed head did not get out."""
 
@@ -64,17 +68,20 @@ class Keeper:
             anchor.write(self._layout, anchor.signed(key, Head(seq=0, hash=chain, at=stamp(now))))
 
     def sign(self, now: datetime) -> None:
-        """Sign what has been added; raises `HistoryChanged`, `AnchorBroken`, `OSError`."""
-        if self._head is None:
-            try:
-                self._head = anchor.read(self._layout)
-            except AnchorBroken as error:
-                raise AnchorBroken(f"{error}; {ACCEPT}") from None
-        problem = differs(self._ledger, self._head)
-        if problem:
-            raise HistoryChanged(f"{self._layout.ledger}: {problem}; {ACCEPT}")
-        if self._ledger.events.head()[0] > self._head.seq:
-            self._put(anchor.read_key(self._layout), now, "")
+        """Sign what has been added; raises `HistoryChanged`, `AnchorBroken`, `NotSigned`."""
+        try:
+            head = self._head = self._head or anchor.read(self._layout)
+            if problem := differs(self._ledger, head):
+                raise HistoryChanged(f"{self._layout.ledger}: {problem}; {ACCEPT}")
+            if self._ledger.events.head()[0] > head.seq:
+                self._put(anchor.read_key(self._layout), now, "")
+        except AnchorBroken as error:
+            raise AnchorBroken(f"{error}; {ACCEPT}") from None
+        except OSError as error:
+            where, why = error.filename or self._layout.anchor, error.strerror or error
+            raise NotSigned(
+                f"{where}: {why}: the history is not signed for the moment; it is tried again"
+            ) from None
 
     def accept(self, because: str, now: datetime) -> int:
         """A person accepts the history as it is: it is signed from here on; how many events."""

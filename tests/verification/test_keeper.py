@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import stat
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from daemon.verification import anchor
 from daemon.verification.anchor import AnchorBroken
 from daemon.verification.findings import Inspection
 from daemon.verification.history import check_outside
-from daemon.verification.keeper import OUTSIDE_EVERY_S, HistoryChanged, Keeper, NotSent
+from daemon.verification.keeper import OUTSIDE_EVERY_S, HistoryChanged, Keeper, NotSent, NotSigned
 from tests.support.tampering import rechained, written
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -144,6 +145,33 @@ def test_a_person_can_accept_a_history_and_it_is_recorded(place: Place) -> None:
     (event,) = place.ledger.events.latest(1)
     assert event.payload == {"because": "restored from Sunday's backup"}
     assert "Sunday" in place.file.read_text().splitlines()[-1]
+
+
+def test_a_full_disk_lets_the_history_wait_for_its_signature(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.happens(1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(anchor, "write", full)
+        with pytest.raises(NotSigned, match=r"head\.json: No space left .* it is tried again"):
+            place.keeper.sign(NOW)
+    place.keeper.sign(NOW)
+    assert anchor.read(place.layout).seq == 1
+
+
+def test_a_new_history_does_not_begin_unsigned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(anchor, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        Place(tmp_path)
 
 
 # --- elsewhere -------------------------------------------------------------------------------
