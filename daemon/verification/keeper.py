@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from datetime import datetime
@@ -57,7 +58,8 @@ class Keeper:
         self._clock = clock
         self._transport = transport
         self._head: Head | None = None
-        self._sent: Head | None = None
+        self._appended: Head | None = None
+        self._posted: Head | None = None
         self._not_before = clock()
 
     def begin(self, now: datetime) -> None:
@@ -111,20 +113,21 @@ class Keeper:
         """
         head, settings = self._head, self._settings
         due = at_once or self._clock() >= self._not_before
-        if head is None or head == self._sent or not due:
+        if head is None or head == self._posted or not due:
             return
         self._not_before = self._clock() + OUTSIDE_EVERY_S
-        if settings.file is not None:
+        if settings.file is not None and head != self._appended:
             try:
-                self._append(settings.file, head)
+                await asyncio.to_thread(self._append, settings.file, head)
             except OSError as error:
                 raise NotSent(
                     f"anchor.file {settings.file}: {error.strerror}; the signed head was not "
                     "appended; correct its rights or the path"
                 ) from None
+            self._appended = head
         if settings.webhook:
             await self._post(settings.webhook, head)
-        self._sent = head
+        self._posted = head
 
     def _append(self, path: Path, head: Head) -> None:
         new = not path.exists()

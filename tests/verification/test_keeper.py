@@ -230,6 +230,7 @@ def test_what_does_not_get_out_is_said_and_tried_again(place: Place) -> None:
     place.status = 200
     place.send()
     assert len(place.posted) == 1
+    assert len(place.file.read_text().splitlines()) == 1
     place.happens(1)
     place.keeper.sign(NOW)
     place.file.unlink()
