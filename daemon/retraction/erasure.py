@@ -116,8 +116,11 @@ def _blank(
     instead: bytes,
     record: Callable[[str, str], None],
 ) -> None:
-    """The same file with these spans filled with blanks (after `instead`), put in place at once."""
-    part = path.with_name(f".{os.getpid()}.erased.part")
+    """The same file with these spans filled with blanks (after `instead`), put in place at once.
+
+    It keeps its time: files of the archive that are dropped again are taken in that order.
+    """
+    part, before = path.with_name(f".{os.getpid()}.erased.part"), path.stat()
     with path.open("rb") as source, part.open("wb") as out:
         shutil.copyfileobj(source, out, BLOCK)
         for start, size in spans:
@@ -125,6 +128,7 @@ def _blank(
             out.write(instead.ljust(size)[:size])
     with part.open("rb") as blanked:
         record(path.stem, hashlib.file_digest(blanked, "sha256").hexdigest())
+    os.utime(part, ns=(before.st_atime_ns, before.st_mtime_ns))
     files.put_in_place(part, path)
 
 
