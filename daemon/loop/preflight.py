@@ -55,7 +55,12 @@ def require_files(settings: Settings) -> None:
 
 def prepare_state(settings: Settings) -> None:
     """Make the state directory and what belongs into it; raise `ConfigError` where that fails, and
-    `DiskFull` where there is no room for it."""
+    where a restore has not come to its end; `DiskFull` where there is no room for it."""
+    if settings.layout.restoring.exists():
+        raise ConfigError(
+            f"state_dir: {settings.state_dir}: a restore was interrupted; give the same "
+            "`palorad restore` once more"
+        )
     for folder in settings.layout.directories():
         try:
             folder.mkdir(parents=True, exist_ok=True)

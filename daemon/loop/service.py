@@ -28,11 +28,12 @@ from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
 from daemon.loop.nightly import Guard, calendar
 from daemon.loop.reconcile import Reconciler
+from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
-from daemon.loop.watching import observe
+from daemon.loop.watching import Watching
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
@@ -67,10 +68,8 @@ class Service:
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
-        self._settings = settings
-        self._ledger = ledger
-        self._servers = servers
-        self._reload = reload
+        self._settings, self._reload = settings, reload
+        self._ledger, self._servers = ledger, servers
         self._clock = clock
         self._monotonic = monotonic
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
@@ -94,18 +93,13 @@ class Service:
             clock=monotonic,
         )
         self._reconciler = self._make_reconciler(jobs or Jobs())
-        self._commands = Commands(
-            ledger,
-            self._intake,
-            settings,
-            now=clock,
-            live=self.live,
-            wake=self.wake,
-            accept=self._guard.accept,
-        )
+        self._boundary = Boundary()
+        self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
+        given = (ledger, self._intake, settings, self._retention, self._guard.accept)
+        self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
+        self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
         self._stopping = asyncio.Event()
         self._wake = Wake()
-        self._boundary = Boundary()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
 
@@ -140,9 +134,9 @@ class Service:
         self._update_receipts(
             tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
         )
-        intake = self._settings.intake
-        observer = observe(self._settings.layout.inbox, intake.watch, self.look)
-        scheduler = calendar(self._settings.daemon.check_at, self._guard.check)
+        self._watching.ensure()
+        check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
+        scheduler = calendar((check, self._guard.check), (prune, self._retention.run))
         scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
@@ -156,8 +150,7 @@ class Service:
             for tick in ticks:
                 tick.cancel()
             await asyncio.gather(*ticks, return_exceptions=True)
-            if observer is not None:
-                observer.stop()
+            self._watching.stop()
             await control.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
@@ -207,6 +200,7 @@ class Service:
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
+        self._watching.ensure()
         self._scan_until = max(self._scan_until, self._monotonic() + 1)
 
     async def _take_in(self) -> None:

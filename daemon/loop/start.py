@@ -13,7 +13,7 @@ import structlog
 
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
-from daemon.loop.instance import single_instance
+from daemon.loop.instance import alone
 from daemon.loop.logs import configure_log
 from daemon.loop.preflight import FULL, prepare_state, require_files, require_own_modules
 from daemon.loop.service import Service
@@ -43,7 +43,7 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
     until = time.monotonic() + PATIENCE_S
     patiently(lambda: prepare_state(settings), until)
     with ExitStack() as held:
-        patiently(lambda: held.enter_context(single_instance(settings.layout.lock)), until)
+        patiently(lambda: held.enter_context(alone(settings.layout)), until)
         ledger = held.enter_context(patiently(lambda: _opened(settings), until))
         asyncio.run(_run(settings, ledger, reload))
     return 0

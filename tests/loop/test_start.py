@@ -112,7 +112,7 @@ def prevented(code: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("step", ["prepare_state", "single_instance", "_opened", "_run"])
+@pytest.mark.parametrize("step", ["prepare_state", "alone", "_opened", "_run"])
 def test_a_full_disk_at_the_start_ends_in_a_code_that_systemd_restarts(
     palorad_run: Callable[[], int], monkeypatch: pytest.MonkeyPatch, number: int, step: str
 ) -> None:
