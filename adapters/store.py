@@ -20,8 +20,18 @@ MANIFEST = "manifest.json"
 
 def content_hash(directory: Path) -> str:
     """SHA-256 over the names and hashes of all files except the manifest."""
+    return _hash_of(_hashes(directory))
+
+
+def manifest_hash(directory: Path) -> str:
+    """The same of the files that the manifest lists; where `verify` finds nothing, they are those
+    that are there. Raises `StoreConflict` where there is no manifest."""
+    return _hash_of(read_manifest(directory).get("files", {}))
+
+
+def _hash_of(hashes: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for name, sha in sorted(_hashes(directory).items()):
+    for name, sha in sorted(hashes.items()):
         digest.update(f"{name}\0{sha}\n".encode())
     return digest.hexdigest()
 
@@ -86,7 +96,9 @@ def verify(directory: Path) -> tuple[str, ...]:
     except StoreConflict as error:
         return (str(error),)
     actual = _hashes(directory)
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    links = [path for path in sorted(directory.rglob("*")) if path.is_symlink()]
+    problems = [f"{path.relative_to(directory)} is a link, not a file" for path in links]
+    problems += [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
     problems += [f"{name} was added" for name in sorted(actual.keys() - expected.keys())]
     problems += [
         f"{name} has changed"

@@ -30,7 +30,8 @@ CREATE TABLE batches (
   accepted INTEGER NOT NULL DEFAULT 0,
   known INTEGER NOT NULL DEFAULT 0,
   conflicts INTEGER NOT NULL DEFAULT 0,
-  quarantined INTEGER NOT NULL DEFAULT 0
+  quarantined INTEGER NOT NULL DEFAULT 0,
+  digest TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX batches_name ON batches (name);
 CREATE INDEX batches_signature ON batches (signature);
@@ -56,7 +57,9 @@ CREATE TABLE facts (
   tries INTEGER NOT NULL DEFAULT 0,
   misses INTEGER NOT NULL DEFAULT 0,
   learnt INTEGER,
-  lost_after INTEGER
+  lost_after INTEGER,
+  salt BLOB NOT NULL DEFAULT x'',
+  digest BLOB NOT NULL DEFAULT x''
 );
 CREATE INDEX facts_batch ON facts (batch, state);
 CREATE INDEX facts_key ON facts (key);
@@ -248,9 +251,15 @@ def foreign(db: Database) -> str | None:
     led_here = bool(applied) and applied == [*SCHEMAS[: len(applied)]]
     if led_here or not db.table_names():
         return None
-    if SCHEMA in applied:
-        return f"a newer schema ({applied[-1]})"
-    return f"an older schema ({applied[-1]})" if applied else "another program's tables"
+    newest = max(reversed(applied), key=_number, default="")
+    if _number(newest) > _number(SCHEMA):
+        return f"a newer schema ({newest})"
+    return f"an older schema ({newest})" if applied else "another program's tables"
+
+
+def _number(schema: str) -> int:
+    number = schema.rpartition("_")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def _statements(script: str) -> list[str]:

@@ -182,7 +182,7 @@ class Forgetting:
             for handle, fact in facts.items()
         ]
         if traces:
-            yield from self._erase_files(traces, left)
+            yield from self._erase_files(traces, left, now)
             tainted = self._barred(left.values())
             paths = held_by(self._layout, tainted)
             self._require_gone(paths)
@@ -192,12 +192,14 @@ class Forgetting:
                 )
                 for found in left.values()
             }
-            yield from self._ledger.erasure.erase_mentions(traces)
+            yield from self._ledger.erasure.erase_mentions(traces, now)
             self._ledger.erasure.erase(certificates, now)
         if self._ledger.erasure.unclean:
             yield from self._ledger.erasure.purge_index()
 
-    def _erase_files(self, traces: Sequence[Trace], left: dict[str, Retraction]) -> Iterator[Path]:
+    def _erase_files(
+        self, traces: Sequence[Trace], left: dict[str, Retraction], now: datetime
+    ) -> Iterator[Path]:
         def finder_of(batch: str) -> Finder:
             """Facts that came back after their retraction are other facts."""
             place = self._ledger.batches.place_of(batch)
@@ -207,7 +209,11 @@ class Forgetting:
             return Finder(chosen, self._rules)
 
         plans = {head.id for head in self._ledger.plans.heads(OPEN_STATES)}
-        yield from erase_archive(self._layout, finder_of)
+        yield from erase_archive(
+            self._layout,
+            finder_of,
+            lambda batch, sha: self._ledger.events.archive_erased(batch, sha, now),
+        )
         yield from erase_receipts(self._layout, traces)
         yield from erase_claimed(self._layout, Finder(traces, self._rules))
         yield from erase_work(self._layout, traces, plans)

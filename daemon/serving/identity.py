@@ -96,6 +96,23 @@ def mismatch(
     return None
 
 
+def base_mismatch(
+    identity: Identity, answers: Sequence[Completion], tolerance: Tolerance = EXACT
+) -> str | None:
+    """Why these answers are not those of the base under the adapter, or None when they are."""
+    if len(answers) != len(identity.items):
+        return f"{len(answers)} answers to {len(identity.items)} prompts"
+    for item, answer in zip(identity.items, answers, strict=True):
+        bare = item.model_copy(
+            update={"token_ids": item.base_token_ids, "logprobs": item.base_logprobs}
+        )
+        if len(answer.logprobs) != len(answer.token_ids):
+            return f"{item.prompt!r}: answered without tokens and log-probabilities"
+        if reason := _differs(bare, answer, tolerance):
+            return f"{item.prompt!r}: {reason}"
+    return None
+
+
 def _differs(item: IdentityItem, answer: Completion, tolerance: Tolerance) -> str | None:
     if len(answer.token_ids) != len(item.token_ids):
         return f"{len(answer.token_ids)} tokens where {len(item.token_ids)} are stored"

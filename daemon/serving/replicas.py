@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from daemon.serving.fleet import Fleet
 from daemon.serving.identity import CLOSE, EXACT, Tolerance
 from daemon.serving.replica import Common
 from daemon.serving.server_command import admin_key_file, has_gpu
-from policies.errors import ConfigError
+from policies.errors import ConfigError, DiskFull
 
 
 def connect(settings: Settings) -> tuple[HttpServer, ...]:
@@ -21,7 +22,8 @@ def connect(settings: Settings) -> tuple[HttpServer, ...]:
     try:
         admin_key = pointer.ensure_admin_key(admin_key_file(settings))
     except OSError as error:
-        raise ConfigError(f"{admin_key_file(settings)}: {error.strerror}") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        raise kind(f"{admin_key_file(settings)}: {error.strerror}") from error
     user_key = None if server.user_key_file is None else _key(server.user_key_file)
     timeouts = Timeouts(request_s=server.request_timeout_s, load_s=server.load_timeout_s)
     return tuple(
