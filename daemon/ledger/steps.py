@@ -41,6 +41,25 @@ class Steps:
             payload = {"step": step, "error": error, "kind": kind}
             self._db.event("step.failed", f"plan:{plan_id}", payload, now)
 
+    def postponed(
+        self,
+        plan_id: int,
+        step: Step,
+        error: str,
+        kind: str,
+        not_before: datetime,
+        now: datetime,
+    ) -> None:
+        """A step cannot be done for now: no attempt used, none before `not_before`."""
+        with self._db.write("postponed"):
+            self._drop_lease(plan_id, step)
+            self._db.do(
+                "UPDATE plans SET not_before = ?, error = ?, error_kind = ? WHERE id = ?",
+                (stamp(not_before), error, kind, plan_id),
+            )
+            payload = {"step": step, "error": error, "kind": kind}
+            self._db.event("step.postponed", f"plan:{plan_id}", payload, now)
+
     def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
         """A step ended without a word because the daemon did: its lease is given up."""
         with self._db.write("interrupted"):
