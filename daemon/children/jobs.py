@@ -71,7 +71,7 @@ class Jobs:
 
         Where the child before it left a checkpoint, it goes on from there.
         """
-        workdir.mkdir(parents=True, exist_ok=True)
+        files.make_folder(workdir)
         (workdir / "error.json").unlink(missing_ok=True)
         files.write_text(workdir / "request.json", request.model_dump_json(indent=1))
         faults.point(f"{step}:requested")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from adapters import files
 from daemon.config.settings import Settings
 from policies.errors import ConfigError, ForeignModule
 
@@ -48,7 +49,7 @@ def prepare_state(settings: Settings) -> None:
     """Make the state directory and what belongs into it; raise `ConfigError` where that fails."""
     for folder in settings.layout.directories():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
         except OSError as error:
             raise ConfigError(
                 f"state_dir: {folder} cannot be made: {error.strerror}; "

@@ -66,6 +66,7 @@ def erase_archive(layout: Layout, finder_of: Callable[[str], Finder]) -> Iterato
         finder = finder_of(path.stem)
         if finder.traces:
             yield from _erase_lines(path, finder)
+    files.sync(layout.archive)
     faults.point("forget:archive")
 
 
@@ -123,6 +124,7 @@ def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
             if tells(traces, text):
                 files.write_text(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
             yield None
+    files.sync(layout.inbox)
     faults.point("forget:receipts")
 
 
@@ -140,6 +142,8 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
     for parent in (layout.adapters, layout.served, layout.probes):
         for half in parent.glob(f"{HALF}*"):
             store.remove(half)
+    for parent in (layout.work, layout.adapters, layout.served, layout.probes):
+        files.sync(parent)
     faults.point("forget:work")
 
 
@@ -177,6 +181,8 @@ def erase_answers(
                 if len(kept) < len(lines):
                     files.write_text(path, "".join(kept))
                 yield None
+            files.sync(folder)
+    files.sync(layout.answers)
     faults.point("forget:answers")
 
 
