@@ -15,7 +15,7 @@ from rich.table import Table
 from daemon.children.jobs import Jobs, held
 from daemon.cli.session import console, print_json, say
 from daemon.training.messages import ProbeReport, ProbeRequest
-from policies.errors import NotFound, Refused
+from policies.errors import NotFound, RequestRefused
 
 if TYPE_CHECKING:
     from adapters.spectrum import Spectrum
@@ -34,7 +34,7 @@ def fit(settings: Settings) -> None:
     for directory in (layout.probes, workdir):
         directory.mkdir(parents=True, exist_ok=True)
     if held(workdir):
-        raise Refused(f"{workdir}: another fit is under way")
+        raise RequestRefused(f"{workdir}: another fit is under way")
     (workdir / "report.json").unlink(missing_ok=True)
     request = ProbeRequest(
         model_dir=settings.model.path,
@@ -60,7 +60,7 @@ def _followed(jobs: Jobs, workdir: Path) -> Any:  # noqa: ANN401 - JSON
         while True:
             state = jobs.poll(workdir)
             if state.error is not None:
-                raise Refused(state.error.error)
+                raise RequestRefused(state.error.error)
             if state.outcome == "finished":
                 return state.report
             if state.progress is not None:

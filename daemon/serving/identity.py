@@ -16,7 +16,7 @@ from policies.errors import ServerUnusable
 FILE = "identity.json"
 
 
-class Item(BaseModel):
+class IdentityItem(BaseModel):
     """One prompt: greedy tokens and log-probabilities of the adapter and of the bare base."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -34,7 +34,7 @@ class Identity(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     max_tokens: int
-    items: tuple[Item, ...]
+    items: tuple[IdentityItem, ...]
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def mismatch(
     return None
 
 
-def _differs(item: Item, answer: Completion, tolerance: Tolerance) -> str | None:
+def _differs(item: IdentityItem, answer: Completion, tolerance: Tolerance) -> str | None:
     if len(answer.token_ids) != len(item.token_ids):
         return f"{len(answer.token_ids)} tokens where {len(item.token_ids)} are stored"
     stored = zip(item.token_ids, item.logprobs, strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.probe import Probe, Protection
-from adapters.probe_fit import ProbeSettings, fit_probe
+from adapters.probe_fit import ProbeConfig, fit_probe
 from adapters.spectrum import spectra
 from daemon.cli import main
 from policies.records import Example
@@ -22,7 +22,7 @@ SKILL = [Example(prompt=f"{a}+{b}=", completion=str(a + b)) for a in range(6) fo
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
     folder = tmp_path_factory.mktemp("probe")
     model = tiny.build(folder / "base")
-    found = fit_probe(model, SKILL, folder / "probe", ProbeSettings(steps=4, batch=4))
+    found = fit_probe(model, SKILL, folder / "probe", ProbeConfig(steps=4, batch=4))
     (folder / "config.toml").write_text(
         f'[model]\npath = "{model}"\n[probe]\npath = "{found.directory}"\n'
     )

@@ -24,7 +24,7 @@ from daemon.loop.preflight import prepare_state, require_files, require_own_modu
 from daemon.loop.service import LOW_DISK_BYTES, Service
 from daemon.serving.servers import Servers
 from daemon.views.status import DaemonView
-from policies.errors import ConfigError, ForeignModule, Refused
+from policies.errors import ConfigError, ForeignModule, RequestRefused
 from policies.records import BatchState
 from tests.support.crashing import Site
 
@@ -94,7 +94,7 @@ def test_every_command_answers_in_one_line(one: Site) -> None:
         ("forward", ("because", "")): "no later revision",
     }
     for (command, (key, value)), words in refused.items():
-        with pytest.raises(Refused, match=words) as raised:
+        with pytest.raises(RequestRefused, match=words) as raised:
             ask(path, command, **{key: value})
         assert "\n" not in str(raised.value)
 

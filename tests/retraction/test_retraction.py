@@ -14,7 +14,7 @@ import pytest
 from daemon.base import faults
 from daemon.base.control import ask
 from daemon.views import status
-from policies.errors import DaemonUnreachable, Refused
+from policies.errors import DaemonUnreachable, RequestRefused
 from policies.records import BatchState, PlanKind
 from tests.support.crashing import Site
 
@@ -51,7 +51,7 @@ def retract(one: Site, **named: Any) -> None:
             ask(one.layout.control_socket, "retract", because="asked to", **named)
         except DaemonUnreachable:
             return False
-        except Refused as refused:
+        except RequestRefused as refused:
             return "retracted before" in str(refused)
         return True
 
@@ -112,7 +112,7 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
         assert told["not_promised"]
 
         for number in (1, 2, 3):
-            with pytest.raises(Refused, match="is not served again"):
+            with pytest.raises(RequestRefused, match="is not served again"):
                 ask(one.layout.control_socket, "rollback", to=number)
         one.restart_replica()
         assert one.stop() == 0
