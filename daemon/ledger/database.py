@@ -183,7 +183,7 @@ def _configure(db: sqlite_utils.Database) -> None:
     # Before 3.51.3 a reset of the write-ahead log can corrupt the database.
     safe_wal = sqlite3.sqlite_version_info >= (3, 51, 3)
     db.execute(f"PRAGMA journal_mode={'WAL' if safe_wal else 'DELETE'}")
-    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA synchronous=EXTRA")
     db.execute("PRAGMA foreign_keys=ON")
     db.execute("PRAGMA cache_size=-65536")
 
