@@ -26,7 +26,7 @@ from tests.support.disk.model import Image
 
 pytestmark = [pytest.mark.durability, pytest.mark.timeout(240)]
 
-CUTS = 24
+CUTS = 14
 SEED = 7
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = "Ouagadougou"
