@@ -37,7 +37,7 @@ from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
-from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable
+from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable, RequestRefused
 from policies.records import BatchState
 from tests.support import clocks
 from tests.support.fake_vllm import Replica
@@ -290,7 +290,7 @@ class Site:
         def done() -> bool:
             try:
                 ask(self.layout.control_socket, command, to=to, because="a test")
-            except DaemonUnreachable:
+            except (DaemonUnreachable, RequestRefused):
                 return False
             with self.reading() as ledger:
                 return ledger.revisions.target().number == to and self._serves(to)

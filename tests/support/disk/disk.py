@@ -17,7 +17,7 @@ import struct
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,20 @@ CHANGES = frozenset(
 
 @dataclass(frozen=True)
 class Fault:
-    """The next `times` requests of these kinds, at paths that match, fail with `number`."""
+    """The next `times` requests of these kinds, at paths that match, fail with `number`.
+
+    What the process `sparing` asks for, a test that writes files itself, does not.
+    """
 
     kinds: frozenset[str]
     path: str
     number: int
     times: int = 1
+    sparing: int = 0
 
-    def hits(self, kind: str, path: str) -> bool:
-        return kind in self.kinds and re.fullmatch(self.path, path) is not None
+    def hits(self, kind: str, path: str, asker: int) -> bool:
+        spared = asker == self.sparing or kind not in self.kinds
+        return not spared and re.fullmatch(self.path, path) is not None
 
 
 @dataclass
@@ -58,6 +63,7 @@ class _Served:
     fault: Fault | None = None
     hit: list[tuple[str, str]] = field(default_factory=list)
     free: int = PLENTY
+    sparing: int = 0
     steps: int = 0
 
 
@@ -69,10 +75,10 @@ class _Server:
 
     def _before(self, kind: str, path: str) -> None:
         state = self.state
-        if kind in CHANGES:
+        if kind in CHANGES and self.answering.asker != state.sparing:
             state.seen[kind, path] += 1
         fault = state.fault
-        if fault is not None and fault.hits(kind, path):
+        if fault is not None and fault.hits(kind, path, self.answering.asker):
             state.hit.append((kind, path))
             left = replace(fault, times=fault.times - 1)
             state.fault = left if left.times else None
@@ -102,6 +108,8 @@ class _Server:
                 state.record, state.seed = True, value
             case "images":
                 return state.images
+            case "spare":
+                state.sparing = value
             case "seen":
                 return dict(state.seen)
             case "fail":
@@ -142,9 +150,11 @@ class Disk:
         """From now on this must survive a power cut."""
         self.ask("mark", what)
 
-    def fail(self, kinds: set[str], path: str, number: int, times: int = 1) -> None:
-        """Have requests fail from now on."""
-        self.ask("fail", Fault(frozenset(kinds), path, number, times))
+    def fail(
+        self, kinds: Iterable[str], path: str, number: int, times: int = 1, sparing: int = 0
+    ) -> None:
+        """Have requests fail from now on, but those of the process `sparing`."""
+        self.ask("fail", Fault(frozenset(kinds), path, number, times, sparing))
 
     def heal(self) -> None:
         """No request fails any more, and there is room."""

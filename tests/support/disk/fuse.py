@@ -69,7 +69,7 @@ class Answering:
     """Answers the kernel's requests out of `files`.
 
     `before` hears of every change ("write", "fsync", "rename", ...) and may refuse it; `synced`
-    is called around every fsync, with whether it has been done.
+    is called around every fsync, with whether it has been done. `asker` is the process that asks.
     """
 
     def __init__(
@@ -83,10 +83,11 @@ class Answering:
         self._before = before
         self._synced = synced
         self._room = room
+        self.asker = 0
 
     def answer(self, request: bytes) -> bytes | None:
         """The bytes to write back; None where the kernel expects none."""
-        _, opcode, unique, node, uid, gid, *_ = struct.unpack_from("<IIQQIIII", request)
+        _, opcode, unique, node, uid, gid, self.asker, _ = struct.unpack_from("<IIQQIIII", request)
         if opcode in WITHOUT_ANSWER:
             return None
         try:
@@ -119,6 +120,8 @@ class Answering:
                 self.files.name(((node, name, source),))
                 return self._entry(source)
             case Op.OPEN | Op.OPENDIR:
+                if opcode == Op.OPEN:
+                    self._before("open", inode.path)
                 return struct.pack("<QII", 0, 0, 0)
             case Op.READ:
                 place, size = struct.unpack_from("<QI", body, 8)
