@@ -48,7 +48,7 @@ class Failures:
             requests.forget_probe(self._ledger)
         pause = timedelta(seconds=pause_s(head.attempts + 1, backoff_s))
         self._ledger.steps.failed(head.id, step, error.error, error.kind, now + pause, now)
-        log.warning("step failed", plan=head.id, step=step.value, error=error.error)
+        log.warning("stage failed", plan=head.id, stage=step.value, error=error.error)
         crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
         if crowded:
             kept = {"error": error.error, "error_kind": error.kind}
@@ -63,5 +63,7 @@ class Failures:
         seconds = pause_s(self._without_room, *ROOM_AGAIN_S)
         not_before = now + timedelta(seconds=seconds)
         self._ledger.steps.postponed(head.id, step, error.error, error.kind, not_before, now)
-        log.warning("no room", plan=head.id, step=step.value, error=error.error, again_in_s=seconds)
+        log.warning(
+            "no room", plan=head.id, stage=step.value, again_in_s=seconds, error=error.error
+        )
         return f"plan {head.id} waits for room and goes on by itself: {error.error}"

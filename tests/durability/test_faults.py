@@ -218,7 +218,7 @@ def test_a_child_killed_as_for_want_of_memory_is_tried_again_and_says_so(tmp_pat
         tour.rest()
         assert tour.state_of(name) == BatchState.LIVE
         with site.reading() as ledger:
-            told = [e.payload for e in ledger.events.latest() if e.kind == "step.failed"]
+            told = [e.payload for e in ledger.events.latest() if e.kind == "stage.failed"]
         assert len(told) == 1
         assert "was ended by SIGKILL" in told[0]["error"]
         assert "memory" in told[0]["error"]
