@@ -8,6 +8,8 @@ from sqlite_utils import Database, Migrations
 
 SCHEMA: Final = "schema_1"
 migrations: Final = Migrations("palorad")
+# What is there before the first tables are: a first start that was cut off leaves no more.
+_BOOKS: Final = frozenset({"_sqlite_migrations"})
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -229,7 +231,7 @@ def _schema(db: Database) -> None:
 def foreign(db: Database) -> str | None:
     """What schema a file has, if it is not this one; None for this one and for an empty file."""
     applied = [migration.name for migration in migrations.applied(db)]
-    if applied == [SCHEMA] or not db.table_names():
+    if applied == [SCHEMA] or set(db.table_names()) <= _BOOKS:
         return None
     if SCHEMA in applied:
         return f"a newer schema ({applied[-1]})"

@@ -74,6 +74,19 @@ def test_no_acknowledged_commit_is_undone(disk: Disk, tmp_path: Path) -> None:
                 survivor.events.verify_chain()
 
 
+def test_a_first_start_cut_off_anywhere_begins_again(disk: Disk, tmp_path: Path) -> None:
+    disk.ask("record", SEED)
+    with Ledger.open(disk.folder / "ledger.db") as ledger:
+        ledger.revisions.ensure_base("base", NOW)
+    images = disk.ask("images")
+    assert len(images) > 10
+    for image in images:
+        restore(image, tmp_path / "left")
+        with Ledger.open(tmp_path / "left" / "ledger.db") as survivor:
+            survivor.revisions.ensure_base("base", NOW)
+            survivor.events.verify_chain()
+
+
 def test_what_is_published_again_is_on_the_disk(disk: Disk, tmp_path: Path) -> None:
     """Killed between rename and sync, the child finds its adapter there the next time."""
     parent = disk.folder / "adapters"
