@@ -53,6 +53,7 @@ def publish(
     files.write_json(source / MANIFEST, manifest)
     for folder in sorted({(source / file).parent for file in hashes} | {source}):
         files.sync(folder)
+    files.make_folder(parent)
     try:
         source.rename(target)
     except OSError as error:

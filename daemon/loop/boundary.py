@@ -33,7 +33,8 @@ class Boundary:
         except OSError as error:
             # The disk, a right, the network: what it says is all there is to know.
             where = f"{error.filename}: " if error.filename else ""
-            self.report(what, f"{what}: {where}{error.strerror or error}; it is tried again")
+            why = error.strerror or str(error) or type(error).__name__
+            self.report(what, f"{what}: {where}{why}; it is tried again")
         except Exception as error:
             line = f"{what}: unexpected {type(error).__name__}: {error}; see the log"
             if self._trouble.get(what) != line:

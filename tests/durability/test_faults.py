@@ -11,13 +11,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from adapters import checkpoint, store
 from daemon.base.control import ask
+from daemon.children.endings import no_room
 from policies.errors import PaloradError
 from policies.records import BatchState, PlanState
 from tests.support import clocks, crash_tour, faulty, half_answers
 from tests.support.crash_tour import Tour
 from tests.support.crashing import Forked, Site, _listening
+from tests.support.disk.disk import mounted
 from tests.support.fake_steps import SLOWNESS
 from tests.support.faulty import FAILING, Bench
 
@@ -128,6 +133,26 @@ def test_training_without_room_waits_and_goes_on_when_there_is_some(bench: Bench
     assert tour.state_of(name) == BatchState.LIVE
     with site.reading() as ledger:
         assert {head.attempts for head in ledger.plans.heads()} == {0}
+
+
+@pytest.mark.parametrize("library", ["checkpoint", "safetensors", "store"])
+def test_whatever_writes_tells_a_full_disk(library: str, tmp_path: Path) -> None:
+    """Torch and safetensors say it in their own ways; a child has to understand them all."""
+    with mounted(tmp_path / "disk") as disk:
+        staging = store.staging(disk.folder / "adapters", "plan-1")
+        (staging / "weights").write_bytes(b"x")
+        weights = {"a": torch.ones(1 << 20)}
+        saved = checkpoint.Saved(5, weights, {}, {})
+        disk.fail(("write",), ".*", errno.ENOSPC, times=1 << 40)
+        with pytest.raises(Exception) as caught:
+            match library:
+                case "checkpoint":
+                    checkpoint.save(disk.folder / "checkpoint", "run", saved)
+                case "safetensors":
+                    save_file(weights, disk.folder / "adapters" / "adapter.safetensors")
+                case "store":
+                    store.publish(staging, disk.folder / "adapters", {})
+        assert no_room(caught.value)
 
 
 def test_a_disk_that_cannot_keep_the_adapter_fails_the_plan_with_its_reason(bench: Bench) -> None:
