@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import change, quarantine, setup
+from daemon.cli import change, keep, quarantine, setup
 from daemon.cli.session import (
     USAGE,
     ConfigOption,
@@ -195,6 +195,7 @@ def convert(
 app.add_typer(change.app)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(setup.app)
+app.add_typer(keep.app)
 for _command in entry_points(group="palorad.commands"):
     app.add_typer(_command.load())
 

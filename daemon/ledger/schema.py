@@ -6,7 +6,8 @@ from typing import Final
 
 from sqlite_utils import Database, Migrations
 
-SCHEMA: Final = "schema_1"
+SCHEMAS: Final = ("schema_1",)
+SCHEMA: Final = SCHEMAS[-1]
 migrations: Final = Migrations("palorad")
 # What is there before the first tables are: a first start that was cut off leaves no more.
 _BOOKS: Final = frozenset({"_sqlite_migrations"})
@@ -81,7 +82,6 @@ CREATE TABLE adapters (
   sha256 TEXT PRIMARY KEY,
   plan INTEGER NOT NULL,
   rank INTEGER NOT NULL,
-  path TEXT NOT NULL,
   created_at TEXT NOT NULL
 ) WITHOUT ROWID;
 
@@ -154,7 +154,6 @@ CREATE TABLE revisions (
   parent INTEGER,
   lineage TEXT NOT NULL,
   served_name TEXT NOT NULL,
-  served_path TEXT,
   sha256 TEXT,
   created_at TEXT NOT NULL
 );
@@ -187,6 +186,14 @@ CREATE TABLE paraphrases (
   fact INTEGER PRIMARY KEY REFERENCES facts (seq),
   paraphrases TEXT NOT NULL
 );
+
+CREATE TABLE removed (
+  kind TEXT NOT NULL,
+  name TEXT NOT NULL,
+  because TEXT NOT NULL,
+  removed_at TEXT NOT NULL,
+  PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
 
 CREATE TABLE feeds (
   name TEXT PRIMARY KEY,
@@ -228,10 +235,17 @@ def _schema(db: Database) -> None:
         db.execute(statement)
 
 
+def is_empty(db: Database) -> bool:
+    """Whether a file has no tables but those that a first start makes before its own."""
+    return set(db.table_names()) <= _BOOKS
+
+
 def foreign(db: Database) -> str | None:
-    """What schema a file has, if it is not this one; None for this one and for an empty file."""
+    """What schema a file has, if it is not this one; None for this one, for one from which
+    migrations lead here, and for an empty file."""
     applied = [migration.name for migration in migrations.applied(db)]
-    if applied == [SCHEMA] or set(db.table_names()) <= _BOOKS:
+    led_here = bool(applied) and applied == [*SCHEMAS[: len(applied)]]
+    if led_here or is_empty(db):
         return None
     if SCHEMA in applied:
         return f"a newer schema ({applied[-1]})"

@@ -16,6 +16,7 @@ from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
 from daemon.gate.suites import has_chat_template
 from daemon.ledger.ledger import Ledger
+from daemon.ledger.meta import BASE
 from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
 from policies.batching import Batching
@@ -27,7 +28,6 @@ from policies.planning import REBUILDS, Limits, Step
 from policies.records import Fact, Revision, content_id
 
 PROBE: Final = "probe"
-BASE: Final = "base_sha256"
 EARLIER_POOL: Final = 4000
 
 
@@ -87,11 +87,20 @@ def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
         return None
     try:
         kept = json.loads(text)
-        report = ProbeReport.model_validate(kept["report"])
+        report = _placed(ProbeReport.model_validate(kept["report"]), settings.state_dir)
     except (ValueError, KeyError, ValidationError):
         return None
     there = report.probe.is_dir() and report.served_dir.is_dir()
     return report if there and kept["key"] == probe_key(settings) else None
+
+
+def _placed(report: ProbeReport, state_dir: Path) -> ProbeReport:
+    """With the paths below the state directory, which are stored relative to it, as they are now.
+
+    Others are absolute, and joining leaves them so.
+    """
+    places = {"probe": state_dir / report.probe, "served_dir": state_dir / report.served_dir}
+    return report.model_copy(update=places)
 
 
 def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> None:
@@ -103,7 +112,13 @@ def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> N
             "put the former one back, or start with another state_dir"
         )
     ledger.meta.remember(BASE, report.served_sha256)
-    kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
+    inside = settings.state_dir
+    below = {
+        name: str(path.relative_to(inside))
+        for name, path in (("probe", report.probe), ("served_dir", report.served_dir))
+        if path.is_relative_to(inside)
+    }
+    kept = {"key": probe_key(settings), "report": report.model_dump(mode="json") | below}
     ledger.meta.remember(PROBE, json.dumps(kept))
 
 
@@ -169,8 +184,8 @@ def train_request(
         paraphrases=settings.paraphrase_policy,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
-        lineage=tuple(Path(ledger.steps.adapter(sha).path) for sha in kept),
-        start=tuple(Path(ledger.steps.adapter(sha).path) for sha in goes_on),
+        lineage=tuple(map(settings.layout.adapter, kept)),
+        start=tuple(map(settings.layout.adapter, goes_on)),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
         protection=settings.protection,

@@ -31,6 +31,7 @@ from daemon.loop.logs import configure_log
 from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
+from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
@@ -70,10 +71,8 @@ class Service:
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
-        self._settings = settings
-        self._ledger = ledger
-        self._servers = servers
-        self._reload = reload
+        self._settings, self._reload = settings, reload
+        self._ledger, self._servers = ledger, servers
         self._clock = clock
         self._monotonic = monotonic
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
@@ -96,12 +95,12 @@ class Service:
             clock=monotonic,
         )
         self._reconciler = self._make_reconciler(jobs or Jobs())
-        self._commands = Commands(
-            ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
-        )
+        self._boundary = Boundary()
+        self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
+        given = (ledger, self._intake, settings, self._retention)
+        self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
         self._stopping = asyncio.Event()
         self._wake = Wake()
-        self._boundary = Boundary()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
 
@@ -137,7 +136,8 @@ class Service:
         )
         intake = self._settings.intake
         observer = observe(self._settings.layout.inbox, intake.watch, self.look)
-        scheduler = calendar(self._settings.daemon.check_at, self.check)
+        check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
+        scheduler = calendar((check, self.check), (prune, self._retention.run))
         scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")

@@ -17,6 +17,7 @@ from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.intake.admit import Rules
 from daemon.intake.inbox import RECEIPT_ENDINGS
+from daemon.ledger.database import BEFORE
 from daemon.ledger.records import Tainted
 from policies.facts.admission import parse_line
 from policies.facts.splitting import ListSplitter, is_list
@@ -154,13 +155,10 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
 def held_by(layout: Layout, tainted: Tainted) -> list[Path]:
     """Every path at which an adapter or a revision that knows a retracted fact may lie.
 
-    The ledger's own paths, the same names below the state directory as it lies now, and what a
-    deletion has left halfway.
+    That is below the state directory as it lies now, and what a deletion has left halfway.
     """
-    adapters = {Path(path) for path in tainted.adapters.values()}
-    homes = {layout.adapters / path.name for path in adapters}
-    served = {layout.served / name for name in tainted.served}
-    found = adapters | homes | served
+    found = {layout.adapter(sha256) for sha256 in tainted.adapters}
+    found |= {layout.served / name for name in tainted.served}
     return sorted(found | {path.with_name(f"{GONE}{path.name}") for path in found})
 
 
@@ -205,7 +203,8 @@ def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> boo
 def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
     """Logs and whatever else lies in the state directory: lines become blanks, where they stand.
 
-    A log is written by a process that holds it open, so it is not replaced.
+    A log is written by a process that holds it open, so it is not replaced. Copies of the ledger
+    from before a migration go as a whole.
     """
     mine = {
         layout.archive,
@@ -218,6 +217,10 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         layout.root / "expert",
     }
     for path in sorted(_files(layout.root, mine)):
+        if path.name.startswith(f"{layout.ledger.name}{BEFORE}"):
+            path.unlink()
+            files.sync(path.parent)
+            continue
         if path.name.startswith(layout.ledger.name) or path in (layout.admin_key, layout.lock):
             continue
         yield from _blank_lines(path, traces)

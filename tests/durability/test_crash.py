@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from daemon.base import faults
+from daemon.keeping.backup import back_up
+from daemon.keeping.restore import check
 from daemon.ledger.ledger import Ledger
 from tests.support import crash_tour, durable_code
 from tests.support.crashing import Forked, Site
@@ -25,9 +27,17 @@ ELSEWHERE = {
     "test_what_only_some_settings_store_is_kept_all_or_none",
     "set_feed_cursor": "tests/durability/test_crash.py::"
     "test_what_only_some_settings_store_is_kept_all_or_none",
+    "backup": "tests/durability/test_crash.py::test_a_backup_that_is_killed_is_made_anew",
+    "restore": "tests/keeping/test_backup.py::"
+    "test_a_restore_that_was_killed_goes_on_and_no_daemon_starts_before",
+    "prune": "tests/keeping/test_pruning.py::test_killed_at_any_point_the_next_run_ends_the_same",
+    "remove": "tests/keeping/test_pruning.py::test_killed_at_any_point_the_next_run_ends_the_same",
     "sleep": "tests/loop/test_crash_sleep.py::"
     "test_killed_anywhere_the_server_ends_awake_verified_and_answering",
 }
+BACKUP = "test_a_backup_that_is_killed_is_made_anew"
+RESTORE = "tests/keeping/test_backup.py, a restore that was killed"
+ERASE_REST = "only of what a former palorad or a migration has left there"
 # Files that only the real steps, the real server or a further start commit.
 COMMITTED_ELSEWHERE = {
     "adapters.cache.save": "computed again when lost",
@@ -39,6 +49,17 @@ COMMITTED_ELSEWHERE = {
     "adapters.store.staging": "makes only what a publication fills",
     "daemon.children.jobs.start": "forked children commit the same request",
     "daemon.gate.answer_store.append": "tests/gate/test_answer_store.py, torn lines",
+    "daemon.keeping.backup_store.copied": BACKUP,
+    "daemon.keeping.backup_store.forget": BACKUP,
+    "daemon.keeping.backup_store.take": BACKUP,
+    "daemon.keeping.backup_store.write": BACKUP,
+    "daemon.keeping.pruning._delete": "tests/keeping/test_pruning.py",
+    "daemon.keeping.restore._gather": RESTORE,
+    "daemon.keeping.restore._put_aside": RESTORE,
+    "daemon.keeping.restore._put_in_place": RESTORE,
+    "daemon.keeping.restore.restore": RESTORE,
+    "daemon.ledger.snapshot.copy": "a copy that is made anew",
+    "daemon.retraction.erasure.erase_rest": ERASE_REST,
     "daemon.serving.server_command.install_middleware": "written anew at every start",
     "daemon.training.child._serve": "by adapters.store.publish, as the tour's steps",
     "daemon.training.child.train": "by adapters.store.publish, as the tour's steps",
@@ -88,6 +109,26 @@ def test_killed_while_a_batch_is_set_aside(phase: str, tmp_path: Path) -> None:
         (tmp_path / "away").rename(archived)
         site.until(lambda: site._rests("a.jsonl"), "learning a.jsonl")
         crash_tour.Tour(site, {"a.jsonl": ("x",)}).held()
+    finally:
+        site.close()
+
+
+@pytest.mark.parametrize("point", ["backup:files", "backup:written"])
+def test_a_backup_that_is_killed_is_made_anew(point: str, tmp_path: Path) -> None:
+    site, root = Site(tmp_path / "site"), tmp_path / "backups"
+    try:
+        site.start()
+        site.drop("a.jsonl", ["one", "two"])
+        assert site.stop() == 0
+
+        def once() -> int:
+            back_up(site.layout, root, NOW)
+            return 0
+
+        died = Forked(once, {faults.VARIABLE: point}, tmp_path / "log")
+        assert died.wait() == -signal.SIGKILL
+        again = back_up(site.layout, root, NOW)
+        assert check(root) == (again.number, again.manifest)
     finally:
         site.close()
 

@@ -198,6 +198,19 @@ class Site:
         self.replica.wait()
         self.replica = Forked(self._replica, {}, self.root / "replica.log")
 
+    def move(self, state_dir: Path) -> None:
+        """The stopped daemon's state directory is renamed, and the settings follow."""
+        self.settings.state_dir.rename(state_dir)
+        self.use(state_dir)
+
+    def use(self, state_dir: Path) -> None:
+        """Daemon and replica work on another state directory from their next start on."""
+        inbox = self.settings.intake.model_copy(update={"inbox": state_dir / "inbox"})
+        changed = {"state_dir": state_dir, "intake": inbox}
+        self.settings = self.settings.model_copy(update=changed)
+        self.layout = self.settings.layout
+        self.restart_replica()
+
     def start(self) -> Forked:
         self.starts += 1
         self.daemon = Forked(self._daemon, self.environment, self.root / "daemon.log")

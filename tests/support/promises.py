@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from adapters import store
 from daemon.ledger.ledger import Ledger
@@ -98,8 +97,7 @@ def _live_is_the_target(ledger: Ledger, site: Site) -> None:
     pointer = json.loads(site.layout.alias.read_text())
     assert (pointer["revision"], pointer["model"]) == (target.number, target.served_name), "3"
     if target.number:
-        assert target.served_path is not None
-        served = Path(target.served_path)
+        served = site.layout.served / target.served_name
         assert not (problems := store.verify(served)), f"3: {problems}"
         assert store.read_manifest(served)["sha256"] == target.sha256, "3: other bytes"
     known = ledger.knowledge.retracted_in(target.lineage)
