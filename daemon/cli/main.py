@@ -17,10 +17,10 @@ from daemon.cli.session import (
     ConfigOption,
     JsonOption,
     SetOption,
+    complain,
     find_config,
     load_settings,
     print_json,
-    stderr,
 )
 from policies.errors import PaloradError
 
@@ -63,7 +63,7 @@ _OS_ADVICE = {
 
 
 def _end(line: str, code: int) -> None:
-    stderr.print(f"palorad: {line}", style="red", markup=False, soft_wrap=True)
+    complain(f"palorad: {line}", style="red")
     raise SystemExit(code) from None
 
 

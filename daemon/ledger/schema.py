@@ -35,6 +35,7 @@ CREATE TABLE batches (
   quarantined INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX batches_name ON batches (name);
+CREATE INDEX batches_signature ON batches (signature);
 CREATE INDEX batches_arriving ON batches (first_fact, aside) WHERE complete = 0;
 
 CREATE TABLE facts (
@@ -77,6 +78,13 @@ CREATE TABLE quarantine (
   text TEXT NOT NULL,
   UNIQUE (batch, line)
 );
+CREATE TABLE quarantine_numbers (
+  batch INTEGER NOT NULL REFERENCES batches (seq),
+  first INTEGER NOT NULL,
+  last INTEGER NOT NULL,
+  kinds TEXT NOT NULL,
+  PRIMARY KEY (batch, first)
+) WITHOUT ROWID;
 
 CREATE TABLE adapters (
   sha256 TEXT PRIMARY KEY,

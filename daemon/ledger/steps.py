@@ -138,6 +138,11 @@ class Steps:
         body = self._db.one("SELECT body FROM verdicts WHERE plan = ?", (plan_id,))
         return None if body is None else Verdict.model_validate_json(body)
 
+    def latest_verdict(self) -> Verdict | None:
+        """The gate's latest verdict on any plan, if there is one."""
+        body = self._db.one("SELECT body FROM verdicts ORDER BY plan DESC LIMIT 1")
+        return None if body is None else Verdict.model_validate_json(body)
+
     def scorecards(self, plan_id: int) -> tuple[Scorecard, ...]:
         """What the verdict of a plan rests on."""
         rows = self._db.rows(

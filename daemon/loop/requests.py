@@ -13,7 +13,13 @@ from typing import Final
 from pydantic import ValidationError
 
 from daemon.config.settings import Settings
-from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
+from daemon.gate.messages import (
+    EvaluationRequest,
+    JudgeSource,
+    JudgingRequest,
+    ServedModel,
+    SuiteSource,
+)
 from daemon.gate.suites import has_chat_template
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.meta import BASE
@@ -22,7 +28,7 @@ from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
 from policies.batching import Batching
 from policies.errors import StateConflict
 from policies.facts.model_paraphrases import with_model_paraphrases
-from policies.gate.grading import grade
+from policies.gate.grading import AUTO, JUDGE, grade
 from policies.gate.sampling import draw_earlier
 from policies.planning import REBUILDS, Limits, Step
 from policies.records import Fact, Revision, content_id
@@ -217,9 +223,15 @@ def evaluate_request(
         admin_key_file=server.admin_key_file or settings.layout.admin_key,
         user_key_file=server.user_key_file,
         request_timeout_s=server.request_timeout_s,
+        judge=_judge(settings),
         answers=settings.layout.answers,
         model_dir=probe.served_dir,
     )
+
+
+def _judge(settings: Settings) -> JudgeSource | None:
+    judge = settings.gate.judge
+    return JudgeSource(**judge.model_dump()) if judge.url and judge.model else None
 
 
 def _evaluation(
@@ -282,14 +294,14 @@ def _superseded(
 ) -> tuple[Fact, ...]:
     """Facts learnt before that gave way to others; without those whose new answer says the old."""
     gate = settings.gate
+    # The lenient grader sees the old answer in more new ones: what is in doubt is not asked.
+    grader = "contains" if gate.facts_grader in (AUTO, JUDGE) else gate.facts_grader
     pairs = ledger.knowledge.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
     known = {
         fact.id: fact for fact in ledger.facts.find(ids=[name for pair in pairs for name in pair])
     }
     return tuple(
-        known[old]
-        for old, new in pairs
-        if not grade(gate.facts_grader, known[new].answer, known[old].answer)
+        known[old] for old, new in pairs if not grade(grader, known[new].answer, known[old].answer)
     )
 
 

@@ -26,7 +26,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
-from daemon.loop.instance import single_instance
+from daemon.loop.instance import alone
 from daemon.loop.logs import configure_log
 from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
@@ -36,7 +36,7 @@ from daemon.loop.rollout import Rollout, replica_views
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
-from daemon.loop.watching import observe
+from daemon.loop.watching import Watching
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
@@ -99,6 +99,7 @@ class Service:
         self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
         given = (ledger, self._intake, settings, self._retention)
         self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
+        self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
         self._stopping = asyncio.Event()
         self._wake = Wake()
         self._scan_until = self._rests_until = monotonic()
@@ -134,8 +135,7 @@ class Service:
         self._update_receipts(
             tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
         )
-        intake = self._settings.intake
-        observer = observe(self._settings.layout.inbox, intake.watch, self.look)
+        self._watching.ensure()
         check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
         scheduler = calendar((check, self.check), (prune, self._retention.run))
         scheduler.start()
@@ -151,8 +151,7 @@ class Service:
             for tick in ticks:
                 tick.cancel()
             await asyncio.gather(*ticks, return_exceptions=True)
-            if observer is not None:
-                observer.stop()
+            self._watching.stop()
             await control.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
@@ -204,6 +203,7 @@ class Service:
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
+        self._watching.ensure()
         self._scan_until = max(self._scan_until, self._monotonic() + 1)
 
     async def _take_in(self) -> None:
@@ -341,7 +341,7 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
     require_files(settings)
     prepare_state(settings)
     configure_log(settings.daemon.log_level)
-    with single_instance(settings.layout.lock), Ledger.open(settings.layout.ledger) as ledger:
+    with alone(settings.layout), Ledger.open(settings.layout.ledger) as ledger:
         asyncio.run(_run(settings, ledger, reload))
     return 0
 

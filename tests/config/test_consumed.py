@@ -11,6 +11,7 @@ from daemon.config.settings import Settings
 from tests.config.effects import (
     Effect,
     feeds,
+    grading,
     judging,
     keeping,
     learning,
@@ -19,7 +20,7 @@ from tests.config.effects import (
     taking_in,
 )
 
-MODULES = (serving, learning, judging, taking_in, feeds, running, keeping)
+MODULES = (serving, learning, judging, grading, taking_in, feeds, running, keeping)
 EFFECTS: dict[str, Effect] = {
     key: effect for module in MODULES for key, effect in module.EFFECTS.items()
 }

@@ -172,7 +172,15 @@ def undeletable(monkeypatch: pytest.MonkeyPatch, kept: Path, error: int) -> None
             raise OSError(error, "Operation not permitted", str(kept))
         really(path, ignore_errors=ignore_errors, **more)
 
+    really_renamed = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path == kept:
+            raise OSError(error, "Operation not permitted", str(kept))
+        return really_renamed(path, target)
+
     monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(Path, "rename", rename)
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EROFS])

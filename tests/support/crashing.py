@@ -31,7 +31,7 @@ from daemon.children import worker
 from daemon.children.jobs import Jobs
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
-from daemon.loop.instance import single_instance
+from daemon.loop.instance import alone
 from daemon.loop.logs import configure_log
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
@@ -175,7 +175,7 @@ class Site:
         settings = self.settings
         prepare_state(settings)
         configure_log("info")
-        with single_instance(self.layout.lock), Ledger.open(self.layout.ledger) as ledger:
+        with alone(self.layout), Ledger.open(self.layout.ledger) as ledger:
 
             async def run() -> None:
                 service = Service(
