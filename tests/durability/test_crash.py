@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ELSEWHERE = {
     "set_aside": "tests/durability/test_crash.py::test_killed_while_a_batch_is_set_aside",
     "keep_paraphrases": "tests/durability/test_crash.py::"
+    "test_what_only_some_settings_store_is_kept_all_or_none",
+    "withdraw": "tests/durability/test_crash.py::"
     "test_what_only_some_settings_store_is_kept_all_or_none",
     "set_feed_cursor": "tests/durability/test_crash.py::"
     "test_what_only_some_settings_store_is_kept_all_or_none",
@@ -49,6 +52,8 @@ COMMITTED_ELSEWHERE = {
     "adapters.store.staging": "makes only what a publication fills",
     "daemon.children.jobs.start": "forked children commit the same request",
     "daemon.gate.answer_store.append": "tests/gate/test_answer_store.py, torn lines",
+    "daemon.gate.answer_store.write_card": "tests/gate/test_answer_store.py",
+    "daemon.retraction.erasure._erase_measured": "the tour's judging keeps no answers",
     "daemon.keeping.backup_store.copied": BACKUP,
     "daemon.keeping.backup_store.forget": BACKUP,
     "daemon.keeping.backup_store.take": BACKUP,
@@ -133,33 +138,51 @@ def test_a_backup_that_is_killed_is_made_anew(point: str, tmp_path: Path) -> Non
         site.close()
 
 
+def _paraphrased(ledger: Ledger) -> object:
+    return ledger.paraphrases.of([row[0] for row in ledger.db.rows("SELECT id FROM facts")])
+
+
+RARE: dict[str, tuple[Callable[[Ledger], object], Callable[[Ledger], object]]] = {
+    "keep_paraphrases": (
+        lambda ledger: ledger.paraphrases.keep(
+            {row[0]: ["another"] for row in ledger.db.rows("SELECT id FROM facts")}
+        ),
+        _paraphrased,
+    ),
+    "set_feed_cursor": (
+        lambda ledger: ledger.feeds.set_cursor("news", "7", NOW),
+        lambda ledger: ledger.feeds.cursor("news"),
+    ),
+    "withdraw": (
+        lambda ledger: ledger.quarantine.withdraw(ledger.batches.get("a.jsonl").id, 2),
+        lambda ledger: ledger.quarantine.last(ledger.batches.get("a.jsonl").id),
+    ),
+}
+
+
 @pytest.mark.parametrize("phase", faults.PHASES)
-@pytest.mark.parametrize("name", ["keep_paraphrases", "set_feed_cursor"])
+@pytest.mark.parametrize("name", RARE)
 def test_what_only_some_settings_store_is_kept_all_or_none(
     name: str, phase: str, tmp_path: Path
 ) -> None:
+    change, look = RARE[name]
     site = Site(tmp_path / "site")
     try:
         site.start()
-        site.drop("a.jsonl", ["one", "two"])
+        site.put("a.jsonl", ['{"prompt": "one", "answer": "1"}', "no JSON"])
+        site.until(lambda: site._rests("a.jsonl"), "learning a.jsonl")
         assert site.stop() == 0
         with site.reading() as ledger:
-            ids = [row[0] for row in ledger.db.rows("SELECT id FROM facts")]
+            before = look(ledger)
 
-        def keep() -> int:
+        def once() -> int:
             with Ledger.open(site.layout.ledger) as ledger:
-                if name == "keep_paraphrases":
-                    ledger.paraphrases.keep({fact: ["another"] for fact in ids})
-                ledger.feeds.set_cursor("news", "7", NOW)
+                change(ledger)
             return 0
 
-        point = {faults.VARIABLE: f"{name}:{phase}"}
-        assert Forked(keep, point, tmp_path / "log").wait() == -signal.SIGKILL
+        died = Forked(once, {faults.VARIABLE: f"{name}:{phase}"}, tmp_path / "log")
+        assert died.wait() == -signal.SIGKILL
         with site.reading() as ledger:
-            kept = dict.fromkeys(ids, ("another",)) if phase == "after" else {}
-            if name == "keep_paraphrases":
-                assert ledger.paraphrases.of(ids) == kept
-            else:
-                assert ledger.feeds.cursor("news") == ("7" if kept else None)
+            assert (look(ledger) != before) == (phase == "after")
     finally:
         site.close()
