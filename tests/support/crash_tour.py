@@ -40,7 +40,9 @@ class Tour:
         self.rest()
 
     def rest(self) -> None:
-        self.site.until(lambda: promises.at_rest(self.site), f"resting after {self.number}")
+        self.site.until(
+            lambda: promises.at_rest(self.site, self.files), f"resting after {self.number}"
+        )
 
     def held(self) -> None:
         promises.held(self.site, self.files, self.forgotten)

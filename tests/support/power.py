@@ -116,7 +116,10 @@ def survives(recorded: Recorded, image: Image) -> None:
         (site.layout.inbox / name).unlink(missing_ok=True)
     _check_what_was_told(site, image)
     site.put("later.jsonl", AFTERWARDS)
-    site.until(lambda: promises.at_rest(site), f"recovering from {image.at}, {image.after}")
+    site.until(
+        lambda: promises.at_rest(site, (*files, "later.jsonl")),
+        f"recovering from {image.at}, {image.after}",
+    )
     forgotten = (FORGOTTEN,) if "retracted" in image.marks else ()
     promises.held(site, {**files, "later.jsonl": AFTERWARDS}, forgotten)
     _close_daemon(site)

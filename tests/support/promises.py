@@ -17,15 +17,16 @@ EVERY = 1 << 30
 WENT_LIVE = (PlanState.LIVE, PlanState.ROLLED_BACK)
 
 
-def at_rest(site: Site) -> bool:
-    """Whether nothing is left to do: nobody has to ask for anything."""
+def at_rest(site: Site, files: Iterable[str] = ()) -> bool:
+    """Whether nothing is left to do, all `files` being taken: nobody has to ask for anything."""
     layout = site.layout
     waiting = [p for p in layout.inbox.iterdir() if p.suffix == ".jsonl" and p.name[0] != "."]
     if waiting or not layout.alias.exists():
         return False
     with site.reading() as ledger:
         return (
-            not ledger.plans.heads(OPEN_STATES)
+            {batch.name for batch in ledger.batches.latest(EVERY)} >= set(files)
+            and not ledger.plans.heads(OPEN_STATES)
             and not ledger.steps.leases()
             and not ledger.retractions.all(unfinished=True)
             and not ledger.admission.admitting()
