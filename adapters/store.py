@@ -56,23 +56,28 @@ def publish(
     if target.exists():
         if _published_hash(target) != sha or verify(target):
             raise StoreConflict(f"{target} exists with other content; it is never overwritten")
-        shutil.rmtree(source)
-        return target
+        return _there_already(source, target)
     for file in hashes:
         files.sync(source / file)
     manifest = {"sha256": sha, "files": hashes, **facts_about_it}
     files.write_json(source / MANIFEST, manifest)
     for folder in sorted({(source / file).parent for file in hashes} | {source}):
         files.sync(folder)
-    parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(parent)
     try:
         source.rename(target)
     except OSError as error:
         if target.exists() and _published_hash(target) == sha and not verify(target):
-            shutil.rmtree(source)
-            return target
+            return _there_already(source, target)
         raise StoreConflict(f"cannot publish {source.name} as {target}: {error}") from error
     files.sync(parent)
+    return target
+
+
+def _there_already(source: Path, target: Path) -> Path:
+    """Whoever published it may have been killed before its name was on the disk."""
+    files.sync(target.parent)
+    shutil.rmtree(source)
     return target
 
 
@@ -130,7 +135,8 @@ def staging(parent: Path, name: str) -> Path:
     path = parent / f".tmp-{name}"
     if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    files.make_folder(parent)
+    path.mkdir()
     return path
 
 
@@ -164,4 +170,6 @@ def remove(directory: Path) -> None:
     """
     if directory.exists() or directory.is_symlink():
         shutil.rmtree(directory)
+    # Whoever deleted it may have been killed before that was on the disk.
+    if directory.parent.is_dir():
         files.sync(directory.parent)

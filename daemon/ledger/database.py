@@ -16,7 +16,7 @@ import sqlite_utils
 from daemon.base import faults
 from daemon.ledger import snapshot
 from daemon.ledger.chain import GENESIS, chained, salted
-from daemon.ledger.schema import SCHEMA, foreign, migrations
+from daemon.ledger.schema import SCHEMA, foreign, is_empty, migrations
 from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerDamaged, LedgerUnusable
 
 SqlRow = tuple[Any, ...]
@@ -189,7 +189,7 @@ def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
 
 def _copy_before_migration(db: sqlite_utils.Database, path: Path) -> None:
     """Before its tables change, the ledger as it is stays beside it; an empty one has none."""
-    if db.table_names() and (pending := migrations.pending(db)):
+    if not is_empty(db) and (pending := migrations.pending(db)):
         snapshot.copy(db.conn, path.with_name(f"{path.name}{BEFORE}{pending[0].name}"))
 
 

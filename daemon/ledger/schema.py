@@ -9,6 +9,8 @@ from sqlite_utils import Database, Migrations
 SCHEMAS: Final = ("schema_1",)
 SCHEMA: Final = SCHEMAS[-1]
 migrations: Final = Migrations("palorad")
+# What is there before the first tables are: a first start that was cut off leaves no more.
+_BOOKS: Final = frozenset({"_sqlite_migrations"})
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -244,12 +246,17 @@ def _schema(db: Database) -> None:
         db.execute(statement)
 
 
+def is_empty(db: Database) -> bool:
+    """Whether a file has no tables but those that a first start makes before its own."""
+    return set(db.table_names()) <= _BOOKS
+
+
 def foreign(db: Database) -> str | None:
     """What schema a file has, if it is not this one; None for this one, for one from which
     migrations lead here, and for an empty file."""
     applied = [migration.name for migration in migrations.applied(db)]
     led_here = bool(applied) and applied == [*SCHEMAS[: len(applied)]]
-    if led_here or not db.table_names():
+    if led_here or is_empty(db):
         return None
     newest = max(reversed(applied), key=_number, default="")
     if _number(newest) > _number(SCHEMA):

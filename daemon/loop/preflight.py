@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from adapters import files
 from daemon.config.settings import Settings
 from policies.errors import ConfigError, DiskFull, ForeignModule
 
@@ -63,7 +64,7 @@ def prepare_state(settings: Settings) -> None:
         )
     for folder in settings.layout.directories():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
         except OSError as error:
             if error.errno in FULL:
                 raise DiskFull(f"{folder} cannot be made: {error.strerror}; make room") from None

@@ -82,6 +82,7 @@ def erase_archive(
         finder = finder_of(path.stem)
         if finder.traces:
             yield from _erase_lines(path, finder, record)
+    files.sync(layout.archive)
     faults.point("forget:archive")
 
 
@@ -170,6 +171,7 @@ def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
             if tells(traces, text):
                 files.write_text(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
             yield path
+    files.sync(layout.inbox)
     faults.point("forget:receipts")
 
 
@@ -189,6 +191,7 @@ def erase_work(
     for parent in (layout.work, layout.adapters, layout.served, layout.probes):
         for half in parent.glob(f"{HALF}*"):
             yield from scanning.removal(half)
+        files.sync(parent)
     faults.point("forget:work")
 
 
@@ -232,6 +235,8 @@ def erase_answers(
             continue
         for path in sorted(folder.glob("*.jsonl")):
             yield from _erase_measured(path, names, traces)
+        files.sync(folder)
+    files.sync(layout.answers)
     faults.point("forget:answers")
 
 

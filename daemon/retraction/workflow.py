@@ -156,6 +156,9 @@ class Forgetting:
         """Delete what knows a retracted fact; raises `OSError` for what lies there afterwards."""
         paths = held_by(self._layout, tainted)
         if not remaining(paths):
+            # They may have been deleted by a process that was killed before that was on the disk.
+            for parent in {path.parent for path in paths if path.parent.is_dir()}:
+                files.sync(parent)
             return
         await self._replicas.discard(tainted.served)
         faults.point("forget:revisions")
@@ -231,7 +234,7 @@ class Forgetting:
         self._require_gone(held_by(self._layout, self._barred(erased)))
         for found in erased:
             path = self._layout.certificate(found.handle)
-            path.parent.mkdir(exist_ok=True)
+            files.make_folder(path.parent)
             files.write_text(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
             faults.point("forget:certificate")
             self._ledger.retractions.certified(found.handle, now)

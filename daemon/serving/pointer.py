@@ -35,12 +35,13 @@ def write(path: Path, pointer: Pointer) -> None:
 
 
 def ensure_admin_key(path: Path) -> str:
-    """palorad's own key; made at the first start, readable by its owner only."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(secrets.token_hex(32) + "\n")
-        files.sync_stream(stream)
-    return path.read_text().strip()
+    """palorad's own key, readable by its owner only; made at the start if there is none."""
+    key = path.read_text().strip() if path.exists() else ""
+    if not key:
+        part = path.with_name(f".{path.name}.tmp")
+        part.unlink(missing_ok=True)
+        key = secrets.token_hex(32)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(f"{key}\n")
+        files.put_in_place(part, path)
+    return key

@@ -330,6 +330,16 @@ def test_the_pointer_is_replaced_and_never_written_in_place(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["alias.json"]
 
 
+def test_an_empty_admin_key_is_made_again(tmp_path: Path) -> None:
+    """As a full disk or a power cut between making and writing it would leave it."""
+    path = tmp_path / "admin.key"
+    path.touch(mode=0o644)
+    key = pointer.ensure_admin_key(path)
+    assert len(key) == 64
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert pointer.ensure_admin_key(path) == key
+
+
 def test_the_admin_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "admin.key"
     key = pointer.ensure_admin_key(path)
