@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from adapters import files
 from daemon.config.settings import Settings
 from policies.errors import ConfigError, ForeignModule
 
@@ -45,10 +46,14 @@ def require_files(settings: Settings) -> None:
 
 
 def prepare_state(settings: Settings) -> None:
-    """Make the state directory and what belongs into it; raise `ConfigError` where that fails."""
+    """Make the state directory and what belongs into it, durably; raise `ConfigError` where that
+    fails.
+    """
     for folder in settings.layout.directories():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                files.sync(folder.parent)
         except OSError as error:
             raise ConfigError(
                 f"state_dir: {folder} cannot be made: {error.strerror}; "
