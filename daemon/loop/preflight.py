@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-from adapters import files
 from daemon.config.settings import Settings
 from policies.errors import ConfigError, ForeignModule
 
@@ -39,21 +38,24 @@ def require_files(settings: Settings) -> None:
         "train.replay.reasoning": replay.reasoning,
         "server.admin_key_file": settings.server.admin_key_file,
         "server.user_key_file": settings.server.user_key_file,
-    } | {f"gate.suites[{n}].path": suite.path for n, suite in enumerate(settings.gate.suites)}
+    }
+    for n, suite in enumerate(settings.gate.suites):
+        if suite.task is None:
+            named[f"gate.suites[{n}].path"] = suite.path
+        elif suite.path is not None and not suite.path.is_dir():
+            raise ConfigError(
+                f"gate.suites[{n}].path {suite.path}: there is no such folder of tasks; correct it"
+            )
     for key, path in named.items():
         if path is not None and not path.is_file():
             raise ConfigError(f"{key} {path}: there is no such file; correct it")
 
 
 def prepare_state(settings: Settings) -> None:
-    """Make the state directory and what belongs into it, durably; raise `ConfigError` where that
-    fails.
-    """
+    """Make the state directory and what belongs into it; raise `ConfigError` where that fails."""
     for folder in settings.layout.directories():
         try:
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                files.sync(folder.parent)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"state_dir: {folder} cannot be made: {error.strerror}; "
