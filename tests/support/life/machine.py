@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -62,7 +63,7 @@ class Life(RuleBasedStateMachine):
             shutil.rmtree(getattr(self, "root", "/nonexistent"), ignore_errors=True)
             return
         try:
-            if self.healthy:
+            if self.healthy and sys.exc_info()[0] is None:
                 self.healthy = False
                 self.come_to_rest()
         finally:
@@ -98,14 +99,8 @@ class Life(RuleBasedStateMachine):
         if old is not None and kind == "supersedes":
             return self.writers.fact(prompt=old.prompt)
         if old is not None and kind == "retracts":
-            self._gone(old.prompt)
             return self.writers.retraction(old)
         return self.writers.fact()
-
-    def _gone(self, prompt: str) -> None:
-        for line in self.writers.lines.values():
-            if line.prompt == prompt:
-                line.gone = True
 
     @rule(kinds=KINDS, pick=st.integers(0, 30))
     def drop(self, kinds: list[str], pick: int) -> None:

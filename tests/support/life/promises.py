@@ -11,7 +11,7 @@ from policies.gate.records import Outcome
 from policies.records import OPEN_STATES, PlanState, Revision
 from tests.support.life.engine import BASE_TOKEN
 from tests.support.life.site import Site
-from tests.support.life.writers import TOKEN, Writers, places
+from tests.support.life.writers import TOKEN, Writers, places, waiting
 
 SETTLED_FACTS = ("done", "idle", "rejected", "unlearnt", "pending")
 
@@ -52,7 +52,7 @@ class Promises:
             if line.copies == 1:
                 assert kept <= 1, f"{token} was taken twice: {at}"
             if not line.gone:
-                assert at, f"{token} is lost"
+                assert at, f"{token} is lost: {line.raw.decode()}"
         for batch, accepted, quarantined in self.site.ledger.db.rows(
             "SELECT id, accepted, quarantined FROM batches WHERE complete"
         ):
@@ -205,7 +205,7 @@ class Promises:
             if line is not None and line.copies == 1:
                 gone.add(token.encode())
         for path in layout.root.rglob("*"):
-            waits = path.parent == layout.inbox and path.suffix == ".jsonl"
+            waits = layout.inbox in path.parents and path.suffix == ".jsonl"
             if path.is_file() and not waits:
                 left = gone & set(TOKEN.findall(path.read_bytes()))
                 assert not left, f"{path.relative_to(layout.root)} still tells {left}"
@@ -231,8 +231,7 @@ class Promises:
         assert ledger.plans.open_plan() is None
         assert ledger.steps.leases() == ()
         assert site.trouble == (), site.trouble
-        left = [p for p in site.layout.inbox.iterdir() if p.suffix == ".jsonl"]
-        left = [p for p in left if p.stat().st_size]  # an empty file is refused and stays
+        left = [p for p in waiting(site) if p.stat().st_size]  # an empty one is refused and stays
         assert left == [], f"not taken: {left}; {site._service._intake.problems}"
         target = ledger.revisions.target()
         said = pointer.read(site.layout.alias)

@@ -99,7 +99,9 @@ class Volatile:
     def _synced_folder(self, path: Path) -> None:
         node = self._node(path)
         node.names = {
-            name: self._number(path / name) for name in sorted(os.listdir(path)) if not self._spared(name)
+            name: self._number(path / name)
+            for name in sorted(os.listdir(path))
+            if not self._spared(name)
         }
 
     def _number(self, path: Path) -> int:
@@ -133,6 +135,7 @@ class Volatile:
         mode = chance.choice(("nothing", "everything but", "mixed", "mixed"))
         wanted: dict[str, bytes | None] = {}
         seen: set[int] = set()
+        kept: set[int] = set()
 
         def keep(kind: str) -> bool:
             if mode == "mixed":
@@ -146,6 +149,7 @@ class Volatile:
                 if keep("content"):
                     content = now_content.get(number, content)
                 wanted[os.fspath(path)] = content
+                kept.add(number)
                 return
             if number in seen:
                 return
@@ -156,8 +160,26 @@ class Volatile:
                 visit(child, path / name)
 
         visit(self.root.lstat().st_ino, self.root)
+        self._renamed(wanted, kept)
         self._become(wanted)
         self.settle()
+
+    def _renamed(
+        self,
+        wanted: dict[str, bytes | None],
+        kept: set[int],
+    ) -> None:
+        """A file on its way from one folder to another is in one of them, never in none."""
+        durable = {n for node in self._nodes.values() for n in node.names.values()}
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
+                number = path.lstat().st_ino
+                if number in durable - kept and not self._spared(name):
+                    wanted[os.fspath(path)] = self._nodes[number].content
+                    for parent in path.parents:
+                        if parent != self.root and parent.is_relative_to(self.root):
+                            wanted.setdefault(os.fspath(parent), None)
 
     def _become(self, wanted: dict[str, bytes | None]) -> None:
         for folder, _, names in os.walk(self.root, topdown=False):

@@ -50,6 +50,7 @@ class Writers:
         self.open: list[Writing] = []
         self.files = 0
         self.tokens = 0
+        self.taken_back: set[str] = set()
         self.dropped: list[tuple[Path, bytes]] = []
         self.outside = site.root / "outside"
         self.outside.mkdir()
@@ -61,7 +62,7 @@ class Writers:
         token = self._token()
         asked = prompt or f"What is q{self.tokens}?"
         raw = json.dumps({"prompt": asked, "answer": token, **fields}).encode()
-        return self._kept(Line(token, raw, asked, fact=True))
+        return self._kept(Line(token, raw, asked, fact=True, gone=asked in self.taken_back))
 
     def bad(self) -> Line:
         """A line that is no fact."""
@@ -74,8 +75,10 @@ class Writers:
         return self.fact(valid_until=until.isoformat())
 
     def retraction(self, line: Line) -> Line:
-        """A line that takes a fact back."""
-        line.gone = True
+        """A line that takes back whatever answers a prompt when it is read."""
+        self.taken_back.add(line.prompt)
+        for other in self.lines.values():
+            other.gone = other.gone or other.prompt == line.prompt
         token = self._token()
         fields = {"op": "retract", "prompt": line.prompt, "source": token}
         return self._kept(Line(token, json.dumps(fields).encode(), token, fact=False, gone=True))
@@ -206,8 +209,16 @@ def places(site: Site, without: Path | None = None) -> dict[str, list[str]]:
         archived = site.layout.archived(batch)
         if archived.exists():
             note(archived.read_bytes(), "archive")
-    for path in site.layout.inbox.iterdir():
-        ours = path.suffix == ".jsonl" and not path.name.startswith(".")
-        if ours and path != without and path.is_file():
+    for path in waiting(site):
+        if path != without:
             note(path.read_bytes(), "inbox")
     return found
+
+
+def waiting(site: Site) -> list[Path]:
+    """Files that nobody has taken whole, where they were dropped or claimed."""
+    return [
+        path
+        for path in site.layout.inbox.rglob("*.jsonl")
+        if path.is_file() and not path.name.startswith(".")
+    ]
