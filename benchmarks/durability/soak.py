@@ -24,7 +24,9 @@ SAMPLED: Final = 10
 RESULTS: Final = Path(__file__).parents[1] / "results" / "soak.jsonl"
 
 
-def run(batches: int = BATCHES, samples: Path | None = RESULTS) -> dict[str, Any]:
+def run(
+    batches: int = BATCHES, samples: Path | None = RESULTS, sampled: int = SAMPLED
+) -> dict[str, Any]:
     """All batches; the figures. Raises `AssertionError` where a promise is broken."""
     with tempfile.TemporaryDirectory(prefix="palorad-soak-") as folder:
         soak = Soak(Path(folder))
@@ -33,7 +35,7 @@ def run(batches: int = BATCHES, samples: Path | None = RESULTS) -> dict[str, Any
         try:
             for number in range(1, batches + 1):
                 soak.batch(number)
-                if number % SAMPLED == 0 or number == batches:
+                if number % sampled == 0 or number == batches:
                     rows.append({"batch": number, **soak.sample()})
                     print(json.dumps(rows[-1]), flush=True)
             promises = soak.promises()
