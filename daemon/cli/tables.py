@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -21,14 +21,14 @@ from daemon.views.status import (
     HistoryView,
     RetractionView,
     RevisionView,
+    StageView,
     StatusView,
-    StepView,
     WhyView,
 )
 from policies.records import BatchState, Quarantined
 
 ID: Final = 12
-_STAGES: Final = {
+_RETRACTIONS: Final = {
     "still served": "STILL SERVED until a revision without it is active",
     "still loaded": "not in the target revision, but still loaded on a replica",
     "being erased": "no longer served; its text is being erased",
@@ -43,7 +43,7 @@ _COLOURS: Final = {
 
 def status_view(view: StatusView) -> RenderableType:
     """Who runs, what is served, what is under way, the latest batches."""
-    parts: list[RenderableType] = [*_head(view), *(Text(_step(step)) for step in view.steps)]
+    parts: list[RenderableType] = [*_head(view), *(Text(_stage(stage)) for stage in view.stages)]
     if view.daemon is not None and view.daemon.replicas:
         parts.append(_replicas(view.daemon))
     if view.batches:
@@ -60,7 +60,9 @@ def _head(view: StatusView) -> list[RenderableType]:
         running = Text(f"running (pid {view.daemon.pid}), {view.daemon.server} server")
     lines: list[RenderableType] = [running]
     if view.paused:
-        lines.append(Text("paused: no new training until 'palorad resume'", style="yellow"))
+        lines.append(
+            Text("paused: nothing is trained or goes live until 'palorad resume'", style="yellow")
+        )
     lines.append(
         Text(
             f"target: revision {view.target.number}, {view.target.name}, "
@@ -74,6 +76,14 @@ def _head(view: StatusView) -> list[RenderableType]:
         facts += f"; {view.quarantined} lines in quarantine"
     lines.append(Text(facts))
     lines += [Text(line, style="yellow") for line in _retractions(view)]
+    lines += [
+        Text(f"suite {s.suite}: blind: {s.blind}", style="yellow") for s in view.suites if s.blind
+    ]
+    lines += [
+        Text(f"suite {s.suite}: graded by {s.grader!r} ({s.grader_because})")
+        for s in view.suites
+        if s.grader_because
+    ]
     if view.daemon is not None:
         problems = (*((view.daemon.blocked,) if view.daemon.blocked else ()), *view.daemon.trouble)
         lines += [Text(problem, style="yellow") for problem in problems]
@@ -81,10 +91,10 @@ def _head(view: StatusView) -> list[RenderableType]:
 
 
 def _retractions(view: StatusView) -> list[str]:
-    """One line for each stage, so that many retractions stay readable."""
+    """One line for each state, so that many retractions stay readable."""
     lines = []
-    for stage, words in _STAGES.items():
-        found = [r for r in view.retractions if r.stage == stage]
+    for state, words in _RETRACTIONS.items():
+        found = [r for r in view.retractions if r.state == state]
         if found:
             plan = next((f", by plan {r.plan}" for r in found if r.plan is not None), "")
             count = (
@@ -96,16 +106,16 @@ def _retractions(view: StatusView) -> list[str]:
 
 def retraction_view(view: RetractionView) -> RenderableType:
     """Where a retraction stands, or its certificate."""
-    stands = _STAGES.get(view.stage, "certified as unlearned and erased")
+    stands = _RETRACTIONS.get(view.state, "certified as unlearned and erased")
     head = Text(f"{view.handle}: the fact is {stands}; asked for {clock(view.asked_at)}")
     if view.certificate is None:
         return head
     return Group(head, Text(json.dumps(view.certificate, indent=2, ensure_ascii=False)))
 
 
-def _step(step: StepView) -> str:
-    text = f"plan {step.plan} ({step.kind}): {step.step} since {clock(step.started_at)}"
-    return f"{text}, {progress_text(step.progress)}" if step.progress else text
+def _stage(stage: StageView) -> str:
+    text = f"plan {stage.plan} ({stage.kind}): {stage.stage} since {clock(stage.started_at)}"
+    return f"{text}, {progress_text(stage.progress)}" if stage.progress else text
 
 
 def progress_text(progress: Progress) -> str:
@@ -225,14 +235,24 @@ def _answers(answers: Sequence[AnswerView]) -> Table:
     return table
 
 
-def quarantine_view(lines: Sequence[tuple[str, Quarantined]]) -> RenderableType:
-    """Lines that were not admitted, by file."""
-    if not lines:
+def quarantine_view(
+    lines: Sequence[tuple[str, Quarantined]], further: Mapping[str, Mapping[str, int]]
+) -> RenderableType:
+    """Lines that were not admitted, by file; of `further` ones how many of each kind."""
+    if not lines and not further:
         return Text("nothing in quarantine")
     table = Table("file", "line", "kind", "why", "text")
     for name, bad in lines:
         table.add_row(Text(name), str(bad.line), bad.kind, Text(bad.reason), Text(bad.text[:60]))
-    return table
+    more = [
+        Text(f"{name}: {sum(kinds.values())} further lines ({_counted(kinds)}), without their text")
+        for name, kinds in further.items()
+    ]
+    return Group(table, *more)
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
 
 
 def clock(moment: datetime) -> str:

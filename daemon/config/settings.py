@@ -19,6 +19,7 @@ from pydantic_settings import (
 from daemon.config.errors import check_environment, explain
 from daemon.config.feeds import FeedSettings
 from daemon.config.gate import GateSettings
+from daemon.config.keep import KeepSettings
 from daemon.config.layout import Layout
 from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import (
@@ -49,7 +50,7 @@ class Settings(BaseSettings):
     )
 
     state_dir: Path = Path("state")
-    """Ledger, archive, adapters, probes, work: everything durable."""
+    """The directory for everything that survives a restart: ledger, archive, adapters, probes."""
     model: ModelSettings = ModelSettings()
     """[model]"""
     server: ServerSettings = ServerSettings()
@@ -66,6 +67,8 @@ class Settings(BaseSettings):
     """[intake]"""
     feeds: tuple[FeedSettings, ...] = ()
     """[[feeds]]"""
+    keep: KeepSettings = KeepSettings()
+    """[keep]"""
     daemon: DaemonSettings = DaemonSettings()
     """[daemon]"""
 

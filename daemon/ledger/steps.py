@@ -1,4 +1,4 @@
-"""Steps of plans: leases, what children published, verdicts."""
+"""Stages of plans: leases, what children published, verdicts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from daemon.ledger.database import Database, stamp, unstamp
 from daemon.ledger.plans import Plans
 from daemon.ledger.records import Adapter, Lease, Served
+from daemon.ledger.removals import Removals
 from policies.errors import NotFound
 from policies.gate.records import Scorecard, Verdict
 from policies.planning import Step
@@ -17,9 +18,10 @@ from policies.records import Plan, PlanState
 class Steps:
     """Which child works on what, and what came of it."""
 
-    def __init__(self, db: Database, plans: Plans) -> None:
+    def __init__(self, db: Database, plans: Plans, removals: Removals) -> None:
         self._db = db
         self._plans = plans
+        self._removals = removals
 
     def failed(
         self,
@@ -30,7 +32,7 @@ class Steps:
         not_before: datetime,
         now: datetime,
     ) -> None:
-        """A step of an open plan failed: one more attempt used, none before `not_before`."""
+        """A stage of an open plan failed: one more attempt used, none before `not_before`."""
         with self._db.write("failed"):
             self._drop_lease(plan_id, step)
             self._db.do(
@@ -38,17 +40,17 @@ class Steps:
                 " error_kind = ? WHERE id = ?",
                 (stamp(not_before), error, kind, plan_id),
             )
-            payload = {"step": step, "error": error, "kind": kind}
-            self._db.event("step.failed", f"plan:{plan_id}", payload, now)
+            payload = {"stage": step, "error": error, "kind": kind}
+            self._db.event("stage.failed", f"plan:{plan_id}", payload, now)
 
     def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
-        """A step ended without a word because the daemon did: its lease is given up."""
+        """A stage ended without a word because the daemon did: its lease is given up."""
         with self._db.write("interrupted"):
             if self._drop_lease(plan_id, step):
                 self._db.do(
                     "UPDATE plans SET interruptions = interruptions + 1 WHERE id = ?", (plan_id,)
                 )
-                self._db.event("step.interrupted", f"plan:{plan_id}", {"step": step}, now)
+                self._db.event("stage.interrupted", f"plan:{plan_id}", {"stage": step}, now)
 
     def trained(self, plan_id: int, adapter: Adapter, served: Served, now: datetime) -> Plan:
         """PLANNED → TRAINED with what was published, in one transaction."""
@@ -58,22 +60,23 @@ class Steps:
             self._db.do(
                 "UPDATE plans SET served = ? WHERE id = ?", (served.model_dump_json(), plan_id)
             )
+            self._removals.published(adapter.sha256, served.name)
             self._drop_lease(plan_id, Step.TRAIN)
         return self._plans.get(plan_id)
 
     def _adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
         self._db.do(
-            "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)",
-            (adapter.sha256, plan_id, adapter.rank, adapter.path, self._db.at(now)),
+            "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?)",
+            (adapter.sha256, plan_id, adapter.rank, self._db.at(now)),
         )
         self._db.do("UPDATE plans SET adapter = ? WHERE id = ?", (adapter.sha256, plan_id))
 
     def adapter(self, sha256: str) -> Adapter:
         """One adapter by its hash; raises `NotFound`."""
-        row = self._db.row("SELECT sha256, rank, path FROM adapters WHERE sha256 = ?", (sha256,))
+        row = self._db.row("SELECT sha256, rank FROM adapters WHERE sha256 = ?", (sha256,))
         if row is None:
             raise NotFound(f"no adapter {sha256}")
-        return Adapter(sha256=row[0], rank=row[1], path=row[2])
+        return Adapter(sha256=row[0], rank=row[1])
 
     # --- verdicts ------------------------------------------------------------------------------
 
@@ -116,6 +119,11 @@ class Steps:
         body = self._db.one("SELECT body FROM verdicts WHERE plan = ?", (plan_id,))
         return None if body is None else Verdict.model_validate_json(body)
 
+    def latest_verdict(self) -> Verdict | None:
+        """The gate's latest verdict on any plan, if there is one."""
+        body = self._db.one("SELECT body FROM verdicts ORDER BY plan DESC LIMIT 1")
+        return None if body is None else Verdict.model_validate_json(body)
+
     def scorecards(self, plan_id: int) -> tuple[Scorecard, ...]:
         """What the verdict of a plan rests on."""
         rows = self._db.rows(
@@ -134,7 +142,7 @@ class Steps:
         deadline: datetime,
         now: datetime,
     ) -> None:
-        """A child works on this step from now on, `deadline - now` long at most."""
+        """A child works on this stage from now on, `deadline - now` long at most."""
         with self._db.write("lease"):
             at = self._db.at(now)
             until = stamp(unstamp(at) + (deadline - now))
@@ -142,10 +150,10 @@ class Steps:
                 "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
                 (plan_id, step.value, pid, pid_started, until, at),
             )
-            self._db.event("step.started", f"plan:{plan_id}", {"step": step}, now)
+            self._db.event("stage.started", f"plan:{plan_id}", {"stage": step}, now)
 
     def release(self, plan_id: int, step: Step) -> None:
-        """No child works on this step any more."""
+        """No child works on this stage any more."""
         with self._db.write("release"):
             self._drop_lease(plan_id, step)
 

@@ -26,16 +26,17 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
-from daemon.loop.instance import single_instance
+from daemon.loop.instance import alone
 from daemon.loop.logs import configure_log
 from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
+from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
-from daemon.loop.watching import observe
+from daemon.loop.watching import Watching
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
@@ -70,10 +71,8 @@ class Service:
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
-        self._settings = settings
-        self._ledger = ledger
-        self._servers = servers
-        self._reload = reload
+        self._settings, self._reload = settings, reload
+        self._ledger, self._servers = ledger, servers
         self._clock = clock
         self._monotonic = monotonic
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
@@ -96,12 +95,13 @@ class Service:
             clock=monotonic,
         )
         self._reconciler = self._make_reconciler(jobs or Jobs())
-        self._commands = Commands(
-            ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
-        )
+        self._boundary = Boundary()
+        self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
+        given = (ledger, self._intake, settings, self._retention)
+        self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
+        self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
         self._stopping = asyncio.Event()
         self._wake = Wake()
-        self._boundary = Boundary()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
 
@@ -135,9 +135,9 @@ class Service:
         self._update_receipts(
             tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
         )
-        intake = self._settings.intake
-        observer = observe(self._settings.layout.inbox, intake.watch, self.look)
-        scheduler = calendar(self._settings.daemon.check_at, self.check)
+        self._watching.ensure()
+        check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
+        scheduler = calendar((check, self.check), (prune, self._retention.run))
         scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
@@ -151,8 +151,7 @@ class Service:
             for tick in ticks:
                 tick.cancel()
             await asyncio.gather(*ticks, return_exceptions=True)
-            if observer is not None:
-                observer.stop()
+            self._watching.stop()
             await control.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
@@ -204,6 +203,7 @@ class Service:
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
+        self._watching.ensure()
         self._scan_until = max(self._scan_until, self._monotonic() + 1)
 
     async def _take_in(self) -> None:
@@ -320,7 +320,7 @@ class Service:
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=replica_views(self._servers.fleet.statuses, self._ledger.revisions.target()),
-            step=self._reconciler.progress(),
+            progress=self._reconciler.progress(),
             blocked=blocked(snapshot) or gathered or "",
             trouble=(
                 *self._boundary.trouble,
@@ -341,7 +341,7 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
     require_files(settings)
     prepare_state(settings)
     configure_log(settings.daemon.log_level)
-    with single_instance(settings.layout.lock), Ledger.open(settings.layout.ledger) as ledger:
+    with alone(settings.layout), Ledger.open(settings.layout.ledger) as ledger:
         asyncio.run(_run(settings, ledger, reload))
     return 0
 

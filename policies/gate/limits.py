@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
 from policies.gate.records import Role
 from policies.gate.unlearning import UnlearningTolerance
 from policies.records import Record
+
+BlindSuites = Literal["inconclusive", "warn"]
 
 
 class GateLimits(Record):
@@ -29,13 +31,15 @@ class GateLimits(Record):
     stratum_loss: float = Field(default=0.2, gt=0, lt=1)
     """A stratum (a batch, a family) that newly fails on more than this share fails its suite."""
     retention_floor: float | None = Field(default=0.8, gt=0, le=1)
-    """AnswerLikelihood of earlier facts that must be kept, whatever the live revision recalls."""
+    """Accuracy on earlier facts that must be kept, whatever the live revision answers."""
     learnt_share: float = Field(default=0.8, gt=0, le=1)
     """Share of the new facts that must be learnt for the batch to go live."""
     paraphrase_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a fact's held-out paraphrases that must be answered right: then it is learnt."""
     drift: float | None = Field(default=None, gt=0)
     """Rise of the loss on fixed text, in nats per token, that is allowed; unset: only reported."""
+    blind_suites: BlindSuites = "inconclusive"
+    """What a suite that could show no loss makes of a verdict; "warn": nothing, but it is said."""
     unlearning: UnlearningTolerance = UnlearningTolerance()
     """How near to base a candidate must come on retracted facts."""
 

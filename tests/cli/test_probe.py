@@ -64,6 +64,32 @@ def test_every_matrix_is_drawn_with_its_critical_components(
     assert set(found) == set(probe.matrices)
 
 
+def test_a_probe_that_is_not_informative_says_what_speaks_against_it(
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = probe.directory / "probe.json"
+    card = json.loads(path.read_text())
+    needed = card["overlap"]["needed"]
+
+    def said(after: list[float], agreement: float, informative: bool) -> str:
+        card["skill"] |= {"loss_before": 1.0, "loss_after": after}
+        card["overlap"]["agreement"], card["informative"] = agreement, informative
+        path.write_text(json.dumps(card))
+        out = show(probe, monkeypatch, capsys)[1]
+        return next(line for line in out.splitlines() if "informative" in line)
+
+    before = path.read_text()
+    try:
+        assert said([0.9, 0.8, 0.9], needed, True) == "informative"
+        loss, seeds = said([1.1, 0.9, 1.0], needed, False), said([0.9, 0.8, 0.9], 0.1, False)
+        assert "with 1 of 3 seeds" in loss and "agree" not in loss
+        assert "agree little more than by chance" in seeds and "loss" not in seeds
+    finally:
+        path.write_text(before)
+
+
 def test_a_damaged_probe_is_named_in_one_line(
     probe: Probe,
     monkeypatch: pytest.MonkeyPatch,

@@ -66,7 +66,6 @@ class World:
             parent=None,
             lineage=(),
             served_name=name,
-            served_path=None,
             sha256=None,
             created_at=NOW,
         )

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console, RenderableType
 
+from daemon.children.jobs import Progress
 from daemon.cli.tables import history_view, status_view
 from daemon.views.status import (
     DaemonView,
@@ -13,7 +14,9 @@ from daemon.views.status import (
     ReplicaView,
     RetractionView,
     RevisionView,
+    StageView,
     StatusView,
+    SuiteView,
 )
 from policies.records import PlanKind
 
@@ -46,7 +49,7 @@ def line(lines: list[str], part: str) -> str:
     return next(line for line in lines if part in line)
 
 
-def status(*retractions: RetractionView) -> list[str]:
+def status(*retractions: RetractionView, stages: tuple[StageView, ...] = ()) -> list[str]:
     daemon = DaemonView(pid=1, server="vllm", replicas=(LAGGING,), trouble=("the disk is full",))
     return text(
         status_view(
@@ -55,7 +58,7 @@ def status(*retractions: RetractionView) -> list[str]:
                 paused=False,
                 daemon=daemon,
                 target=TARGET,
-                steps=(),
+                stages=stages,
                 batches=(),
                 facts=3,
                 quarantined=0,
@@ -82,9 +85,41 @@ def test_status_shows_the_target_and_what_each_replica_has_active() -> None:
     assert "the disk is full" in lines
 
 
+def test_status_shows_the_stage_of_the_plan_under_way_and_how_far_it_is() -> None:
+    progress = Progress(stage="train", done=3, total=9, loss=0.5)
+    training = StageView(
+        plan=4, kind=PlanKind.LEARN, stage="train", started_at=NOW, progress=progress
+    )
+    said = line(status(stages=(training,)), "plan 4 (learn): train since")
+    assert said.rstrip().endswith("train 3 of 9, loss 0.500")
+
+
 def test_a_fact_that_is_retracted_but_served_is_said_loudly() -> None:
-    served = RetractionView(handle="r-1", fact="f", stage="still served", asked_at=NOW, plan=9)
+    served = RetractionView(handle="r-1", fact="f", state="still served", asked_at=NOW, plan=9)
     assert "STILL SERVED" in line(status(served), "palorad certificate r-1")
+
+
+def test_a_blind_suite_and_a_grader_that_was_found_are_said() -> None:
+    view = StatusView(
+        running=False,
+        paused=False,
+        daemon=None,
+        target=TARGET,
+        steps=(),
+        batches=(),
+        facts=3,
+        quarantined=0,
+        not_learnt=0,
+        suites=(
+            SuiteView(suite="known", grader="contains", grader_because="it fits"),
+            SuiteView(suite="sums", grader="final", blind="base has 0.0 % right"),
+            SuiteView(suite="other", grader="final"),
+        ),
+    )
+    said = text(status_view(view))
+    assert line(said, "suite known") == "suite known: graded by 'contains' (it fits)"
+    assert line(said, "suite sums") == "suite sums: blind: base has 0.0 % right"
+    assert not any("suite other" in one for one in said)
 
 
 def test_history_marks_the_target_alone() -> None:
