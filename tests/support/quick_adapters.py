@@ -59,8 +59,8 @@ def train(desk: Desk) -> TrainDone:
         staging, request.served, {}, lambda sha: f"palora-{request.number:06}-{sha[:8]}"
     )
     return TrainDone(
-        adapter=Adapter(sha256=_sha(adapter), rank=request.rank, path=str(adapter)),
-        served=Served(name=served.name, path=str(served), sha256=_sha(served)),
+        adapter=Adapter(sha256=_sha(adapter), rank=request.rank),
+        served=Served(name=served.name, sha256=_sha(served)),
         rank=request.rank,
         report={},
         seconds={},

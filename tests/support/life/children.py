@@ -165,10 +165,8 @@ def _train(_world: World, child: Child, text: str, _told: Told) -> TrainDone:
     faults.point("train:revision-published")
     sha = str(store.read_manifest(adapter)["sha256"])
     return TrainDone(
-        adapter=Adapter(sha256=sha, rank=request.rank, path=str(adapter)),
-        served=Served(
-            name=served.name, path=str(served), sha256=str(store.read_manifest(served)["sha256"])
-        ),
+        adapter=Adapter(sha256=sha, rank=request.rank),
+        served=Served(name=served.name, sha256=str(store.read_manifest(served)["sha256"])),
         rank=request.rank,
         report={},
         seconds={},

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from policies.errors import PaloradError, RequestRefused
 from policies.gate.records import Outcome
 from policies.records import PlanState
+from policies.retention import StoredKind
 from tests.support.life.children import Told
 from tests.support.life.promises import Promises
 from tests.support.life.site import Killed, Site, broken
@@ -256,6 +257,13 @@ class Life(RuleBasedStateMachine):
         if abs(wrong) < timedelta(days=800):
             self.site.wrong_by = wrong
 
+    @rule(when=WHEN, dies=st.booleans())
+    def prune(self, when: int, dies: bool) -> None:
+        """What need not be kept is removed, or half of it."""
+        if dies:
+            self.site.at_call = when, _killer(False)
+        self.site.prune()
+
     # --- people --------------------------------------------------------------------------------
 
     def _ask(self, command: str, **arguments: Any) -> Any:
@@ -281,7 +289,9 @@ class Life(RuleBasedStateMachine):
         try:
             self.site.command("rollback", to=to, because="a test")
         except RequestRefused:
-            assert ledger.knowledge.forbidden_count(ledger.revisions.get(to).lineage)
+            chosen = ledger.revisions.get(to)
+            removed = ledger.removals.has(StoredKind.REVISION, chosen.served_name)
+            assert removed or ledger.knowledge.forbidden_count(chosen.lineage)
         else:
             assert ledger.revisions.target().number == to
 

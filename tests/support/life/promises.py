@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
 from adapters import store
 from daemon.serving import pointer
 from policies.gate.records import Outcome
@@ -103,7 +101,7 @@ class Promises:
             directory = self.site.layout.served / target.served_name
             assert store.verify(directory) == (), f"{directory.name}: {store.verify(directory)}"
             for sha in target.lineage:
-                adapter = Path(ledger.steps.adapter(sha).path)
+                adapter = self.site.layout.adapter(sha)
                 assert store.verify(adapter) == (), f"{adapter.name}: {store.verify(adapter)}"
 
     # --- 3 -------------------------------------------------------------------------------------

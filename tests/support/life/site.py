@@ -255,6 +255,10 @@ class Site:
     def trouble(self) -> tuple[str, ...]:
         return self._service._boundary.trouble
 
+    def prune(self) -> None:
+        """What the calendar asks for at night."""
+        self.do(lambda: self._service._retention.run())
+
     def command(self, name: str, **arguments: Any) -> Any:
         """What a person asks of the running daemon; raises what it is refused with."""
         return self.do(lambda: self._service._commands.table()[name](**arguments))
@@ -338,6 +342,7 @@ def _settings(root: Path) -> Settings:
         },
         "gate": {"suites": ()},
         "intake": {"stable_s": 2.0, "rescan_s": 10.0, "watch": "off"},
+        "keep": {"revisions": 2, "rejected_days": 1, "work_days": 1, "receipts_days": 1},
     }
     return Settings.model_validate(tree).rooted(root)
 
