@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-import hypothesis.internal.conjecture.engine as engine
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis.internal.conjecture import engine
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.support.life.machine import STEPS, Life

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+
 from adapters import store
 from daemon.serving import pointer
 from policies.gate.records import Outcome
@@ -88,7 +89,7 @@ class Promises:
             if head.adapter is not None:
                 known_as = self._adapters.setdefault(head.id, head.adapter)
                 assert known_as == head.adapter, f"plan {head.id} was published twice"
-        live = {plan for plan in plans}
+        live = set(plans)
         for head in ledger.plans.heads(limit=1000):
             is_live = head.state in (PlanState.LIVE, PlanState.ROLLED_BACK)
             assert (head.id in live) == is_live, f"plan {head.id} is {head.state}"

@@ -27,7 +27,7 @@ from daemon.serving.client import HttpServer
 from daemon.serving.replicas import fleet
 from daemon.serving.servers import Servers
 from policies.gate.records import Outcome
-from tests.support.life.children import Broken, LocalJobs, Told, World, work
+from tests.support.life.children import LocalJobs, Told, World, work
 from tests.support.life.engine import Engine
 from tests.support.life.volatile import Volatile
 
@@ -74,12 +74,12 @@ class Site:
         self.engines = tuple(Engine(gateway, f"http://replica-{n}") for n in range(2))
         for engine in self.engines:
             engine.heard = self._asked
-        self.world = World(lambda name: self._loaded(name))
+        self.world = World(self._loaded)
         self.at_call: tuple[int, Callable[[], None]] | None = None
         self.at_request: tuple[int, Callable[[], Awaitable[None]]] | None = None
         self.service: Service | None = None
         self.deaths = 0
-        self._dead = False
+        self._dead, self._safe = False, True
         self._copy = root / "ledger-before"
         self._looked_at = 0.0
         (root / "state").mkdir()
@@ -207,7 +207,7 @@ class Site:
     def _call(self, name: str) -> None:
         if self._dead:
             raise Killed
-        if not self._safe_so_far and name.endswith(":before"):
+        if not self._safe and name.endswith(":before"):
             self._remember_ledger()
         if self.at_call is not None:
             left, act = self.at_call
@@ -222,13 +222,9 @@ class Site:
             if left <= 0:
                 await act()
 
-    @property
-    def _safe_so_far(self) -> bool:
-        return getattr(self, "_safe", True)
-
     def _remember_ledger(self) -> None:
         """What the ledger would hold if the last commit were lost."""
-        if not self._safe_so_far and self.layout.ledger.exists():
+        if not self._safe and self.layout.ledger.exists():
             self._copy.write_bytes(self.layout.ledger.read_bytes())
 
     # --- what the daemon does ------------------------------------------------------------------
@@ -240,11 +236,11 @@ class Site:
         if self.seconds - self._looked_at >= self.settings.intake.rescan_s:
             self._looked_at = self.seconds
             self.do(service.rescan)
-        self.do(lambda: self._service.tick())
+        self.do(self._service.tick)
         self.serve()
 
     def serve(self) -> None:
-        self.do(lambda: self._service.serve())
+        self.do(self._service.serve)
 
     @property
     def _service(self) -> Service:
@@ -257,7 +253,7 @@ class Site:
 
     def prune(self) -> None:
         """What the calendar asks for at night."""
-        self.do(lambda: self._service._retention.run())
+        self.do(self._service._retention.run)
 
     def command(self, name: str, **arguments: Any) -> Any:
         """What a person asks of the running daemon; raises what it is refused with."""
@@ -352,8 +348,3 @@ def _keeps_commits(connection: sqlite3.Connection) -> bool:
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     (level,) = connection.execute("PRAGMA synchronous").fetchone()
     return bool(level >= (2 if mode == "wal" else 3))
-
-
-def broken(kind: str, final: bool) -> Broken:
-    """For `Told`."""
-    return Broken(kind, final)

@@ -58,7 +58,7 @@ class Volatile:
                 if self._inside(arguments[0], named.get("dir_fd") or named.get("src_dir_fd")):
                     self.heard(f"os.{name}")
                 return real(*arguments, **named)
-            path = os.readlink(f"/proc/self/fd/{arguments[0]}")
+            path = _where(arguments[0])
             if not path.startswith(os.fspath(self.root)):
                 return real(*arguments)
             self.heard("os.fsync")
@@ -69,7 +69,7 @@ class Volatile:
         return call
 
     def _inside(self, path: Any, dir_fd: int | None) -> bool:
-        where = os.readlink(f"/proc/self/fd/{dir_fd}") if dir_fd is not None else os.fspath(path)
+        where = _where(dir_fd) if dir_fd is not None else os.fspath(path)
         return str(where).startswith(os.fspath(self.root))
 
     # --- what is durable -----------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Volatile:
         self._nodes.clear()
 
     def _synced(self, descriptor: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = Path(_where(descriptor))
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             self._synced_folder(path)
         elif path.exists() and not self._spared(path.name):
@@ -99,9 +99,7 @@ class Volatile:
     def _synced_folder(self, path: Path) -> None:
         node = self._node(path)
         node.names = {
-            name: self._number(path / name)
-            for name in sorted(os.listdir(path))
-            if not self._spared(name)
+            name: self._number(path / name) for name in _listed(path) if not self._spared(name)
         }
 
     def _number(self, path: Path) -> int:
@@ -124,9 +122,7 @@ class Volatile:
         for folder, _, names in os.walk(self.root):
             here = Path(folder)
             now_names[self._number(here)] = {
-                name: self._number(here / name)
-                for name in os.listdir(here)
-                if not self._spared(name)
+                name: self._number(here / name) for name in _listed(here) if not self._spared(name)
             }
             for name in names:
                 path = here / name
@@ -196,3 +192,11 @@ class Volatile:
                 path.mkdir(exist_ok=True)
             elif not path.is_file() or path.read_bytes() != content:
                 path.write_bytes(content)
+
+
+def _where(descriptor: int) -> str:
+    return os.fspath(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
+def _listed(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
