@@ -61,7 +61,7 @@ def life(number: int, *, shortens: bool = False) -> str | None:
         verbosity=Verbosity.normal if shortens else Verbosity.quiet,
     )
     try:
-        run_state_machine_as_test(machine, settings=chosen)  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(machine, settings=chosen)
     except Exception as error:
         if shortens:
             traceback.print_exc()

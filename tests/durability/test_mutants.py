@@ -9,7 +9,7 @@ from benchmarks.durability.mutations import MUTATIONS
 
 pytestmark = [pytest.mark.durability, pytest.mark.timeout(300)]
 
-QUICK = ("folder not synced", "verdict not heeded", "target moved without a word")
+QUICK = ("folder not synced", "ledger not synced", "admission not told")
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -29,6 +29,7 @@ from daemon.serving.servers import Servers
 from policies.gate.records import Outcome
 from tests.support.life.children import LocalJobs, Told, World, work
 from tests.support.life.engine import Engine
+from tests.support.life.settings import small_settings
 from tests.support.life.volatile import Volatile
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -66,7 +67,7 @@ class Site:
         model = root / "model"
         model.mkdir()
         (model / "config.json").write_text("{}")
-        self.settings = _settings(root)
+        self.settings = small_settings(root)
         self.layout = self.settings.layout
         self.seconds, self.wrong_by = 1000.0, timedelta(0)
         self.full = False
@@ -251,6 +252,11 @@ class Site:
     def trouble(self) -> tuple[str, ...]:
         return self._service._boundary.trouble
 
+    def verified(self) -> tuple[str, ...]:
+        """What is found where everything stored is compared with its hashes."""
+        self.do(self._service.check)
+        return tuple(line for line in self.trouble if "event" in line or "published" in line)
+
     def prune(self) -> None:
         """What the calendar asks for at night."""
         self.do(self._service._retention.run)
@@ -315,32 +321,6 @@ class Site:
         first = self.engines[0]
         found = first.weights.get(name) if first.up else None
         return None if found is None else found.sha256
-
-
-def _settings(root: Path) -> Settings:
-    tree: dict[str, Any] = {
-        "state_dir": root / "state",
-        "model": {"path": root / "model"},
-        "server": {
-            "mode": "attach",
-            "urls": ["http://replica-0", "http://replica-1"],
-            "drain_s": 1.0,
-        },
-        "probe": {"skill": root / "model" / "config.json", "path": None},
-        "train": {
-            "rank": 4,
-            "rank_budget": 16,
-            "max_facts": 6,
-            "attempts": 3,
-            "relearn": 1,
-            "backoff_s": 10,
-            "replay": {"known": "", "reasoning": ""},
-        },
-        "gate": {"suites": ()},
-        "intake": {"stable_s": 2.0, "rescan_s": 10.0, "watch": "off"},
-        "keep": {"revisions": 2, "rejected_days": 1, "work_days": 1, "receipts_days": 1},
-    }
-    return Settings.model_validate(tree).rooted(root)
 
 
 def _keeps_commits(connection: sqlite3.Connection) -> bool:
