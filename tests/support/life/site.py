@@ -21,7 +21,6 @@ from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
-from daemon.serving import pointer
 from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
 from daemon.serving.replicas import fleet
@@ -49,14 +48,12 @@ class Wired(Servers):
     """Servers whose connections lead to engines of this process."""
 
     def __init__(self, settings: Settings, engines: tuple[Engine, ...]) -> None:
-        key = pointer.ensure_admin_key(settings.layout.admin_key)
-        self._settings = settings
+        super().__init__(settings)
+        key = settings.layout.admin_key.read_text().strip()
         self._clients = tuple(
             HttpServer(engine.url, admin_key=key, transport=engine.transport) for engine in engines
         )
         self.fleet = fleet(settings, self._clients)
-        self._child = None
-        self._task = None
 
 
 class Site:
