@@ -59,10 +59,10 @@ MUTATIONS: Final = (
     # --- intake ---------------------------------------------------------------------------------
     Mutation(
         "file not looked at again",
-        "a file that has changed while it was copied is taken all the same",
-        "daemon/intake/inbox.py",
-        "            return signature(self.path.lstat()) == self.signature\n",
-        "            return bool(self.path.lstat())\n",
+        "a claimed file goes although lines have come that were not read",
+        "daemon/intake/following.py",
+        "                if sure and _state(os.fstat(descriptor)) == self._read.get(claim.mark):",
+        "                if sure:",
     ),
     Mutation(
         "place in the batch lost",
@@ -171,15 +171,8 @@ MUTATIONS: Final = (
         "bytes not compared",
         "a revision is loaded without comparing its files with their hashes",
         "daemon/serving/replica.py",
-        "            problems = await asyncio.to_thread(store.verify, path)\n",
-        "            problems = ()\n",
-    ),
-    Mutation(
-        "verified in another process",
-        "a replica that was started again still counts as verified",
-        "daemon/serving/alias.py",
-        "pointer.revision == 0 or pointer.model in self.state.verified",
-        "pointer.revision >= 0",
+        "problems = await asyncio.to_thread(store.verify, path)\n",
+        "problems: tuple[str, ...] = ()\n",
     ),
     # --- retraction -----------------------------------------------------------------------------
     Mutation(
@@ -192,9 +185,9 @@ MUTATIONS: Final = (
     Mutation(
         "archive left out",
         "a retracted fact stays in the archived drop",
-        "daemon/retraction/workflow.py",
-        "        yield from erase_archive(self._layout, finder_of)\n",
-        "",
+        "daemon/retraction/erasure.py",
+        "        if finder.traces:\n",
+        "        if not finder.traces:\n",
     ),
     Mutation(
         "working directories left out",
