@@ -61,6 +61,16 @@ class Mishaps(Stage):
     def crash(self, linger: bool) -> None:
         self._crash(power=False, linger=linger)
 
+    @rule(linger=st.booleans())
+    def crash_while_a_child_works(self, linger: bool) -> None:
+        """Killed while a child works, which may outlive the daemon for a while."""
+        for _ in range(6):
+            self.site.tick(3.0)
+            if self.site.world.running():
+                break
+        self._crash(power=False, linger=linger)
+        self.site.tick(3.0)
+
     @rule()
     def cut_the_power(self) -> None:
         self._crash(power=True)
