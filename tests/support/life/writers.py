@@ -138,8 +138,11 @@ class Writers:
         """What only the file held is lost by its writer's own doing."""
         only = {token.decode() for token in TOKEN.findall(path.read_bytes())}
         found = places(self.site, without=path)
-        for token in only - found.keys():
-            self.lines.pop(token, None)
+        for token in only:
+            if token not in found:
+                self.lines.pop(token, None)
+            elif token in self.lines and set(found[token]) == {"inbox"}:
+                self.lines[token].safe = False  # who else wrote it may not have synced it
 
     def careless(self, lines: list[Line]) -> None:
         """Written in place and closed, never synced."""
