@@ -125,6 +125,7 @@ class Site:
     gpu_sharing: str = "separate"
     starts: int = 0
     deaths: int = 0
+    patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         model = self.root / "model"
@@ -255,7 +256,7 @@ class Site:
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         """Wait, starting the daemon again whenever it has died."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + self.patience_s
         while True:
             self.alive()
             try:
