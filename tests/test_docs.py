@@ -29,7 +29,7 @@ DOCUMENTS = sorted({*READ, *ROOT.glob("*.md"), *RESULTS.glob("*.md")})
 CONFIGURATION = (DOCS / "configuration.md").read_text()
 CONCEPTS = (DOCS / "concepts.md").read_text()
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
-OPERATIONS = (DOCS / "operations.md").read_text()
+STATUS = (DOCS / "status.md").read_text()
 README = (ROOT / "README.md").read_text()
 SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
 FILE = re.compile(
@@ -234,14 +234,14 @@ def test_the_state_directory_s_table_names_every_path() -> None:
         assert f"`{name}" in ARCHITECTURE, name
 
 
-def test_operations_explains_lines_that_are_printed() -> None:
+def test_the_page_on_status_explains_lines_that_are_printed() -> None:
     """Each fragment in a table's first column stands in the code, values (in capitals) aside."""
     code = "\n".join(
         path.read_text()
         for folder in ("daemon", "policies")
         for path in (ROOT / folder).rglob("*.py")
     )
-    tables = OPERATIONS[OPERATIONS.index("## What `palorad status` says") :]
+    tables = STATUS
     lines = re.findall(r"^\| (`.+?`(?:, `.+?`)*) \|", tables, re.MULTILINE)
     assert len(lines) > 25
     for fragment in re.findall(r"`(.+?)`", "".join(lines)):
