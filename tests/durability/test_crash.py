@@ -66,6 +66,7 @@ COMMITTED_ELSEWHERE = {
     "daemon.ledger.snapshot.copy": "a copy that is made anew",
     "daemon.retraction.erasure.erase_rest": ERASE_REST,
     "daemon.serving.server_command.install_middleware": "written anew at every start",
+    "daemon.verification.keeper._append": "tests/verification/test_keeper.py",
     "daemon.training.child._serve": "by adapters.store.publish, as the tour's steps",
     "daemon.training.child.train": "by adapters.store.publish, as the tour's steps",
 }

@@ -21,7 +21,8 @@ def at_rest(site: Site, files: Iterable[str] = ()) -> bool:
     """Whether nothing is left to do, all `files` being taken: nobody has to ask for anything."""
     layout = site.layout
     waiting = [p for p in layout.inbox.iterdir() if p.suffix == ".jsonl" and p.name[0] != "."]
-    if waiting or not layout.alias.exists():
+    told = all((layout.inbox / f"{name}.accepted.json").exists() for name in files)
+    if waiting or not told or not layout.alias.exists():
         return False
     with site.reading() as ledger:
         return (
