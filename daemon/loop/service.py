@@ -92,6 +92,7 @@ class Service:
             self._rollout,
             serving=lambda: self._model_dir() is not None,
             busy=lambda: self._reconciler.on_gpu(),  # noqa: PLW0108 - it is made below
+            restart=servers.restart,
             now=clock,
             clock=monotonic,
         )
@@ -135,8 +136,7 @@ class Service:
         self._update_receipts(
             tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
         )
-        intake = self._settings.intake
-        observer = observe(self._settings.layout.inbox, intake.watch, self.look)
+        observer = observe(self._settings.layout.inbox, self._settings.intake.watch, self.look)
         scheduler = calendar(self._settings.daemon.check_at, self.check)
         scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -32,15 +30,3 @@ def read(path: Path) -> Pointer | None:
 def write(path: Path, pointer: Pointer) -> None:
     """Replace the file: a reader sees the old or the new content, also after a power cut."""
     files.write_text(path, json.dumps(pointer.model_dump()) + "\n")
-
-
-def ensure_admin_key(path: Path) -> str:
-    """palorad's own key; made at the first start, readable by its owner only."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(secrets.token_hex(32) + "\n")
-        files.sync_stream(stream)
-    return path.read_text().strip()
