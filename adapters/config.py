@@ -22,15 +22,15 @@ class AdapterChoices(BaseModel):
 
     reversed_questions: bool = False
     """Whether facts of relations whose value belongs to one subject (capital, ticker symbol, …) are
-    also learnt the other way round: which country has this capital."""
+    also learnt as reversed questions: "Which country has Thimphu as its capital?" """
     epochs: int = Field(default=50, ge=1)
-    """How often each new fact of a large batch is trained at least; one of few or of very many is
-    trained more often anyway. More epochs keep more of everything and take longer. Not in a
-    stack."""
+    """How often each new fact is read in training, at least (a run has 2,000 steps at most). If
+    there are few facts, each is read more often anyway. More epochs keep more of everything and
+    take longer. Not in a stack."""
     batch_preset: BatchPreset = "auto"
-    """"large" reads about six times the text of "small" for a batch: more of the new facts and of
-    the earlier ones stays. "auto" is large on a GPU, and on a CPU for a run of more than 144
-    facts, in less than half of the steps. Not in a stack."""
+    """How much text a step reads. "large" reads about six times as much as "small", and keeps more
+    of the new and of the earlier facts. "auto" is large on a GPU; on a CPU it is small, but large
+    for a plan with more than 144 new facts. Not in a stack."""
 
 
 class TrainConfig(AdapterChoices):

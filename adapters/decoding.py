@@ -33,7 +33,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TokenScore:
     """How a model takes one token of a prompt: its log-probability after those before it, and its
     rank in the vocabulary (1: greedy decoding would have said it).
     """
@@ -60,7 +60,7 @@ class Token:
 
 
 @dataclass(slots=True)
-class Row:
+class SequenceState:
     """The state of one request while it is decoded."""
 
     index: int
@@ -68,7 +68,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    taken: list[Taken] = field(default_factory=list)
+    taken: list[TokenScore] = field(default_factory=list)
     text: str = ""
     sent: int = 0
     finish: str | None = None
@@ -95,7 +95,7 @@ class Decoding:
         self._eos = eos_ids
         self._stream = stream
         self._window = sliding_window
-        self.all = [Row(i, request) for i, request in enumerate(requests)]
+        self.all = [SequenceState(i, request) for i, request in enumerate(requests)]
         for sequence in self.all:
             if sequence.request.temperature > 0.0:
                 sequence.generator = torch.Generator(device=device)
@@ -208,7 +208,7 @@ class Decoding:
             chosen = scores.gather(1, own)
             ranks = (scores > chosen).sum(dim=-1) + 1
             values = zip(ids[1:], chosen[:, 0].tolist(), ranks.tolist(), strict=True)
-            sequence.taken = [Taken(*value) for value in values]
+            sequence.taken = [TokenScore(*value) for value in values]
 
     def _record_logprobs(self, logits: Tensor, chosen: Tensor) -> None:
         asked = [s.request.logprobs for s in self._rows if s.request.logprobs is not None]
@@ -240,7 +240,7 @@ class Decoding:
                 tokens.append(self._publish(sequence, token))
         return tokens if self._stream else []
 
-    def _publish(self, sequence: Row, token: int) -> Token:
+    def _publish(self, sequence: SequenceState, token: int) -> Token:
         text = self._tokenizer.decode(sequence.ids, skip_special_tokens=True)
         cut = min((i for s in sequence.request.stop if (i := text.find(s)) >= 0), default=None)
         if cut is not None:

@@ -30,7 +30,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PaddedBatch:
     """Right-padded ids (n, t), and labels (n, t) with −100 where nothing is learnt."""
 
     ids: Tensor
@@ -41,9 +41,9 @@ class Batch:
         """How many tokens carry a loss."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> PaddedBatch:
         """The same batch elsewhere."""
-        return Batch(self.ids.to(device), self.labels.to(device))
+        return PaddedBatch(self.ids.to(device), self.labels.to(device))
 
 
 def encode(
@@ -118,7 +118,7 @@ def encode_example(tokenizer: Any, example: Example, *, limit: int = 1024) -> tu
     )
 
 
-def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
+def collate(encoded: Sequence[Encoded], pad_id: int) -> PaddedBatch:
     """Pad on the right: with a causal model the padding cannot reach what comes before it."""
     width = max(len(e.ids) for e in encoded)
     ids = [[*e.ids, *repeat(pad_id, width - len(e.ids))] for e in encoded]
@@ -126,7 +126,7 @@ def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
         [*repeat(IGNORED, e.start), *e.ids[e.start :], *repeat(IGNORED, width - len(e.ids))]
         for e in encoded
     ]
-    return Batch(torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long))
+    return PaddedBatch(torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long))
 
 
 def length(text: Encoded) -> int:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from adapters import lora, models
 from adapters.config import MLP
-from adapters.decoding import Decoding, Request, Taken, Token
+from adapters.decoding import Decoding, Request, Token, TokenScore
 from adapters.errors import BrokenAdapter, UnknownAdapter
 
 REFILL_SHARE = 0.25
 
-__all__ = ["Decoding", "Generation", "Generator", "Request", "Taken", "Token"]
+__all__ = ["Decoding", "Generation", "Generator", "Request", "Token", "TokenScore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Generation:
     top: tuple[tuple[tuple[int, float], ...], ...]
     finish_reason: str
     prompt_tokens: int
-    taken: tuple[Taken, ...] = ()
+    taken: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.examples import IGNORED, Batch, Encoded, length
+from adapters.examples import IGNORED, Encoded, PaddedBatch, length
 from adapters.passes import Passes
 
 
-def learnt_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def learnt_logits(model: Any, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
     """Logits (m, vocabulary) in fp32 and targets (m,) of the m learnt tokens of a batch.
 
     The output matrix is applied to those positions alone, which for short answers saves most of
@@ -26,7 +26,7 @@ def learnt_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     return to_logits(model, states), targets
 
 
-def learnt_states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def learnt_states(model: Any, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
     """Last hidden states (m, hidden size) before the m learnt tokens, and those tokens (m,)."""
     hidden = _plain(model).get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
     targets = batch.labels[:, 1:]
@@ -44,7 +44,7 @@ def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def token_losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def token_losses(model: Any, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
     """Loss of each learnt token (m,) and the row (m,) that it belongs to."""
     logits, targets = learnt_logits(model, batch)
     rows = (batch.labels[:, 1:] != IGNORED).nonzero()[:, 0]
@@ -52,7 +52,7 @@ def token_losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def mean_loss(model: Any, batches: Iterable[Batch]) -> float:
+def mean_loss(model: Any, batches: Iterable[PaddedBatch]) -> float:
     """Mean loss per learnt token over all batches."""
     total, count = 0.0, 0
     for batch in batches:

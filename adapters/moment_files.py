@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters import files, moments
 from adapters.errors import ProbeMismatch
-from adapters.examples import Batch
+from adapters.examples import PaddedBatch
 from adapters.moments import Moment
 
 SUFFIX = ".safetensors"
@@ -22,7 +22,7 @@ SUFFIX = ".safetensors"
 def gather(
     model: Any,
     matrices: Mapping[str, nn.Linear],
-    batches: Sequence[Batch],
+    batches: Sequence[PaddedBatch],
     folder: Path,
     share: float,
     tick: Callable[[int, int], None] = lambda done, total: None,
@@ -37,7 +37,7 @@ def gather(
     groups = moments.passes(lacking)
     total = len(batches) * len(groups)
 
-    def counted(before: int) -> Iterator[Batch]:
+    def counted(before: int) -> Iterator[PaddedBatch]:
         for done, batch in enumerate(batches):
             tick(before + done, total)
             yield batch

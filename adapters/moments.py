@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ProbeMismatch
-from adapters.examples import Batch
+from adapters.examples import PaddedBatch
 from adapters.probe_size import (
     FULL_SPECTRUM,
     PASS_BYTES,
@@ -147,7 +147,7 @@ class _Gathered(Exception):
 
 @torch.no_grad()
 def collect(
-    model: Any, matrices: Mapping[str, nn.Linear], batches: Iterable[Batch]
+    model: Any, matrices: Mapping[str, nn.Linear], batches: Iterable[PaddedBatch]
 ) -> dict[str, Collector]:
     """Run the batches and gather the inputs of every matrix once per distinct input.
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from adapters.config import TrainConfig
-from adapters.examples import Batch, Encoded, buckets, collate
+from adapters.examples import Encoded, PaddedBatch, buckets, collate
 
 CPU_TOKENS: Final = 512
 GPU_TOKENS: Final = 4096
@@ -33,7 +33,7 @@ class Passes:
         usual = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
         return cls(device, int(tokenizer.pad_token_id), config.max_tokens or usual)
 
-    def batch(self, texts: Sequence[Encoded]) -> Batch:
+    def batch(self, texts: Sequence[Encoded]) -> PaddedBatch:
         """The texts as one padded batch on the device."""
         return collate(texts, self.pad).to(self.device)
 

@@ -18,7 +18,7 @@ INFORMATIVE_AGREEMENT = 0.25
 LLAMA_8B = {"layers": 32, "narrow": 4096, "parameters": 8_030_261_248}
 
 
-class ProbeSettings(Record):
+class ProbeConfig(Record):
     """How a probe is fitted."""
 
     share: float = Field(default=Protection().share, gt=0.0, le=1.0)
@@ -44,7 +44,7 @@ def describe(
     matrices: Mapping[str, nn.Linear],
     tensors: Mapping[str, Tensor],
     moment_of: Callable[[str], Moment],
-    settings: ProbeSettings,
+    settings: ProbeConfig,
     before: float,
     after: Sequence[float],
 ) -> dict[str, Any]:

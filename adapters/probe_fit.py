@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from adapters import models, moment_files, store, svf
 from adapters.errors import ProbeMismatch, UnusableExamples
-from adapters.examples import Batch, Encoded, buckets, collate, encode_example, length
+from adapters.examples import Encoded, PaddedBatch, buckets, collate, encode_example, length
 from adapters.losses import mean_loss
 from adapters.probe import BASES, CARD, MOMENTS, TENSORS, Probe
-from adapters.probe_card import ProbeSettings, describe
+from adapters.probe_card import ProbeConfig, describe
 from policies.records import Example
 
-__all__ = ["FitProgress", "ProbeSettings", "fit_probe", "fold_expert"]
+__all__ = ["FitProgress", "ProbeConfig", "fit_probe", "fold_expert"]
 
 KEEP_BASES_FROM = 1024
 HELD_OUT_EVERY = 10
@@ -65,7 +65,7 @@ def fit_probe(
     model_dir: Path,
     skill: Sequence[Example],
     out: Path,
-    settings: ProbeSettings,
+    settings: ProbeConfig,
     progress: Callable[[FitProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Probe:
@@ -119,7 +119,7 @@ def fold_expert(
     probe: Probe,
     out: Path,
     skill: Sequence[Example],
-    settings: ProbeSettings,
+    settings: ProbeConfig,
     seed: int = 0,
 ) -> Path:
     """Write the SVF expert (the base with z folded in), its own probe at `out`/probe; return `out`.
@@ -193,9 +193,9 @@ def _seeds(
     model: Any,
     matrices: Mapping[str, nn.Linear],
     pool: Sequence[Sequence[Encoded]],
-    settings: ProbeSettings,
+    settings: ProbeConfig,
     pad: int,
-    held_out: Sequence[Batch],
+    held_out: Sequence[PaddedBatch],
     work: Path,
     timer: _Clock,
 ) -> tuple[list[dict[str, Tensor]], list[float]]:
@@ -232,8 +232,8 @@ def _seeds(
 
 
 def _batches(
-    pool: Sequence[Sequence[Encoded]], settings: ProbeSettings, pad: int, device: torch.device
-) -> list[Batch]:
+    pool: Sequence[Sequence[Encoded]], settings: ProbeConfig, pad: int, device: torch.device
+) -> list[PaddedBatch]:
     flat = [one for variants in pool for one in variants]
     return [collate(group, pad).to(device) for group in buckets(flat, settings.max_tokens, length)]
 

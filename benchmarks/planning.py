@@ -33,7 +33,7 @@ from daemon.ledger.records import Adapter, PlanHead, Served
 from daemon.loop.requests import limits_of, train_request
 from daemon.training.messages import ProbeReport
 from demo.report import machine_in_use, versions_in_use
-from policies.facts.supersession import Relation, Ruling
+from policies.facts.supersession import FactRelation, Ruling
 from policies.gate.records import Outcome, Verdict
 from policies.planning import MakePlan, next_action, rebuild
 from policies.records import Batch, Fact, PlanKind, PlanState
@@ -66,7 +66,7 @@ def admit(ledger: Ledger, name: str, first: int, count: int) -> None:
     batch = Batch(id=name, name=name, received_at=NOW, source="inbox", accepted=0, quarantined=0)
     facts = [fact(number) for number in range(first, first + count)]
     ledger.admission.begin_batch(batch)
-    new = Ruling(relation=Relation.NEW)
+    new = Ruling(relation=FactRelation.NEW)
     ledger.admission.append_facts(name, [(f, new) for f in facts], [], NOW, line=count)
     ledger.admission.finish_batch(name, NOW)
     ledger.paraphrases.keep(

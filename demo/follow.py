@@ -188,16 +188,16 @@ def _changed(path: Path) -> float:
 
 
 def stages(dropped: datetime, events: Iterable[Event]) -> dict[str, float]:
-    """Seconds from the drop to the admission, and of each step of every plan since, by its name."""
+    """Seconds from the drop to the admission, and of each stage of every plan since, by name."""
     seconds: dict[str, float] = {}
     began: dict[str, tuple[str, datetime]] = {}
     for event in events:
         if event.kind == "batch.admitted":
             seconds["intake"] = (event.at - dropped).total_seconds()
             continue
-        if event.subject in began and (event.kind == "step.started" or "plan." in event.kind):
+        if event.subject in began and (event.kind == "stage.started" or "plan." in event.kind):
             step, at = began.pop(event.subject)
             seconds[step] = seconds.get(step, 0.0) + (event.at - at).total_seconds()
-        if event.kind == "step.started":
-            began[event.subject] = (str(event.payload["step"]), event.at)
+        if event.kind == "stage.started":
+            began[event.subject] = (str(event.payload["stage"]), event.at)
     return {name: round(value, 2) for name, value in seconds.items()}

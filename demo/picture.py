@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ def draw(report: Report, path: Path) -> None:
     for axes in (left, right):
         axes.set_xticks([r.number for r in report.revisions])
         axes.set_xlabel("revision (0 is the base)")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="best")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,7 @@ def _accuracy(axes: Axes, report: Report) -> None:
         zorder=0,
     )
     axes.set_ylim(-0.03, 1.03)
-    axes.set_title("Recall in paraphrases never trained")
+    axes.set_title("Accuracy on held-out paraphrases")
 
 
 def _reasoning(axes: Axes, report: Report) -> None:
@@ -60,19 +62,19 @@ def _reasoning(axes: Axes, report: Report) -> None:
         fmt="o-",
         color="tab:blue",
         capsize=4,
-        label="reasoning, live (95 %, paired)",
+        label="reasoning, live (95 % paired interval)",
     )
     axes.axhline(base, color="tab:blue", ls=":", label="reasoning, base")
     if report.base.expert_reasoning is not None:
         axes.axhline(
-            report.base.expert_reasoning, color="tab:orange", ls=":", label="reasoning, expert"
+            report.base.expert_reasoning, color="tab:orange", ls=":", label="reasoning, SVF expert"
         )
     axes.plot(
         numbers,
         [r.locality for r in report.revisions],
         "s-",
         color="tab:green",
-        label="known facts, never replayed",
+        label="locality: known facts, never replayed",
     )
     shown = [
         base,
@@ -80,4 +82,4 @@ def _reasoning(axes: Axes, report: Report) -> None:
         *(r.reasoning for r in report.revisions),
     ]
     axes.set_ylim(min(0.8, min(shown) - 0.05), 1.01)
-    axes.set_title("Reasoning and what was known before")
+    axes.set_title("Reasoning and locality")

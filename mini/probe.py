@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe
+from adapters.probe_fit import FitProgress, ProbeConfig, fit_probe
 from mini.export import files
 from mini.pretrain import folder
 from mini.recipes import MODELS
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         for row in files(MODELS[given.model])["skill.jsonl"]
     )
     model = folder(given.model)
-    fit_probe(model, skill, model / "probe", ProbeSettings(), _say)
+    fit_probe(model, skill, model / "probe", ProbeConfig(), _say)
     return 0
 
 

@@ -45,7 +45,7 @@ class Superseded(PaloradError):
     """What a plan builds on is no longer what is target."""
 
 
-class Refused(PaloradError):
+class RequestRefused(PaloradError):
     """A request that is understood and may not be done."""
 
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 IDLE_S: Final = 2.0
 
 
-class Phase(StrEnum):
+class SharingPhase(StrEnum):
     """What the servers do for training."""
 
     UNKNOWN = "not asked yet"
@@ -18,7 +18,7 @@ class Phase(StrEnum):
     WAKING = "waking"
 
 
-AWAY: Final = frozenset({Phase.FALLING_ASLEEP, Phase.ASLEEP, Phase.WAKING})
+AWAY: Final = frozenset({SharingPhase.FALLING_ASLEEP, SharingPhase.ASLEEP, SharingPhase.WAKING})
 """In these phases nothing may be loaded, verified or routed."""
 
 
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     """For how many seconds none has, and nobody has asked for room."""
 
 
-def next_phase(phase: Phase, seen: Seen) -> Phase:
+def next_phase(phase: SharingPhase, seen: Seen) -> SharingPhase:
     """What follows from what is seen; falling asleep and waking end by themselves.
 
     Servers that sleep for no child are woken, whoever put them to sleep; they are not put to sleep
@@ -45,14 +45,16 @@ def next_phase(phase: Phase, seen: Seen) -> Phase:
     started again, is put to sleep.
     """
     match phase:
-        case Phase.UNKNOWN if seen.asleep:
-            return Phase.ASLEEP if seen.planned else Phase.WAKING
-        case Phase.UNKNOWN if seen.awake:
-            return Phase.AWAKE
-        case Phase.AWAKE if seen.asleep:
-            return Phase.WAKING
-        case Phase.ASLEEP if seen.busy and seen.awake:
-            return Phase.FALLING_ASLEEP
-        case Phase.FALLING_ASLEEP | Phase.ASLEEP if not seen.busy and seen.idle_s >= IDLE_S:
-            return Phase.WAKING
+        case SharingPhase.UNKNOWN if seen.asleep:
+            return SharingPhase.ASLEEP if seen.planned else SharingPhase.WAKING
+        case SharingPhase.UNKNOWN if seen.awake:
+            return SharingPhase.AWAKE
+        case SharingPhase.AWAKE if seen.asleep:
+            return SharingPhase.WAKING
+        case SharingPhase.ASLEEP if seen.busy and seen.awake:
+            return SharingPhase.FALLING_ASLEEP
+        case SharingPhase.FALLING_ASLEEP | SharingPhase.ASLEEP if (
+            not seen.busy and seen.idle_s >= IDLE_S
+        ):
+            return SharingPhase.WAKING
     return phase

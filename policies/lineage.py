@@ -1,4 +1,4 @@
-"""What learns the next batch, and what is replayed."""
+"""How adapters are composed: their ranks, and when one is retrained from scratch."""
 
 from __future__ import annotations
 

@@ -221,9 +221,11 @@ def test_files_that_are_named_are_there(path: Path) -> None:
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_walk_through_the_code_never_goes_back(walk: str) -> None:
-    (told,) = re.findall(rf"^\*\*{walk}\.\*\* .*?(?=\n\n)", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    (told,) = re.findall(rf"^### {walk}\n(.*?)(?=^##)", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. `", told, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
     named_files = FILE.findall(told)
-    assert len(named_files) == len(set(named_files)) >= 8
+    assert len(named_files) == len(set(named_files)) == len(numbers) >= 8
 
 
 def test_the_state_directory_s_table_names_every_path() -> None:

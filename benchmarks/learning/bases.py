@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from adapters.models import base_hash, pick_device
 from adapters.probe import Probe
-from adapters.probe_fit import ProbeSettings, fit_probe, fold_expert
+from adapters.probe_fit import ProbeConfig, fit_probe, fold_expert
 from daemon.training.child import read_examples
 from mini import export, pretrain, reasoning
 from mini.pretrain import folder
@@ -92,11 +92,11 @@ class Base:
         RUNS.mkdir(parents=True, exist_ok=True)
         whole = self.knowing(None)
         probe = whole.probe_dir if self.protected else self.bare_dir / "probe"
-        fit_probe(self.bare_dir, whole.skill, probe, ProbeSettings())
+        fit_probe(self.bare_dir, whole.skill, probe, ProbeConfig())
         loaded = Probe.load(probe, base_hash(self.bare_dir))
-        fold_expert(self.bare_dir, loaded, self.expert_dir, whole.skill, ProbeSettings())
+        fold_expert(self.bare_dir, loaded, self.expert_dir, whole.skill, ProbeConfig())
         if self.examples:
-            fit_probe(self.model_dir, self.skill, self.probe_dir, ProbeSettings())
+            fit_probe(self.model_dir, self.skill, self.probe_dir, ProbeConfig())
 
     def _stages_done(self) -> int:
         """How many stages of the pretraining are behind the checkpoint."""

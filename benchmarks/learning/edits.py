@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters import compose, lora, models
-from adapters.examples import Batch, Encoded, collate, encode, forms
+from adapters.examples import Encoded, PaddedBatch, collate, encode, forms
 from adapters.losses import learnt_logits, token_losses
 from adapters.plans import TrainPlan, TrainReport
 from benchmarks.learning.inputs import kept
@@ -28,7 +28,7 @@ class Subjects:
     """Paraphrases of facts as one batch, with the place (row, token) of each subject's last
     token."""
 
-    batch: Batch
+    batch: PaddedBatch
     places: Tensor
     fact: Tensor
 

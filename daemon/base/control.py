@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from policies.errors import DaemonUnreachable, PaloradError, Refused
+from policies.errors import DaemonUnreachable, PaloradError, RequestRefused
 
 LINE_BYTES: Final = 16 * 1024 * 1024
 IDLE_TIMEOUT_S: Final = 30.0
@@ -28,7 +28,7 @@ Handler = Callable[..., Awaitable[Any]]
 log = structlog.get_logger(__name__)
 
 
-class Request(BaseModel):
+class ControlRequest(BaseModel):
     """One line to the daemon."""
 
     model_config = ConfigDict(extra="forbid")
@@ -59,7 +59,7 @@ class ControlServer:
     async def start(self) -> None:
         """Listen; a socket left by a dead daemon is replaced (the instance lock is ours)."""
         if len(os.fsencode(self._path)) > SOCKET_PATH_BYTES:
-            raise Refused(
+            raise RequestRefused(
                 f"{self._path}: too long for a socket's name ({SOCKET_PATH_BYTES} bytes at most); "
                 "set a shorter state_dir"
             )
@@ -93,7 +93,7 @@ class ControlServer:
 
     async def _answer(self, line: bytes) -> Reply:
         try:
-            request = Request.model_validate_json(line)
+            request = ControlRequest.model_validate_json(line)
         except ValidationError:
             return Reply(ok=False, kind="BadRequest", error="not a request: expected one JSON line")
         command = self._commands.get(request.command)
@@ -112,7 +112,7 @@ class ControlServer:
 
 
 def ask(path: Path, command: str, /, **args: object) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """The daemon's result for one command; `Refused` if it says no, else `DaemonUnreachable`."""
+    """One command's result; raises `RequestRefused` or `DaemonUnreachable`."""
     line = json.dumps({"command": command, "args": args}, default=str).encode() + b"\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -135,5 +135,5 @@ def ask(path: Path, command: str, /, **args: object) -> Any:  # noqa: ANN401 - w
         raise DaemonUnreachable(f"{path}: the daemon closed the connection without an answer")
     reply = Reply.model_validate_json(answer)
     if not reply.ok:
-        raise Refused(reply.error)
+        raise RequestRefused(reply.error)
     return reply.result

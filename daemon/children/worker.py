@@ -74,7 +74,7 @@ class Desk:
         self._stopping = True
 
 
-Step = Callable[[Desk], BaseModel]
+StepFunction = Callable[[Desk], BaseModel]
 
 
 def main(step: str, workdir: Path) -> int:
@@ -116,9 +116,9 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _find(step: str) -> Step:
+def _find(step: str) -> StepFunction:
     module = os.environ.get("PALORAD_STEPS") or STEPS[step]
-    found: Step = getattr(importlib.import_module(module), step)
+    found: StepFunction = getattr(importlib.import_module(module), step)
     return found
 
 

@@ -35,7 +35,7 @@ def retry(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try a failed or rejected batch once more."""
+    """Try a failed, rejected, inconclusive or rolled-back batch once more."""
     _change(config, as_json, "retry", subject=subject, because=because)
 
 
@@ -91,7 +91,7 @@ def reject(
 def pause(
     because: BecauseOption = "", config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """Start no new training; what is served stays served."""
+    """Train and promote nothing until `resume`; what is served stays served."""
     _change(config, as_json, "pause", because=because)
 
 

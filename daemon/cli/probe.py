@@ -15,7 +15,7 @@ from rich.table import Table
 from daemon.children.jobs import Jobs, held
 from daemon.cli.session import console, print_json, say
 from daemon.training.messages import ProbeReport, ProbeRequest
-from policies.errors import NotFound, Refused
+from policies.errors import NotFound, RequestRefused
 
 if TYPE_CHECKING:
     from adapters.spectrum import Spectrum
@@ -34,7 +34,7 @@ def fit(settings: Settings) -> None:
     for directory in (layout.probes, workdir):
         directory.mkdir(parents=True, exist_ok=True)
     if held(workdir):
-        raise Refused(f"{workdir}: another fit is under way")
+        raise RequestRefused(f"{workdir}: another fit is under way")
     (workdir / "report.json").unlink(missing_ok=True)
     request = ProbeRequest(
         model_dir=settings.model.path,
@@ -60,7 +60,7 @@ def _followed(jobs: Jobs, workdir: Path) -> Any:  # noqa: ANN401 - JSON
         while True:
             state = jobs.poll(workdir)
             if state.error is not None:
-                raise Refused(state.error.error)
+                raise RequestRefused(state.error.error)
             if state.outcome == "finished":
                 return state.report
             if state.progress is not None:
@@ -95,11 +95,26 @@ def show(settings: Settings, as_json: bool) -> None:
     )
     say(
         f"critical components of two seeds overlap {overlap['jaccard']:.3f} (Jaccard), by chance "
-        f"{overlap['chance']:.3f}: "
-        + ("informative" if card["informative"] else "not informative, so do not rely on svf")
+        f"{overlap['chance']:.3f}"
     )
+    say(_worth(card))
     console.print(_matrices(card))
     console.print(_drawn(found))
+
+
+def _worth(card: dict[str, Any]) -> str:
+    """Whether critical components say something about the skill, and what speaks against it."""
+    if card["informative"]:
+        return "informative"
+    skill, overlap = card["skill"], card["overlap"]
+    losses = skill["loss_after"]
+    lowered = sum(loss < skill["loss_before"] for loss in losses)
+    against = []
+    if lowered < len(losses):
+        against.append(f"z lowers the held-out loss with {lowered} of {len(losses)} seeds")
+    if overlap["agreement"] < overlap["needed"]:
+        against.append("seeds agree little more than by chance")
+    return f"not informative: {' and '.join(against)}; do not rely on protection by svf"
 
 
 def _of_matrices(*columns: str) -> Table:
@@ -119,7 +134,7 @@ def _spectra(directory: Path, card: dict[str, Any]) -> dict[str, Spectrum]:
 
 def _matrices(card: dict[str, Any]) -> Table:
     table = _of_matrices("in", "out", "critical", "overlap", "chance")
-    table.caption = "in per cent: how many input directions hold so much of the activations' energy"
+    table.caption = "last columns: how many input directions hold this share of the skill's energy"
     shares = sorted(
         {s for m in card["matrices"].values() for s in m["input_directions_for_energy"]}
     )

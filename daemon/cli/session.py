@@ -43,7 +43,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="One setting over file and environment, e.g. --set train.rank=8; repeatable.",
+        help="One setting over file and environment, e.g. --set train.epochs=80; repeatable.",
         show_default=False,
     ),
 ]
@@ -86,7 +86,7 @@ def overrides(pairs: list[str] | None) -> dict[str, Any]:
         key, mark, text = pair.partition("=")
         parts = key.strip().split(".")
         if not mark or not all(parts):
-            raise BadOverride(f"--set {pair}: write it as KEY=VALUE, e.g. train.rank=8")
+            raise BadOverride(f"--set {pair}: write it as KEY=VALUE, e.g. train.epochs=80")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

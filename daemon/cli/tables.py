@@ -21,14 +21,14 @@ from daemon.views.status import (
     HistoryView,
     RetractionView,
     RevisionView,
+    StageView,
     StatusView,
-    StepView,
     WhyView,
 )
 from policies.records import BatchState, Quarantined
 
 ID: Final = 12
-_STAGES: Final = {
+_RETRACTIONS: Final = {
     "still served": "STILL SERVED until a revision without it is active",
     "still loaded": "not in the target revision, but still loaded on a replica",
     "being erased": "no longer served; its text is being erased",
@@ -43,7 +43,7 @@ _COLOURS: Final = {
 
 def status_view(view: StatusView) -> RenderableType:
     """Who runs, what is served, what is under way, the latest batches."""
-    parts: list[RenderableType] = [*_head(view), *(Text(_step(step)) for step in view.steps)]
+    parts: list[RenderableType] = [*_head(view), *(Text(_stage(stage)) for stage in view.stages)]
     if view.daemon is not None and view.daemon.replicas:
         parts.append(_replicas(view.daemon))
     if view.batches:
@@ -60,7 +60,9 @@ def _head(view: StatusView) -> list[RenderableType]:
         running = Text(f"running (pid {view.daemon.pid}), {view.daemon.server} server")
     lines: list[RenderableType] = [running]
     if view.paused:
-        lines.append(Text("paused: no new training until 'palorad resume'", style="yellow"))
+        lines.append(
+            Text("paused: nothing is trained or goes live until 'palorad resume'", style="yellow")
+        )
     lines.append(
         Text(
             f"target: revision {view.target.number}, {view.target.name}, "
@@ -81,10 +83,10 @@ def _head(view: StatusView) -> list[RenderableType]:
 
 
 def _retractions(view: StatusView) -> list[str]:
-    """One line for each stage, so that many retractions stay readable."""
+    """One line for each state, so that many retractions stay readable."""
     lines = []
-    for stage, words in _STAGES.items():
-        found = [r for r in view.retractions if r.stage == stage]
+    for state, words in _RETRACTIONS.items():
+        found = [r for r in view.retractions if r.state == state]
         if found:
             plan = next((f", by plan {r.plan}" for r in found if r.plan is not None), "")
             count = (
@@ -96,16 +98,16 @@ def _retractions(view: StatusView) -> list[str]:
 
 def retraction_view(view: RetractionView) -> RenderableType:
     """Where a retraction stands, or its certificate."""
-    stands = _STAGES.get(view.stage, "certified as unlearned and erased")
+    stands = _RETRACTIONS.get(view.state, "certified as unlearned and erased")
     head = Text(f"{view.handle}: the fact is {stands}; asked for {clock(view.asked_at)}")
     if view.certificate is None:
         return head
     return Group(head, Text(json.dumps(view.certificate, indent=2, ensure_ascii=False)))
 
 
-def _step(step: StepView) -> str:
-    text = f"plan {step.plan} ({step.kind}): {step.step} since {clock(step.started_at)}"
-    return f"{text}, {progress_text(step.progress)}" if step.progress else text
+def _stage(stage: StageView) -> str:
+    text = f"plan {stage.plan} ({stage.kind}): {stage.stage} since {clock(stage.started_at)}"
+    return f"{text}, {progress_text(stage.progress)}" if stage.progress else text
 
 
 def progress_text(progress: Progress) -> str:

@@ -14,7 +14,7 @@ from policies.errors import ConfigError
 _OTHER_VARIABLES: Final = frozenset(
     {
         *("CONFIG", "DIE_AT", "DIE_ONCE", "TRACE", "STEPS", "PARENT"),
-        *("ALIAS_FILE", "ADMIN_KEY_FILE", "SERVED_DIR", "USER_KEY_FILE"),
+        *("ALIAS_FILE", "ADMIN_KEY_FILE", "SERVED_DIR", "USER_KEY_FILE", "MAX_BODY_BYTES"),
     }
 )
 

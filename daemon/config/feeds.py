@@ -63,11 +63,11 @@ class FeedSettings(Section):
     name: str = Field(pattern=r"^[\w.-]{1,64}$")
     """The feed's name in status and history."""
     url: str = Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")
-    """Its address; `{cursor}` in it is replaced by the cursor of the last answer."""
+    """Its address; `{cursor}` in it is replaced by the cursor of the last response."""
     every_s: float = Field(default=300, gt=0)
     """How often it is polled."""
     kind: Literal["jsonl", "json-feed", "rss"] = "jsonl"
-    """Lines of facts, a JSON Feed, or RSS and Atom; the last two need rules."""
+    """What it publishes: lines of facts, a JSON Feed, or RSS or Atom. The last two need rules."""
     cursor_header: str = Field(default="x-next-cursor", pattern=r"^[A-Za-z0-9-]+$")
     """The response header that holds the next cursor."""
     key_file: Path | None = None
@@ -75,17 +75,17 @@ class FeedSettings(Section):
     timeout_s: float = Field(default=60, gt=0)
     """How long one poll may take in all."""
     max_mb: int = Field(default=64, ge=1)
-    """A larger answer is refused, counted after decompression. A JSON Feed, RSS or Atom is read as
-    a whole: of them 8 MB and 10,000 entries are the most."""
+    """A larger response is refused, counted after decompression. A JSON Feed, RSS or Atom is read
+    as a whole and may have 8 MiB and 10,000 entries at most."""
     allow_private: bool = False
-    """Whether addresses of this host and of private networks may be asked."""
+    """Whether the feed may have an address of this host or of a private network."""
     allow_hosts: tuple[str, ...] = ()
     """Other hosts to which a redirection may lead."""
     open_after: int = Field(default=5, ge=1)
     """After so many failures in a row the feed is polled less often, and `palorad status` says
     so."""
     full_every_s: float = Field(default=86400, gt=0)
-    """How often it is asked without conditions (ETag, Last-Modified), in case those are wrong."""
+    """How often it is asked without ETag and Last-Modified, in case these are wrong."""
     rules: tuple[RuleSettings, ...] = ()
     """[[feeds.rules]]"""
 

@@ -17,7 +17,7 @@ class SuiteSettings(Section):
     """[[gate.suites]]: one set of questions."""
 
     name: str = Field(min_length=1)
-    """The suite's name in verdicts."""
+    """The suite's name, as verdicts show it."""
     role: Role
     """What it measures: reasoning, locality (known facts of the base), retention (earlier facts),
     or drift (the loss on fixed text)."""
@@ -29,11 +29,12 @@ class SuiteSettings(Section):
     filter: str | None = None
     """Which of the task's filters counts; unset: the first."""
     grader: str = "normalised"
-    """How answers are compared: see docs/gate.md."""
+    """How answers are compared: see [graders](gate.md#graders)."""
     max_tokens: int = Field(default=64, ge=1)
-    """The longest answer."""
+    """The longest answer, in tokens."""
     form: Literal["auto", "chat", "plain"] = "auto"
-    """Asked as a chat message, as plain text, or as chat if the model has a chat template."""
+    """How a question is put: as a chat message, as plain text, or ("auto") as chat if the model has
+    a chat template."""
     margin: float | None = Field(default=None, gt=0, lt=1)
     """The drop to rule out on this suite; unset: the margin of its role."""
 
@@ -57,7 +58,7 @@ class GateSettings(Section):
     """[gate]: what a candidate must show."""
 
     preset: Literal["strict", "balanced", "fast"] = "balanced"
-    """A named set of margins and error rates; see docs/gate.md."""
+    """A named set of limits ([presets](gate.md#presets)). What is unset below is as there."""
     alpha: float | None = Field(default=None, gt=0, lt=0.5)
     """How often a candidate that is worse by the margin may pass. Unset: the preset's."""
     beta: float | None = Field(default=None, gt=0, lt=0.5)
@@ -70,9 +71,11 @@ class GateSettings(Section):
     locality_margin: float | None = Field(default=None, gt=0, lt=1)
     """The drop in locality to rule out. Unset: the preset's."""
     stratum_loss: float | None = Field(default=None, gt=0, lt=1)
-    """Share of one batch or family that may newly fail. Unset: the preset's."""
+    """Share of one stratum (a batch of earlier facts, a family of problems) that may newly fail.
+    Unset: the preset's."""
     retention_floor: float | None = Field(default=None, ge=0, le=1)
-    """Accuracy on earlier facts that must be kept; 0: no floor. Unset: the preset's."""
+    """Accuracy on earlier facts that a candidate must reach, whatever the live revision answers; 0:
+    no floor. Unset: the preset's."""
     learnt_share: float | None = Field(default=None, gt=0, le=1)
     """Share of the new facts that must be learnt. Unset: the preset's."""
     paraphrase_share: float | None = Field(default=None, gt=0, le=1)
@@ -85,16 +88,16 @@ class GateSettings(Section):
     earlier_facts: int = Field(default=300, ge=0)
     """Earlier facts that a candidate is asked, at most; spread over all batches."""
     facts_grader: str = "normalised"
-    """How answers to facts are compared."""
+    """How answers to facts are compared: see [graders](gate.md#graders)."""
     facts_max_tokens: int = Field(default=48, ge=1)
-    """The longest answer to a fact."""
+    """The longest answer to a fact, in tokens."""
     aa_sample: int = Field(default=100, ge=0)
     """Items of each suite that the base answers twice (A/A), to measure how stable it is; 0:
     none."""
     chunk: int = Field(default=256, ge=1)
-    """Items asked between two looks of the gate at a suite."""
+    """How many items of a suite are asked before the gate judges it again."""
     revisions_per_draw: int = Field(default=10, ge=1)
-    """Consecutive revisions whose candidates get the items in the same random order."""
+    """How many revisions are judged on one random order of the items, before a new one is drawn."""
     suites: tuple[SuiteSettings, ...] = (
         SuiteSettings(
             name="reasoning",

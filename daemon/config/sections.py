@@ -38,7 +38,7 @@ class ModelSettings(Section):
     """[model]: the base model."""
 
     path: Path = Path("models/palorad-mini")
-    """A directory that `AutoModelForCausalLM.from_pretrained` reads."""
+    """The base model: a directory that `AutoModelForCausalLM.from_pretrained` reads."""
     name: str = Field(default="base", pattern=r"^[\w.:/-]+$")
     """The name under which the server serves it without adapters."""
     alias: str = Field(default="palora-live", pattern=r"^[\w.:/-]+$")
@@ -59,15 +59,17 @@ class ServerSettings(Section):
     extra_args: tuple[str, ...] = ()
     """Managed vLLM: further arguments of `vllm serve`."""
     gpu_sharing: Literal["separate", "coresident", "sleep"] = "separate"
-    """How training and vLLM share a GPU."""
+    """What happens to vLLM while an adapter is trained: nothing, training waits for free memory, or
+    vLLM sleeps ([one GPU](serving.md#one-gpu-for-serving-and-training))."""
     max_lora_rank: int = 128
-    """The largest LoRA rank that the server was started with."""
+    """The largest LoRA rank that the server is started with; one of 1 8 16 32 64 128 256 320
+    512."""
     max_loras: int = Field(default=4, ge=3)
-    """Adapters in one engine step."""
+    """Adapters that one step of the engine can use."""
     max_cpu_loras: int = Field(default=16, ge=3)
-    """Adapters kept in memory; at least as many as are listed."""
+    """Adapters that the server keeps in memory; at least as many as are loaded at a time."""
     concurrency: int = Field(default=96, ge=1)
-    """Requests in flight while evaluating."""
+    """Requests that an evaluation has under way at a time."""
     start_timeout_s: float = Field(default=300, gt=0)
     """How long a managed server may take to become healthy."""
     request_timeout_s: float = Field(default=120, gt=0)
@@ -77,9 +79,11 @@ class ServerSettings(Section):
     verify_timeout_s: float = Field(default=60, gt=0)
     """How long the identity check of one replica may take."""
     drain_s: float = Field(default=2.0, ge=0)
-    """How long a replaced revision stays loaded after its last request."""
+    """How long a revision that is neither live nor the one before nor a candidate stays loaded
+    after its last request."""
     admin_key_file: OptionalPath = None
-    """A file with palorad's own key for admin routes; without it one is made at first start."""
+    """A file with palorad's own key for admin routes. Without it `admin.key` is made in state_dir
+    at the first start."""
     user_key_file: OptionalPath = None
     """A file with the key that the server asks of its users, if it asks for one."""
 
@@ -100,14 +104,15 @@ class ProbeSettings(Section):
     skill: Path = Path("models/palorad-mini/data/skill.jsonl")
     """Lines with `prompt` and `solution`: the skill to preserve."""
     path: OptionalPath = Path("models/palorad-mini/probe")
-    """A probe fitted earlier. It is used if it belongs to this base and keeps as many directions as
-    protection.share asks for; otherwise a new one is fitted."""
+    """A probe fitted earlier. It is used if it was fitted on this base and keeps as many directions
+    as protection.share asks for; otherwise a new one is fitted."""
     serve: Literal["base", "expert"] = "base"
-    """What is served: the base itself, or the SVF expert (the base with z folded in once)."""
+    """What is served as the base: the model in model.path, or its SVF expert (that model with the
+    factors z that were trained on the skill folded in)."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    """One z is fitted per seed; a component is critical if at least two seeds find it critical."""
+    """Factors z are trained once per seed; a component is critical if it is for at least two."""
     steps: int = Field(default=300, ge=1)
-    """Steps of fitting per seed."""
+    """Optimiser steps per seed."""
     learning_rate: float = Field(default=0.002, gt=0)
     """Adam's learning rate for the fit."""
 
@@ -116,13 +121,14 @@ class ProtectionSettings(Section):
     """[protection]: the directions that an adapter must not touch."""
 
     kind: Literal["svf", "activations", "svf+activations", "none"] = "activations"
-    """What is protected: the critical singular components, the leading directions of the skill's
-    activations, both, or nothing."""
+    """What is protected: the critical singular components (svf), the leading input directions of
+    the skill's activations, both, or nothing."""
     form: Literal["hard", "soft"] = "hard"
-    """For activations: an exact projection, or the soft one λ(C+λI)⁻¹."""
+    """For activations: an exact projection, or [one that shrinks
+    them](training.md#what-is-protected-and-why)."""
     share: float = Field(default=0.2, gt=0, lt=1)
-    """Protected share of each matrix's input directions. A new probe keeps as many; `palorad
-    doctor` says how much disk and memory that takes."""
+    """Protected share of each matrix's input directions, for activations. `palorad doctor` says how
+    much disk and memory the probe then takes."""
 
 
 class IntakeSettings(Section):
@@ -133,9 +139,10 @@ class IntakeSettings(Section):
     stable_s: float = Field(default=2.0, ge=0)
     """A file is read once it has not changed for this long."""
     rescan_s: float = Field(default=10.0, gt=0)
-    """How often the folder is scanned even without an event."""
+    """How often the folder is scanned, whatever watch says."""
     watch: Literal["events", "polling", "off"] = "events"
-    """What triggers an early scan: events of the kernel, polling (network shares), or nothing."""
+    """What triggers an earlier scan: events of the kernel, polling (for network shares), or
+    nothing."""
     max_file_mb: int = Field(default=256, ge=1)
     """A larger file is rejected."""
     max_line_kb: int = Field(default=64, ge=1)
@@ -147,16 +154,18 @@ class IntakeSettings(Section):
     bad_lines: Literal["quarantine", "reject"] = "quarantine"
     """Whether a bad line is quarantined alone, or rejects its whole file."""
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
-    """What happens to a second answer for the same key when nothing orders the two: the newest
-    wins, the line is rejected, or it waits for a person (`palorad quarantine`)."""
+    """What happens to a second answer for the same key when no dates order the two: the later line
+    wins, it is quarantined, or it is quarantined until a person decides (`palorad quarantine`)."""
     paraphrase_source: ParaphraseSource = "templates"
-    """Where further paraphrases come from: templates of the relation, frames around the prompt, or
-    nowhere (a fact with a single prompt then gets one frame, to be held out)."""
+    """Where further paraphrases come from: templates of the relation, prefixes to the prompt
+    ("frames"), or nowhere (a fact with a single prompt then gets one prefixed prompt, which is held
+    out)."""
     min_paraphrases: int = Field(default=4, ge=1, le=50)
-    """A fact with fewer training paraphrases gets more, up to this many."""
+    """A fact that comes with fewer paraphrases to train is stored with this many. Training may use
+    more: see train.paraphrases."""
     model_paraphrases: int = Field(default=0, ge=0, le=8)
-    """Paraphrases per fact asked of the live model before a plan is trained. One is kept if the
-    model, given the fact, answers it correctly. 0: none."""
+    """How many paraphrases of each fact the live model is asked for before a plan is trained. One
+    is kept if the model, told the fact, answers it correctly. 0: none."""
     model_paraphrase_budget: int = Field(default=200, ge=0)
     """Requests to the live model for the paraphrases of one plan, at most."""
 
@@ -169,7 +178,7 @@ class DaemonSettings(Section):
     stop_s: float = Field(default=30, gt=0)
     """How long children may take to checkpoint when the daemon stops."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The lowest level that is logged."""
+    """The lowest level of messages that is logged."""
     check_at: Cron | Literal[""] = "17 3 * * *"
-    """When the ledger and all published files are compared with their hashes, as a cron expression
-    in UTC; empty: never."""
+    """When the ledger and all published files are compared with their hashes: a cron expression in
+    UTC, or "" for never."""

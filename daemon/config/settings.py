@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     )
 
     state_dir: Path = Path("state")
-    """Ledger, archive, adapters, probes, work: everything durable."""
+    """The directory for everything that survives a restart: ledger, archive, adapters, probes."""
     model: ModelSettings = ModelSettings()
     """[model]"""
     server: ServerSettings = ServerSettings()

@@ -20,7 +20,7 @@ from adapters.generate import Generator
 from adapters.models import check_model_dir
 from daemon.embedded import protocol as shapes
 from daemon.embedded.api import Api, Refusal
-from daemon.embedded.connections import BACKLOG, Limits, limited, most_connections
+from daemon.embedded.connections import BACKLOG, ConnectionLimits, limited, most_connections
 from daemon.embedded.engine import Engine
 from daemon.serving.alias import AdminGateway, AliasMiddleware
 from policies.errors import PaloradError, ServerUnusable
@@ -123,7 +123,7 @@ def serve(settings: Embedded) -> None:
     sock = listening(settings.host, settings.port)
     config = uvicorn.Config(
         build(settings),
-        http=limited(Limits(most_connections())),
+        http=limited(ConnectionLimits(most_connections())),
         backlog=BACKLOG,
         # Requests that are none are somebody else's trouble: they would fill the log.
         log_level="error",

@@ -20,7 +20,7 @@ WRITE_S: Final = 60.0
 
 
 @dataclass(slots=True)
-class Limits:
+class ConnectionLimits:
     """Seconds, and a number of connections; `waiting` has those without a whole request, the
     longest waiting first."""
 
@@ -37,7 +37,7 @@ class Limited(H11Protocol):
     middleware limits the body's time. A client that stops reading is let go after `write_s`.
     """
 
-    limits: Limits
+    limits: ConnectionLimits
 
     def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*given, **named)
@@ -106,7 +106,7 @@ class Limited(H11Protocol):
         self.transport.abort()
 
 
-def limited(limits: Limits) -> type[Limited]:
+def limited(limits: ConnectionLimits) -> type[Limited]:
     """Uvicorn's protocol with these limits."""
     return type("LimitedHere", (Limited,), {"limits": limits})
 

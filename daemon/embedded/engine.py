@@ -29,7 +29,7 @@ Kind = tuple[str | None, bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class LoadedAdapter:
     """A loaded adapter: its public name, where it came from, and the generator's key for it."""
 
     name: str
@@ -86,7 +86,7 @@ class Engine:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[str, LoadedAdapter] = {}
         self._waiting: dict[Kind, deque[Job]] = {}
         self._looks: dict[Kind, tuple[int, float]] = {}
         self._retired: set[str] = set()
@@ -98,7 +98,7 @@ class Engine:
         self._thread.start()
 
     @property
-    def adapters(self) -> Mapping[str, Adapter]:
+    def adapters(self) -> Mapping[str, LoadedAdapter]:
         """What is loaded, by public name."""
         return self._adapters
 
@@ -108,7 +108,7 @@ class Engine:
             self._counter += 1
             key = f"{name}#{self._counter}"
         self.generator.load(key, Path(path))
-        self._adapters[name] = Adapter(name, path, key)
+        self._adapters[name] = LoadedAdapter(name, path, key)
 
     def unload(self, name: str) -> None:
         """Forget an adapter by name; what was asked of it before is still answered."""

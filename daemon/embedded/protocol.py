@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.generate import Generation, Request, Taken
+from adapters.generate import Generation, Request, TokenScore
 
 Json = dict[str, Any]
 # Of a list only the first thing that is wrong is told: all of it would fill the memory.
@@ -182,7 +182,7 @@ def text_logprobs(
     }
 
 
-def prompt_logprobs(taken: Sequence[Taken]) -> list[Json | None]:
+def prompt_logprobs(taken: Sequence[TokenScore]) -> list[Json | None]:
     """The prompt's own tokens as vLLM gives them: none for the first, which nothing precedes.
 
     vLLM adds the likeliest token at each place where it is asked for one; here it is left out.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from daemon.gate.messages import ServedModel
-from daemon.serving.protocol import Scorer, Taken
+from daemon.serving.protocol import PromptLogprob, Scorer
 from policies.gate.records import AnswerLikelihood, UnlearningCheck
 from policies.records import Fact
 
@@ -63,7 +63,7 @@ async def _likelihoods(
     )
 
 
-def _likelihood(tokens: Sequence[Taken]) -> AnswerLikelihood:
+def _likelihood(tokens: Sequence[PromptLogprob]) -> AnswerLikelihood:
     total = math.fsum(token.logprob for token in tokens)
     return AnswerLikelihood(
         rank=max(token.rank for token in tokens), probability=math.exp(min(0.0, total))

@@ -21,8 +21,8 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Arriving
 from policies.errors import LedgerBusy, LedgerUnusable, NotFound
 from policies.facts.admission import Format, quarantined, unexpected
-from policies.facts.jsonline import DEFAULT_LIMITS, Limits
-from policies.facts.supersession import ConflictPolicy, Relation, Ruling, rule_each
+from policies.facts.jsonline import DEFAULT_LIMITS, LineLimits
+from policies.facts.supersession import ConflictPolicy, FactRelation, Ruling, rule_each
 from policies.records import Batch, Fact, Quarantined
 
 PIECE_LINES: Final = 1000
@@ -44,7 +44,7 @@ class Rules:
     """How lines become facts; `paraphrased` gives a fact what it is learnt and judged in."""
 
     paraphrased: Callable[[Fact], Fact]
-    limits: Limits = DEFAULT_LIMITS
+    limits: LineLimits = DEFAULT_LIMITS
     fmt: Format = Format.AUTO
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
     too_long: Callable[[Fact], str | None] = any_length
@@ -54,7 +54,7 @@ def rules_of(settings: IntakeSettings, model_dir: Path | None = None) -> Rules:
     """The rules that the settings say, for facts that the model in `model_dir` is to learn."""
     return Rules(
         paraphrased=paraphrase_policy(settings).for_admission,
-        limits=Limits(line_bytes=settings.max_line_kb * 1024),
+        limits=LineLimits(line_bytes=settings.max_line_kb * 1024),
         fmt=settings.format,
         conflicts=settings.conflicts,
         too_long=any_length if model_dir is None else TokenLimit(model_dir, settings.max_tokens),
@@ -248,10 +248,12 @@ def _rule(
     ruled = rule_each(facts, ledger.admission.rivals(facts), rules.conflicts, now)
     admitted = []
     for (raw, _), (fact, ruling) in zip(understood, ruled, strict=True):
-        if ruling.relation in (Relation.CONFLICT, Relation.NO_TARGET):
-            asks = ruling.relation is Relation.CONFLICT and rules.conflicts is ConflictPolicy.ASK
+        if ruling.relation in (FactRelation.CONFLICT, FactRelation.NO_TARGET):
+            asks = (
+                ruling.relation is FactRelation.CONFLICT and rules.conflicts is ConflictPolicy.ASK
+            )
             kind = "ask" if asks else ruling.relation.value
             bad.append(quarantined(raw.text, raw.number, kind, ruling.reason))
-        if ruling.relation is not Relation.NO_TARGET:
+        if ruling.relation is not FactRelation.NO_TARGET:
             admitted.append((fact, ruling))
     return admitted, bad

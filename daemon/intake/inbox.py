@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters import files
-from policies.errors import Refused
+from policies.errors import RequestRefused
 from policies.records import content_id
 
 RECEIPT_ENDINGS: Final = (".accepted.json", ".rejected.json")
@@ -106,11 +106,11 @@ class Inbox:
         return [drop for _, _, drop in sorted(found, key=lambda f: f[:2])]
 
     def look(self, path: Path) -> Drop:
-        """A file anywhere, judged as if it lay here; raises `Refused` where there is none."""
+        """A file anywhere, judged as if it lay here; `RequestRefused` where there is none."""
         try:
             return self._drop(str(path), path.stat())
         except FileNotFoundError:
-            raise Refused(f"{path} does not exist") from None
+            raise RequestRefused(f"{path} does not exist") from None
 
     def free_name(self, name: str) -> Path:
         """A path in the folder that nothing has taken and that is not ignored."""

@@ -30,7 +30,7 @@ from daemon.intake.receipts import (
 from daemon.intake.set_aside import SetAside, problem_of
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Arriving
-from policies.errors import LedgerBusy, PaloradError, Refused
+from policies.errors import LedgerBusy, PaloradError, RequestRefused
 from policies.facts.supersession import ConflictPolicy
 from policies.records import INBOX, Batch
 
@@ -280,11 +280,12 @@ class Intake:
     def submit(self, path: Path) -> tuple[str, bool]:
         """Put a copy of a file into the inbox, ripe at once; its batch id, and whether it is known.
 
-        Raises `Refused` with one clear line, or `OSError`. Bytes that are known are not copied.
+        Bytes that are known are not copied. Raises `RequestRefused` with one clear line, or
+        `OSError`.
         """
         drop = self._inbox.look(path)
         if drop.refusal is not None:
-            raise Refused(f"{path} {drop.refusal}")
+            raise RequestRefused(f"{path} {drop.refusal}")
         target = self._inbox.free_name(path.name)
         part = target.with_name(f".{os.getpid()}.submit.part")
         try:
@@ -295,7 +296,7 @@ class Intake:
                 self._inbox.rested(target, self._clock())
             return batch_id, known
         except PermissionError:
-            raise Refused(f"{path} may not be read by palorad's user") from None
+            raise RequestRefused(f"{path} may not be read by palorad's user") from None
         finally:
             part.unlink(missing_ok=True)
 

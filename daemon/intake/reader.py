@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from policies.facts.admission import Format, parse_line, quarantined
-from policies.facts.jsonline import Limits, is_blank, too_long
+from policies.facts.jsonline import LineLimits, is_blank, too_long
 from policies.facts.splitting import Item, ListSplitter, is_list
 from policies.records import Fact, Quarantined
 
@@ -32,7 +32,7 @@ class Records:
     """
 
     def __init__(
-        self, source: BinaryIO, limits: Limits, number: int = 0, position: int = 0
+        self, source: BinaryIO, limits: LineLimits, number: int = 0, position: int = 0
     ) -> None:
         source.seek(0)
         self._limits = limits

@@ -8,7 +8,7 @@ from typing import Final
 
 from daemon.intake.reader import Records
 from policies.facts.admission import Format, fact_id
-from policies.facts.jsonline import DEFAULT_LIMITS, Limits
+from policies.facts.jsonline import DEFAULT_LIMITS, LineLimits
 from policies.records import Fact, Quarantined, Record
 from policies.text import storable
 
@@ -30,7 +30,7 @@ class Report(Record):
 
 
 def parsed_lines(
-    path: Path, fmt: Format = Format.AUTO, limits: Limits = DEFAULT_LIMITS
+    path: Path, fmt: Format = Format.AUTO, limits: LineLimits = DEFAULT_LIMITS
 ) -> Iterator[Fact | Quarantined]:
     """Every line (or item of a list) that is not blank; raises `OSError`."""
     with path.open("rb") as source:
@@ -42,7 +42,9 @@ def parsed_lines(
                     yield parsed
 
 
-def validate_file(path: Path, fmt: Format = Format.AUTO, limits: Limits = DEFAULT_LIMITS) -> Report:
+def validate_file(
+    path: Path, fmt: Format = Format.AUTO, limits: LineLimits = DEFAULT_LIMITS
+) -> Report:
     """The report on one file; raises `OSError`."""
     seen: set[str] = set()
     bad: list[Quarantined] = []
@@ -63,7 +65,7 @@ def validate_file(path: Path, fmt: Format = Format.AUTO, limits: Limits = DEFAUL
 
 
 def convert_file(
-    path: Path, fmt: Format = Format.AUTO, limits: Limits = DEFAULT_LIMITS
+    path: Path, fmt: Format = Format.AUTO, limits: LineLimits = DEFAULT_LIMITS
 ) -> Iterator[str | Quarantined]:
     """Each line of a file in the native form (without a line end), or why it has none.
 

@@ -9,14 +9,14 @@ from functools import lru_cache
 from typing import Any, Final
 
 from daemon.ledger.batches import Batches
-from daemon.ledger.database import Database, Row, chunks, marks, stamp, unstamp
+from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unstamp
 from daemon.ledger.facts import LOST_NOW, key_of
-from daemon.ledger.feeds import Feeds
+from daemon.ledger.feeds import FeedCursors
 from daemon.ledger.records import Admitted, Arriving
 from daemon.ledger.retractions import Retractions
 from policies.errors import NotFound
 from policies.facts.supersession import (
-    Relation,
+    FactRelation,
     Ruling,
     Standing,
     Validity,
@@ -32,7 +32,7 @@ class Admission:
     """Admits batches, large ones chunk by chunk."""
 
     def __init__(
-        self, db: Database, batches: Batches, feeds: Feeds, retractions: Retractions
+        self, db: Database, batches: Batches, feeds: FeedCursors, retractions: Retractions
     ) -> None:
         self._db = db
         self._batches = batches
@@ -164,7 +164,7 @@ class Admission:
         self._db.event("batch.admitted", batch_id, counts, now)
         return admitted
 
-    def row_of(self, batch_id: str) -> Row | None:
+    def row_of(self, batch_id: str) -> SqlRow | None:
         """Row number, completeness, next line and byte offset of a batch, if it is known."""
         return self._db.row(
             "SELECT seq, complete, line, position FROM batches WHERE id = ?", (batch_id,)
@@ -217,13 +217,13 @@ class Admission:
             "INSERT INTO quarantine (batch, line, kind, reason, text) VALUES (?, ?, ?, ?, ?)",
             [(batch, q.line, q.kind, q.reason, q.text) for q in quarantined],
         )
-        conflicts = sum(r.relation is Relation.CONFLICT for _, r in admitted)
+        conflicts = sum(r.relation is FactRelation.CONFLICT for _, r in admitted)
         self._db.do(
             "UPDATE batches SET accepted = accepted + ?, known = known + ?,"
             " conflicts = conflicts + ?, quarantined = quarantined + ? WHERE seq = ?",
             (
                 len(admitted) - conflicts,
-                sum(r.relation is Relation.KNOWN for _, r in admitted),
+                sum(r.relation is FactRelation.KNOWN for _, r in admitted),
                 conflicts,
                 len(quarantined),
                 batch,
@@ -267,8 +267,8 @@ class Admission:
         self._db.expect(done, len(replacing), "facts are replaced")
 
 
-_REPLACING: Final = frozenset({Relation.SUPERSEDES, Relation.RETRACTS})
-_NOT_STORED: Final = frozenset({Relation.KNOWN, Relation.CONFLICT})
+_REPLACING: Final = frozenset({FactRelation.SUPERSEDES, FactRelation.RETRACTS})
+_NOT_STORED: Final = frozenset({FactRelation.KNOWN, FactRelation.CONFLICT})
 
 
 def _stored_id(fact: Fact, seq: int) -> str:
@@ -276,7 +276,7 @@ def _stored_id(fact: Fact, seq: int) -> str:
 
 
 def _validity(ruling: Ruling) -> Validity:
-    return Validity.SUPERSEDED if ruling.relation is Relation.HISTORY else Validity.VALID
+    return Validity.SUPERSEDED if ruling.relation is FactRelation.HISTORY else Validity.VALID
 
 
 def _fact_row(fact: Fact, ruling: Ruling, batch: int, seq: int, recorded: str) -> tuple[Any, ...]:

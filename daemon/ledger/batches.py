@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from daemon.ledger.database import Database, Row, chunks, marks, unstamp
+from daemon.ledger.database import Database, SqlRow, chunks, marks, unstamp
 from daemon.ledger.plans import Plans
-from policies.errors import Ambiguous, NotFound, Refused
+from policies.errors import Ambiguous, NotFound, RequestRefused
 from policies.records import OPEN_STATES, Batch, BatchState, PlanKind, PlanState
 
 _BATCH: Final = "id, name, received_at, source, accepted, quarantined"
@@ -131,7 +131,7 @@ class Batches:
     def retry(self, batch_id: str, because: str, now: datetime) -> int:
         """Plan everything of a batch that is not live once more; return how many facts that is.
 
-        Raises `Refused` where there is nothing to retry.
+        Raises `RequestRefused` where there is nothing to retry.
         """
         with self._db.write("retry"):
             for head in self._plans.heads({PlanState.INCONCLUSIVE}, batch_id=batch_id):
@@ -150,12 +150,12 @@ class Batches:
             again += sum(head.facts for head in failed)
             if not again and not self._has_new(batch_id):
                 state = self.state(batch_id).value
-                raise Refused(f"batch {batch_id[:12]} is {state}: there is nothing to retry")
+                raise RequestRefused(f"batch {batch_id[:12]} is {state}: there is nothing to retry")
             self._db.event("batch.retried", batch_id, {"facts": again, "because": because}, now)
         return again
 
 
-def _batch_of(row: Row) -> Batch:
+def _batch_of(row: SqlRow) -> Batch:
     identity, name, received_at, source, accepted, quarantined = row
     return Batch(
         id=identity,

@@ -18,7 +18,7 @@ from daemon.ledger.chain import GENESIS, chained, salted
 from daemon.ledger.schema import SCHEMA, foreign, migrations
 from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerUnusable
 
-Row = tuple[Any, ...]
+SqlRow = tuple[Any, ...]
 BUSY_S: Final = 0.8
 # SQLite before 3.32 takes 999 parameters; one chunk of names stays below that.
 _CHUNK: Final = 900
@@ -88,14 +88,14 @@ class Database:
 
     # --- reading and writing -------------------------------------------------------------------
 
-    def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
+    def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[SqlRow]:
         """All rows of a query; raises palorad's own errors."""
         try:
-            return cast(list[Row], self.connection.execute(sql, parameters).fetchall())
+            return cast(list[SqlRow], self.connection.execute(sql, parameters).fetchall())
         except sqlite3.DatabaseError as error:
             raise translated(error, self.path) from error
 
-    def row(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Row | None:
+    def row(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> SqlRow | None:
         """The first row, if there is one."""
         rows = self.rows(sql, parameters)
         return rows[0] if rows else None

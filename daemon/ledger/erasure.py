@@ -9,7 +9,7 @@ from contextlib import closing
 from datetime import datetime
 from typing import Any, Final
 
-from daemon.ledger.database import Database, Row, translated
+from daemon.ledger.database import Database, SqlRow, translated
 from daemon.ledger.text import text_row
 from policies.facts.traces import ERASED, Trace, scrubbed, tells
 from policies.records import Fact, Operation
@@ -91,13 +91,15 @@ class Erasure:
                         )
                 yield None
 
-    def _bodies(self, table: str) -> Iterator[Row]:
+    def _bodies(self, table: str) -> Iterator[SqlRow]:
         for (key,) in self._db.rows(f"SELECT {_KEY[table]} FROM {table}"):
             yield from self._db.rows(
                 f"SELECT {_KEY[table]}, body FROM {table} WHERE {_KEY[table]} = ?", (key,)
             )
 
-    def _erase(self, handle: str, row: Row, certificate: Mapping[str, Any], now: datetime) -> None:
+    def _erase(
+        self, handle: str, row: SqlRow, certificate: Mapping[str, Any], now: datetime
+    ) -> None:
         seq, identity, stem, key, body = row
         if seq <= int(self._db.meta("indexed") or 0):
             self._db.do(

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from daemon.ledger.chain import GENESIS, chained, salted
-from daemon.ledger.database import Database, Row, unstamp
+from daemon.ledger.database import Database, SqlRow, unstamp
 from daemon.ledger.records import Event
 from policies.errors import LedgerUnusable
 
@@ -55,7 +55,7 @@ class Events:
         return expected - 1
 
 
-def _event_of(row: Row) -> Event:
+def _event_of(row: SqlRow) -> Event:
     return Event(
         seq=row[0],
         at=unstamp(row[1]),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from daemon.ledger.database import Database, Row, chunks, marks, stamp, unstamp
+from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unstamp
 from daemon.ledger.records import FactCounts
 from policies.errors import NotFound
 from policies.planning import Waiting
@@ -108,7 +108,7 @@ class Facts:
         first = self._db.one(
             "SELECT min(first_fact) FROM batches WHERE complete = 0 AND aside = ''"
         )
-        rows: list[Row] = []
+        rows: list[SqlRow] = []
         for urgent in (1, 0):
             if len(rows) < limit:
                 rows += self._db.rows(

@@ -7,7 +7,7 @@ from datetime import datetime
 from daemon.ledger.database import Database, unstamp
 
 
-class Feeds:
+class FeedCursors:
     """Cursors by feed."""
 
     def __init__(self, db: Database) -> None:

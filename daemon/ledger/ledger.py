@@ -12,10 +12,10 @@ from daemon.ledger.database import Database
 from daemon.ledger.erasure import Erasure
 from daemon.ledger.events import Events
 from daemon.ledger.facts import Facts
-from daemon.ledger.feeds import Feeds
+from daemon.ledger.feeds import FeedCursors
 from daemon.ledger.knowledge import Knowledge
 from daemon.ledger.meta import Meta
-from daemon.ledger.paraphrases import Paraphrases
+from daemon.ledger.paraphrases import ParaphraseCache
 from daemon.ledger.planning import Planning
 from daemon.ledger.plans import Plans
 from daemon.ledger.quarantine import Quarantine
@@ -32,10 +32,10 @@ class Ledger:
         self.db = db
         self.meta = Meta(db)
         self.events = Events(db)
-        self.feeds = Feeds(db)
+        self.feeds = FeedCursors(db)
         self.facts = Facts(db)
         self.text = TextIndex(db)
-        self.paraphrases = Paraphrases(db)
+        self.paraphrases = ParaphraseCache(db)
         self.plans = Plans(db)
         self.batches = Batches(db, self.plans)
         self.steps = Steps(db, self.plans)

@@ -9,7 +9,7 @@ from daemon.ledger.database import Database, chunks, marks
 from policies.records import Fact
 
 
-class Paraphrases:
+class ParaphraseCache:
     """What was asked once is never asked again, whatever came of it."""
 
     def __init__(self, db: Database) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from daemon.ledger.database import Database, Row, stamp
+from daemon.ledger.database import Database, SqlRow, stamp
 from daemon.ledger.records import PlanHead, Served
 from policies.errors import NotFound, StateConflict
 from policies.records import OPEN_STATES, TRANSITIONS, Plan, PlanKind, PlanState
@@ -163,7 +163,7 @@ class Plans:
         )
         return None if row is None else self._head_of(row)
 
-    def _head_of(self, row: Row) -> PlanHead:
+    def _head_of(self, row: SqlRow) -> PlanHead:
         names = [name.strip() for name in _HEAD.split(",")]
         found: dict[str, Any] = dict(zip(names, row, strict=True))
         batches = self._db.rows(

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from daemon.ledger.chain import salted
-from daemon.ledger.database import Database, Row, chunks, marks, unstamp
+from daemon.ledger.database import Database, SqlRow, chunks, marks, unstamp
 from daemon.ledger.facts import LOST_NOW, Facts
 from daemon.ledger.knowledge import Knowledge
 from daemon.ledger.records import Retraction, Tainted
@@ -194,7 +194,7 @@ class Retractions:
                 yield by_mark[mark], seq, version_id(by_mark[mark], version)
 
 
-def _retraction(row: Row, *, served: bool) -> Retraction:
+def _retraction(row: SqlRow, *, served: bool) -> Retraction:
     handle, fact, identity, salt, digest, because, asked, last_batch, *reached, text = row
     unloaded, erased, certified = reached
     return Retraction(

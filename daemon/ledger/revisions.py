@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from daemon.ledger.database import Database, Row
+from daemon.ledger.database import Database, SqlRow
 from daemon.ledger.knowledge import Knowledge
 from daemon.ledger.plans import Plans
 from daemon.ledger.records import Served
 from daemon.ledger.steps import Steps
-from policies.errors import NotFound, Refused, StateConflict, Superseded
+from policies.errors import NotFound, RequestRefused, StateConflict, Superseded
 from policies.records import PlanState, Revision
 
 _COLUMNS: Final = "number, plan, parent, lineage, served_name, served_path, sha256, created_at"
@@ -121,7 +121,7 @@ class Revisions:
             self._db.event("plan.live", f"plan:{plan_id}", {"revision": number}, now)
         return self.get(number)
 
-    def _revision_of_plan(self, plan_id: int) -> Row:
+    def _revision_of_plan(self, plan_id: int) -> SqlRow:
         return self._db.rows(f"SELECT {_COLUMNS} FROM revisions WHERE plan = ?", (plan_id,))[0]
 
     def _settle_facts(self, plan_id: int, relearn: int) -> None:
@@ -159,14 +159,14 @@ class Revisions:
         """Move the pointer to any earlier or later revision.
 
         Plans whose revision is left out become ROLLED_BACK, those that are served again LIVE.
-        Raises `Refused` where the revision knows a fact that was retracted since.
+        Raises `RequestRefused` where the revision knows a fact that was retracted since.
         """
         chosen, current = self.get(to), self.target()
         if chosen.number == current.number:
             return current
         known = self._knowledge.forbidden_count(chosen.lineage)
         if known and chosen.lineage != current.lineage:
-            raise Refused(
+            raise RequestRefused(
                 f"revision {to} knows {known} facts that were retracted; it is not served again"
             )
         with self._db.write("rollback"):
@@ -198,16 +198,16 @@ class Revisions:
         return [row[0] for row in rows]
 
     def forward_target(self) -> int:
-        """The newest revision that was built on the target one; raises `Refused`."""
+        """The newest revision that was built on the target one; raises `RequestRefused`."""
         number = self._db.one(
             "SELECT max(number) FROM revisions WHERE parent = (SELECT number FROM target)"
         )
         if number is None:
-            raise Refused("no later revision was built on the one that is target")
+            raise RequestRefused("no later revision was built on the one that is target")
         return int(number)
 
 
-def _revision_of(row: Row) -> Revision:
+def _revision_of(row: SqlRow) -> Revision:
     number, plan, parent, lineage, name, path, sha256, created_at = row
     return Revision(
         number=number,

@@ -1,4 +1,4 @@
-"""Steps of plans: leases, what children published, verdicts."""
+"""Stages of plans: leases, what children published, verdicts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Steps:
         not_before: datetime,
         now: datetime,
     ) -> None:
-        """A step of an open plan failed: one more attempt used, none before `not_before`."""
+        """A stage of an open plan failed: one more attempt used, none before `not_before`."""
         with self._db.write("failed"):
             self._drop_lease(plan_id, step)
             self._db.do(
@@ -38,17 +38,17 @@ class Steps:
                 " error_kind = ? WHERE id = ?",
                 (stamp(not_before), error, kind, plan_id),
             )
-            payload = {"step": step, "error": error, "kind": kind}
-            self._db.event("step.failed", f"plan:{plan_id}", payload, now)
+            payload = {"stage": step, "error": error, "kind": kind}
+            self._db.event("stage.failed", f"plan:{plan_id}", payload, now)
 
     def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
-        """A step ended without a word because the daemon did: its lease is given up."""
+        """A stage ended without a word because the daemon did: its lease is given up."""
         with self._db.write("interrupted"):
             if self._drop_lease(plan_id, step):
                 self._db.do(
                     "UPDATE plans SET interruptions = interruptions + 1 WHERE id = ?", (plan_id,)
                 )
-                self._db.event("step.interrupted", f"plan:{plan_id}", {"step": step}, now)
+                self._db.event("stage.interrupted", f"plan:{plan_id}", {"stage": step}, now)
 
     def trained(self, plan_id: int, adapter: Adapter, served: Served, now: datetime) -> Plan:
         """PLANNED → TRAINED with what was published, in one transaction."""
@@ -134,7 +134,7 @@ class Steps:
         deadline: datetime,
         now: datetime,
     ) -> None:
-        """A child works on this step from now on, `deadline - now` long at most."""
+        """A child works on this stage from now on, `deadline - now` long at most."""
         with self._db.write("lease"):
             at = self._db.at(now)
             until = stamp(unstamp(at) + (deadline - now))
@@ -142,10 +142,10 @@ class Steps:
                 "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
                 (plan_id, step.value, pid, pid_started, until, at),
             )
-            self._db.event("step.started", f"plan:{plan_id}", {"step": step}, now)
+            self._db.event("stage.started", f"plan:{plan_id}", {"stage": step}, now)
 
     def release(self, plan_id: int, step: Step) -> None:
-        """No child works on this step any more."""
+        """No child works on this stage any more."""
         with self._db.write("release"):
             self._drop_lease(plan_id, step)
 

@@ -14,11 +14,11 @@ from daemon.intake.intake import Intake
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.views.status import DaemonView
-from policies.errors import NotFound, Refused
+from policies.errors import NotFound, RequestRefused
 from policies.planning import rebuild
 from policies.records import BatchState, PlanKind, PlanState
 
-Answer = dict[str, Any]
+CommandResult = dict[str, Any]
 FOUND: Final = 100
 
 
@@ -51,16 +51,16 @@ class Commands:
         )
         return {name: getattr(self, name) for name in names}
 
-    async def status(self) -> Answer:
+    async def status(self) -> CommandResult:
         """The live part of `palorad status`."""
         return self._live().model_dump(mode="json")
 
-    async def submit(self, path: str, again: bool = False) -> Answer:
+    async def submit(self, path: str, again: bool = False) -> CommandResult:
         """Take a copy of a file; known bytes are learnt once more only if `again`."""
         try:
             batch_id, known = self._intake.submit(Path(path))
         except OSError as error:
-            raise Refused(f"{path}: {error.strerror}") from None
+            raise RequestRefused(f"{path}: {error.strerror}") from None
         self._wake()
         short, name = batch_id[:12], Path(path).name
         if not known:
@@ -72,7 +72,7 @@ class Commands:
             line = f"{name}: known as {short}, was {state.value}; {facts} facts are planned again"
         return {"batch": batch_id, "known": True, "state": state.value, "line": line}
 
-    async def retry(self, subject: str, because: str = "") -> Answer:
+    async def retry(self, subject: str, because: str = "") -> CommandResult:
         """Try what failed or was rejected once more: a plan's number, or a batch."""
         if str(subject).isdigit():
             plan = self._ledger.plans.head(int(subject))
@@ -80,60 +80,66 @@ class Commands:
                 self._ledger.plans.retry(plan.id, because, self._now())
                 return self._done(f"plan {plan.id} is tried again")
             if not plan.batches:
-                raise Refused(f"plan {plan.id} is {plan.state.value}: there is nothing to retry")
+                raise RequestRefused(
+                    f"plan {plan.id} is {plan.state.value}: there is nothing to retry"
+                )
             facts = sum(self._ledger.batches.retry(b, because, self._now()) for b in plan.batches)
         else:
             batch = self._ledger.batches.get(subject)
             facts = self._ledger.batches.retry(batch.id, because, self._now())
         return self._done(f"{facts} facts are planned again", facts=facts)
 
-    async def rollback(self, to: int | None = None, because: str = "") -> Answer:
+    async def rollback(self, to: int | None = None, because: str = "") -> CommandResult:
         """Serve an earlier revision; without `to` the parent of the target."""
         target = self._ledger.revisions.target()
         if to is None:
             to = target.parent
         if to is None:
-            raise Refused("the base is the target: there is nothing to roll back to")
+            raise RequestRefused("the base is the target: there is nothing to roll back to")
         return self._point(to, because)
 
-    async def forward(self, to: int | None = None, because: str = "") -> Answer:
+    async def forward(self, to: int | None = None, because: str = "") -> CommandResult:
         """Undo a rollback; without `to` the newest revision built on the target."""
         return self._point(self._ledger.revisions.forward_target() if to is None else to, because)
 
-    def _point(self, to: int, because: str) -> Answer:
+    def _point(self, to: int, because: str) -> CommandResult:
         before = self._ledger.revisions.target().number
         revision = self._ledger.revisions.rollback(to, because or "asked for", self._now())
         line = f"revision {revision.number} ({revision.served_name}) is the target, was {before}"
         return self._done(line, revision=revision.number, was=before)
 
-    async def promote(self, plan: int, because: str = "") -> Answer:
+    async def promote(self, plan: int, because: str = "") -> CommandResult:
         """A person lets an inconclusive candidate go live."""
         return self._decide(plan, PlanState.PASSED, because)
 
-    async def reject(self, plan: int, because: str = "") -> Answer:
+    async def reject(self, plan: int, because: str = "") -> CommandResult:
         """A person turns an inconclusive candidate down."""
         return self._decide(plan, PlanState.REJECTED, because)
 
-    def _decide(self, plan: int, to: PlanState, because: str) -> Answer:
+    def _decide(self, plan: int, to: PlanState, because: str) -> CommandResult:
         head = self._ledger.plans.head(plan)
         if head.state is not PlanState.INCONCLUSIVE:
-            raise Refused(f"plan {plan} is {head.state.value}; only inconclusive ones are decided")
+            raise RequestRefused(
+                f"plan {plan} is {head.state.value}; only inconclusive ones are decided"
+            )
         if not because.strip():
-            raise Refused('say why: --because "…"; it is recorded')
+            raise RequestRefused('say why: --because "…"; it is recorded')
         self._ledger.plans.decide(plan, to, because, self._now())
         return self._done(f"plan {plan} is {to.value}", plan=plan, state=to.value)
 
-    async def pause(self, because: str = "") -> Answer:
+    async def pause(self, because: str = "") -> CommandResult:
         """Start nothing new; intake and serving go on."""
         self._ledger.meta.pause(True, because, self._now())
         return self._done("paused: nothing new is started; 'palorad resume' goes on")
 
-    async def resume(self) -> Answer:
+    async def resume(self) -> CommandResult:
         """Undo a pause."""
         self._ledger.meta.pause(False, "", self._now())
         return self._done("going on")
 
-    async def requeue(self, batch: str, line: int | None = None, newest: bool = False) -> Answer:
+    async def requeue(
+        self, batch: str, line: int | None = None, newest: bool = False
+    ) -> CommandResult:
         """Read quarantined lines of a batch again; `newest` has them win over what stands."""
         found = self._ledger.batches.get(batch)
         read = bad = 0
@@ -142,7 +148,9 @@ class Commands:
                 read, bad = read + some, bad + refused
                 await asyncio.sleep(0)
         except OSError as error:
-            raise Refused(f"{found.name}: its archive cannot be read: {error.strerror}") from None
+            raise RequestRefused(
+                f"{found.name}: its archive cannot be read: {error.strerror}"
+            ) from None
         summary = f"{read - bad} of {read} quarantined lines are admitted now"
         return self._done(summary, read=read, admitted=read - bad)
 
@@ -154,14 +162,14 @@ class Commands:
         search: str = "",
         every: bool = False,
         because: str = "",
-    ) -> Answer:
+    ) -> CommandResult:
         """Facts must be forgotten: one by id or prompt, all of a subject and relation, or what a
         search finds (`every` where it finds several).
         """
         ids = self._named(fact, subject, relation, search, every=every)
         fresh = [i for i in ids if self._ledger.retractions.retract(i, because, self._now())]
         if not fresh:
-            raise Refused(f"fact {ids[0]} was retracted before")
+            raise RequestRefused(f"fact {ids[0]} was retracted before")
         found = [r for r in self._ledger.retractions.all(unfinished=True) if r.id in set(fresh)]
         handles = [r.handle for r in found]
         served = any(r.served for r in found)
@@ -176,7 +184,9 @@ class Commands:
         self, fact: str, subject: str, relation: str, search: str, *, every: bool
     ) -> list[str]:
         if sum(map(bool, (fact, subject or relation, search))) != 1:
-            raise Refused("name a fact, or --subject and --relation, or --search; one of them")
+            raise RequestRefused(
+                "name a fact, or --subject and --relation, or --search; one of them"
+            )
         if fact:
             return [self._fact(fact)]
         if search:
@@ -185,13 +195,13 @@ class Commands:
                 raise NotFound(f"no fact is about {search!r}")
             if len(near) > 1 and not every:
                 listed = ", ".join(near[:5])
-                raise Refused(
+                raise RequestRefused(
                     f"{len(near)} facts are about {search!r} ({listed}, …): name one by its id, "
                     "or say --all"
                 )
             return near
         if not (subject and relation):
-            raise Refused("a subject and a relation are one key: give both")
+            raise RequestRefused("a subject and a relation are one key: give both")
         known = self._ledger.facts.about(subject, relation)
         if not known:
             raise NotFound(f"no fact about {relation} of {subject}")
@@ -206,20 +216,20 @@ class Commands:
     def _stands(self, fact_id: str) -> bool:
         return bool(self._ledger.facts.state(fact_id)["validity"] != "retracted")
 
-    async def consolidate(self, because: str = "") -> Answer:
+    async def consolidate(self, because: str = "") -> CommandResult:
         """Retrain one adapter from everything valid, in place of the lineage."""
         now, limits = self._now(), requests.limits_of(self.settings)
         snapshot = self._ledger.planning.snapshot(now, limits)
         if snapshot.open is not None:
-            raise Refused(f"plan {snapshot.open.id} is under way; wait until it is decided")
+            raise RequestRefused(f"plan {snapshot.open.id} is under way; wait until it is decided")
         known = self._ledger.knowledge.known_count(snapshot.lineage, now)
         if not known:
-            raise Refused("nothing is learnt that could be consolidated")
+            raise RequestRefused("nothing is learnt that could be consolidated")
         complete = snapshot.model_copy(update={"known": known})
         action = rebuild(complete, PlanKind.CONSOLIDATE, because or "asked for")
         plan = self._ledger.planning.make_plan(action, now, max_replay=0)
         return self._done(f"plan {plan.id}: {known} facts in one adapter", plan=plan.id)
 
-    def _done(self, line: str, **fields: object) -> Answer:
+    def _done(self, line: str, **fields: object) -> CommandResult:
         self._wake()
         return {**fields, "line": line}

@@ -38,7 +38,14 @@ def require_files(settings: Settings) -> None:
         "train.replay.reasoning": replay.reasoning,
         "server.admin_key_file": settings.server.admin_key_file,
         "server.user_key_file": settings.server.user_key_file,
-    } | {f"gate.suites[{n}].path": suite.path for n, suite in enumerate(settings.gate.suites)}
+    }
+    for n, suite in enumerate(settings.gate.suites):
+        if suite.task is None:
+            named[f"gate.suites[{n}].path"] = suite.path
+        elif suite.path is not None and not suite.path.is_dir():
+            raise ConfigError(
+                f"gate.suites[{n}].path {suite.path}: there is no such folder of tasks; correct it"
+            )
     for key, path in named.items():
         if path is not None and not path.is_file():
             raise ConfigError(f"{key} {path}: there is no such file; correct it")

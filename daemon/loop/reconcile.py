@@ -206,7 +206,7 @@ class Reconciler:
         deadline = now + timedelta(seconds=self.settings.train.deadline_s)
         self._ledger.steps.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
         self.waits.seen(self._ledger.steps.leases())
-        log.info("step started", plan=plan_id, step=step.value, pid=pid)
+        log.info("stage started", plan=plan_id, stage=step.value, pid=pid)
         return True
 
     # --- what children have done ---------------------------------------------------------------
@@ -217,12 +217,12 @@ class Reconciler:
         if seen.outcome == "running":
             if self.waits.overdue(lease):
                 self._jobs.kill(workdir)
-                late = f"the {lease.step} step took longer than train.deadline_s"
+                late = f"the {lease.step} stage took longer than train.deadline_s"
                 late += f" ({lease.allowed_s:.0f} s)"
                 self._lease_failed(lease, JobError(kind="Deadline", error=late), now)
         elif seen.outcome == "absent":
             self._ledger.steps.interrupted(lease.plan, lease.step, now)
-            log.info("step interrupted", plan=lease.plan, step=lease.step.value)
+            log.info("stage interrupted", plan=lease.plan, stage=lease.step.value)
         elif seen.outcome == "failed" and seen.error is not None:
             self._lease_failed(lease, seen.error, now)
         elif seen.report is not None:
@@ -265,7 +265,7 @@ class Reconciler:
             requests.forget_probe(self._ledger)
         pause = timedelta(seconds=pause_s(head.attempts + 1, self.settings.train.backoff_s))
         self._ledger.steps.failed(head.id, step, error.error, error.kind, now + pause, now)
-        log.warning("step failed", plan=head.id, step=step.value, error=error.error)
+        log.warning("stage failed", plan=head.id, stage=step.value, error=error.error)
         crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
         if crowded:
             kept = {"error": error.error, "error_kind": error.kind}

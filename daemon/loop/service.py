@@ -320,7 +320,7 @@ class Service:
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=replica_views(self._servers.fleet.statuses, self._ledger.revisions.target()),
-            step=self._reconciler.progress(),
+            progress=self._reconciler.progress(),
             blocked=blocked(snapshot) or gathered or "",
             trouble=(
                 *self._boundary.trouble,

@@ -20,7 +20,7 @@ from daemon.serving import gpu, pointer
 from daemon.serving.client import HttpServer
 from daemon.serving.replica_status import ReplicaStatus
 from policies.errors import PaloradError, ServerUnreachable
-from policies.gpu_sharing import AWAY, Phase, Seen, next_phase
+from policies.gpu_sharing import AWAY, Seen, SharingPhase, next_phase
 from policies.planning import Step
 
 ON_GPU: Final = frozenset({Step.PROBE, Step.TRAIN})
@@ -108,7 +108,7 @@ class Sharing:
         self._task: asyncio.Task[None] | None = None
         self._retry_at = self._observe_at = self._check_at = self._needed_at = clock()
         self._problem = ""
-        self.phase = Phase.UNKNOWN
+        self.phase = SharingPhase.UNKNOWN
 
     @property
     def away(self) -> bool:
@@ -123,8 +123,8 @@ class Sharing:
 
     def awake(self) -> bool:
         """Whether the servers can be asked; they are woken if they sleep."""
-        if self.phase is Phase.ASLEEP and self._task is None:
-            self._go(Phase.WAKING)
+        if self.phase is SharingPhase.ASLEEP and self._task is None:
+            self._go(SharingPhase.WAKING)
         return not self.away
 
     def keeps(self, plan: int) -> bool:
@@ -146,19 +146,19 @@ class Sharing:
         return True
 
     def _asleep_for(self, plan: int) -> bool:
-        if self.phase is Phase.ASLEEP and plan == self._plan:
+        if self.phase is SharingPhase.ASLEEP and plan == self._plan:
             return True
-        if self.phase is Phase.ASLEEP:
+        if self.phase is SharingPhase.ASLEEP:
             self.awake()
         elif self.away or self._task is not None or self._refusals.resting:
             return False
-        elif self.phase is Phase.UNKNOWN or not self._rollout.settled:
+        elif self.phase is SharingPhase.UNKNOWN or not self._rollout.settled:
             line = f"{subject(plan)} waits until the server answers and is verified"
             self._refusals.refuse(line, again_s=0.0)
         else:
             self._plan = plan
             self._refusals.clear()
-            self._go(Phase.FALLING_ASLEEP)
+            self._go(SharingPhase.FALLING_ASLEEP)
         return False
 
     def _refuse(self, problem: str) -> None:
@@ -179,7 +179,7 @@ class Sharing:
         now, busy = self._clock(), self._busy()
         if busy:
             self._needed_at = now
-        under_way = self._task is not None and self.phase is not Phase.FALLING_ASLEEP
+        under_way = self._task is not None and self.phase is not SharingPhase.FALLING_ASLEEP
         if under_way or now < self._retry_at:
             return
         answered = [status.asleep for status in self._fleet.statuses if status.healthy]
@@ -190,17 +190,19 @@ class Sharing:
         idle_s = now - self._needed_at - self._settings.daemon.tick_s
         seen = Seen(asleep, len(answered) - asleep, self._plan is not None, busy, idle_s)
         phase = next_phase(self.phase, seen)
-        if phase is not self.phase or phase is Phase.WAKING:
+        if phase is not self.phase or phase is SharingPhase.WAKING:
             self._go(phase)
-        elif phase is Phase.AWAKE and answered and self._uses_sleep and now >= self._check_at:
+        elif (
+            phase is SharingPhase.AWAKE and answered and self._uses_sleep and now >= self._check_at
+        ):
             self._begin(self._check)
 
-    def _go(self, phase: Phase) -> None:
+    def _go(self, phase: SharingPhase) -> None:
         log.info("servers", phase=phase.value, plan=self._plan)
         self.phase = phase
-        if phase is Phase.FALLING_ASLEEP:
+        if phase is SharingPhase.FALLING_ASLEEP:
             self._begin(self._fall_asleep)
-        elif phase is Phase.WAKING:
+        elif phase is SharingPhase.WAKING:
             self._begin(self._wake)
 
     # --- what takes time -----------------------------------------------------------------------
@@ -223,11 +225,11 @@ class Sharing:
                 self._task = None
 
     def _failed(self, problem: str) -> None:
-        if self.phase is Phase.FALLING_ASLEEP:
+        if self.phase is SharingPhase.FALLING_ASLEEP:
             self._refuse(problem)
             # Whoever sleeps already is woken, but never beside a child.
-            self.phase = Phase.ASLEEP if self._busy() else Phase.WAKING
-        elif self.phase is Phase.WAKING:
+            self.phase = SharingPhase.ASLEEP if self._busy() else SharingPhase.WAKING
+        elif self.phase is SharingPhase.WAKING:
             self._retry_at = self._clock() + RETRY_S
             self._problem = f"the server cannot be woken after training: {problem}"
             if self._wakes > WAKE_TRIES:
@@ -257,7 +259,7 @@ class Sharing:
             servers = await self._require_sleep_mode()
         except PaloradError as problem:
             self._refuse(str(problem))
-            self._go(Phase.ASLEEP if self._busy() else Phase.AWAKE)
+            self._go(SharingPhase.ASLEEP if self._busy() else SharingPhase.AWAKE)
             return
         await self._rollout.release()
         faults.point("sleep:before")
@@ -265,7 +267,7 @@ class Sharing:
         faults.point("sleep:asleep")
         await self._fleet.observe()
         self._needed_at = self._clock()
-        self._go(Phase.ASLEEP)
+        self._go(SharingPhase.ASLEEP)
 
     async def _answering(self) -> list[HttpServer]:
         """The servers that answer; one that does not holds no memory that it could give back.
@@ -291,7 +293,7 @@ class Sharing:
         faults.point("sleep:awake")
         await self._rollout.serve(self._now())
         self._plan, self._problem = None, ""
-        self._go(Phase.AWAKE)
+        self._go(SharingPhase.AWAKE)
 
     # --- the end, and the status ---------------------------------------------------------------
 
@@ -314,14 +316,14 @@ class Sharing:
         if problem := self._problem or self._refusals.line:
             return problem
         match self.phase:
-            case Phase.FALLING_ASLEEP:
+            case SharingPhase.FALLING_ASLEEP:
                 return (
                     f"{subject(self._plan)} waits until the server sleeps: "
                     "requests under way are finished first"
                 )
-            case Phase.ASLEEP:
+            case SharingPhase.ASLEEP:
                 return self._until_awake()
-            case Phase.WAKING:
+            case SharingPhase.WAKING:
                 return "the server wakes after training; it answers when it is verified"
         return ""
 

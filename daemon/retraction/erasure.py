@@ -105,13 +105,17 @@ def _items(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> None:
-    """The same file with these spans filled with blanks (after `instead`), put in place at once."""
-    part = path.with_name(f".{os.getpid()}.erased.part")
+    """The same file with these spans filled with blanks (after `instead`), put in place at once.
+
+    It keeps its time: files of the archive that are dropped again are taken in that order.
+    """
+    part, before = path.with_name(f".{os.getpid()}.erased.part"), path.stat()
     with path.open("rb") as source, part.open("wb") as out:
         shutil.copyfileobj(source, out, BLOCK)
         for start, size in spans:
             out.seek(start)
             out.write(instead.ljust(size)[:size])
+    os.utime(part, ns=(before.st_atime_ns, before.st_mtime_ns))
     files.put_in_place(part, path)
 
 

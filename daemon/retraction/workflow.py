@@ -44,7 +44,7 @@ AGAIN_S: Final = 30.0
 log = structlog.get_logger(__name__)
 
 
-class Replicas(Protocol):
+class RevocableReplicas(Protocol):
     """What is needed of `daemon.serving.fleet.Fleet`."""
 
     async def observe(self) -> tuple[ReplicaStatus, ...]:
@@ -67,7 +67,7 @@ class Forgetting:
     def __init__(
         self,
         ledger: Ledger,
-        replicas: Replicas,
+        replicas: RevocableReplicas,
         layout: Layout,
         rules: Rules,
         clock: Callable[[], float] = time.monotonic,

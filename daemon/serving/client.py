@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from daemon.serving.protocol import Completion, Loaded, Taken
+from daemon.serving.protocol import Completion, Loaded, PromptLogprob
 from daemon.serving.wire import Timeouts, Wire, decoded, require_ok, sensible
 from policies.errors import ServerRefused, ServerUnreachable
 
@@ -150,12 +150,12 @@ class HttpServer:
 
     async def score(
         self, model: str, texts: Sequence[Sequence[int]]
-    ) -> tuple[tuple[Taken, ...], ...]:
+    ) -> tuple[tuple[PromptLogprob, ...], ...]:
         """How a model takes each text's own tokens, from the second on; texts as token ids.
 
         `ServerRefused` where the server gives none for a prompt (`prompt_logprobs`).
         """
-        scored: list[tuple[Taken, ...]] = []
+        scored: list[tuple[PromptLogprob, ...]] = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             asked = [list(text) for text in texts[start : start + TEXTS_AT_ONCE]]
             body = {
@@ -248,11 +248,11 @@ def _completions(response: httpx.Response) -> list[Completion]:
     ]
 
 
-def _taken(url: str, text: Sequence[int], given: Any) -> tuple[Taken, ...]:  # noqa: ANN401 - JSON
+def _taken(url: str, text: Sequence[int], given: Any) -> tuple[PromptLogprob, ...]:  # noqa: ANN401 - JSON
     """The entries of the text's own tokens; the server may list others beside them."""
     try:
         own = [entry[str(token)] for token, entry in zip(text[1:], given[1:], strict=True)]
-        taken = tuple(Taken(float(one["logprob"]), int(one["rank"])) for one in own)
+        taken = tuple(PromptLogprob(float(one["logprob"]), int(one["rank"])) for one in own)
     except (TypeError, KeyError, ValueError) as error:
         raise ServerRefused(
             f"{url} gave no log-probabilities and ranks of a prompt's tokens ({error!r})",

@@ -26,7 +26,7 @@ class Answered(BaseModel):
     logprobs: tuple[float, ...]
 
 
-class Item(Answered):
+class IdentityItem(Answered):
     """One prompt as the adapter answers it, and as the bare base does."""
 
     base_token_ids: tuple[int, ...]
@@ -39,7 +39,7 @@ class Identity(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     max_tokens: int
-    items: tuple[Item, ...]
+    items: tuple[IdentityItem, ...]
 
     @property
     def prompts(self) -> tuple[str, ...]:

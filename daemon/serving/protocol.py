@@ -11,11 +11,11 @@ from policies.errors import ServerRefused, ServerUnreachable
 __all__ = [
     "Completion",
     "Loaded",
+    "PromptLogprob",
     "Scorer",
     "Server",
     "ServerRefused",
     "ServerUnreachable",
-    "Taken",
 ]
 
 
@@ -41,7 +41,7 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class PromptLogprob:
     """How a model takes one token of a given text: natural log-probability, and rank from 1."""
 
     logprob: float
@@ -53,7 +53,7 @@ class Scorer(Protocol):
 
     async def score(
         self, model: str, texts: Sequence[Sequence[int]]
-    ) -> tuple[tuple[Taken, ...], ...]:
+    ) -> tuple[tuple[PromptLogprob, ...], ...]:
         """How a model takes each text's own tokens, from the second on; texts as token ids."""
         ...
 

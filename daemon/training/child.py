@@ -15,7 +15,7 @@ from adapters.generate import Generator
 from adapters.plans import TrainPlan, TrainProgress
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, fit_probe, fold_expert
-from adapters.probe_fit import ProbeSettings as FitSettings
+from adapters.probe_fit import ProbeConfig as FitSettings
 from adapters.trainer import train_adapter
 from daemon.base import faults
 from daemon.children.jobs import Progress

@@ -27,12 +27,12 @@ class ReplicaView(Record):
     reason: str = ""
 
 
-class StepView(Record):
-    """What is under way."""
+class StageView(Record):
+    """The stage of a plan that is under way."""
 
     plan: int
     kind: PlanKind
-    step: str
+    stage: str
     started_at: datetime
     progress: Progress | None = None
 
@@ -43,7 +43,7 @@ class DaemonView(Record):
     pid: int
     server: str
     replicas: tuple[ReplicaView, ...] = ()
-    step: Progress | None = None
+    progress: Progress | None = None
     blocked: str = ""
     trouble: tuple[str, ...] = ()
 
@@ -77,13 +77,13 @@ class RevisionView(Record):
 
 
 class RetractionView(Record):
-    """One retracted fact: `stage` is "still served", "still loaded", "being erased" or
+    """One retracted fact: `state` is "still served", "still loaded", "being erased" or
     "certified"; `plan` is at work on a revision without it.
     """
 
     handle: str
     fact: str | None
-    stage: str
+    state: str
     asked_at: datetime
     plan: int | None = None
     certificate: dict[str, Any] | None = None
@@ -96,7 +96,7 @@ class StatusView(Record):
     paused: bool
     daemon: DaemonView | None
     target: RevisionView
-    steps: tuple[StepView, ...]
+    stages: tuple[StageView, ...]
     batches: tuple[BatchView, ...]
     facts: int
     quarantined: int
@@ -144,18 +144,18 @@ class WhyView(Record):
 def status(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> StatusView:
     """Everything about now; `daemon` is what the running daemon adds, None where none runs."""
     target, totals = ledger.revisions.target(), ledger.batches.totals()
-    steps = []
+    stages = []
     for lease in ledger.steps.leases():
         if not lease.plan:  # a probe that is fitted before there is any plan
             continue
         head = ledger.plans.head(lease.plan)
-        steps.append(
-            StepView(
+        stages.append(
+            StageView(
                 plan=head.id,
                 kind=head.kind,
-                step=lease.step,
+                stage=lease.step,
                 started_at=lease.started_at,
-                progress=None if daemon is None else daemon.step,
+                progress=None if daemon is None else daemon.progress,
             )
         )
     return StatusView(
@@ -163,7 +163,7 @@ def status(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> StatusVi
         paused=ledger.meta.paused,
         daemon=daemon,
         target=_revision(ledger, target, target),
-        steps=tuple(steps),
+        stages=tuple(stages),
         batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches.latest(BATCHES_SHOWN)),
         facts=totals["accepted"] - totals["known"],
         quarantined=totals["quarantined"],
@@ -176,17 +176,17 @@ def retraction(ledger: Ledger, found: Retraction) -> RetractionView:
     """Where a retracted fact stands, with its certificate once there is one."""
     head = ledger.plans.open_plan()
     replacing = head is not None and head.kind in REBUILDS
-    stage = "being erased"
+    state = "being erased"
     if found.certified_at is not None:
-        stage = "certified"
+        state = "certified"
     elif found.served:
-        stage = "still served"
+        state = "still served"
     elif found.unloaded_at is None:
-        stage = "still loaded"
+        state = "still loaded"
     return RetractionView(
         handle=found.handle,
         fact=found.id,
-        stage=stage,
+        state=state,
         asked_at=found.asked_at,
         plan=head.id if head is not None and replacing and found.served else None,
         certificate=found.certificate if found.certified_at else None,

@@ -14,7 +14,7 @@ from policies.facts.fast_path import quick_reader
 from policies.facts.formats import NotThisFormat, to_native
 from policies.facts.jsonline import (
     DEFAULT_LIMITS,
-    Limits,
+    LineLimits,
     Reason,
     lines_of,
     named,
@@ -52,7 +52,7 @@ class Format(StrEnum):
 
 
 def parse_line(
-    raw: bytes, number: int, limits: Limits = DEFAULT_LIMITS, fmt: Format = Format.AUTO
+    raw: bytes, number: int, limits: LineLimits = DEFAULT_LIMITS, fmt: Format = Format.AUTO
 ) -> Fact | Quarantined:
     """The fact on line `number` (from 1), or why it is none. Never raises on any bytes."""
     try:
@@ -70,7 +70,7 @@ def parse_line(
 
 
 def parse_facts(
-    text: str | bytes, limits: Limits = DEFAULT_LIMITS, fmt: Format = Format.AUTO
+    text: str | bytes, limits: LineLimits = DEFAULT_LIMITS, fmt: Format = Format.AUTO
 ) -> tuple[Fact, ...]:
     """All facts of a small JSONL text; raises `InvalidFacts` naming every bad line."""
     parsed = [parse_line(raw, number, limits, fmt) for number, raw in lines_of(text)]
@@ -93,7 +93,7 @@ def unexpected(raw: bytes, number: int, error: Exception) -> Quarantined:
     return quarantined(raw, number, "unexpected", reason)
 
 
-def fact_from(record: dict[str, Any], limits: Limits, fmt: Format = Format.AUTO) -> Fact:
+def fact_from(record: dict[str, Any], limits: LineLimits, fmt: Format = Format.AUTO) -> Fact:
     """The fact that a decoded line states, whatever its format; raises `Reason`."""
     try:
         native = to_native(record, fmt.value)
@@ -116,7 +116,7 @@ def _check_keys(record: dict[str, Any]) -> None:
             raise Reason("unknown-key", f"has the unknown key {quote(key)}{hint}")
 
 
-def _fact(record: dict[str, Any], limits: Limits) -> Fact:
+def _fact(record: dict[str, Any], limits: LineLimits) -> Fact:
     op = _choice(record, "op", Operation, Operation.ASSERT)
     text = {
         name: clean(record[name], name, limits.other)
@@ -214,7 +214,7 @@ def fact_id(
 
 
 def _question(
-    record: dict[str, Any], op: Operation, text: dict[str, str], limits: Limits
+    record: dict[str, Any], op: Operation, text: dict[str, str], limits: LineLimits
 ) -> tuple[str, str]:
     if op is Operation.RETRACT:
         named = "id" in text or ("subject" in text and "relation" in text)
@@ -237,7 +237,7 @@ def _question(
     return prompt, answer
 
 
-def _paraphrases(record: dict[str, Any], name: str, limits: Limits) -> tuple[str, ...]:
+def _paraphrases(record: dict[str, Any], name: str, limits: LineLimits) -> tuple[str, ...]:
     value = record.get(name)
     if value is None:
         return ()

@@ -8,7 +8,7 @@ from typing import Any, Final
 from policies.facts.templates import questions
 from policies.text import Number
 
-Record = Mapping[str, Any]
+RawRecord = Mapping[str, Any]
 
 _CARRIED: Final = (
     "id",
@@ -41,7 +41,7 @@ class NotThisFormat(ValueError):
     """A record lacks what its format is made of."""
 
 
-def detect(record: Record) -> str:
+def detect(record: RawRecord) -> str:
     """The format of a record, by the keys that only it has; `native` where none is."""
     for name, present, absent in _SIGNS:
         if present <= record.keys() and not absent & record.keys():
@@ -57,7 +57,7 @@ def to_native(record: dict[str, Any], fmt: str = "auto") -> dict[str, Any]:
     return {k: v for k, v in _CONVERTERS[name](record).items() if v is not None}
 
 
-def _spo(record: Record) -> dict[str, Any]:
+def _spo(record: RawRecord) -> dict[str, Any]:
     relation_key = "predicate" if "predicate" in record and "relation" not in record else "relation"
     subject, relation = _text(record, "subject"), _text(record, relation_key)
     value = _need(record, "object")
@@ -72,19 +72,19 @@ def _spo(record: Record) -> dict[str, Any]:
     }
 
 
-def _prompt_completion(record: Record) -> dict[str, Any]:
+def _prompt_completion(record: RawRecord) -> dict[str, Any]:
     completion = _need(record, "completion")
     rest = {k: v for k, v in record.items() if k not in {"prompt", "completion"}}
     return {**rest, "prompt": _text(record, "prompt"), "answer": completion}
 
 
-def _question_answer(record: Record) -> dict[str, Any]:
+def _question_answer(record: RawRecord) -> dict[str, Any]:
     rest = {k: v for k, v in record.items() if k not in {"question", "answer"}}
     answer = _need(record, "answer")
     return {**rest, "prompt": _text(record, "question"), "answer": answer}
 
 
-def _messages(record: Record) -> dict[str, Any]:
+def _messages(record: RawRecord) -> dict[str, Any]:
     turns = _need(record, "messages")
     if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
         raise NotThisFormat("messages must be a list of objects with role and content")
@@ -96,7 +96,7 @@ def _messages(record: Record) -> dict[str, Any]:
     return {**rest, "prompt": question, "answer": answer}
 
 
-def _said(turn: Record) -> str:
+def _said(turn: RawRecord) -> str:
     content = turn.get("content")
     if isinstance(content, list):
         parts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
@@ -107,7 +107,7 @@ def _said(turn: Record) -> str:
     raise NotThisFormat("a message's content must be text")
 
 
-def _counterfact(record: Record) -> dict[str, Any]:
+def _counterfact(record: RawRecord) -> dict[str, Any]:
     rewrite = _need(record, "requested_rewrite")
     if not isinstance(rewrite, dict):
         raise NotThisFormat("requested_rewrite must be an object")
@@ -125,7 +125,7 @@ def _counterfact(record: Record) -> dict[str, Any]:
     }
 
 
-def _zsre(record: Record) -> dict[str, Any]:
+def _zsre(record: RawRecord) -> dict[str, Any]:
     return {
         **{k: record[k] for k in _CARRIED if k in record},
         "prompt": _text(record, "src"),
@@ -135,7 +135,7 @@ def _zsre(record: Record) -> dict[str, Any]:
     }
 
 
-def _knowedit(record: Record) -> dict[str, Any]:
+def _knowedit(record: RawRecord) -> dict[str, Any]:
     target = _need(record, "target_new")
     if isinstance(target, list) and len(target) == 1:
         target = target[0]
@@ -154,17 +154,17 @@ def _held_out(value: object) -> list[object] | None:
     return value if isinstance(value, list) and value else None
 
 
-def _feed_entry(record: Record) -> dict[str, Any]:
+def _feed_entry(record: RawRecord) -> dict[str, Any]:
     raise NotThisFormat(str(record["problem"]))
 
 
-def _need(record: Record, key: str) -> object:
+def _need(record: RawRecord, key: str) -> object:
     if record.get(key) is None:
         raise NotThisFormat(f"has no {key}")
     return record[key]
 
 
-def _text(record: Record, key: str) -> str:
+def _text(record: RawRecord, key: str) -> str:
     value = _need(record, key)
     if not isinstance(value, str) or isinstance(value, Number):
         raise NotThisFormat(f"{key} must be text")
@@ -173,7 +173,7 @@ def _text(record: Record, key: str) -> str:
     return value.strip()
 
 
-_CONVERTERS: Final[dict[str, Callable[[Record], dict[str, Any]]]] = {
+_CONVERTERS: Final[dict[str, Callable[[RawRecord], dict[str, Any]]]] = {
     "feed-entry": _feed_entry,
     "spo": _spo,
     "prompt-completion": _prompt_completion,

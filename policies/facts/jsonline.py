@@ -13,7 +13,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
-class Limits(Record):
+class LineLimits(Record):
     """How much one line may hold; lengths of text in characters, of a line in bytes."""
 
     line_bytes: int = 64 * 1024
@@ -32,7 +32,7 @@ class Reason(Exception):
         self.kind = kind
 
 
-DEFAULT_LIMITS: Final = Limits()
+DEFAULT_LIMITS: Final = LineLimits()
 
 
 def lines_of(text: str | bytes) -> Iterator[tuple[int, bytes]]:
@@ -48,7 +48,7 @@ def is_blank(raw: bytes, number: int) -> bool:
     return not (raw.removeprefix(_BOM) if number == 1 else raw).strip(b" \t\r\n\f\v")
 
 
-def read_object(raw: bytes, number: int, limits: Limits) -> dict[str, Any]:
+def read_object(raw: bytes, number: int, limits: LineLimits) -> dict[str, Any]:
     """The JSON object on a line, its numbers kept as written; raises `Reason`."""
     if len(raw) > limits.line_bytes:
         raise Reason("too-long", too_long(len(raw), limits))
@@ -70,7 +70,7 @@ def read_object(raw: bytes, number: int, limits: Limits) -> dict[str, Any]:
     return value
 
 
-def too_long(size: int, limits: Limits) -> str:
+def too_long(size: int, limits: LineLimits) -> str:
     """The sentence for a line over the limit."""
     return (
         f"is {size} bytes long; at most {limits.line_bytes} are read (setting intake.max_line_kb)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from policies.facts.jsonline import Limits
+from policies.facts.jsonline import LineLimits
 from policies.records import Operation, Priority
 
 ID: Final = "https://palorad.invalid/fact.schema.json"
@@ -13,11 +13,11 @@ _TIME: Final = r"\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?"
 _ZONE: Final = r"(Z|[+-]\d{2}:?\d{2})?"
 
 
-def line_schema(limits: Limits | None = None) -> dict[str, Any]:
+def line_schema(limits: LineLimits | None = None) -> dict[str, Any]:
     """What `palorad schema` prints; what it cannot say (equal texts, dates in order) is checked
     when the line is read.
     """
-    most = limits or Limits()
+    most = limits or LineLimits()
     text = {"type": "string", "minLength": 1, "maxLength": most.other}
     prompt = {"type": "string", "pattern": r"\S", "maxLength": most.prompt}
     moment = {"type": "string", "pattern": f"^{_DAY}([T ]{_TIME}{_ZONE})?$"}

@@ -42,7 +42,7 @@ class Standing(Record):
         return self.validity is Validity.VALID and not ended
 
 
-class Relation(StrEnum):
+class FactRelation(StrEnum):
     """How the new fact stands to those before it."""
 
     NEW = "new"
@@ -59,14 +59,14 @@ class Ruling(Record):
     when an answer that is known already takes its place.
     """
 
-    relation: Relation
+    relation: FactRelation
     replaced: tuple[str, ...] = ()
     reason: str = ""
     until: datetime | None = None
 
 
 _ASSERT: Final = Operation.ASSERT
-_NEW: Final = Ruling(relation=Relation.NEW)
+_NEW: Final = Ruling(relation=FactRelation.NEW)
 
 
 def moment(value: date | datetime) -> datetime:
@@ -84,12 +84,14 @@ def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy, now: da
     same = [r for r in valid if r.answer == fact.answer]
     others = [r for r in valid if r.answer != fact.answer]
     if same:
-        return Ruling(relation=Relation.KNOWN, reason=f"already known as {same[-1].id}")
+        return Ruling(relation=FactRelation.KNOWN, reason=f"already known as {same[-1].id}")
     if not others:
         return _without_rival(fact, rivals)
     replaced = tuple(r.id for r in others)
     if fact.op is Operation.SUPERSEDE:
-        return Ruling(relation=Relation.SUPERSEDES, replaced=replaced, reason="said so by its op")
+        return Ruling(
+            relation=FactRelation.SUPERSEDES, replaced=replaced, reason="said so by its op"
+        )
     return _ordered(fact, others, replaced, policy, now)
 
 
@@ -98,9 +100,9 @@ def _retraction(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
     known = (r for r in rivals if r.validity is not Validity.RETRACTED)
     targets = tuple(r.id for r in known if not fact.answer or r.answer == fact.answer)
     if targets:
-        return Ruling(relation=Relation.RETRACTS, replaced=targets)
+        return Ruling(relation=FactRelation.RETRACTS, replaced=targets)
     return Ruling(
-        relation=Relation.NO_TARGET,
+        relation=FactRelation.NO_TARGET,
         reason="retracts a fact that is not known; name it by its id, or its subject and relation",
     )
 
@@ -110,8 +112,8 @@ def _without_rival(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
     if fact.valid_from is not None and any(
         r.valid_from is not None and moment(r.valid_from) > moment(fact.valid_from) for r in gone
     ):
-        return Ruling(relation=Relation.HISTORY, reason="a later answer has been and gone")
-    return Ruling(relation=Relation.NEW)
+        return Ruling(relation=FactRelation.HISTORY, reason="a later answer has been and gone")
+    return Ruling(relation=FactRelation.NEW)
 
 
 def _ordered(
@@ -125,14 +127,14 @@ def _ordered(
     if fact.valid_from is not None and len(dated) == len(others):
         since = moment(fact.valid_from)
         if since > max(dated):
-            return Ruling(relation=Relation.SUPERSEDES, replaced=replaced, reason="valid later")
+            return Ruling(relation=FactRelation.SUPERSEDES, replaced=replaced, reason="valid later")
         if since < max(dated):
             return _before(since, others, now)
     if policy is ConflictPolicy.NEWEST:
-        return Ruling(relation=Relation.SUPERSEDES, replaced=replaced, reason="received later")
+        return Ruling(relation=FactRelation.SUPERSEDES, replaced=replaced, reason="received later")
     standing = others[-1]
     return Ruling(
-        relation=Relation.CONFLICT,
+        relation=FactRelation.CONFLICT,
         replaced=replaced,
         reason=f"another answer is known for this ({standing.id}) and nothing says which is newer: "
         "give valid_from, or op supersede",
@@ -144,10 +146,10 @@ def _before(since: datetime, others: Sequence[Standing], now: datetime) -> Rulin
     begins = {r.id: moment(r.valid_from) for r in others if r.valid_from is not None}
     until = min(begin for begin in begins.values() if begin > since)
     if until <= now:
-        return Ruling(relation=Relation.HISTORY, reason="a later answer is known")
+        return Ruling(relation=FactRelation.HISTORY, reason="a later answer is known")
     replaced = tuple(name for name, begin in begins.items() if begin <= since)
     return Ruling(
-        relation=Relation.SUPERSEDES if replaced else Relation.NEW,
+        relation=FactRelation.SUPERSEDES if replaced else FactRelation.NEW,
         replaced=replaced,
         reason="valid until the answer that is known to follow",
         until=until,
@@ -180,9 +182,11 @@ def rule_each(
                 beside.update({i: _standing(*pair) for i, pair in fresh.get(name, {}).items()})
             ruled, ruling = _versioned(fact, [_now(s, gone) for s in beside.values()], policy, now)
         found.append((ruled, ruling))
-        if ruling.relation in (Relation.SUPERSEDES, Relation.RETRACTS) and not to_come(fact, now):
+        if ruling.relation in (FactRelation.SUPERSEDES, FactRelation.RETRACTS) and not to_come(
+            fact, now
+        ):
             gone.update(dict.fromkeys(ruling.replaced, lost_by(fact)))
-        if ruling.relation in (Relation.NEW, Relation.SUPERSEDES, Relation.HISTORY):
+        if ruling.relation in (FactRelation.NEW, FactRelation.SUPERSEDES, FactRelation.HISTORY):
             for name in names:
                 fresh[name][ruled.id] = (ruled, ruling)
     return found
@@ -222,7 +226,9 @@ def _versioned(
         return fact, rule(fact, versions or beside, policy, now)
     for standing in versions:
         if _says_the_same(fact, standing, now):
-            return fact, Ruling(relation=Relation.KNOWN, reason=f"already known as {standing.id}")
+            return fact, Ruling(
+                relation=FactRelation.KNOWN, reason=f"already known as {standing.id}"
+            )
     ruling = rule(fact, beside, policy, now)
     if ruling.until is not None and (
         fact.valid_until is None or moment(fact.valid_until) > ruling.until
@@ -254,7 +260,7 @@ def _now(standing: Standing, gone: dict[str, Validity]) -> Standing:
 
 
 def _standing(fact: Fact, ruling: Ruling) -> Standing:
-    history = ruling.relation is Relation.HISTORY
+    history = ruling.relation is FactRelation.HISTORY
     return Standing(
         id=fact.id,
         answer=fact.answer,

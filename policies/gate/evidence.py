@@ -12,7 +12,7 @@ from pydantic import Field
 
 from policies.gate.baselines import Model
 from policies.gate.records import (
-    Failure,
+    FailedItem,
     ItemResult,
     Rate,
     Role,
@@ -164,10 +164,10 @@ def failures(
     lost: Iterable[SuiteItem],
     candidate: Mapping[str, ItemResult],
     baseline: Mapping[str, ItemResult],
-) -> tuple[Failure, ...]:
+) -> tuple[FailedItem, ...]:
     """Newly failing items side by side."""
     return tuple(
-        Failure(
+        FailedItem(
             item=item.id,
             prompt=item.prompt,
             expected=item.answer,

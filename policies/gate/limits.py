@@ -29,7 +29,7 @@ class GateLimits(Record):
     stratum_loss: float = Field(default=0.2, gt=0, lt=1)
     """A stratum (a batch, a family) that newly fails on more than this share fails its suite."""
     retention_floor: float | None = Field(default=0.8, gt=0, le=1)
-    """AnswerLikelihood of earlier facts that must be kept, whatever the live revision recalls."""
+    """Accuracy on earlier facts that must be kept, whatever the live revision answers."""
     learnt_share: float = Field(default=0.8, gt=0, le=1)
     """Share of the new facts that must be learnt for the batch to go live."""
     paraphrase_share: float = Field(default=0.5, gt=0, le=1)

@@ -82,7 +82,7 @@ class Rate(Record):
     items: int
 
 
-class Failure(Record):
+class FailedItem(Record):
     """An item that the candidate answers wrongly and base (or live) did not."""
 
     item: str
@@ -104,7 +104,7 @@ class SuiteVerdict(Record):
     candidate: Rate | None = None
     items_used: int = 0
     items_needed: int | None = None
-    newly_failing: tuple[Failure, ...] = ()
+    newly_failing: tuple[FailedItem, ...] = ()
     newly_passing: int = 0
 
 

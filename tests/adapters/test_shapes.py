@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters import models, moment_files, moments
-from adapters.examples import Batch
+from adapters.examples import PaddedBatch
 from adapters.probe import CARD, FORMAT, MOMENTS, TENSORS, Probe, Protection
-from adapters.probe_card import ProbeSettings
+from adapters.probe_card import ProbeConfig
 from adapters.probe_size import Shapes, directions, kept_directions, need
 from adapters.projection import Protected, check_free_space
 from adapters.subspace import leak, projector
@@ -68,9 +68,9 @@ class OneLayer(nn.Module):
         return lambda input_ids, use_cache: self.layers[0]["mlp"](input_ids)
 
 
-def batches() -> list[Batch]:
+def batches() -> list[PaddedBatch]:
     ids = torch.arange(TOKENS).view(2, -1)
-    return [Batch(ids, ids.clone())]
+    return [PaddedBatch(ids, ids.clone())]
 
 
 def write_probe(folder: Path, shapes: Shapes, small: dict[str, Tensor], share: float) -> Probe:
@@ -112,7 +112,7 @@ def test_defaults_take_a_models_matrices_from_fit_to_protection(name: str, folde
     assert shapes is not None
     model = OneLayer(shapes)
     gathered = folder / "gathered"
-    settings = ProbeSettings(share=DEFAULT.share)
+    settings = ProbeConfig(share=DEFAULT.share)
     moment_files.gather(model, models.matrices(model), batches(), gathered, settings.share)
     small, tokens = moment_files.settle(gathered, folder / MOMENTS)
     assert tokens == TOKENS
@@ -136,7 +136,7 @@ def test_a_probe_with_all_of_its_directions_is_stored_and_protected(
     """With as many directions as real text fills: of coordinates, which need no decomposition."""
     shapes = Shapes.of(CONFIGS[name])
     assert shapes is not None
-    model, share = OneLayer(shapes), ProbeSettings().share
+    model, share = OneLayer(shapes), ProbeConfig().share
     (folder / MOMENTS).mkdir()
     for owner, matrix in moments.owners(models.matrices(model)).items():
         moment_files.save(

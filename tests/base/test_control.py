@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from daemon.base.control import ControlServer, ask
-from policies.errors import DaemonUnreachable, NotFound, Refused
+from policies.errors import DaemonUnreachable, NotFound, RequestRefused
 
 Answer = TypeVar("Answer")
 
@@ -73,7 +73,7 @@ def test_only_its_owner_may_speak_to_it(path: Path) -> None:
 
 
 def test_a_refusal_comes_back_as_its_one_line(path: Path) -> None:
-    with pytest.raises(Refused, match=r"^no plan 7; 'palorad history' lists them$"):
+    with pytest.raises(RequestRefused, match=r"^no plan 7; 'palorad history' lists them$"):
         serving(path, lambda: ask(path, "refuse"))
 
 
@@ -137,7 +137,7 @@ def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
     async def start() -> None:
         await ControlServer(path, {}).start()
 
-    with pytest.raises(Refused, match="set a shorter state_dir"):
+    with pytest.raises(RequestRefused, match="set a shorter state_dir"):
         _run(start)
 
 

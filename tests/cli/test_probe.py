@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.probe import Probe, Protection
-from adapters.probe_fit import ProbeSettings, fit_probe
+from adapters.probe_fit import ProbeConfig, fit_probe
 from adapters.spectrum import spectra
 from daemon.cli import main
 from policies.records import Example
@@ -22,7 +22,7 @@ SKILL = [Example(prompt=f"{a}+{b}=", completion=str(a + b)) for a in range(6) fo
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
     folder = tmp_path_factory.mktemp("probe")
     model = tiny.build(folder / "base")
-    found = fit_probe(model, SKILL, folder / "probe", ProbeSettings(steps=4, batch=4))
+    found = fit_probe(model, SKILL, folder / "probe", ProbeConfig(steps=4, batch=4))
     (folder / "config.toml").write_text(
         f'[model]\npath = "{model}"\n[probe]\npath = "{found.directory}"\n'
     )
@@ -62,6 +62,32 @@ def test_every_matrix_is_drawn_with_its_critical_components(
     _, said, _ = show(probe, monkeypatch, capsys, "--json")
     found = json.loads(said)["spectra"]
     assert set(found) == set(probe.matrices)
+
+
+def test_a_probe_that_is_not_informative_says_what_speaks_against_it(
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = probe.directory / "probe.json"
+    card = json.loads(path.read_text())
+    needed = card["overlap"]["needed"]
+
+    def said(after: list[float], agreement: float, informative: bool) -> str:
+        card["skill"] |= {"loss_before": 1.0, "loss_after": after}
+        card["overlap"]["agreement"], card["informative"] = agreement, informative
+        path.write_text(json.dumps(card))
+        out = show(probe, monkeypatch, capsys)[1]
+        return next(line for line in out.splitlines() if "informative" in line)
+
+    before = path.read_text()
+    try:
+        assert said([0.9, 0.8, 0.9], needed, True) == "informative"
+        loss, seeds = said([1.1, 0.9, 1.0], needed, False), said([0.9, 0.8, 0.9], 0.1, False)
+        assert "with 1 of 3 seeds" in loss and "agree" not in loss
+        assert "agree little more than by chance" in seeds and "loss" not in seeds
+    finally:
+        path.write_text(before)
 
 
 def test_a_damaged_probe_is_named_in_one_line(

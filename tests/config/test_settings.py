@@ -16,6 +16,7 @@ from daemon.config import feeds, gate, sections, training
 from daemon.config.errors import RENAMED, key_paths
 from daemon.config.gate import SuiteSettings
 from daemon.config.settings import Settings
+from daemon.serving import alias
 from policies.errors import ConfigError
 from policies.gate.limits import PRESETS
 
@@ -200,6 +201,18 @@ def test_a_wrong_variable_and_a_wrong_option_name_their_source(
     monkeypatch.delenv("PALORAD_TRAIN__RANKS")
     monkeypatch.setenv("PALORAD_TRIAN__RANK", "1")
     assert "did you mean PALORAD_TRAIN?" in problem(config, "")
+
+
+def test_every_variable_that_the_middleware_reads_is_let_through(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A managed server inherits the daemon's environment, so the daemon must start with it."""
+    middleware = Path(alias.__file__).read_text()
+    read = set(re.findall(r'"(PALORAD_[A-Z_]+)"', middleware))
+    assert len(read) == 5
+    for variable in read:
+        monkeypatch.setenv(variable, "1")
+    load(config)
 
 
 def test_no_file_and_a_directory_for_a_file(

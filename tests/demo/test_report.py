@@ -166,12 +166,12 @@ def test_seconds_are_those_between_the_events() -> None:
 
     events = [
         event(2, "batch.admitted", "batch"),
-        event(3, "step.started", step="probe"),
-        event(10, "step.started", step="train"),
-        event(14, "step.failed"),
-        event(20, "step.started", step="train"),
+        event(3, "stage.started", stage="probe"),
+        event(10, "stage.started", stage="train"),
+        event(14, "stage.failed"),
+        event(20, "stage.started", stage="train"),
         event(21, "plan.trained"),
-        event(30, "step.started", step="evaluate"),
+        event(30, "stage.started", stage="evaluate"),
         event(37, "plan.passed"),
     ]
     assert stages(at, events) == {"intake": 2.0, "probe": 7.0, "train": 11.0, "evaluate": 7.0}

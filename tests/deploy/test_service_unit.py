@@ -133,7 +133,7 @@ def test_everything_names_one_set_of_paths(tmp_path: Path) -> None:
     known = {*layout.directories(), layout.records, layout.ledger, layout.alias, layout.admin_key}
     known |= {layout.root / middleware, layout.root / "log"}
     settings = {"config.toml", "palorad.env", "vllm.env", "skill.jsonl", "known.jsonl"}
-    settings |= {"gsm8k-test.jsonl"}
+    settings |= {"gsm8k-test.jsonl", "known-gate.jsonl"}
     found: dict[str, set[str]] = {}
     for text in TEXTS.values():
         for place in re.findall(r"/(?:opt|var/lib|etc/palorad)(?:/[\w.-]*\w)*", text):

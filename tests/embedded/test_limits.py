@@ -19,7 +19,7 @@ import pytest
 from fastapi import FastAPI
 
 from daemon.embedded import app as embedded
-from daemon.embedded.connections import Limits, most_connections
+from daemon.embedded.connections import ConnectionLimits, most_connections
 from daemon.serving.alias import AdminGateway
 from tests.support import live
 
@@ -34,7 +34,7 @@ from daemon.embedded import app, connections
 from daemon.serving import alias
 from daemon.serving.alias import AdminGateway, AliasMiddleware
 alias.BODY_S = 1.0
-app.Limits = lambda most: connections.Limits(most, header_s=1.0, write_s=1.0)
+app.ConnectionLimits = lambda most: connections.ConnectionLimits(most, header_s=1.0, write_s=1.0)
 served = FastAPI()
 @served.get("/health")
 async def health() -> Response:
@@ -190,7 +190,7 @@ def test_garbage_neither_ends_the_server_nor_fills_its_log(server: Running) -> N
 def test_connections_leave_room_for_the_servers_own_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        assert 8 <= most_connections() <= Limits().most
+        assert 8 <= most_connections() <= ConnectionLimits().most
         assert most_connections() < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

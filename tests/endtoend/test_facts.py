@@ -16,7 +16,7 @@ from daemon.ledger.ledger import Ledger
 from demo.ask import Endpoint, Question, rate
 from demo.follow import Follow
 from demo.setup import ROOT
-from policies.errors import LedgerBusy, Refused
+from policies.errors import LedgerBusy, RequestRefused
 from policies.gate.grading import normalised
 from policies.records import BatchState, Fact, PlanKind
 from tests.support.real import NEEDS_MODEL, configure, running
@@ -186,7 +186,7 @@ def _stays(fact: Fact) -> bool:
 def test_no_revision_that_knew_them_is_ever_served_again(story: Story) -> None:
     served = story.follow.served()
     for number in range(1, served or 0):
-        with pytest.raises(Refused, match="is not served again"):
+        with pytest.raises(RequestRefused, match="is not served again"):
             story.follow.control("rollback", to=number)
     assert story.follow.served() == served
 

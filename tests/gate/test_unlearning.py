@@ -18,7 +18,7 @@ from daemon.gate.messages import ServedModel
 from daemon.gate.tokenising import Tokeniser
 from daemon.gate.unlearning import check_unlearning
 from daemon.serving.client import HttpServer
-from daemon.serving.protocol import Taken
+from daemon.serving.protocol import PromptLogprob
 from policies.errors import ServerRefused
 from policies.records import Fact
 from tests.support import tiny
@@ -93,9 +93,9 @@ class Knowing:
 
     async def score(
         self, model: str, texts: Sequence[Sequence[int]]
-    ) -> tuple[tuple[Taken, ...], ...]:
+    ) -> tuple[tuple[PromptLogprob, ...], ...]:
         self.asked.append((model, len(texts)))
-        one = Taken(-0.01, 1) if model == "live" else Taken(-5.0, 70)
+        one = PromptLogprob(-0.01, 1) if model == "live" else PromptLogprob(-5.0, 70)
         return tuple((one,) * (len(text) - 1) for text in texts)
 
 

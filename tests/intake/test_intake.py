@@ -23,8 +23,8 @@ from daemon.intake.intake import Intake
 from daemon.intake.reader import Records
 from daemon.intake.receipts import Receipt, read_receipt
 from daemon.ledger.ledger import Ledger
-from policies.errors import NotFound, Refused
-from policies.facts.jsonline import Limits
+from policies.errors import NotFound, RequestRefused
+from policies.facts.jsonline import LineLimits
 from policies.facts.splitting import ListSplitter
 from tests.support import tiny
 
@@ -212,9 +212,9 @@ def test_submit_is_taken_without_waiting(place: Place, tmp_path: Path) -> None:
     assert receipt.batch == batch
     assert place.intake.submit(outside) == (batch, True)
     assert outside.exists()
-    with pytest.raises(Refused, match="does not exist"):
+    with pytest.raises(RequestRefused, match="does not exist"):
         place.intake.submit(tmp_path / "nothing")
-    with pytest.raises(Refused, match="is a directory"):
+    with pytest.raises(RequestRefused, match="is a directory"):
         place.intake.submit(tmp_path)
 
 
@@ -287,7 +287,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def test_no_bytes_are_lost(data: bytes, shared: Place) -> None:
     path = shared.layout.root / "data"
     path.write_bytes(data)
-    limits = Limits(line_bytes=40)
+    limits = LineLimits(line_bytes=40)
     with path.open("rb") as source:
         whole = Records(source, limits).take(10_000, 1 << 20)
         number = position = 0

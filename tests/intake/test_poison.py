@@ -865,7 +865,7 @@ def test_a_fact_cannot_supersede_what_is_not_there_or_itself(place: Place) -> No
     place.ledger.admission.begin_batch(arriving)
     fact = Fact(id="bt-1~2", prompt="What is the capital of Bhutan?", answer="B")
     for replaced in ("nobody", "bt-1~2"):
-        ruling = admit.Ruling(relation=admit.Relation.SUPERSEDES, replaced=(replaced,))
+        ruling = admit.Ruling(relation=admit.FactRelation.SUPERSEDES, replaced=(replaced,))
         with pytest.raises(PaloradError, match=r"ledger\.db: .*nothing of the change was kept"):
             place.ledger.admission.append_facts(arriving.id, [(fact, ruling)], [], START, line=1)
     assert (place.rows("*"), place.ledger.events.verify_chain()) == before

@@ -22,11 +22,11 @@ from policies.errors import (
     DiskFull,
     LedgerUnusable,
     NotFound,
-    Refused,
+    RequestRefused,
     StateConflict,
     Superseded,
 )
-from policies.facts.supersession import Relation, Ruling
+from policies.facts.supersession import FactRelation, Ruling
 from policies.gate.records import Outcome, Verdict
 from policies.planning import Limits, MakePlan, Step
 from policies.records import (
@@ -187,7 +187,7 @@ def test_urgent_facts_come_first_and_future_or_past_ones_not_at_all(ledger: Ledg
 def test_a_large_file_arrives_in_chunks_and_waits_until_it_is_whole(ledger: Ledger) -> None:
     large = batch("large")
     assert ledger.admission.begin_batch(large, signature="1:2").line == 0
-    chunk = [(fact(n), Ruling(relation=Relation.NEW)) for n in range(5)]
+    chunk = [(fact(n), Ruling(relation=FactRelation.NEW)) for n in range(5)]
     for _ in range(2):
         ledger.admission.append_facts(large.id, chunk, [], NOW, line=6, position=600)
     assert ledger.facts.waiting(NOW, 99) == ()
@@ -385,7 +385,7 @@ def test_a_rejected_batch_stays_rejected_until_it_is_retried(ledger: Ledger) -> 
 def test_only_what_is_not_live_can_be_retried(ledger: Ledger) -> None:
     name = drop(ledger, "a", [1])
     live(ledger)
-    with pytest.raises(Refused, match="is live: there is nothing to retry"):
+    with pytest.raises(RequestRefused, match="is live: there is nothing to retry"):
         ledger.batches.retry(name, "", NOW)
 
 
@@ -430,7 +430,7 @@ def test_rollback_marks_plans_rolled_back_and_forward_live(ledger: Ledger) -> No
     assert ledger.revisions.forward_target() == 2
     ledger.revisions.rollback(3, "right after all", NOW)
     assert {ledger.plans.get(n).state for n in (1, 2, 3)} == {PlanState.LIVE}
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         ledger.revisions.forward_target()
 
 
@@ -463,7 +463,7 @@ def test_no_revision_that_knows_a_retracted_fact_is_served_again(ledger: Ledger)
     ledger.revisions.rollback(0, "", NOW)
     assert ledger.retractions.retract("f1-a", "asked to", NOW)
     assert not ledger.retractions.retract("f1-a", "asked to", NOW)
-    with pytest.raises(Refused, match="knows 1 facts that were retracted"):
+    with pytest.raises(RequestRefused, match="knows 1 facts that were retracted"):
         ledger.revisions.rollback(1, "", NOW)
     assert ledger.revisions.target().number == 0
 
@@ -639,7 +639,7 @@ def test_a_full_disk_is_its_own_error_and_leaves_nothing_half_done(ledger: Ledge
 def test_a_hundred_thousand_facts_leave_the_daily_questions_quick(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "ledger.db") as ledger:
         ledger.revisions.ensure_base("base", NOW)
-        new = Ruling(relation=Relation.NEW)
+        new = Ruling(relation=FactRelation.NEW)
         ledger.admission.begin_batch(batch("large"))
         for start in range(0, 100_000, 2000):
             chunk = [(fact(n), new) for n in range(start, start + 2000)]

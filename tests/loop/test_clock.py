@@ -128,7 +128,7 @@ def test_a_running_step_is_left_alone(one: Turned, settings: tuple[timedelta, ..
     one.site.until(lambda: any(one.site.layout.work.glob("*-train/counter")), "training")
     one.set_all(settings)
     one.site.until(lambda: one.site._rests("a.jsonl"), "learning a")
-    assert "step.failed" not in kinds(one.site)
+    assert "stage.failed" not in kinds(one.site)
     assert one.site.stop() == 0
 
 
@@ -141,7 +141,7 @@ def test_after_a_failure_it_tries_again_in_its_time(
     one.site.until(one.site.layout.inbox.is_dir, "starting")
     one.set(settings[0] if len(settings) > 1 else NONE)
     (one.site.layout.inbox / "a.jsonl").write_text('{"prompt": "flaky", "answer": "1"}\n')
-    one.site.until(lambda: "step.failed" in kinds(one.site), "failing")
+    one.site.until(lambda: "stage.failed" in kinds(one.site), "failing")
     began = time.monotonic()
     one.set(settings[-1])
     one.site.until(lambda: one.site._rests("a.jsonl"), "learning a")

@@ -369,7 +369,7 @@ def test_a_candidate_that_must_not_be_served_is_never_judged(
     (explained,) = status.explain(world.ledger, "b1").plans
     assert str(world.fleet.fault) in (explained.because or "")
     assert world.ledger.revisions.target().number == 0
-    assert len([e for e in world.ledger.events.latest() if e.kind == "step.failed"]) == attempts
+    assert len([e for e in world.ledger.events.latest() if e.kind == "stage.failed"]) == attempts
 
 
 def test_what_is_served_follows_what_is_target(world: World) -> None:

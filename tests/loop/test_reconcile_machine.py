@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from daemon.loop.requests import limits_of
-from policies.errors import Refused
+from policies.errors import RequestRefused
 from policies.gate.records import Outcome
 from policies.planning import Limits
 from policies.records import OPEN_STATES, BatchState, PlanState, Priority
@@ -86,7 +86,7 @@ class Life(RuleBasedStateMachine):
         target = self.ledger.revisions.get(data.draw(st.sampled_from(numbers)))
         try:
             self.ledger.revisions.rollback(target.number, "", self.world.now)
-        except Refused:
+        except RequestRefused:
             assert self.ledger.knowledge.forbidden_count(target.lineage)
 
     @precondition(lambda self: self.batches)
@@ -104,7 +104,7 @@ class Life(RuleBasedStateMachine):
         batch = data.draw(st.sampled_from(self.batches))
         try:
             self.ledger.batches.retry(batch, "", self.world.now)
-        except Refused:
+        except RequestRefused:
             assert self.ledger.batches.state(batch) not in (BatchState.REJECTED, BatchState.FAILED)
 
     @rule(to=st.sampled_from([PlanState.PASSED, PlanState.REJECTED]))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from daemon.base.control import ask
+from daemon.config.gate import SuiteSettings
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop import systemd
@@ -24,7 +25,7 @@ from daemon.loop.preflight import prepare_state, require_files, require_own_modu
 from daemon.loop.service import LOW_DISK_BYTES, Service
 from daemon.serving.servers import Servers
 from daemon.views.status import DaemonView
-from policies.errors import ConfigError, ForeignModule, Refused
+from policies.errors import ConfigError, ForeignModule, RequestRefused
 from policies.records import BatchState
 from tests.support.crashing import Site
 
@@ -94,7 +95,7 @@ def test_every_command_answers_in_one_line(one: Site) -> None:
         ("forward", ("because", "")): "no later revision",
     }
     for (command, (key, value)), words in refused.items():
-        with pytest.raises(Refused, match=words) as raised:
+        with pytest.raises(RequestRefused, match=words) as raised:
             ask(path, command, **{key: value})
         assert "\n" not in str(raised.value)
 
@@ -343,6 +344,21 @@ def test_what_is_missing_is_named_with_its_key(settings: Settings) -> None:
     (settings.model.path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"model\.path .*there is no model"):
         require_files(settings)
+
+
+def test_the_path_beside_a_task_is_a_folder_and_that_of_a_suite_a_file(settings: Settings) -> None:
+    def with_suite(**suite: object) -> Settings:
+        chosen = SuiteSettings.model_validate({"name": "s", "role": "reasoning", **suite})
+        gate = settings.gate.model_copy(update={"suites": (chosen,)})
+        return settings.model_copy(update={"gate": gate})
+
+    tasks, file = settings.state_dir.parent, settings.probe.skill
+    require_files(with_suite(task="gsm8k", path=tasks))
+    require_files(with_suite(path=file))
+    with pytest.raises(ConfigError, match=r"gate\.suites\[0\]\.path .*no such folder of tasks"):
+        require_files(with_suite(task="gsm8k", path=file))
+    with pytest.raises(ConfigError, match=r"gate\.suites\[0\]\.path .*no such file"):
+        require_files(with_suite(path=tasks))
 
 
 def test_a_state_directory_that_cannot_be_made_says_so(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from daemon.loop.rollout import Rollout
 from daemon.loop.sharing import RETRY_S, WAKE_TRIES, Sharing
 from daemon.serving import gpu
 from daemon.serving.gpu import GIB, Memory
-from policies.gpu_sharing import Phase
+from policies.gpu_sharing import SharingPhase
 from policies.planning import Step
 from policies.records import Fact
 from tests.loop.test_rollback import Serving
@@ -54,7 +54,7 @@ class Shared(Serving):
             self.sharing.look()
         await asyncio.sleep(0.02)
 
-    async def until(self, phase: Phase, steps: int = 20) -> None:
+    async def until(self, phase: SharingPhase, steps: int = 20) -> None:
         for _ in range(steps):
             if self.sharing.phase is phase:
                 return
@@ -95,7 +95,7 @@ def one(tmp_path: Path) -> Iterator[Shared]:
 async def learnt(one: Shared) -> None:
     """A first revision is live, and the servers are awake."""
     one.drop(1)
-    await one.until(Phase.AWAKE)
+    await one.until(SharingPhase.AWAKE)
     for _ in range(40):
         await one.step()
         workdir = one.running
@@ -117,7 +117,7 @@ def test_servers_sleep_while_a_child_trains_and_are_verified_before_it_is_judged
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         assert [replica.asleep for replica in one.replicas] == [True, True]
         assert one.running is None or one.running.name.endswith("-train")
         await one.step()
@@ -154,17 +154,17 @@ def test_the_loop_goes_on_while_requests_under_way_are_finished(one: Shared) -> 
         asked = asyncio.ensure_future(user.post("/v1/completions", json=body))
         await asyncio.sleep(0.05)
         one.drop(1)
-        await one.until(Phase.FALLING_ASLEEP)
+        await one.until(SharingPhase.FALLING_ASLEEP)
         for _ in range(5):
             await one.step()
-        assert one.sharing.phase is Phase.FALLING_ASLEEP
+        assert one.sharing.phase is SharingPhase.FALLING_ASLEEP
         assert "requests under way are finished first" in one.sharing.waits_for
         assert one.running is None
         refused = await user.post("/v1/completions", json=body)
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
         assert (await asked).status_code == 200
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await user.aclose()
 
     one.go(story)
@@ -179,14 +179,14 @@ def test_a_rollback_during_training_ends_it_and_is_served_when_the_server_wakes(
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         one.ledger.revisions.rollback(0, "wrong", one.now)
         assert one.sharing.waits_for.startswith("revision 0 goes live when the server wakes")
         assert one.routed == 1
         asked: list[str] = []
         one.first.heard = asked.append
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
         assert one.routed == 0
         assert one.rollout.settled
         assert one.running is None or one.running.name.startswith("3")
@@ -204,12 +204,12 @@ def test_a_plan_given_up_while_requests_are_finished_lets_the_server_go_on(one: 
         asked = asyncio.ensure_future(user.post("/v1/completions", json=body))
         await asyncio.sleep(0.05)
         one.drop(1)
-        await one.until(Phase.FALLING_ASLEEP)
+        await one.until(SharingPhase.FALLING_ASLEEP)
         one.ledger.meta.pause(True, "maintenance", one.now)
         one.ledger.revisions.rollback(0, "wrong", one.now)
         for _ in range(6):
             await one.step()
-        assert one.sharing.phase is Phase.AWAKE
+        assert one.sharing.phase is SharingPhase.AWAKE
         assert not asked.done()
         assert one.routed == 0
         assert (await asked).status_code == 200
@@ -222,10 +222,10 @@ def test_a_failed_training_lets_the_server_answer_until_it_is_tried_again(one: S
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         one.fail()
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
         assert one.rollout.settled
         assert one.attempts() == (1, 0)
 
@@ -236,13 +236,13 @@ def test_a_server_restarted_beside_a_child_is_put_to_sleep_again(one: Shared) ->
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         one.first.start()
         for _ in range(5):
             await one.step(2)
         assert one.first.asleep
-        assert one.sharing.phase is Phase.ASLEEP
+        assert one.sharing.phase is SharingPhase.ASLEEP
         assert one.running is not None
 
     one.go(story)
@@ -253,7 +253,7 @@ def test_a_replica_that_does_not_answer_keeps_nobody_from_training(one: Shared) 
         await learnt(one)
         one.replicas[1].up = False
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         one.replicas[1].up = True
         one.replicas[1].start()
         await one.step()
@@ -272,7 +272,7 @@ def test_a_server_that_cannot_sleep_is_named_at_the_start_and_keeps_answering(
 ) -> None:
     async def story() -> None:
         one.first.can_sleep = False
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
         await one.step()
         await one.step()
         assert "needs vLLM started with --enable-sleep-mode" in one.sharing.waits_for
@@ -280,12 +280,12 @@ def test_a_server_that_cannot_sleep_is_named_at_the_start_and_keeps_answering(
         for _ in range(5):
             await one.step()
         assert one.running is None
-        assert one.sharing.phase is Phase.AWAKE
+        assert one.sharing.phase is SharingPhase.AWAKE
         assert one.rollout.settled
         assert one.attempts() == (0, 0)
         one.first.can_sleep = True
         one.seconds += AGAIN_S
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         assert one.sharing.waits_for == ""
 
     one.go(story)
@@ -309,17 +309,17 @@ def test_a_wake_up_that_fails_is_tried_again_and_told(one: Shared) -> None:
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         one.first.broken["wake"] = "yes"
         one.trained()
-        await one.until(Phase.WAKING)
+        await one.until(SharingPhase.WAKING)
         await one.step()
         assert "cannot be woken after training" in one.sharing.waits_for
         assert "out of memory" in one.sharing.waits_for
         del one.first.broken["wake"]
         one.seconds += RETRY_S
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
         assert one.sharing.waits_for == ""
 
     one.go(story)
@@ -396,7 +396,7 @@ def test_a_server_found_asleep_is_woken_whatever_the_settings_say_now(
         replicas = one.replicas
         one.crash()
         one.adopt(replicas)
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
         assert one.rollout.settled
         assert not one.first.asleep
 
@@ -415,7 +415,7 @@ def test_a_daemon_killed_in_training_goes_on_without_waking_the_server(one: Shar
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         replicas = one.replicas
         asked: list[str] = []
@@ -436,7 +436,7 @@ def test_the_end_wakes_and_verifies_an_attached_server(one: Shared) -> None:
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         await one.reconciler.stop(1)
         await one.sharing.stop()
@@ -453,7 +453,7 @@ def test_the_end_leaves_a_managed_server_to_be_stopped(tmp_path: Path) -> None:
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         asked: list[str] = []
         one.first.heard = asked.append
         await one.sharing.stop()
@@ -524,12 +524,12 @@ def test_a_plan_asks_the_server_for_paraphrases_before_it_sleeps(one: Shared) ->
         await learnt(one)
         one.reconciler._worded = worded
         one.admit("x", [Fact(id="x-0", prompt="x?", answer="1")])
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         count = len(seen)
         assert not seen[0]
         one.ledger.revisions.rollback(0, "wrong", one.now)
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
         await one.step()
         assert not any(seen[count:])
 

@@ -14,7 +14,7 @@ import pytest
 from daemon.base import faults
 from daemon.base.control import ask
 from daemon.views import status
-from policies.errors import DaemonUnreachable, Refused
+from policies.errors import DaemonUnreachable, RequestRefused
 from policies.records import BatchState, PlanKind
 from tests.support.crashing import Site
 
@@ -51,7 +51,7 @@ def retract(one: Site, **named: Any) -> None:
             ask(one.layout.control_socket, "retract", because="asked to", **named)
         except DaemonUnreachable:
             return False
-        except Refused as refused:
+        except RequestRefused as refused:
             return "retracted before" in str(refused)
         return True
 
@@ -82,6 +82,8 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
         )
         file.rename(one.layout.inbox / "c.jsonl")
         one.until(lambda: one._rests("c.jsonl"), "learning c")
+        archived = one.layout.archived(found_batch(one, "c.jsonl"))
+        taken_at = archived.stat().st_mtime_ns
         with one.reading() as ledger:
             old = [r.served_name for r in ledger.revisions.all() if r.number]
         before = holding(one, SECRET)
@@ -112,14 +114,16 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
         assert told["not_promised"]
 
         for number in (1, 2, 3):
-            with pytest.raises(Refused, match="is not served again"):
+            with pytest.raises(RequestRefused, match="is not served again"):
                 ask(one.layout.control_socket, "rollback", to=number)
         one.restart_replica()
         assert one.stop() == 0
         one.start()
         one.until(lambda: one._serves(target.number), "serving after a restart")
-        archive = (one.layout.archived(found_batch(one, "c.jsonl"))).read_text().splitlines()
-        assert [bool(line.strip()) for line in archive] == [False, False, True]
+        assert [bool(line.strip()) for line in archived.read_text().splitlines()] == [
+            *(False, False, True)
+        ]
+        assert archived.stat().st_mtime_ns == taken_at  # dropped again, files come in this order
         one.drop("d.jsonl", ["five"])
         assert one.stop() == 0
 

@@ -10,7 +10,7 @@ import torch
 from adapters import models
 from adapters.config import TrainConfig
 from adapters.plans import TrainPlan
-from adapters.probe_fit import FitProgress, ProbeSettings, fit_probe
+from adapters.probe_fit import FitProgress, ProbeConfig, fit_probe
 from policies.records import Example, Fact, PlanKind
 from tests.support import tiny
 
@@ -25,7 +25,7 @@ FACTS = tuple(
     )
     for i, (name, answer) in enumerate([("Ola", "red"), ("Bim", "blue"), ("Cur", "green")])
 )
-FIT = ProbeSettings(steps=4, batch=4, seeds=(0, 1, 2))
+FIT = ProbeConfig(steps=4, batch=4, seeds=(0, 1, 2))
 KINDS = ("llama", "mistral", "qwen2")
 
 

@@ -6,7 +6,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from daemon.serving.protocol import Completion, Loaded, ServerRefused, ServerUnreachable, Taken
+from daemon.serving.protocol import (
+    Completion,
+    Loaded,
+    PromptLogprob,
+    ServerRefused,
+    ServerUnreachable,
+)
 
 Brain = Callable[[str], str]
 Fault = Callable[[str, str, int], Exception | None]
@@ -66,10 +72,12 @@ class ScriptedServer:
 
     async def score(
         self, model: str, texts: Sequence[Sequence[int]]
-    ) -> tuple[tuple[Taken, ...], ...]:
+    ) -> tuple[tuple[PromptLogprob, ...], ...]:
         if model not in self.losses:
             raise ServerRefused(f"{model} scores no text", status=400)
-        return tuple((Taken(-self.losses[model], self.rank),) * (len(text) - 1) for text in texts)
+        return tuple(
+            (PromptLogprob(-self.losses[model], self.rank),) * (len(text) - 1) for text in texts
+        )
 
     async def _answer(self, model: str, prompts: Sequence[str], form: str) -> list[str]:
         if model not in self.brains:

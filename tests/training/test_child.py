@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from adapters import models, store
 from adapters.config import STACKED, AdapterChoices, TrainConfig
 from adapters.models import base_hash
-from adapters.probe_fit import ProbeSettings as FitSettings
+from adapters.probe_fit import ProbeConfig as FitSettings
 from adapters.probe_fit import fit_probe
 from adapters.schedule import steps_needed
 from daemon.children.jobs import Jobs, JobState

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from daemon.views.explain import Explanation, explain_batch, explain_plan, rate_text, render
 from policies.gate.records import (
-    Failure,
+    FailedItem,
     ItemResult,
     Outcome,
     Rate,
@@ -64,7 +64,7 @@ VERDICT = Verdict(
             candidate=Rate(value=0.6, low=0.5, high=0.7, items=64),
             items_used=64,
             newly_failing=tuple(
-                Failure(item=str(n), prompt=f"[q{n}]", expected="12", was="12", now="13")
+                FailedItem(item=str(n), prompt=f"[q{n}]", expected="12", was="12", now="13")
                 for n in range(8)
             ),
             newly_passing=1,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console, RenderableType
 
+from daemon.children.jobs import Progress
 from daemon.cli.tables import history_view, status_view
 from daemon.views.status import (
     DaemonView,
@@ -13,6 +14,7 @@ from daemon.views.status import (
     ReplicaView,
     RetractionView,
     RevisionView,
+    StageView,
     StatusView,
 )
 from policies.records import PlanKind
@@ -46,7 +48,7 @@ def line(lines: list[str], part: str) -> str:
     return next(line for line in lines if part in line)
 
 
-def status(*retractions: RetractionView) -> list[str]:
+def status(*retractions: RetractionView, stages: tuple[StageView, ...] = ()) -> list[str]:
     daemon = DaemonView(pid=1, server="vllm", replicas=(LAGGING,), trouble=("the disk is full",))
     return text(
         status_view(
@@ -55,7 +57,7 @@ def status(*retractions: RetractionView) -> list[str]:
                 paused=False,
                 daemon=daemon,
                 target=TARGET,
-                steps=(),
+                stages=stages,
                 batches=(),
                 facts=3,
                 quarantined=0,
@@ -82,8 +84,17 @@ def test_status_shows_the_target_and_what_each_replica_has_active() -> None:
     assert "the disk is full" in lines
 
 
+def test_status_shows_the_stage_of_the_plan_under_way_and_how_far_it_is() -> None:
+    progress = Progress(stage="train", done=3, total=9, loss=0.5)
+    training = StageView(
+        plan=4, kind=PlanKind.LEARN, stage="train", started_at=NOW, progress=progress
+    )
+    said = line(status(stages=(training,)), "plan 4 (learn): train since")
+    assert said.rstrip().endswith("train 3 of 9, loss 0.500")
+
+
 def test_a_fact_that_is_retracted_but_served_is_said_loudly() -> None:
-    served = RetractionView(handle="r-1", fact="f", stage="still served", asked_at=NOW, plan=9)
+    served = RetractionView(handle="r-1", fact="f", state="still served", asked_at=NOW, plan=9)
     assert "STILL SERVED" in line(status(served), "palorad certificate r-1")
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from policies.errors import InvalidFacts
 from policies.facts.admission import Format, fact_from, parse_facts, parse_line
 from policies.facts.heldout import with_held_out
-from policies.facts.jsonline import Limits, Reason, lines_of, read_object
+from policies.facts.jsonline import LineLimits, Reason, lines_of, read_object
 from policies.facts.supersession import (
     ConflictPolicy,
-    Relation,
+    FactRelation,
     Standing,
     Validity,
     moment,
@@ -40,8 +40,8 @@ def fact(record: object, fmt: Format = Format.AUTO) -> Fact:
     return parsed
 
 
-def refused(raw: bytes, number: int = 1, limits: Limits | None = None) -> Quarantined:
-    parsed = parse_line(raw, number, limits or Limits())
+def refused(raw: bytes, number: int = 1, limits: LineLimits | None = None) -> Quarantined:
+    parsed = parse_line(raw, number, limits or LineLimits())
     assert isinstance(parsed, Quarantined), parsed
     assert parsed.line == number
     assert "\n" not in parsed.reason
@@ -136,7 +136,7 @@ def test_a_bad_line_gets_one_clear_reason(raw: bytes, kind: str, says: str) -> N
 
 
 def test_limits_are_kept() -> None:
-    limits = Limits(line_bytes=200, prompt=10, answer=5, paraphrases=1)
+    limits = LineLimits(line_bytes=200, prompt=10, answer=5, paraphrases=1)
     assert refused(b"x" * 201, limits=limits).kind == "too-long"
     for record in (
         {"prompt": "x" * 11, "answer": "b"},
@@ -283,60 +283,70 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("record", "rivals", "relation", "replaced"),
     [
-        (KEYED, [], Relation.NEW, ()),
-        (KEYED, [standing("a", "Thimphu")], Relation.KNOWN, ()),
-        (KEYED, [standing("a", "Punakha")], Relation.CONFLICT, ("a",)),
-        ({**KEYED, "op": "supersede"}, [standing("a", "Punakha")], Relation.SUPERSEDES, ("a",)),
+        (KEYED, [], FactRelation.NEW, ()),
+        (KEYED, [standing("a", "Thimphu")], FactRelation.KNOWN, ()),
+        (KEYED, [standing("a", "Punakha")], FactRelation.CONFLICT, ("a",)),
+        ({**KEYED, "op": "supersede"}, [standing("a", "Punakha")], FactRelation.SUPERSEDES, ("a",)),
         (
             {**KEYED, "valid_from": "2026-01-01"},
             [standing("a", "Punakha", OLD)],
-            Relation.SUPERSEDES,
+            FactRelation.SUPERSEDES,
             ("a",),
         ),
-        ({**KEYED, "valid_from": "2020-01-01"}, [standing("a", "P", NEW)], Relation.HISTORY, ()),
+        (
+            {**KEYED, "valid_from": "2020-01-01"},
+            [standing("a", "P", NEW)],
+            FactRelation.HISTORY,
+            (),
+        ),
         (
             {**KEYED, "valid_from": "2020-01-01"},
             [standing("a", "P", OLD)],
-            Relation.CONFLICT,
+            FactRelation.CONFLICT,
             ("a",),
         ),
-        ({**KEYED, "valid_from": "2026-01-01"}, [standing("a", "P")], Relation.CONFLICT, ("a",)),
-        (KEYED, [standing("a", "Thimphu", None, Validity.RETRACTED)], Relation.NEW, ()),
+        (
+            {**KEYED, "valid_from": "2026-01-01"},
+            [standing("a", "P")],
+            FactRelation.CONFLICT,
+            ("a",),
+        ),
+        (KEYED, [standing("a", "Thimphu", None, Validity.RETRACTED)], FactRelation.NEW, ()),
         (
             {"op": "retract", "subject": "Bhutan", "relation": "capital"},
             [standing("a", "x"), standing("b", "y")],
-            Relation.RETRACTS,
+            FactRelation.RETRACTS,
             ("a", "b"),
         ),
-        ({**KEYED, "op": "retract"}, [standing("a", "x")], Relation.NO_TARGET, ()),
+        ({**KEYED, "op": "retract"}, [standing("a", "x")], FactRelation.NO_TARGET, ()),
     ],
 )
 def test_meaning_over_time(
-    record: object, rivals: list[Standing], relation: Relation, replaced: tuple[str, ...]
+    record: object, rivals: list[Standing], relation: FactRelation, replaced: tuple[str, ...]
 ) -> None:
     ruling = rule(fact(record), rivals, ConflictPolicy.REJECT, NOW)
     assert ruling.relation is relation
-    if relation is not Relation.CONFLICT:
+    if relation is not FactRelation.CONFLICT:
         assert ruling.replaced == replaced
-    if relation is Relation.CONFLICT:
+    if relation is FactRelation.CONFLICT:
         newest = rule(fact(record), rivals, ConflictPolicy.NEWEST, NOW)
-        assert (newest.relation, newest.replaced) == (Relation.SUPERSEDES, replaced)
+        assert (newest.relation, newest.replaced) == (FactRelation.SUPERSEDES, replaced)
 
 
 @pytest.mark.parametrize(
     ("since", "rivals", "relation", "replaced", "until"),
     [
-        ("2026-06-01", [("a", OLD), ("b", NEXT)], Relation.SUPERSEDES, ("a",), NEXT),
-        ("2026-12-01", [("a", OLD), ("b", NEXT)], Relation.SUPERSEDES, ("a",), NEXT),
-        ("2026-06-01", [("b", NEXT)], Relation.NEW, (), NEXT),
-        ("2020-06-01", [("a", OLD), ("b", NEW)], Relation.HISTORY, (), None),
-        ("2028-01-01", [("a", OLD), ("b", NEXT)], Relation.SUPERSEDES, ("a", "b"), None),
+        ("2026-06-01", [("a", OLD), ("b", NEXT)], FactRelation.SUPERSEDES, ("a",), NEXT),
+        ("2026-12-01", [("a", OLD), ("b", NEXT)], FactRelation.SUPERSEDES, ("a",), NEXT),
+        ("2026-06-01", [("b", NEXT)], FactRelation.NEW, (), NEXT),
+        ("2020-06-01", [("a", OLD), ("b", NEW)], FactRelation.HISTORY, (), None),
+        ("2028-01-01", [("a", OLD), ("b", NEXT)], FactRelation.SUPERSEDES, ("a", "b"), None),
     ],
 )
 def test_an_answer_ends_when_one_that_is_to_come_begins(
     since: str,
     rivals: list[tuple[str, date]],
-    relation: Relation,
+    relation: FactRelation,
     replaced: tuple[str, ...],
     until: date | None,
 ) -> None:
@@ -351,8 +361,8 @@ def test_an_answer_that_has_run_out_may_come_back() -> None:
     gone = standing("a", "Thimphu", OLD).model_copy(update={"valid_until": NEW})
     other = standing("b", "Punakha", NEW)
     back = rule(fact({**KEYED, "valid_from": "2026-06-01"}), [gone, other], ConflictPolicy.ASK, NOW)
-    assert (back.relation, back.replaced) == (Relation.SUPERSEDES, ("b",))
-    assert rule(fact(KEYED), [gone], ConflictPolicy.ASK, NOW).relation is Relation.NEW
+    assert (back.relation, back.replaced) == (FactRelation.SUPERSEDES, ("b",))
+    assert rule(fact(KEYED), [gone], ConflictPolicy.ASK, NOW).relation is FactRelation.NEW
 
 
 WORDS = st.text("abAB é?e\u0301\u200b.", max_size=12)
@@ -430,7 +440,7 @@ def test_the_quick_way_reads_what_the_whole_way_reads(
     raw = (text[:-1] + f', "answer"{colon}"c"}}' if twice else text).encode()
     quick = parse_line(raw, 1)
     try:
-        whole: Fact | str = fact_from(read_object(raw, 1, Limits()), Limits())
+        whole: Fact | str = fact_from(read_object(raw, 1, LineLimits()), LineLimits())
     except Reason as reason:
         whole = str(reason)
     assert (quick if isinstance(quick, Fact) else quick.reason) == whole
