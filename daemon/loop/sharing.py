@@ -184,7 +184,7 @@ class Sharing:
             return
         answered = [status.asleep for status in self._fleet.statuses if status.healthy]
         asleep = sum(answered)
-        if self.phase is Phase.AWAKE and answered and not asleep:
+        if self.phase is SharingPhase.AWAKE and answered and not asleep:
             self._wakes = 0
         # Between two ticks nobody asks for room.
         idle_s = now - self._needed_at - self._settings.daemon.tick_s

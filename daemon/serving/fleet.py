@@ -100,6 +100,8 @@ class Fleet:
             self._flip(goal, steps)
         checks = {n: _begun(r, r.check(goal)) for n, r in self._numbered if n in passed}
         serving = await succeeded(checks, RATHER, goes_on=is_target)
+        if not is_target():
+            return self._result(steps)
         if not serving and promotion and may_stay(current.revision):
             self._put_back(current, steps)
             return self._result(steps)

@@ -42,6 +42,7 @@ def explain(error: PaloradError, url: str) -> str:
     if isinstance(error, ServerRefused) and error.status in {401, 403}:
         return (
             f"{url} does not take palorad's admin key: let PALORAD_ADMIN_KEY_FILE there and "
-            "[server] admin_key_file here name the same key"
+            "[server] admin_key_file here name the same key, and see that no other program holds "
+            "that port"
         )
     return str(error)

@@ -342,14 +342,14 @@ def test_a_managed_server_that_does_not_wake_is_started_again(one: Shared) -> No
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         asked.clear()
         one.first.broken["wake"] = "yes"
         one.trained()
         for _ in range(8):
             await one.step(RETRY_S)
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
         await one.step()
         assert one.rollout.settled
 
@@ -366,17 +366,17 @@ def test_an_attached_server_that_does_not_wake_is_tried_on_and_told(one: Shared)
     async def story() -> None:
         await learnt(one)
         one.drop(1)
-        await one.until(Phase.ASLEEP)
+        await one.until(SharingPhase.ASLEEP)
         await one.step()
         one.first.broken["wake"] = "yes"
         one.trained()
         for _ in range(8):
             await one.step(RETRY_S)
-        assert one.sharing.phase is Phase.WAKING
+        assert one.sharing.phase is SharingPhase.WAKING
         assert "start it again" in one.sharing.waits_for
         del one.first.broken["wake"]
         await one.step(RETRY_S)
-        await one.until(Phase.AWAKE)
+        await one.until(SharingPhase.AWAKE)
 
     one.go(story)
 

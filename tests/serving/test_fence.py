@@ -261,6 +261,19 @@ def test_a_rollback_ends_the_wait_of_a_promotion(world: Fleets) -> None:
     assert (world.asked(0), world.asked(1)) == ("1", "1")
 
 
+def test_a_target_that_moves_during_the_last_check_fences_nobody_off(world: Fleets) -> None:
+    first, second = world.revision(1), world.revision(2)
+    world.ensure(second)
+
+    def moved() -> bool:
+        return world.routed is not None and world.routed.revision == 2
+
+    result = world.back_to(first, is_target=moved)
+    assert not result.answering
+    assert not any("closed" in step for step in result.steps)
+    assert (world.asked(0), world.asked(1)) == ("1", "1")
+
+
 def test_another_daemons_revisions_are_left_alone(world: Fleets, tmp_path: Path) -> None:
     """Two daemons with the same key at one server do not unload each other's adapters."""
     elsewhere = tmp_path / "elsewhere" / "served"
