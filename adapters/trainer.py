@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import checkpoint, lora, models, projection
+from adapters import checkpoint, lora, models, projection, store
 from adapters.attach import NEW, Attached
 from adapters.errors import TrainingDiverged
 from adapters.losses import KLTerm, Objective, accumulate_gradients
@@ -134,6 +135,15 @@ class Session:
         return conclude(self.plan, out, self.protected, self.state, *figures)
 
 
+def fingerprint_of(plan: TrainPlan) -> str:
+    """Changes with all that a run depends on, but not with where that lies: adapters and probes are
+    named by their content, and the state directory that holds them may be moved."""
+    probe = None if plan.probe_dir is None else store.read_manifest(plan.probe_dir)["sha256"]
+    named = [[path.name for path in paths] for paths in (plan.lineage, plan.start)]
+    text = plan.model_dump_json(exclude={"model_dir", "lineage", "start", "probe_dir"})
+    return hashlib.sha256(f"{text}{json.dumps([named, probe])}".encode()).hexdigest()
+
+
 def _begin(plan: TrainPlan, recipe: Recipe, work: Path, records: Path | None) -> Session:
     """Everything up to the first step, or up to where a checkpoint was written."""
     config, device = plan.config, models.pick_device()
@@ -156,7 +166,7 @@ def _begin(plan: TrainPlan, recipe: Recipe, work: Path, records: Path | None) ->
         plan=plan,
         recipe=recipe,
         work=work,
-        fingerprint=hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
+        fingerprint=fingerprint_of(plan),
         attached=attached,
         protected=protected,
         free=free,

@@ -76,8 +76,8 @@ def admit(ledger: Ledger, name: str, first: int, count: int) -> None:
 
 def learn(ledger: Ledger, plan: PlanHead) -> None:
     """The plan goes live."""
-    adapter = Adapter(sha256=f"{plan.id:064x}", rank=plan.rank, path=f"/adapters/{plan.id}")
-    served = Served(name=f"palora-{plan.id:06}", path=f"/served/{plan.id}", sha256=f"{plan.id:x}")
+    adapter = Adapter(sha256=f"{plan.id:064x}", rank=plan.rank)
+    served = Served(name=f"palora-{plan.id:06}", sha256=f"{plan.id:x}")
     ledger.steps.trained(plan.id, adapter, served, NOW)
     ledger.steps.judged(plan.id, PASSED, (), PlanState.PASSED, NOW)
     ledger.revisions.promote(plan.id, served, NOW)

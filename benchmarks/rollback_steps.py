@@ -20,11 +20,10 @@ def train(desk: Desk) -> TrainDone:
     request = TrainRequest.model_validate_json(desk.request)
     generator = Generator(request.model_dir, max_rank=16, device=torch.device("cpu"))
     name = live.publish(generator, request.served, request.number).served_name
-    path = str(request.served / name)
     sha256 = f"{request.number:064}"
     return TrainDone(
-        adapter=Adapter(sha256=sha256, rank=request.rank, path=path),
-        served=Served(name=name, path=path, sha256=sha256),
+        adapter=Adapter(sha256=sha256, rank=request.rank),
+        served=Served(name=name, sha256=sha256),
         rank=request.rank,
         report={},
         seconds={},

@@ -99,7 +99,8 @@ def _show(report: Report) -> None:
         console.print()
         console.print(table)
     for rejected in report.rejected:
-        say(f"\n{rejected.file}: {rejected.verdict}")
+        say("")
+        say(f"{rejected.file}: {rejected.verdict}")
         for reason in rejected.reasons:
             say(f"  {reason}")
 
@@ -107,7 +108,8 @@ def _show(report: Report) -> None:
 def _write(report: Report, options: DemoOptions, folder: Path) -> None:
     picture = options.picture or (folder if options.keep else Path("demo-out")) / "demo.png"
     draw(report, picture)
-    say(f"\npicture: {picture}")
+    say("")
+    say(f"picture: {picture}")
     if options.report:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         options.report.write_text(report.model_dump_json(indent=2) + "\n")
@@ -120,10 +122,11 @@ def _conclude(report: Report) -> int:
         say(f"{'reached' if goal.reached else 'MISSED '}  {goal.name}: {goal.line}")
     missed = [g.name for g in report.goals if not g.reached]
     total = report.seconds["total"]
+    say("")
     say(
-        f"\nThe demonstration missed: {', '.join(missed)} ({total:.0f} s)."
+        f"The demonstration missed: {', '.join(missed)} ({total:.0f} s)."
         if missed
-        else f"\nAll goals reached in {total:.0f} s."
+        else f"All goals reached in {total:.0f} s."
     )
     return 1 if missed else 0
 

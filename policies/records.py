@@ -197,7 +197,6 @@ class Revision(Record):
     parent: int | None
     lineage: tuple[str, ...]
     served_name: str
-    served_path: str | None
     sha256: str | None
     created_at: datetime
 

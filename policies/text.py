@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -10,7 +11,11 @@ from typing import Final
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# What steers a terminal, ends a line, reorders what is read, is invisible, or is no character.
+_UNSAFE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 
 
 class Number(str):
@@ -58,12 +63,30 @@ def clean(value: object, name: str, limit: int, *, number: bool = False) -> str:
 
 
 def storable(text: str, limit: int) -> str:
-    """`text` as one line of at most `limit` characters that can be stored and shown anywhere.
+    """`text` as one harmless line of at most `limit` characters."""
+    return harmless(text[:limit])[:limit]
 
-    Control characters, line ends and halves of surrogate pairs are written as escapes.
+
+def harmless(text: str, *, keep: str = "") -> str:
+    """`text` as one line that does nothing but be read, on a terminal and in a log.
+
+    Control characters, line ends, marks that reorder or hide text (bidirectional overrides, tags)
+    and halves of surrogate pairs are written as escapes, all but the characters in `keep`.
     """
-    escaped = _UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode(), text[:limit])
-    return escaped[:limit]
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNSAFE.sub(lambda m: m[0] if m[0] in keep else _escape(m[0]), text)
+
+
+def harmless_json(document: str) -> str:
+    """JSON that says the same without a character that would do anything on a terminal."""
+    if document.isascii() and "\x7f" not in document:
+        return document
+    return _UNSAFE.sub(lambda m: m[0] if m[0] < " " else json.dumps(m[0])[1:-1], document)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def same_text(one: str, other: str) -> bool:

@@ -46,12 +46,12 @@ PLAIN = frozenset(
     re.findall(
         r"\w+",
         """
-        after allow answer args at attempts bad budget concurrency cpu dated deadline dir
-        eval every executable extra field file filter floor form format full header hosts
-        hours kb key kind learning level line lines load log loss match max mb min mode model
-        name op open out path per private prompt prompts questions rate request rescan rules s
-        sample serve server share sharing source stable start state stop task timeout tokens
-        train url urls user verify wait watch
+        after allow answer answers args at attempts bad budget concurrency cpu dated days deadline
+        dir eval every executable extra field file filter floor form format full header hosts
+        hours kb key kind late learning level line lines load log loss match max mb min mode model
+        name op open out path per private prompt prompts quarantined questions rate rejected
+        request rescan rules s sample serve server share sharing source stable start state stop
+        task timeout tokens train url urls user verify wait watch work
         """,
     )
 )

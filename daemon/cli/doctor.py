@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,10 +17,7 @@ from rich.table import Table
 
 from adapters import probe_size
 from daemon.cli.session import PASS, USAGE, console, print_json, say
-from daemon.gate.messages import SuiteSource
-from daemon.gate.suite_run import open_suite
-from daemon.gate.suites import refuse_trained, trained_questions
-from policies.errors import PaloradError
+from daemon.cli.suite_check import Finding, gate_findings
 
 if TYPE_CHECKING:
     from daemon.config.settings import Settings
@@ -29,20 +26,15 @@ ROOM_MB = 500
 CARD = "probe.json"
 
 
-class Finding(NamedTuple):
-    """One thing that was checked; `advice` says what to do when it is not well."""
-
-    what: str
-    well: bool
-    advice: str = ""
-
-
 def check_config(path: Path, settings: Settings) -> int:
     """Say which settings cannot work, and what the probe needs; 0 when all can."""
-    probe = list(_probe(settings))
-    bad = [f for f in (*_files(settings), *probe) if not f.well]
+    probe, files = list(_probe(settings)), list(_files(settings))
+    bad = [f for f in (*files, *probe) if not f.well]
     for finding in bad:
         say(f"{finding.what}: {finding.advice}")
+    for finding in files:
+        if finding.well and finding.advice:
+            say(f"warning: {finding.what}: {finding.advice}")
     if not bad:
         for finding in probe:
             say(finding.what)
@@ -86,9 +78,15 @@ def examine(path: Path, settings: Settings, as_json: bool) -> int:
     else:
         table = Table("", "what", "what to do", show_header=False, box=None)
         for finding in findings:
-            table.add_row("good" if finding.well else "BAD", finding.what, finding.advice)
+            table.add_row(_word(finding), finding.what, finding.advice)
         console.print(table)
     return PASS if all(f.well for f in findings) else USAGE
+
+
+def _word(finding: Finding) -> str:
+    if finding.well:
+        return "look" if finding.advice else "good"
+    return "BAD"
 
 
 def _names() -> Iterator[Finding]:
@@ -119,9 +117,7 @@ def _files(settings: Settings) -> Iterator[Finding]:
         if path is not None:
             there = path.is_file()
             yield Finding(f"{key} {path}", there, "" if there else f"not there; correct {key}")
-    trained = trained_questions(settings.trained_on)
-    for suite in settings.gate.suites:
-        yield _suite(suite, trained)
+    yield from gate_findings(settings)
     if settings.server.kind == "vllm" and settings.server.mode == "managed":
         found = shutil.which(settings.server.executable)
         advice = "" if found else "not found; run 'make setup-vllm' or correct server.executable"
@@ -187,18 +183,6 @@ def _shapes(model: Path) -> probe_size.Shapes | None:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _suite(
-    suite: Any,  # noqa: ANN401 - one of settings.gate.suites
-    trained: Mapping[str, str],
-) -> Finding:
-    try:
-        loaded, _ = open_suite(SuiteSource(**suite.model_dump()), chat=False)
-        refuse_trained(loaded, trained)
-    except PaloradError as error:
-        return Finding(f"gate suite {suite.name!r}", False, str(error))
-    return Finding(f"gate suite {suite.name!r}, {len(loaded.items)} questions", True)
 
 
 def _state(folder: Path) -> Iterator[Finding]:

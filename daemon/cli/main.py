@@ -11,16 +11,16 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import change, quarantine, setup
+from daemon.cli import change, keep, quarantine, setup
 from daemon.cli.session import (
     USAGE,
     ConfigOption,
     JsonOption,
     SetOption,
+    complain,
     find_config,
     load_settings,
     print_json,
-    stderr,
 )
 from policies.errors import PaloradError
 
@@ -63,7 +63,7 @@ _OS_ADVICE = {
 
 
 def _end(line: str, code: int) -> None:
-    stderr.print(f"palorad: {line}", style="red", markup=False, soft_wrap=True)
+    complain(f"palorad: {line}", style="red")
     raise SystemExit(code) from None
 
 
@@ -195,6 +195,7 @@ def convert(
 app.add_typer(change.app)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(setup.app)
+app.add_typer(keep.app)
 for _command in entry_points(group="palorad.commands"):
     app.add_typer(_command.load())
 

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from daemon.cli.session import ConfigOption, JsonOption, load_settings, print_json, say, tell
-from policies.errors import NotFound
 
 app = typer.Typer(help="Lines that were not admitted: list, show, retry.")
 
@@ -43,18 +42,14 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """One line: why it was not admitted, and what it says."""
-    from daemon.cli.read import reading
+    from daemon.cli.read import quarantined_line
 
-    with reading(load_settings(config)) as ledger:
-        found = ledger.batches.get(batch)
-        lines = [q for q in ledger.quarantine.lines(found.id, 1_000_000) if q.line == line]
-    if not lines:
-        raise NotFound(f"{found.name} has no line {line} in quarantine")
+    found, bad = quarantined_line(load_settings(config), batch, line)
     if as_json:
-        print_json({"file": found.name, "batch": found.id, **lines[0].model_dump()})
+        print_json({"file": found.name, "batch": found.id, **bad.model_dump()})
     else:
-        say(f"{found.name}, line {line}: {lines[0].reason}")
-        say(lines[0].text)
+        say(f"{found.name}, line {line}: {bad.reason}")
+        say(bad.text)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from daemon.cli.session import console, print_json, tell
+from daemon.cli.session import print_json, show, tell
 from daemon.cli.tables import (
     history_view,
     quarantine_view,
@@ -16,12 +16,15 @@ from daemon.cli.tables import (
     status_view,
     why_view,
 )
+from daemon.intake.admit import rules_of
+from daemon.intake.reader import record
 from daemon.ledger.ledger import Ledger
 from daemon.serving.client import HttpServer, Timeouts
 from daemon.serving.protocol import Completion
 from daemon.views import explain, status
 from policies.errors import DaemonUnreachable, NotFound, ServerRefused, ServerUnreachable
-from policies.records import Revision
+from policies.facts.admission import quarantined
+from policies.records import Batch, Quarantined, Revision
 
 if TYPE_CHECKING:
     from daemon.config.settings import Settings
@@ -52,40 +55,28 @@ def show_status(settings: Settings, as_json: bool) -> None:
     """`palorad status`."""
     with reading(settings) as ledger:
         view = status.status(ledger, daemon_of(settings), datetime.now(UTC))
-    if as_json:
-        print_json(view)
-    else:
-        console.print(status_view(view))
+    show(view, status_view, as_json)
 
 
 def show_history(settings: Settings, limit: int, as_json: bool) -> None:
     """`palorad history`."""
     with reading(settings) as ledger:
         view = status.history(ledger, limit)
-    if as_json:
-        print_json(view)
-    else:
-        console.print(history_view(view))
+    show(view, history_view, as_json)
 
 
 def show_explain(settings: Settings, batch: str, as_json: bool) -> None:
     """`palorad explain BATCH`."""
     with reading(settings) as ledger:
         view = status.explain(ledger, batch)
-    if as_json:
-        print_json(view)
-    else:
-        console.print(explain.render(view))
+    show(view, explain.render, as_json)
 
 
 def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
     """`palorad certificate NAME`."""
     with reading(settings) as ledger:
         view = status.retraction(ledger, ledger.retractions.get(name))
-    if as_json:
-        print_json(view)
-    else:
-        console.print(retraction_view(view))
+    show(view, retraction_view, as_json)
 
 
 def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
@@ -95,10 +86,7 @@ def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
         previous = None if target.parent is None else ledger.revisions.get(target.parent)
         answers = asyncio.run(_answers(settings, prompt, previous))
         view = status.why(ledger, prompt, answers)
-    if as_json:
-        print_json(view)
-    else:
-        console.print(why_view(view))
+    show(view, why_view, as_json)
 
 
 async def _answers(
@@ -153,7 +141,32 @@ def show_quarantine(settings: Settings, batch: str | None, as_json: bool) -> Non
             if found.quarantined
             for line in ledger.quarantine.lines(found.id, QUARANTINE_SHOWN)
         ]
+        further = {
+            found.name: kinds
+            for found in batches
+            if found.quarantined and (kinds := ledger.quarantine.numbered(found.id))
+        }
     if as_json:
-        print_json([{"file": name, **line.model_dump()} for name, line in lines])
+        told: list[dict[str, object]] = [{"file": n, **bad.model_dump()} for n, bad in lines]
+        print_json(told + [{"file": n, "further_lines": kinds} for n, kinds in further.items()])
     else:
-        console.print(quarantine_view(lines))
+        show((lines, further), lambda both: quarantine_view(*both), as_json=False)
+
+
+def quarantined_line(settings: Settings, batch: str, line: int) -> tuple[Batch, Quarantined]:
+    """A batch and one of its lines in quarantine; raises `NotFound`, or `OSError` of the archive.
+
+    What the ledger knows by its number only is read again in the archive.
+    """
+    with reading(settings) as ledger:
+        found = ledger.batches.get(batch)
+        kind = ledger.quarantine.kind(found.id, line)
+        kept = ledger.quarantine.lines(found.id, 1, first=line) if kind else ()
+    if kind is None:
+        raise NotFound(f"{found.name} has no line {line} in quarantine")
+    if kept and kept[0].line == line:
+        return found, kept[0]
+    archived = settings.layout.archived(found.id)
+    said = record(archived, line, rules_of(settings.intake).limits)
+    reason = f"is quarantined as {kind}; the ledger keeps its number only, the archive its text"
+    return found, quarantined(said, line, kind, reason)

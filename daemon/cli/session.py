@@ -6,27 +6,32 @@ import json
 import os
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from daemon.base.display import HarmlessConsole, harmless_value
 from policies.errors import PaloradError
+from policies.text import harmless, harmless_json
 
 if TYPE_CHECKING:
     from daemon.config.settings import Settings
+
+V = TypeVar("V")
 
 PASS, REGRESSION, USAGE, INCONCLUSIVE = 0, 1, 2, 3
 SYSTEM_CONFIG = Path("/etc/palorad/config.toml")
 
 PIPED_WIDTH = 120
-console = Console(
+console: Console = HarmlessConsole(
     highlight=False,
     width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH,
 )
-stderr = Console(stderr=True, highlight=False)
+stderr: Console = HarmlessConsole(stderr=True, highlight=False)
 
 ConfigOption = Annotated[
     Path | None,
@@ -114,7 +119,20 @@ def tell(settings: Settings, command: str, /, **args: object) -> Any:  # noqa: A
 
 def say(line: str) -> None:
     """One line for people, never wrapped."""
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(harmless(line), markup=False, soft_wrap=True)
+
+
+def complain(line: str, style: str = "") -> None:
+    """One line for people on standard error."""
+    stderr.print(harmless(line), style=style, markup=False, soft_wrap=True)
+
+
+def show(view: V, render: Callable[[V], RenderableType], as_json: bool) -> None:
+    """A view as JSON, or as `render` shows it with every text in it harmless."""
+    if as_json:
+        print_json(view)
+    else:
+        console.print(render(harmless_value(view)))
 
 
 def print_json(value: object) -> None:
@@ -123,4 +141,4 @@ def print_json(value: object) -> None:
         text = value.model_dump_json(indent=2)
     else:
         text = json.dumps(value, indent=2, default=str, ensure_ascii=False)
-    typer.echo(text)
+    typer.echo(harmless_json(text))

@@ -10,6 +10,7 @@ from daemon.cli.session import (
     SetOption,
     find_config,
     load_settings,
+    say,
 )
 
 app = typer.Typer()
@@ -56,7 +57,7 @@ def config_show(
 @config_app.command("path")
 def config_path(config: ConfigOption = None) -> None:
     """Which file is read."""
-    typer.echo(str(find_config(config).absolute()))
+    say(str(find_config(config).absolute()))
 
 
 @config_app.command("reference")

@@ -15,16 +15,18 @@ from daemon.cli.session import (
     INCONCLUSIVE,
     PASS,
     REGRESSION,
+    complain,
     console,
     print_json,
     say,
     stderr,
     tell,
 )
-from daemon.intake.validating import convert_file, validate_file
+from daemon.intake.validating import LISTED, convert_file, validate_file
 from policies.errors import PaloradError
 from policies.facts.admission import Format
 from policies.records import BatchState, Quarantined
+from policies.text import harmless_json
 
 if TYPE_CHECKING:
     from daemon.config.settings import Settings
@@ -75,7 +77,7 @@ def _print_validated(report: dict[str, Any]) -> None:
     for problem in report["problems"][:SHOWN]:
         say(f"  line {problem['line']}: {problem['reason']}")
     if report["quarantined"] > SHOWN:
-        say(f"  and {report['quarantined'] - SHOWN} more; --json shows all")
+        say(f"  and {report['quarantined'] - SHOWN} more; --json shows the first {LISTED}")
 
 
 def convert_files(paths: Sequence[Path], fmt: str) -> int:
@@ -84,10 +86,10 @@ def convert_files(paths: Sequence[Path], fmt: str) -> int:
     for path in paths:
         for line in convert_file(readable(path), form):
             if isinstance(line, Quarantined):
-                stderr.print(f"{path}: line {line.line}: {line.reason}", markup=False)
+                complain(f"{path}: line {line.line}: {line.reason}")
                 code = REGRESSION
             else:
-                sys.stdout.write(f"{line}\n")
+                sys.stdout.write(f"{harmless_json(line)}\n")
     return code
 
 

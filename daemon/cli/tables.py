@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -76,6 +76,14 @@ def _head(view: StatusView) -> list[RenderableType]:
         facts += f"; {view.quarantined} lines in quarantine"
     lines.append(Text(facts))
     lines += [Text(line, style="yellow") for line in _retractions(view)]
+    lines += [
+        Text(f"suite {s.suite}: blind: {s.blind}", style="yellow") for s in view.suites if s.blind
+    ]
+    lines += [
+        Text(f"suite {s.suite}: graded by {s.grader!r} ({s.grader_because})")
+        for s in view.suites
+        if s.grader_because
+    ]
     if view.daemon is not None:
         problems = (*((view.daemon.blocked,) if view.daemon.blocked else ()), *view.daemon.trouble)
         lines += [Text(problem, style="yellow") for problem in problems]
@@ -227,14 +235,24 @@ def _answers(answers: Sequence[AnswerView]) -> Table:
     return table
 
 
-def quarantine_view(lines: Sequence[tuple[str, Quarantined]]) -> RenderableType:
-    """Lines that were not admitted, by file."""
-    if not lines:
+def quarantine_view(
+    lines: Sequence[tuple[str, Quarantined]], further: Mapping[str, Mapping[str, int]]
+) -> RenderableType:
+    """Lines that were not admitted, by file; of `further` ones how many of each kind."""
+    if not lines and not further:
         return Text("nothing in quarantine")
     table = Table("file", "line", "kind", "why", "text")
     for name, bad in lines:
         table.add_row(Text(name), str(bad.line), bad.kind, Text(bad.reason), Text(bad.text[:60]))
-    return table
+    more = [
+        Text(f"{name}: {sum(kinds.values())} further lines ({_counted(kinds)}), without their text")
+        for name, kinds in further.items()
+    ]
+    return Group(table, *more)
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
 
 
 def clock(moment: datetime) -> str:

@@ -7,10 +7,27 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from daemon.config.sections import OptionalPath, Section
+from daemon.config.sections import OptionalPath, Section, Url
 from policies.gate import limits as presets
-from policies.gate.grading import grader
+from policies.gate.grading import AUTO, JUDGE, check_name
 from policies.gate.records import Role
+
+
+class JudgeSettings(Section):
+    """[gate.judge]: a model that grades answers, for suites whose grader is "judge"."""
+
+    url: Url | None = None
+    """Its OpenAI-compatible endpoint. Questions and answers are sent there."""
+    model: str | None = None
+    """The name under which it answers."""
+    key_file: OptionalPath = None
+    """A file with the bearer token to send, if the endpoint asks for one."""
+    timeout_s: float = Field(default=60, gt=0)
+    """How long one grade may take."""
+    concurrency: int = Field(default=4, ge=1)
+    """Grades asked at a time."""
+    budget: int = Field(default=2000, ge=1)
+    """Grades asked in one evaluation, at most; the answers beyond have none."""
 
 
 class SuiteSettings(Section):
@@ -28,8 +45,9 @@ class SuiteSettings(Section):
     """A task of lm-evaluation-harness in place of a file; needs `palorad[lm-eval]`."""
     filter: str | None = None
     """Which of the task's filters counts; unset: the first."""
-    grader: str = "normalised"
-    """How answers are compared: see [graders](gate.md#graders)."""
+    grader: str = AUTO
+    """How answers are compared: see [graders](gate.md#graders). "auto": by the grader that fits how
+    the base answers, found when it is first measured."""
     max_tokens: int = Field(default=64, ge=1)
     """The longest answer, in tokens."""
     form: Literal["auto", "chat", "plain"] = "auto"
@@ -38,11 +56,18 @@ class SuiteSettings(Section):
     margin: float | None = Field(default=None, gt=0, lt=1)
     """The drop to rule out on this suite; unset: the margin of its role."""
 
+    @property
+    def _changed(self) -> set[str]:
+        """The keys that have another value than their default: settings that were read once and are
+        validated again have every key set."""
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) != field.default}
+
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
         if self.role is Role.FACTS:
             raise ValueError(f'the suite "{self.name}": new facts are asked without a suite')
-        if self.role is Role.DRIFT and (more := self.model_fields_set - {"name", "role", "path"}):
+        if self.role is Role.DRIFT and (more := self._changed - {"name", "role", "path"}):
             raise ValueError(
                 f'the suite "{self.name}": drift is the loss on the texts of a file (path), '
                 f"limited by gate.drift; remove {', '.join(sorted(more))}"
@@ -51,6 +76,7 @@ class SuiteSettings(Section):
             raise ValueError(f'the suite "{self.name}" needs a path, or a task of lm-eval')
         if self.filter is not None and self.task is None:
             raise ValueError(f'the suite "{self.name}" has a filter, which only a task can have')
+        check_name(self.grader)
         return self
 
 
@@ -87,10 +113,15 @@ class GateSettings(Section):
     """Held-out paraphrases asked of each new fact, at most."""
     earlier_facts: int = Field(default=300, ge=0)
     """Earlier facts that a candidate is asked, at most; spread over all batches."""
-    facts_grader: str = "normalised"
+    facts_grader: str = AUTO
     """How answers to facts are compared: see [graders](gate.md#graders)."""
     facts_max_tokens: int = Field(default=48, ge=1)
     """The longest answer to a fact, in tokens."""
+    blind_suites: Literal["inconclusive", "warn"] = "inconclusive"
+    """What a suite that could show no loss makes of the verdict; "warn": it counts for nothing, and
+    that is said."""
+    judge: JudgeSettings = JudgeSettings()
+    """[gate.judge]"""
     aa_sample: int = Field(default=100, ge=0)
     """Items of each suite that the base answers twice (A/A), to measure how stable it is; 0:
     none."""
@@ -130,5 +161,11 @@ class GateSettings(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f'two suites are called "{name}"')
-        grader(self.facts_grader)
+        check_name(self.facts_grader)
+        judged = [suite.name for suite in self.suites if suite.grader == JUDGE]
+        judged += ["facts_grader"] if self.facts_grader == JUDGE else []
+        if judged and not (self.judge.url and self.judge.model):
+            raise ValueError(
+                f'"{judged[0]}" is graded by a judge model: set gate.judge.url and gate.judge.model'
+            )
         return self

@@ -98,6 +98,11 @@ class Layout:
         return self.certificates / f"{handle}.json"
 
     @property
+    def restoring(self) -> Path:
+        """Where a restore gathers what it then puts in place; none is under way without it."""
+        return self.root / ".restoring"
+
+    @property
     def alias(self) -> Path:
         """The pointer of the stable name."""
         return self.root / "alias.json"

@@ -143,8 +143,16 @@ class IntakeSettings(Section):
     watch: Literal["events", "polling", "off"] = "events"
     """What triggers an earlier scan: events of the kernel, polling (for network shares), or
     nothing."""
+    late_lines_s: float = Field(default=3600, ge=0)
+    """How long a file that was read is watched for further lines where the kernel does not tell
+    whether its writer has closed it (another user's file without CAP_LEASE; network shares)."""
     max_file_mb: int = Field(default=256, ge=1)
     """A larger file is rejected."""
+    max_lines: int = Field(default=1_000_000, ge=1)
+    """A file of more lines (or items of a list) is rejected."""
+    max_quarantined: int = Field(default=1000, ge=0)
+    """Quarantined lines of one file that are kept with reason and text; of further ones the ledger
+    keeps number and kind, and the archive the text."""
     max_line_kb: int = Field(default=64, ge=1)
     """A longer line is quarantined."""
     max_tokens: int = Field(default=512, ge=64, le=1024)

@@ -19,6 +19,7 @@ from pydantic_settings import (
 from daemon.config.errors import check_environment, explain
 from daemon.config.feeds import FeedSettings
 from daemon.config.gate import GateSettings
+from daemon.config.keep import KeepSettings
 from daemon.config.layout import Layout
 from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import (
@@ -66,6 +67,8 @@ class Settings(BaseSettings):
     """[intake]"""
     feeds: tuple[FeedSettings, ...] = ()
     """[[feeds]]"""
+    keep: KeepSettings = KeepSettings()
+    """[keep]"""
     daemon: DaemonSettings = DaemonSettings()
     """[daemon]"""
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import IO, Final
 
 from adapters import files
+from daemon.gate.messages import SuiteCard
 from policies.errors import PaloradError
 from policies.gate.records import ItemResult
 
+_CARD: Final = ".suite.json"
 _NAME: Final = re.compile(r"[0-9A-Za-z_-]{8,128}")
 
 
@@ -51,6 +53,32 @@ class AnswerStore:
             result = _parse(line, path, number)
             found.setdefault(result.id, result)
         return found
+
+    def card(self, sha256: str, name: str) -> SuiteCard | None:
+        """What was written down of a suite on this model, if anything."""
+        path = self._card(sha256, name)
+        try:
+            return SuiteCard.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise DamagedAnswers(
+                f"{path}: is no suite card; delete the file to have the base measured again"
+            ) from None
+
+    def write_card(self, sha256: str, name: str, card: SuiteCard) -> None:
+        """Write down what was seen of a suite on this model, in place of what was there."""
+        path = self._card(sha256, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, card.model_dump_json(indent=1) + "\n")
+
+    def cards(self, name: str) -> tuple[SuiteCard, ...]:
+        """What was written down of a suite on any model."""
+        found = sorted(self._root.glob(f"*/{name}{_CARD}"), key=lambda path: path.stat().st_mtime)
+        return tuple(SuiteCard.model_validate_json(path.read_bytes()) for path in found)
+
+    def _card(self, sha256: str, name: str) -> Path:
+        return self.path(sha256, name).with_suffix(_CARD)
 
     def append(self, sha256: str, fingerprint: str, results: Iterable[ItemResult]) -> None:
         """Add answers and wait until they are on the disk; a torn last line is cut off first."""

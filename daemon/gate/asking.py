@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from daemon.gate.suites import PromptForm
-from daemon.serving.protocol import Server, ServerRefused, ServerUnreachable
+from daemon.serving.protocol import Completion, Server, ServerRefused, ServerUnreachable
 from policies.errors import PaloradError
 
 Sleep = Callable[[float], Awaitable[None]]
 
 # Plain prompts that share one HTTP request; chat requests always hold one message.
 _GROUP: Final = 8
+CUT: Final = "length"
 _TOO_BUSY: Final = frozenset({408, 409, 425, 429})
 _NO_USE_TO_GO_ON: Final = frozenset({401, 403, 404})
 
@@ -34,11 +35,15 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """What came back: `text`, or None and the `problem` that outlasted every retry."""
+    """What came back: `text`, or None and the `problem` that outlasted every retry.
+
+    `cut` says that the answer reached its greatest length before its end.
+    """
 
     id: str
     text: str | None
     problem: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +97,12 @@ class Asker:
         return {reply.id: reply for task in running for reply in task.result()}
 
     async def _group(self, model: str, group: list[Query], max_tokens: int) -> list[QueryResult]:
-        texts, problem, alone = await self._tried(model, group, max_tokens)
-        if texts is not None:
-            return [QueryResult(q.id, text) for q, text in zip(group, texts, strict=True)]
+        answers, problem, alone = await self._tried(model, group, max_tokens)
+        if answers is not None:
+            return [
+                QueryResult(q.id, answer.text, cut=answer.finish_reason == CUT)
+                for q, answer in zip(group, answers, strict=True)
+            ]
         if not alone or len(group) == 1:
             return [QueryResult(q.id, None, problem) for q in group]
         # One prompt that the server refuses must not take its neighbours with it.
@@ -102,7 +110,7 @@ class Asker:
 
     async def _tried(
         self, model: str, group: list[Query], max_tokens: int
-    ) -> tuple[list[str] | None, str, bool]:
+    ) -> tuple[list[Completion] | None, str, bool]:
         problem, pause = "", self.pause_s
         for attempt in range(self.attempts):
             if attempt:
@@ -120,17 +128,16 @@ class Asker:
                 problem = str(error)
         return None, problem, False
 
-    async def _request(self, model: str, group: list[Query], max_tokens: int) -> list[str]:
+    async def _request(self, model: str, group: list[Query], max_tokens: int) -> list[Completion]:
         if group[0].form is PromptForm.CHAT:
-            answer = await self.server.chat(model, group[0].prompt, max_tokens=max_tokens)
-            return [answer.text]
+            return [await self.server.chat(model, group[0].prompt, max_tokens=max_tokens)]
         prompts = [q.prompt for q in group]
         answers = await self.server.complete(model, prompts, max_tokens=max_tokens)
         if len(answers) != len(prompts):
             raise ServerRefused(
                 f"{len(answers)} answers to {len(prompts)} prompts", status=502, body=""
             )
-        return [answer.text for answer in answers]
+        return list(answers)
 
     async def _refuse_if_gone(self, problem: str) -> None:
         try:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from daemon.children.worker import Desk
 from daemon.gate.answer_store import AnswerStore
+from daemon.gate.asking import Asker
 from daemon.gate.evaluation import evaluate_candidate
-from daemon.gate.messages import EvaluationReport, JudgingRequest
+from daemon.gate.judge_model import JudgeModel
+from daemon.gate.messages import EvaluationReport, JudgeSource, JudgingRequest
 from daemon.serving.client import HttpServer, Timeouts
 
 if TYPE_CHECKING:
@@ -29,17 +31,40 @@ async def _evaluate(request: JudgingRequest, desk: Desk) -> EvaluationReport:
         user_key=_key(request.user_key_file),
         timeouts=Timeouts(request_s=request.request_timeout_s),
     )
+    store = AnswerStore(request.answers)
+    judge = _judge(request.judge)
     try:
         return await evaluate_candidate(
             request.evaluation,
             server,
-            AnswerStore(request.answers),
+            store,
             desk.progress,
             encode=lambda text: _tokeniser(request.model_dir).text(text),
             encode_answers=lambda facts: _tokeniser(request.model_dir).answers(facts),
+            judge_model=_judge_model(request.judge, judge, store),
         )
     finally:
         await server.aclose()
+        if judge is not None:
+            await judge.aclose()
+
+
+def _judge(source: JudgeSource | None) -> HttpServer | None:
+    if source is None:
+        return None
+    return HttpServer(
+        source.url.removesuffix("/v1"),
+        user_key=_key(source.key_file),
+        timeouts=Timeouts(request_s=source.timeout_s),
+    )
+
+
+def _judge_model(
+    source: JudgeSource | None, server: HttpServer | None, store: AnswerStore
+) -> JudgeModel | None:
+    if source is None or server is None:
+        return None
+    return JudgeModel(source, Asker(server, source.concurrency, attempts=2), store)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 from daemon.children.jobs import Progress
 from daemon.gate import drift
@@ -12,11 +13,14 @@ from daemon.gate.answer_store import AnswerStore
 from daemon.gate.answers import AnswerSource, GraderFailed
 from daemon.gate.asking import Asker, Sleep
 from daemon.gate.drift import Encode
+from daemon.gate.graders import control_answers, record_cards, settle_graders
+from daemon.gate.judge_model import JudgeModel
 from daemon.gate.messages import EvaluationReport, EvaluationRequest
 from daemon.gate.suite_run import SuiteRun, begin
 from daemon.gate.suites import Suite
 from daemon.gate.unlearning import EncodeAnswers, check_unlearning
 from daemon.serving.protocol import Server, ServerRefused
+from policies.gate.baselines import Model
 from policies.gate.evidence import Evidence
 from policies.gate.records import Role, Scorecard, UnlearningEvidence
 from policies.gate.sampling import aa_sample
@@ -34,6 +38,7 @@ async def evaluate_candidate(
     *,
     encode: Encode | None = None,
     encode_answers: EncodeAnswers | None = None,
+    judge_model: JudgeModel | None = None,
     sleep: Sleep = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> EvaluationReport:
@@ -41,15 +46,17 @@ async def evaluate_candidate(
 
     Changes nothing on the server. Models are asked one after the other and never at once, since an
     engine may mix requests to the base with requests to an adapter. `encode` and `encode_answers`
-    give token ids; what needs them is not measured without, and so cannot pass. Raises
+    give token ids and `judge_model` grades; what needs them is not measured without, and so cannot
+    pass. Raises
     `suites.BadSuite`, `asking.ModelNotServed` and `errors.ServerUnreachable`; whatever else goes
     wrong is part of the evidence.
     """
     asker = Asker(server, request.concurrency, sleep=sleep)
     runs, grades = begin(request)
     asked = tuple(run for run in runs if run.items)
-    source = AnswerSource(asker, store, grades, request.engine)
+    source = AnswerSource(asker, store, grades, request.engine, judge_model)
     started = clock()
+    await settle_graders(request, source, asked)
     for run in asked:
         await _ask_twice(request, source, run)
         await _drift(request, server, encode, run)
@@ -60,8 +67,10 @@ async def evaluate_candidate(
             run.seconds += clock() - began
             progress(_progress(run, asked, clock() - started))
     evidence = _evidence(request, runs, await _unlearning(request, server, encode_answers))
+    verdict = judge(evidence, request.limits)
+    record_cards(request, source, asked, verdict)
     return EvaluationReport(
-        verdict=judge(evidence, request.limits),
+        verdict=verdict,
         scorecards=_scorecards(request, asked),
         seconds={run.suite.name: round(run.seconds, 3) for run in asked},
     )
@@ -95,6 +104,7 @@ async def _ask(source: AnswerSource, run: SuiteRun, items: Sequence[str]) -> Non
         }
         if answers.problems:
             return
+    await control_answers(source, run)
 
 
 def _numbers(suite: Suite, names: Sequence[str]) -> list[int]:
@@ -116,6 +126,9 @@ async def _ask_twice(request: EvaluationRequest, source: AnswerSource, run: Suit
         run.broken = str(error)
         return
     run.stability = stability(first.results, second.results)
+    if run.stability is None:
+        why = next(iter({**first.problems, **second.problems}.values()), "")
+        run.broken = f"base could not be asked twice, so how stable it is cannot be told: {why}"
 
 
 async def _drift(
@@ -137,8 +150,10 @@ async def _unlearning(
 ) -> UnlearningEvidence | None:
     if not request.unlearn:
         return None
+    asked = tuple(fact.id for fact in request.unlearn)
     if encode_answers is None:
-        return UnlearningEvidence(problem="the answers cannot be turned into tokens")
+        why = "the answers cannot be turned into tokens"
+        return UnlearningEvidence(asked=asked, problem=why)
     try:
         checks = await check_unlearning(
             server,
@@ -148,8 +163,8 @@ async def _unlearning(
             candidate=request.candidate,
         )
     except ServerRefused as refused:
-        return UnlearningEvidence(problem=str(refused))
-    return UnlearningEvidence(checks=checks)
+        return UnlearningEvidence(asked=asked, problem=str(refused))
+    return UnlearningEvidence(asked=asked, checks=checks)
 
 
 def _evidence(
@@ -162,6 +177,18 @@ def _evidence(
         live=request.live.name if request.live else None,
         suites=tuple(run.evidence() for run in runs),
         unlearning=unlearning,
+        twins=_twins(request),
+    )
+
+
+def _twins(request: EvaluationRequest) -> tuple[tuple[Model, Model], ...]:
+    """Models that are the same weights, or are asked under the same name."""
+    parts: tuple[Model, ...] = ("base", "live", "candidate")
+    there = [(part, model) for part in parts if (model := request.served(part)) is not None]
+    return tuple(
+        (one, other)
+        for (one, first), (other, second) in combinations(there, 2)
+        if first.sha256 == second.sha256 or first.name == second.name
     )
 
 

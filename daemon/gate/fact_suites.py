@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from daemon.gate.suites import PromptForm, Suite, alternating
+from policies.gate.blindness import NOT
 from policies.gate.records import Role, SuiteItem
 from policies.records import Fact, Operation
 
 NEW_FACTS: Final = "new facts"
 EARLIER_FACTS: Final = "earlier facts"
 SUPERSEDED_FACTS: Final = "superseded facts"
-NOT: Final = "not "
+FACT_SUITES: Final = (NEW_FACTS, EARLIER_FACTS, SUPERSEDED_FACTS)
 
 
 def new_facts(

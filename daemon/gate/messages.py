@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from policies.gate.baselines import Model
+from policies.gate.grading import AUTO
 from policies.gate.limits import GateLimits
 from policies.gate.records import Role, Scorecard, Verdict
 from policies.records import Fact, Record
@@ -25,10 +26,21 @@ class SuiteSource(Record):
     path: Path | None = None
     task: str | None = None
     filter: str | None = None
-    grader: str = "normalised"
+    grader: str = AUTO
     max_tokens: int = Field(gt=0)
     form: Literal["auto", "chat", "plain"] = "auto"
     margin: float | None = Field(default=None, gt=0, lt=1)
+
+
+class JudgeSource(Record):
+    """The judge model: where it answers, under which name, and how many grades are asked of it."""
+
+    url: str
+    model: str
+    key_file: Path | None = None
+    timeout_s: float = Field(default=60, gt=0)
+    concurrency: int = Field(default=4, gt=0)
+    budget: int = Field(default=2000, gt=0)
 
 
 class ServedModel(Record):
@@ -71,7 +83,7 @@ class EvaluationRequest(Record):
     limits: GateLimits
     concurrency: int = Field(default=32, gt=0)
     chunk: int = Field(default=64, gt=0)
-    facts_grader: str = "normalised"
+    facts_grader: str = AUTO
     facts_max_tokens: int = Field(default=48, gt=0)
     paraphrases: int = Field(default=2, gt=0)
     aa_sample: int = Field(default=0, ge=0)
@@ -94,8 +106,19 @@ class JudgingRequest(Record):
     admin_key_file: Path | None = None
     user_key_file: Path | None = None
     request_timeout_s: float = Field(default=120, gt=0)
+    judge: JudgeSource | None = None
     answers: Path
     model_dir: Path
+
+
+class SuiteCard(Record):
+    """What was seen of a suite on one base: its grader, why that one, and whether it is blind."""
+
+    suite: str
+    grader: str
+    because: str = ""
+    blind: str = ""
+    sees: float | None = None
 
 
 class EvaluationReport(Record):

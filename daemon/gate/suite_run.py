@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from daemon.gate.answers import Grade
 from daemon.gate.fact_suites import (
     EARLIER_FACTS,
-    NOT,
     SUPERSEDED_FACTS,
     earlier_facts,
     new_facts,
@@ -27,9 +26,10 @@ from daemon.gate.suites import (
 )
 from policies.facts.updates import Updates
 from policies.gate.baselines import Model, models_asked
-from policies.gate.evidence import SuiteEvidence, SuiteQuestions
+from policies.gate.blindness import NOT
+from policies.gate.evidence import Control, SuiteEvidence, SuiteQuestions
 from policies.gate.grading import GRADERS
-from policies.gate.records import ItemResult, Role, SuiteItem, SuiteScore
+from policies.gate.records import ItemResult, Role, SuiteItem, SuiteScore, answers_of
 from policies.gate.stability import Stability
 
 
@@ -38,7 +38,8 @@ class SuiteRun:
     """One suite under way: what each model has answered, and what went wrong.
 
     `models` are asked in their order, the candidate last. `left_out` are items that are not asked,
-    since facts have changed their answers.
+    since facts have changed their answers. `configured` is the suite's hash before its grader was
+    found, where it had to be; `grader_because` says how.
     """
 
     suite: Suite
@@ -46,6 +47,9 @@ class SuiteRun:
     models: Mapping[Model, ServedModel]
     left_out: frozenset[str] = frozenset()
     complete: bool = False
+    configured: str = ""
+    grader_because: str = ""
+    controls: dict[Model, Control] = field(default_factory=dict)
     results: dict[Model, dict[str, ItemResult]] = field(default_factory=dict)
     unanswered: dict[str, str] = field(default_factory=dict)
     broken: str = ""
@@ -87,11 +91,14 @@ class SuiteRun:
                 margin=self.margin,
                 complete=self.complete,
                 left_out=len(self.left_out),
+                grader=self.suite.grader,
+                grader_because=self.grader_because,
             ),
             candidate=self.score("candidate"),
             base=self.score("base"),
             live=self.score("live"),
             stability=self.stability,
+            controls=dict(self.controls),
             drift=self.drift,
             unanswered=dict(self.unanswered),
             broken=self.broken,
@@ -122,7 +129,7 @@ def begin(request: EvaluationRequest) -> tuple[tuple[SuiteRun, ...], dict[str, G
     }
     suites: list[tuple[Suite, float | None]] = [(suite, None) for suite in facts if suite.items]
     grades: dict[str, Grade] = {name: _by_answer(name) for name in GRADERS}
-    grades[f"{NOT}{grader}"] = _by_other_answer(grader)
+    grades |= {f"{NOT}{name}": _by_other_answer(name) for name in GRADERS}
     trained = trained_questions(request.trained_on)
     updates = Updates((*request.standing, *request.facts))
     for source in request.suites:
@@ -137,6 +144,7 @@ def begin(request: EvaluationRequest) -> tuple[tuple[SuiteRun, ...], dict[str, G
             models=_models(request, suite.role),
             left_out=_left_out(suite, updates),
             complete=whole.get(suite.name, False) and suite.role is Role.RETENTION,
+            configured=suite.fingerprint,
         )
         for suite, margin in suites
     ]
@@ -146,16 +154,25 @@ def begin(request: EvaluationRequest) -> tuple[tuple[SuiteRun, ...], dict[str, G
 def _left_out(suite: Suite, updates: Updates) -> frozenset[str]:
     if suite.role is not Role.LOCALITY:
         return frozenset()
-    changed = (item.id for item in suite.items if updates.change(item.prompt, item.answer))
+    changed = (
+        item.id
+        for item in suite.items
+        if all(updates.change(item.prompt, said) for said in answers_of(item))
+    )
     return frozenset(changed)
 
 
 def _by_answer(name: str) -> Grade:
-    return lambda item, output: GRADERS[name](output, item.answer)
+    return lambda item, output: any(GRADERS[name](output, said) for said in answers_of(item))
 
 
 def _by_other_answer(name: str) -> Grade:
-    return lambda item, output: not GRADERS[name](output, item.answer.removeprefix(NOT))
+    """A model that says nothing has let go of nothing."""
+
+    def grade(item: SuiteItem, output: str) -> bool:
+        return bool(output.strip()) and not GRADERS[name](output, item.answer.removeprefix(NOT))
+
+    return grade
 
 
 def open_suite(source: SuiteSource, *, chat: bool) -> tuple[Suite, Grade | None]:

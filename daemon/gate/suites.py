@@ -12,11 +12,11 @@ from typing import Final, Literal
 
 from policies.errors import PaloradError, Ungradable, UnknownGrader
 from policies.gate.grading import check_expected
-from policies.gate.records import Role, SuiteItem
+from policies.gate.records import Role, SuiteItem, answers_of
 from policies.records import Record, content_id
 
 _GSM8K_MARK: Final = "####"
-_NATIVE: Final = frozenset({"id", "prompt", "answer", "family"})
+_NATIVE: Final = frozenset({"id", "prompt", "answer", "answers", "family"})
 _SHOWN: Final = 5
 
 
@@ -50,14 +50,36 @@ class Suite(Record):
 
         The order of the items does not count; whatever can change a measured answer does.
         """
-        digest = hashlib.sha256()
-        head = [self.grader, str(self.form), self.max_tokens]
-        digest.update(json.dumps(head).encode())
-        lines = (
-            json.dumps([item.id, item.prompt, item.answer, str(self.form_of(number))])
-            for number, item in enumerate(self.items)
+        return self._hash(
+            [self.grader, str(self.form), self.max_tokens],
+            [
+                [item.id, item.prompt, item.answer, str(self.form_of(number)), *item.also]
+                for number, item in enumerate(self.items)
+            ],
         )
-        for line in sorted(lines):
+
+    @cached_property
+    def questions(self) -> str:
+        """Sixteen hex digits over what is asked, without how it is graded: answers are kept by it,
+        so that another grader reads the same answers.
+        """
+        return self._hash(
+            ["asked", str(self.form), self.max_tokens],
+            [
+                [item.id, item.prompt, str(self.form_of(number))]
+                for number, item in enumerate(self.items)
+            ],
+        )
+
+    def graded_by(self, grader: str) -> Suite:
+        """The same questions with another grader."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return Suite(**fields | {"grader": grader})
+
+    @staticmethod
+    def _hash(head: list[object], rows: list[list[str]]) -> str:
+        digest = hashlib.sha256(json.dumps(head).encode())
+        for line in sorted(map(json.dumps, rows)):
             digest.update(line.encode() + b"\n")
         return digest.hexdigest()[:16]
 
@@ -78,8 +100,8 @@ def load_suite(
 ) -> Suite:
     """The suite in a JSONL file: native lines, or GSM8K's own; raises `BadSuite`.
 
-    Native: `{"id"?, "prompt", "answer", "family"?}`. GSM8K: `{"question", "answer"}` with the
-    result after `####`. The form `auto` is chat where the model has a template (`chat`).
+    Native: `{"id"?, "prompt", "answer" or "answers", "family"?}`. GSM8K: `{"question", "answer"}`
+    with the result after `####`. The form `auto` is chat where the model has a template (`chat`).
     """
     where = f"suite {name!r} ({path})"
     text = _read(path, where)
@@ -119,7 +141,8 @@ def parse_items(text: str, where: str, grader: str = "exact") -> tuple[SuiteItem
 
     def question(row: Mapping[str, object]) -> SuiteItem:
         item = _gsm8k(row) if "question" in row and "prompt" not in row else _native(row)
-        check_expected(grader, item.answer)
+        for answer in answers_of(item):
+            check_expected(grader, answer)
         return item
 
     return _parse(text, where, question)
@@ -186,11 +209,26 @@ def _object(line: str) -> Mapping[str, object]:
 def _native(row: Mapping[str, object]) -> SuiteItem:
     if unknown := sorted(set(row) - _NATIVE):
         raise BadSuite(f"has the unknown key {unknown[0]!r}; known: {', '.join(sorted(_NATIVE))}")
-    prompt, answer = _text(row, "prompt"), _text(row, "answer")
+    prompt = _text(row, "prompt")
+    answer, *also = _answers(row)
     family = row.get("family", "")
     if not isinstance(family, str):
         raise BadSuite('"family" must be text')
-    return SuiteItem(id=_id(row, prompt), prompt=prompt, answer=answer, stratum=family)
+    return SuiteItem(
+        id=_id(row, prompt), prompt=prompt, answer=answer, also=tuple(also), stratum=family
+    )
+
+
+def _answers(row: Mapping[str, object]) -> list[str]:
+    """The accepted answers: one "answer", or several "answers"."""
+    if "answers" not in row:
+        return [_text(row, "answer")]
+    if "answer" in row:
+        raise BadSuite('has both "answer" and "answers"; keep one of them')
+    several = row["answers"]
+    if not isinstance(several, list) or not several:
+        raise BadSuite('"answers" must be a list of texts, at least one')
+    return [_text({"answer": one}, "answer") for one in several]
 
 
 def _drift_text(row: Mapping[str, object]) -> SuiteItem:
@@ -287,4 +325,4 @@ def refuse_trained(suite: Suite, trained: Mapping[str, str]) -> None:
 
 
 def _folded(prompt: str) -> str:
-    return " ".join(prompt.split())
+    return " ".join(prompt.split()).casefold()

@@ -17,6 +17,7 @@ from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import IntakeSettings
 from daemon.intake.reader import Raw, Records
 from daemon.intake.tokens import TokenLimit
+from daemon.ledger.admission import KEPT
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Arriving
 from policies.errors import LedgerBusy, LedgerUnusable, NotFound
@@ -47,6 +48,7 @@ class Rules:
     limits: LineLimits = DEFAULT_LIMITS
     fmt: Format = Format.AUTO
     conflicts: ConflictPolicy = ConflictPolicy.NEWEST
+    kept: int = KEPT
     too_long: Callable[[Fact], str | None] = any_length
 
 
@@ -57,6 +59,7 @@ def rules_of(settings: IntakeSettings, model_dir: Path | None = None) -> Rules:
         limits=LineLimits(line_bytes=settings.max_line_kb * 1024),
         fmt=settings.format,
         conflicts=settings.conflicts,
+        kept=settings.max_quarantined,
         too_long=any_length if model_dir is None else TokenLimit(model_dir, settings.max_tokens),
     )
 
@@ -69,16 +72,18 @@ def begin(
     *,
     signature: str = "",
     cursor: str = "",
+    instead: tuple[str, int] | None = None,
 ) -> Arriving:
     """Begin a batch whose bytes lie in `body`, synced: into the archive, then into the ledger.
 
-    Every batch begins here, a file's with the `signature` of the file, a feed's with the `cursor`
-    that it was read up to. From here on it needs nothing but the archive and the ledger: `admit`
-    resumes it after any crash. Raises `OSError` and the ledger's errors.
+    Every batch begins here, a file's with the `signature` of the file (and `instead` of which
+    former lines it comes), a feed's with the `cursor` that it was read up to. From here on it
+    needs nothing but the archive and the ledger: `admit` resumes it after any crash. Raises
+    `OSError` and the ledger's errors.
     """
     files.put_in_place(body, layout.archived(batch.id))
     faults.point("intake:archived")
-    return ledger.admission.begin_batch(batch, signature=signature, cursor=cursor)
+    return ledger.admission.begin_batch(batch, signature=signature, cursor=cursor, instead=instead)
 
 
 def admit(
@@ -125,7 +130,13 @@ def _admit(
     """Records that have been read go into the ledger together with the place behind them."""
     admitted, bad = _rule(ledger, read, rules, now)
     ledger.admission.append_facts(
-        batch_id, admitted, bad, now, line=records.number, position=records.position
+        batch_id,
+        admitted,
+        bad,
+        now,
+        line=records.number,
+        position=records.position,
+        kept=rules.kept,
     )
 
 
@@ -149,13 +160,22 @@ def _admit_alone(
             except Exception as error:
                 bad = unexpected(raw.text, raw.number, error)
                 place = {"line": records.number, "position": records.position}
-                ledger.admission.append_facts(batch_id, [], [bad], now, **place)
+                ledger.admission.append_facts(batch_id, [], [bad], now, kept=rules.kept, **place)
         return records.number, records.position
 
 
-def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list[Quarantined]]]:
-    """How many records a file has, and its bad ones (their text left out); pauses in between."""
-    lines, bad = 0, []
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many records a file has, how many of them are bad, and the first bad ones."""
+
+    lines: int
+    bad: int
+    first: tuple[Quarantined, ...]
+
+
+def count_bad(path: Path, rules: Rules, shown: int) -> Generator[None, None, Counted]:
+    """Count a file's bad records and keep the first `shown` (text left out); pauses in between."""
+    lines, bad, first = 0, 0, list[Quarantined]()
     with path.open("rb") as source:
         records = Records(source, rules.limits)
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
@@ -163,11 +183,13 @@ def count_bad(path: Path, rules: Rules) -> Generator[None, None, tuple[int, list
                 parsed = _read(records, raw, rules)
                 lines += parsed is not None
                 if isinstance(parsed, Quarantined):
-                    bad.append(parsed.model_copy(update={"text": ""}))
+                    bad += 1
+                    if len(first) < shown:
+                        first.append(parsed.model_copy(update={"text": ""}))
                 if number % AT_ONCE == 0:
                     yield None
             yield None
-    return lines, bad
+    return Counted(lines, bad, tuple(first))
 
 
 def retry_quarantined(
@@ -178,19 +200,16 @@ def retry_quarantined(
     Gives how many were read since the last pause, and how many of those are bad still. What is left
     out when it is cut off stays in quarantine. Raises `NotFound` where there is no such line.
     """
-    waiting = ledger.quarantine.line_numbers(batch_id)
-    wanted = waiting if line is None else waiting & {line}
-    if not wanted:
+    last = ledger.quarantine.last(batch_id)
+    if not last or (line is not None and ledger.quarantine.kind(batch_id, line) is None):
         which = "line" if line is None else f"line {line}"
         raise NotFound(f"batch {batch_id[:12]} has no {which} in quarantine")
-    left = max(wanted)
+    first, last = (1, last) if line is None else (line, line)
     with archived.open("rb") as source:
         records = Records(source, rules.limits)
-        while records.number < left and (taken := records.take(AT_ONCE, PIECE_BYTES)):
-            numbers = wanted & {raw.number for raw in taken}
-            if numbers:
-                # Another command may have taken some out since the last pause.
-                numbers &= ledger.quarantine.line_numbers(batch_id, min(numbers), max(numbers))
+        while records.number < last and (taken := records.take(AT_ONCE, PIECE_BYTES)):
+            begins, ends = max(first, taken[0].number), min(last, taken[-1].number)
+            numbers = ledger.quarantine.line_numbers(batch_id, begins, ends)
             read = [(raw, _read(records, raw, rules)) for raw in taken if raw.number in numbers]
             yield len(read), _readmit(ledger, batch_id, read, rules, now)
 
@@ -207,7 +226,8 @@ def _readmit(
         return 0
     try:
         admitted, bad = _rule(ledger, read, rules, now)
-        ledger.quarantine.readmit(batch_id, [raw.number for raw, _ in read], admitted, bad, now)
+        numbers = [raw.number for raw, _ in read]
+        ledger.quarantine.readmit(batch_id, numbers, admitted, bad, now, kept=rules.kept)
     except _ELSEWHERE:
         raise
     except Exception:

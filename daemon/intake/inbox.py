@@ -6,20 +6,23 @@ import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from adapters import files
 from policies.errors import RequestRefused
+from policies.facts.splitting import ListSplitter, is_list
 from policies.records import content_id
+from policies.text import storable
 
 RECEIPT_ENDINGS: Final = (".accepted.json", ".rejected.json")
 _TEMPORARY: Final = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".swp", "~")
 _BLOCK: Final = 1 << 20
 _SYNCED: Final = 16 * _BLOCK  # so that no single wait for the disk is long
 _LONGEST_STEM: Final = 200
+_LONGEST_NAME: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class Drop:
     """One entry of the inbox, as it was when it was looked at."""
 
     path: Path
+    inode: int
     size: int
+    changed_ns: int
     signature: str
     refusal: str | None = None
 
@@ -45,8 +50,8 @@ class Drop:
 
 
 def storable_name(name: str) -> str:
-    """A file's name without bytes that are no text."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name as one line of text: what is no text, or steers a terminal, as escapes."""
+    return storable(os.fsencode(name).decode("utf-8", "backslashreplace"), _LONGEST_NAME)
 
 
 def signature(seen: os.stat_result) -> str:
@@ -112,18 +117,19 @@ class Inbox:
         except FileNotFoundError:
             raise RequestRefused(f"{path} does not exist") from None
 
-    def free_name(self, name: str) -> Path:
-        """A path in the folder that nothing has taken and that is not ignored."""
-        name = name.lstrip(".") or "facts.jsonl"
-        stem, dot, ending = name.rpartition(".")
-        for number in itertools.count(1):
-            numbered = f"{stem}-{number}{dot}{ending}" if stem else f"{name}-{number}"
-            path = self.folder / (name if number == 1 else numbered)
-            if is_ignored(path.name):
-                path = path.with_name(path.name + ".jsonl")
-            if not path.exists() and not path.is_symlink():
-                return path
-        raise AssertionError
+    def put(self, part: Path, name: str, now: float) -> Path:
+        """A whole file under a name that nothing has, durably; it need not rest."""
+        files.sync(part)
+        while True:
+            path = free_name(self.folder, name)
+            try:
+                path.hardlink_to(part)  # unlike a rename it takes no one's place
+            except FileExistsError:
+                continue
+            part.unlink()
+            files.sync(self.folder)
+            self.rested(path, now)
+            return path
 
     def rested(self, path: Path, now: float) -> None:
         """An entry is known to be whole: it need not rest."""
@@ -132,7 +138,9 @@ class Inbox:
     def _drop(self, path: str, status: os.stat_result) -> Drop:
         return Drop(
             path=Path(path),
+            inode=status.st_ino,
             size=status.st_size,
+            changed_ns=status.st_mtime_ns,
             signature=signature(status),
             refusal=self._refusal(status),
         )
@@ -155,21 +163,54 @@ class Inbox:
         return None
 
 
-def copy_and_hash(drop: Drop, target: Path) -> Iterator[str]:
-    """Copy a drop block by block, yielding the digest so far ("" until done); fsynced at the end.
+def free_name(folder: Path, name: str) -> Path:
+    """A path in a folder that nothing has taken and that is not ignored."""
+    name = name.lstrip(".") or "facts.jsonl"
+    stem, dot, ending = name.rpartition(".")
+    for number in itertools.count(1):
+        numbered = f"{stem}-{number}{dot}{ending}" if stem else f"{name}-{number}"
+        path = folder / (name if number == 1 else numbered)
+        if is_ignored(path.name):
+            path = path.with_name(path.name + ".jsonl")
+        if not os.path.lexists(path):
+            return path
+    raise AssertionError
 
-    Raises `OSError`; never follows a symbolic link.
+
+def opened(path: Path) -> int:
+    """A descriptor to read a file; never follows a symbolic link, never waits for a pipe."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What was copied: its hash as a batch is named, its bytes, its lines (or items of a list)."""
+
+    batch: str
+    size: int
+    lines: int
+
+
+def copy(
+    path: Path, target: Path, start: int = 0, most: int | None = None
+) -> Generator[None, None, Copied]:
+    """Copy a file from byte `start` on, block by block, `most` bytes at most; fsynced at the end.
+
+    Raises `OSError`.
     """
-    digest, written = hashlib.sha256(), 0
-    descriptor = os.open(drop.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as source, target.open("wb") as out:
-        while block := source.read(_BLOCK):
+    digest, size, lines = hashlib.sha256(), 0, 0
+    splitter: ListSplitter | None = None
+    with os.fdopen(opened(path), "rb") as source, target.open("wb") as out:
+        source.seek(start)
+        while block := source.read(_BLOCK if most is None else min(_BLOCK, most - size)):
+            if size == 0 and is_list(block):
+                splitter = ListSplitter(0)
+            lines += block.count(b"\n") if splitter is None else len(splitter.feed(block))
             digest.update(block)
             out.write(block)
-            if len(block) == _BLOCK:
-                written += _BLOCK
-                if written % _SYNCED == 0:
-                    files.sync_stream(out)
-                yield ""
+            size += len(block)
+            if size % _SYNCED == 0:
+                files.sync_stream(out)
+            yield None
         files.sync_stream(out)
-    yield digest.hexdigest()[:32]
+    return Copied(digest.hexdigest()[:32], size, lines)

@@ -5,36 +5,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from adapters import files
-from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
-from daemon.intake.admit import admit, begin, count_bad, retry_quarantined, rules_of
-from daemon.intake.inbox import RECEIPT_ENDINGS, Drop, Inbox, copy_and_hash
-from daemon.intake.receipts import (
-    LISTED,
-    BadLine,
-    Receipt,
-    bad_lines,
-    read_receipt,
-    receipt_of,
-    write_receipt,
-)
-from daemon.intake.set_aside import SetAside, problem_of
+from daemon.intake.admit import begin, count_bad, rules_of
+from daemon.intake.arrivals import Arrivals
+from daemon.intake.claims import Claim, Claims, Portion, same_file
+from daemon.intake.following import Due, Following
+from daemon.intake.inbox import RECEIPT_ENDINGS, Copied, Drop, Inbox, copy, opened
+from daemon.intake.notes import SET_ASIDE, Notes
+from daemon.intake.receipts import LISTED, Receipt, bad_lines, read_receipt
+from daemon.intake.writers import Writers, kept_out
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Arriving
-from policies.errors import LedgerBusy, PaloradError, RequestRefused
-from policies.facts.supersession import ConflictPolicy
+from policies.errors import LedgerBusy, RequestRefused
 from policies.records import INBOX, Batch
 
-_FOLDER: Final = ""  # the inbox itself among what is set aside: no file has this name
+_OURS: Final = ".palorad-"  # how unfinished copies in the inbox begin, unlike anyone else's
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +34,10 @@ log = structlog.get_logger(__name__)
 class Intake:
     """Takes files from the inbox and admits batches, in steps that never exceed their time.
 
-    Every stage is durable before the next: bytes in the archive, the batch begun in the ledger, its
-    facts admitted, the receipt beside the file, the file removed. Killed between any two, the next
-    start resumes there. Batches that feeds have begun are admitted here as well.
+    Every stage is durable before the next: bytes in the archive, the file claimed, the batch begun
+    in the ledger, its facts admitted, the receipt where the file was, the file removed once nobody
+    writes to it. Killed between any two, the next start resumes there. Batches that feeds have
+    begun are admitted here as well.
     """
 
     def __init__(
@@ -58,12 +51,14 @@ class Intake:
     ) -> None:
         self._ledger = ledger
         self._layout = layout
-        self._rules = rules_of(settings, model_dir)
-        self._all_or_nothing = settings.bad_lines == "reject"
+        self._arrivals = Arrivals(ledger, layout, rules_of(settings, model_dir))
+        self._settings = settings
         self._inbox = Inbox(layout.inbox, settings.stable_s, settings.max_file_mb * 2**20)
+        self._claims = Claims(layout.inbox)
+        self._following = Following(ledger, layout, self._claims, settings, clock)
+        self._notes = Notes(layout.inbox, clock)
         self._clock = clock
-        self._set_aside = SetAside()
-        self._refused: dict[str, str] = {}
+        self._open: dict[str, str] = {}
         self._now = datetime.min.replace(tzinfo=UTC)
         self._work: Iterator[Receipt | None] | None = None
         self._clean_up()
@@ -71,7 +66,7 @@ class Intake:
     @property
     def problems(self) -> tuple[str, ...]:
         """One line for every file or batch that could not be taken yet."""
-        return self._set_aside.problems
+        return (*self._notes.problems, *self._open.values(), *self._following.waiting)
 
     def step(self, now: datetime, budget_s: float) -> list[Receipt]:
         """Work for about `budget_s` seconds; the receipts written meanwhile.
@@ -107,173 +102,170 @@ class Intake:
             *self._ledger.admission.admitting(aside=True),
         )
         for arriving in begun:
-            drop = self._drop_of(arriving)
-            if not self._waits(drop):
-                work = self._admit(arriving, drop if arriving.batch.feed is None else None)
-                yield from self._guarded(drop, work)
+            name, signature = arriving.batch.name, arriving.signature
+            if not self._notes.waits(name, signature):
+                yield from self._guarded(name, signature, self._admit(arriving))
         try:
-            drops = self._inbox.ripe(self._clock())
+            drops, claims = self._inbox.ripe(self._clock()), self._claims.all()
         except OSError as error:
-            problem = f"{self._layout.inbox}: cannot be read: {error.strerror}"
-            self._set_aside.add(_FOLDER, "", problem, self._clock())
+            self._notes.unreadable(error)
             return
-        self._forget_gone({arriving.batch.name for arriving in begun})
+        here = self._inbox.names
+        self._following.keep(claims)
+        self._notes.keep(
+            here | {claim.mark for claim in claims}, {arriving.batch.name for arriving in begun}
+        )
+        self._open = {name: line for name, line in self._open.items() if name in here}
+        for claim in claims:
+            if not self._notes.waits(claim.mark, ""):
+                yield from self._guarded(claim.mark, "", self._follow(claim), claim.name)
         for drop in drops:
-            if not self._waits(drop):
-                yield from self._guarded(drop, self._take(drop))
+            if not self._notes.waits(drop.name, drop.signature):
+                yield from self._guarded(drop.name, drop.signature, self._take(drop))
 
-    def _drop_of(self, arriving: Arriving) -> Drop:
-        """The file that a batch came from, as it was; of a feed's batch a name without a file."""
-        return Drop(self._layout.inbox / arriving.batch.name, 0, arriving.signature)
-
-    def _guarded(self, drop: Drop, work: Iterator[Receipt | None]) -> Iterator[Receipt | None]:
+    def _guarded(
+        self, name: str, signature: str, work: Iterator[Receipt | None], shown: str = ""
+    ) -> Iterator[Receipt | None]:
         """The step boundary: a file or batch that fails is set aside, the others go on."""
+        shown = shown or name
         try:
             yield from work
         except (LedgerBusy, OSError) as error:
-            self._note(drop, error)
+            self._notes.failed(name, signature, error, shown)
         except Exception as error:
-            log.exception("intake.unexpected", file=drop.name)
-            problem = self._note(drop, error)
-            if drop.unchanged():
-                yield from self._report_error(drop, "set aside", problem)
+            log.exception("intake.unexpected", file=shown)
+            problem = self._notes.failed(name, signature, error, shown)
+            yield from self._notes.report(shown, signature, SET_ASIDE, problem, self._now)
         else:
-            self._set_aside.remove(drop.name)
-
-    def _note(self, drop: Drop, error: Exception) -> str:
-        problem = problem_of(drop.name, error)
-        self._set_aside.add(drop.name, drop.signature, problem, self._clock())
-        return problem
-
-    def _waits(self, drop: Drop) -> bool:
-        if self._refused.get(drop.name) == drop.signature:
-            return True
-        return self._set_aside.waits(drop.name, drop.signature, self._clock())
-
-    def _forget_gone(self, begun: set[str]) -> None:
-        """A note goes with its file, unless the file is a batch that is not yet whole."""
-        here = self._inbox.names
-        self._set_aside.keep(here | begun)
-        self._refused = {name: seen for name, seen in self._refused.items() if name in here}
+            self._notes.well(name, signature)
 
     # --- one file ------------------------------------------------------------------------------
 
     def _take(self, drop: Drop) -> Iterator[Receipt | None]:
-        """Begin a batch with the bytes of a file, unless it is refused or they are known."""
-        if drop.refusal is not None:
+        """Copy, claim and admit a file, unless it is refused or its writer has it open."""
+        if drop.refusal is not None or (yield from self._still_written(drop)):
             yield from self._refuse(drop, drop.refusal)
             return
-        part = self._layout.archive / f".{os.getpid()}.part"
-        batch_id = ""
-        try:
-            for batch_id in copy_and_hash(drop, part):  # noqa: B007 - the last one is the digest
-                yield None
-        except PermissionError:
-            yield from self._refuse(drop, "may not be read by palorad; give it read rights")
-            return
+        part = self._part()
+        copied: Copied = yield from copy(drop.path, part)
         if not drop.unchanged():
             part.unlink(missing_ok=True)
             return
-        if self._ledger.batches.is_complete(batch_id):
-            part.unlink(missing_ok=True)
-            yield self._finish(drop, batch_id)
+        if copied.lines > self._settings.max_lines:
+            most = self._settings.max_lines
+            why = f"has {copied.lines} lines; at most {most} are read (setting intake.max_lines)"
+            part.unlink()
+            yield from self._refuse(drop, why)
             return
-        if self._all_or_nothing and (yield from self._refused_for_bad_lines(drop, part)):
+        if self._settings.bad_lines == "reject" and (yield from self._has_bad_lines(drop, part)):
             return
-        batch = Batch(
-            id=batch_id,
-            name=drop.name,
-            received_at=self._now,
-            source=INBOX,
-            accepted=0,
-            quarantined=0,
-        )
-        arriving = begin(self._ledger, self._layout, part, batch, signature=drop.signature)
-        yield from self._admit(arriving, drop)
+        claim = self._claims.take(drop)
+        if claim is None or not same_file(claim, drop):
+            part.unlink()  # what was claimed instead is read by the next pass
+            return
+        portion = Portion(claim, 0, 0, copied.size, drop.changed_ns, copied.batch)
+        yield from self._begin(Due(portion), part)
 
-    def _refused_for_bad_lines(
-        self, drop: Drop, part: Path
-    ) -> Generator[Receipt | None, None, bool]:
-        lines, bad = yield from count_bad(part, self._rules)
-        if not bad:
+    def _still_written(self, drop: Drop) -> Generator[Receipt | None, None, bool]:
+        """Whether somebody has the file open to write to it, so that it waits where it is."""
+        self._open.pop(drop.name, None)
+        try:
+            descriptor = opened(drop.path)
+        except PermissionError:
+            yield from self._refuse(drop, "may not be read by palorad; give it read rights")
+            return True
+        try:
+            with kept_out(descriptor) as writers:
+                if writers is Writers.OPEN:
+                    line = f"{drop.name}: its writer still has it open; it is read once closed"
+                    self._open[drop.name] = line
+        finally:
+            os.close(descriptor)
+        return drop.name in self._open
+
+    def _has_bad_lines(self, drop: Drop, part: Path) -> Generator[Receipt | None, None, bool]:
+        found = yield from count_bad(part, self._arrivals.rules, LISTED)
+        if not found.bad:
             return False
         part.unlink()
-        why = f"has bad lines, {len(bad)} of {lines} (setting intake.bad_lines)"
-        yield from self._refuse(drop, why, bad_lines(bad[:LISTED]))
+        why = f"has bad lines, {found.bad} of {found.lines} (setting intake.bad_lines)"
+        receipts = self._notes.refuse(
+            drop.name, drop.signature, why, self._now, bad_lines(found.first)
+        )
+        yield from receipts
         return True
 
-    # --- one batch -----------------------------------------------------------------------------
+    def _refuse(self, drop: Drop, why: str | None) -> Iterator[Receipt]:
+        if why is not None:
+            yield from self._notes.refuse(drop.name, drop.signature, why, self._now)
 
-    def _admit(self, arriving: Arriving, drop: Drop | None) -> Iterator[Receipt | None]:
-        """Admit what is left of a batch; then its file, if it has one, gets a receipt and goes.
+    # --- one claimed file ----------------------------------------------------------------------
 
-        While it cannot be read on it is set aside in the ledger: nothing else waits for it.
-        """
-        try:
-            yield from admit(self._ledger, self._layout, arriving, self._rules, lambda: self._now)
-        except LedgerBusy:
-            raise
-        except Exception as error:
-            if not arriving.aside:
-                self._set_batch_aside(arriving, problem_of(arriving.batch.name, error))
-            raise
-        if drop is not None:
-            yield self._finish(drop, arriving.batch.id)
+    def _follow(self, claim: Claim) -> Iterator[Receipt | None]:
+        """Read what a claimed file has that was not read; remove it once its writer is gone."""
+        portions = self._following.portions(claim)
+        if portions and not self._ledger.batches.is_complete(portions[-1].batch):
+            return
+        for portion in self._following.resumed(claim):
+            before = read_receipt(self._layout.inbox / portion.name)
+            if before is None or before.batch is None:
+                yield self._arrivals.finish(
+                    portion.name, portion.signature, portion.batch, self._now
+                )
+        if not self._following.grown(claim):
+            self._following.let_go(claim)
+            return
+        part = self._part()
+        due: Due | None = yield from self._following.copied(claim, part)
+        if due is None:
+            part.unlink(missing_ok=True)
+        else:
+            yield from self._begin(due, part)
 
-    def _set_batch_aside(self, arriving: Arriving, problem: str) -> None:
-        try:
-            self._ledger.admission.set_aside(arriving.batch.id, problem, self._now)
-        except (OSError, PaloradError) as error:
-            log.warning("intake.not_set_aside", file=arriving.batch.name, reason=str(error))
-
-    def _finish(self, drop: Drop, batch_id: str) -> Receipt:
-        """Write the receipt of a whole batch beside a file that brought it, or brought it again."""
-        arriving = self._ledger.admission.arriving(batch_id)
-        receipt = receipt_of(self._ledger, arriving.batch)
-        if (arriving.batch.name, arriving.signature) != (drop.name, drop.signature):
-            receipt = receipt.model_copy(
-                update={"file": drop.name, "already_known": True, "received_at": self._now}
+    def _begin(self, due: Due, part: Path) -> Iterator[Receipt | None]:
+        """Begin and admit the batch of a portion, unless its bytes are known."""
+        portion = due.portion
+        if self._ledger.batches.is_complete(portion.batch):
+            part.unlink()
+            if due.instead is not None and due.instead[0] != portion.batch:
+                self._ledger.quarantine.withdraw(*due.instead)
+            self._following.have_read(portion)
+            yield self._finish(portion)
+        else:
+            batch = Batch(
+                id=portion.batch,
+                name=portion.name,
+                received_at=self._now,
+                source=INBOX,
+                accepted=0,
+                quarantined=0,
             )
-        write_receipt(drop.path, receipt)
-        faults.point("intake:receipt")
-        self._remove(drop)
-        log.info("intake.taken", file=drop.name, batch=batch_id, state=receipt.state)
-        return receipt
+            arriving = begin(
+                self._ledger,
+                self._layout,
+                part,
+                batch,
+                signature=portion.signature,
+                instead=due.instead,
+            )
+            self._following.have_read(portion)
+            name, signature = portion.name, portion.signature
+            yield from self._guarded(name, signature, self._admit(arriving))
+            if not self._ledger.batches.is_complete(portion.batch):
+                return
+            if (arriving.batch.name, arriving.signature) != (name, signature):
+                yield self._finish(portion)  # bytes that something else had begun
+        self._following.let_go(portion.claim)
 
-    def _remove(self, drop: Drop) -> None:
-        """Take a file away unless something else has come under its name meanwhile."""
-        if drop.unchanged():
-            drop.path.unlink()
-            files.sync(drop.path.parent)
-        faults.point("intake:removed")
+    def _finish(self, portion: Portion) -> Receipt:
+        name, signature = portion.name, portion.signature
+        return self._arrivals.finish(name, signature, portion.batch, self._now)
 
-    def _refuse(self, drop: Drop, why: str, listed: tuple[BadLine, ...] = ()) -> Iterator[Receipt]:
-        """What cannot be read as a whole stays where it is, with one receipt until it changes."""
-        self._refused[drop.name] = drop.signature
-        yield from self._report_error(drop, "refused", f"{drop.name} {why}", listed)
+    def _admit(self, arriving: Arriving) -> Iterator[Receipt | None]:
+        return self._arrivals.admit(arriving, lambda: self._now)
 
-    def _report_error(
-        self, drop: Drop, state: str, error: str, listed: tuple[BadLine, ...] = ()
-    ) -> Iterator[Receipt]:
-        """One receipt for each error of a file that stays where it is."""
-        before = read_receipt(drop.path)
-        if before is not None and (before.error, before.signature) == (error, drop.signature):
-            return
-        receipt = Receipt(
-            file=drop.name,
-            received_at=self._now,
-            state=state,
-            error=error,
-            bad_lines=listed,
-            signature=drop.signature,
-        )
-        try:
-            write_receipt(drop.path, receipt)
-        except OSError as failure:
-            self._note(drop, failure)
-            return
-        log.warning("intake.not_taken", file=drop.name, state=state, why=error)
-        yield receipt
+    def _part(self) -> Path:
+        return self._layout.archive / f".{os.getpid()}.part"
 
     # --- from outside --------------------------------------------------------------------------
 
@@ -286,16 +278,16 @@ class Intake:
         drop = self._inbox.look(path)
         if drop.refusal is not None:
             raise RequestRefused(f"{path} {drop.refusal}")
-        target = self._inbox.free_name(path.name)
-        part = target.with_name(f".{os.getpid()}.submit.part")
+        part = self._layout.inbox / f"{_OURS}{os.getpid()}.part"
         try:
-            *_, batch_id = copy_and_hash(drop, part)
+            batch_id = _all_of(copy(path.resolve(), part)).batch
             known = self._ledger.batches.is_complete(batch_id)
             if not known:
-                files.put_in_place(part, target)
-                self._inbox.rested(target, self._clock())
+                self._inbox.put(part, path.name, self._clock())
             return batch_id, known
-        except PermissionError:
+        except PermissionError as error:
+            if error.filename == os.fspath(part):
+                raise
             raise RequestRefused(f"{path} may not be read by palorad's user") from None
         finally:
             part.unlink(missing_ok=True)
@@ -307,35 +299,38 @@ class Intake:
 
         With `newest` a conflicting line wins over what stands. Raises `NotFound`, `OSError`.
         """
-        rules = self._rules
-        if newest:
-            rules = replace(rules, conflicts=ConflictPolicy.NEWEST)
-        archived = self._layout.archived(batch_id)
-        for piece in retry_quarantined(self._ledger, batch_id, archived, rules, line, now):
-            self.update_receipt(batch_id)
-            yield piece
+        return self._arrivals.retry(batch_id, now, line, newest)
 
     def update_receipt(self, batch_id: str, not_learnt: tuple[str, ...] = ()) -> Receipt | None:
         """Bring a batch's receipt up to date, if it still stands where its file was."""
-        batch = self._ledger.batches.get(batch_id)
-        if batch.feed is not None:
-            return None
-        drop = self._layout.inbox / batch.name
-        before = read_receipt(drop)
-        if before is None or before.batch != batch.id:
-            return None
-        receipt = receipt_of(self._ledger, batch).model_copy(update={"not_learnt": not_learnt})
-        if receipt != before:
-            write_receipt(drop, receipt)
-        return receipt
+        return self._arrivals.update_receipt(batch_id, not_learnt)
 
     def _clean_up(self) -> None:
-        """Copies and receipts that a killed process left half made."""
-        for folder in (self._layout.archive, self._layout.inbox):
-            if folder.is_dir():
-                for part in folder.glob(".*.part"):
-                    if part.name.split(".")[1].isdigit():
-                        part.unlink(missing_ok=True)
-        for ending in RECEIPT_ENDINGS if self._layout.inbox.is_dir() else ():
-            for half in self._layout.inbox.glob(f".*{ending}.tmp"):
-                half.unlink(missing_ok=True)
+        """Copies and receipts that a killed process left half made; nobody else's."""
+        mine = [*_found(self._layout.archive, ".*.part")]
+        mine += _found(self._layout.inbox, f"{_OURS}*.part")
+        for ending in RECEIPT_ENDINGS:
+            mine += _found(self._layout.inbox, f".*{ending}.tmp")
+        for path in mine:
+            path.unlink(missing_ok=True)
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    """Files of this user in a folder, if it is there."""
+    try:
+        return [
+            path
+            for path in folder.glob(pattern)
+            if path.is_file() and path.lstat().st_uid == os.geteuid()
+        ]
+    except OSError:
+        return []
+
+
+def _all_of(copying: Generator[None, None, Copied]) -> Copied:
+    while True:
+        try:
+            next(copying)
+        except StopIteration as done:
+            found: Copied = done.value
+            return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from policies.facts.admission import Format, parse_line, quarantined
@@ -13,6 +14,7 @@ from policies.records import Fact, Quarantined
 
 _BLOCK: Final = 1 << 18
 _SNIFF: Final = 1 << 12
+_PIECE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +102,14 @@ class Records:
         while block := self._source.read(_BLOCK):
             yield from splitter.feed(block)
         yield from splitter.finish()
+
+
+def record(path: Path, number: int, limits: LineLimits) -> bytes:
+    """The text of one record of a file, perhaps cut; "" where there is none. Raises `OSError`."""
+    with path.open("rb") as source:
+        records = Records(source, limits)
+        while taken := records.take(_PIECE, _BLOCK):
+            for raw in taken:
+                if raw.number == number:
+                    return raw.text
+    return b""

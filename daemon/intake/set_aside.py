@@ -57,9 +57,11 @@ class SetAside:
         self._failures[name] = Failure(signature, failures, now + pause, problem)
         log.warning("intake.set_aside", name=name, problem=problem, again_in_s=pause)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, signature: str) -> None:
         """It went well."""
-        self._failures.pop(name, None)
+        last = self._failures.get(name)
+        if last is not None and last.signature == signature:
+            del self._failures[name]
 
     def keep(self, names: Collection[str]) -> None:
         """Forget everything else: it is gone."""

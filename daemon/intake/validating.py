@@ -15,11 +15,12 @@ from policies.text import storable
 _PIECE: Final = 1000
 _BYTES: Final = 1 << 20
 LONGEST_NAME: Final = 4096
+LISTED: Final = 1000
 
 
 class Report(Record):
     """What would become of a file: `accepted` facts (some `duplicates` of others in it), and the
-    lines that would be quarantined.
+    lines that would be quarantined, the first `LISTED` of them with their problems.
     """
 
     file: str
@@ -48,10 +49,12 @@ def validate_file(
     """The report on one file; raises `OSError`."""
     seen: set[str] = set()
     bad: list[Quarantined] = []
-    accepted = 0
+    accepted = quarantined = 0
     for parsed in parsed_lines(path, fmt, limits):
         if isinstance(parsed, Quarantined):
-            bad.append(parsed)
+            quarantined += 1
+            if len(bad) < LISTED:
+                bad.append(parsed)
         else:
             accepted += 1
             seen.add(parsed.id)
@@ -59,7 +62,7 @@ def validate_file(
         file=storable(str(path), LONGEST_NAME),
         accepted=accepted,
         duplicates=accepted - len(seen),
-        quarantined=len(bad),
+        quarantined=quarantined,
         problems=tuple(bad),
     )
 

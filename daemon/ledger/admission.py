@@ -8,6 +8,7 @@ from datetime import date, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+from daemon.ledger.bad_lines import BadLines
 from daemon.ledger.batches import Batches
 from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unstamp
 from daemon.ledger.facts import LOST_NOW, key_of
@@ -27,6 +28,8 @@ from policies.facts.supersession import (
 )
 from policies.records import Batch, Fact, Operation, Priority, Quarantined
 
+KEPT: Final = 1000
+
 
 class Admission:
     """Admits batches, large ones chunk by chunk."""
@@ -38,18 +41,40 @@ class Admission:
         self._batches = batches
         self._feeds = feeds
         self._retractions = retractions
+        self.bad_lines = BadLines(db)
 
-    def begin_batch(self, batch: Batch, *, signature: str = "", cursor: str = "") -> Arriving:
+    def begin_batch(
+        self,
+        batch: Batch,
+        *,
+        signature: str = "",
+        cursor: str = "",
+        instead: tuple[str, int] | None = None,
+    ) -> Arriving:
         """Begin a batch, or resume one that was begun: it may be too large for one transaction.
 
         `signature` and `cursor` as in `Arriving`; bytes that were begun before keep theirs.
-        Planning sees nothing of it before `finish_batch`.
+        `instead` is a former batch, and the first of its lines that this one has again and whole:
+        they leave quarantine. Planning sees nothing of it before `finish_batch`.
         """
         with self._db.write("begin_batch"):
             row = self.row_of(batch.id)
             if row is None:
                 self._insert_batch(batch, signature, cursor)
+            if instead is not None:
+                self.bad_lines.take_back(*instead)
         return self.arriving(batch.id)
+
+    def signed(self, beginning: str) -> list[tuple[str, str]]:
+        """Id and signature of the batches whose signature begins so, as they came."""
+        return [
+            (str(batch), str(signature))
+            for batch, signature in self._db.rows(
+                "SELECT id, signature FROM batches WHERE signature >= ? AND signature < ?"
+                " ORDER BY seq",
+                (beginning, beginning + "\U0010ffff"),
+            )
+        ]
 
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
         """Unfinished batches: those being read, or with `aside` those set aside."""
@@ -112,10 +137,12 @@ class Admission:
         *,
         line: int,
         position: int = 0,
+        kept: int = KEPT,
     ) -> Arriving:
         """One chunk of a batch with what each fact means, and where the next chunk begins.
 
-        A chunk that ends no later than what was stored already changes nothing.
+        `kept` as in `BadLines`. A chunk that ends no later than what was stored already changes
+        nothing.
         """
         with self._db.write("append_facts"):
             row = self.row_of(batch_id)
@@ -123,7 +150,7 @@ class Admission:
                 raise NotFound(f"no batch {batch_id}")
             seq, complete, stored, _ = row
             if not complete and line > stored:
-                self.append(seq, admitted, quarantined, now)
+                self.append(seq, admitted, quarantined, now, kept)
                 self._db.do(
                     "UPDATE batches SET line = ?, position = ? WHERE seq = ?",
                     (line, position, seq),
@@ -201,6 +228,7 @@ class Admission:
         admitted: Sequence[tuple[Fact, Ruling]],
         quarantined: Sequence[Quarantined],
         now: datetime,
+        kept: int = KEPT,
     ) -> None:
         """Within a change: store what each fact means, and the lines that were not admitted."""
         self._store([pair for pair in admitted if pair[1].relation not in _NOT_STORED], batch, now)
@@ -213,10 +241,7 @@ class Admission:
         self._replace(replacing, now)
         gone = [old for fact, old in replacing if fact.op is Operation.RETRACT]
         self._retractions.note(gone, "a line said so", now)
-        self._db.do_all(
-            "INSERT INTO quarantine (batch, line, kind, reason, text) VALUES (?, ?, ?, ?, ?)",
-            [(batch, q.line, q.kind, q.reason, q.text) for q in quarantined],
-        )
+        self.bad_lines.add(batch, quarantined, kept)
         conflicts = sum(r.relation is FactRelation.CONFLICT for _, r in admitted)
         self._db.do(
             "UPDATE batches SET accepted = accepted + ?, known = known + ?,"

@@ -14,12 +14,14 @@ from typing import Any, Final, Self, cast
 import sqlite_utils
 
 from daemon.base import faults
+from daemon.ledger import snapshot
 from daemon.ledger.chain import GENESIS, chained, salted
 from daemon.ledger.schema import SCHEMA, foreign, migrations
 from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerUnusable
 
 SqlRow = tuple[Any, ...]
 BUSY_S: Final = 0.8
+BEFORE: Final = ".before-"
 # SQLite before 3.32 takes 999 parameters; one chunk of names stays below that.
 _CHUNK: Final = 900
 _LATEST: Final = (
@@ -63,9 +65,10 @@ class Database:
                 )
             if not readonly:
                 _configure(db)
+                _copy_before_migration(db, path)
                 migrations.apply(db)
             elif migrations.pending(db):
-                raise LedgerUnusable(f"{path}: an empty ledger; start the daemon once")
+                raise LedgerUnusable(f"{path}: an empty or older ledger; start the daemon once")
         except sqlite3.DatabaseError as error:
             raise translated(error, path) from error
         return cls(db, path)
@@ -177,6 +180,12 @@ def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
     mode = "ro" if readonly else "rwc"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(uri, uri=True, timeout=BUSY_S, cached_statements=256)
+
+
+def _copy_before_migration(db: sqlite_utils.Database, path: Path) -> None:
+    """Before its tables change, the ledger as it is stays beside it; an empty one has none."""
+    if db.table_names() and (pending := migrations.pending(db)):
+        snapshot.copy(db.conn, path.with_name(f"{path.name}{BEFORE}{pending[0].name}"))
 
 
 def _configure(db: sqlite_utils.Database) -> None:

@@ -19,6 +19,7 @@ from daemon.ledger.paraphrases import ParaphraseCache
 from daemon.ledger.planning import Planning
 from daemon.ledger.plans import Plans
 from daemon.ledger.quarantine import Quarantine
+from daemon.ledger.removals import Removals
 from daemon.ledger.retractions import Retractions
 from daemon.ledger.revisions import Revisions
 from daemon.ledger.steps import Steps
@@ -38,9 +39,10 @@ class Ledger:
         self.paraphrases = ParaphraseCache(db)
         self.plans = Plans(db)
         self.batches = Batches(db, self.plans)
-        self.steps = Steps(db, self.plans)
+        self.removals = Removals(db)
+        self.steps = Steps(db, self.plans, self.removals)
         self.knowledge = Knowledge(db, Ancestry(db))
-        self.revisions = Revisions(db, self.plans, self.steps, self.knowledge)
+        self.revisions = Revisions(db, self.plans, self.steps, self.knowledge, self.removals)
         self.retractions = Retractions(db, self.facts, self.revisions, self.knowledge)
         self.erasure = Erasure(db)
         self.admission = Admission(db, self.batches, self.feeds, self.retractions)

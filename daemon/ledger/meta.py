@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 from daemon.ledger.database import Database
+
+BASE: Final = "base_sha256"
 
 
 class Meta:

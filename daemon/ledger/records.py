@@ -10,18 +10,17 @@ from policies.records import Batch, PlanKind, PlanState, Record
 
 
 class Adapter(Record):
-    """One trained LoRA as published in the store."""
+    """One trained LoRA as published in the store; its hash says where."""
 
     sha256: str
     rank: int
-    path: str
 
 
 class Served(Record):
-    """One composed revision as published: its immutable name, directory and content hash."""
+    """One composed revision as published: its immutable name, which is also that of its
+    directory, and its content hash."""
 
     name: str
-    path: str
     sha256: str
 
 
@@ -132,10 +131,10 @@ class Retraction(Record):
 
 
 class Tainted(Record):
-    """What knows a retracted fact: adapters with their directories, names under which revisions
-    and candidates were served, and the content hashes behind those names."""
+    """What knows a retracted fact: the hashes of adapters, names under which revisions and
+    candidates were served, and the content hashes behind those names."""
 
-    adapters: dict[str, str]
+    adapters: tuple[str, ...]
     served: tuple[str, ...]
     models: tuple[str, ...]
 

@@ -102,9 +102,8 @@ class Retractions:
                 published = json.loads(served)
                 names.add(published["name"])
                 models.add(published["sha256"])
-        paths: dict[str, str] = dict(self._db.rows("SELECT sha256, path FROM adapters"))
         return Tainted(
-            adapters={sha: paths[sha] for sha in sorted(saw)},
+            adapters=tuple(sorted(saw)),
             served=tuple(sorted(names)),
             models=tuple(sorted(sha for sha in models if sha)),
         )

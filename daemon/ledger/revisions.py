@@ -11,21 +11,31 @@ from daemon.ledger.database import Database, SqlRow
 from daemon.ledger.knowledge import Knowledge
 from daemon.ledger.plans import Plans
 from daemon.ledger.records import Served
+from daemon.ledger.removals import Removals
 from daemon.ledger.steps import Steps
 from policies.errors import NotFound, RequestRefused, StateConflict, Superseded
 from policies.records import PlanState, Revision
+from policies.retention import StoredKind
 
-_COLUMNS: Final = "number, plan, parent, lineage, served_name, served_path, sha256, created_at"
+_COLUMNS: Final = "number, plan, parent, lineage, served_name, sha256, created_at"
 
 
 class Revisions:
     """What can be served, and what is to be served."""
 
-    def __init__(self, db: Database, plans: Plans, steps: Steps, knowledge: Knowledge) -> None:
+    def __init__(
+        self,
+        db: Database,
+        plans: Plans,
+        steps: Steps,
+        knowledge: Knowledge,
+        removals: Removals,
+    ) -> None:
         self._db = db
         self._plans = plans
         self._steps = steps
         self._knowledge = knowledge
+        self._removals = removals
 
     def ensure_base(self, name: str, now: datetime) -> Revision:
         """Revision 0, the base under the name by which the server knows it."""
@@ -33,7 +43,7 @@ class Revisions:
         if row is None or row[4] != name:
             with self._db.write("ensure_base"):
                 self._db.do(
-                    "INSERT INTO revisions VALUES (0, NULL, NULL, '[]', ?, NULL, NULL, ?)"
+                    "INSERT INTO revisions VALUES (0, NULL, NULL, '[]', ?, NULL, ?)"
                     " ON CONFLICT (number) DO UPDATE SET served_name = excluded.served_name",
                     (name, self._db.at(now)),
                 )
@@ -100,14 +110,13 @@ class Revisions:
             kept = tuple(sha for sha in target.lineage if sha not in head.replaces)
             number = int(self._db.one("SELECT max(number) FROM revisions")) + 1
             self._db.do(
-                "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     number,
                     plan_id,
                     target.number,
                     json.dumps([*kept, head.adapter]),
                     served.name,
-                    served.path,
                     served.sha256,
                     self._db.at(now),
                 ),
@@ -159,7 +168,8 @@ class Revisions:
         """Move the pointer to any earlier or later revision.
 
         Plans whose revision is left out become ROLLED_BACK, those that are served again LIVE.
-        Raises `RequestRefused` where the revision knows a fact that was retracted since.
+        Raises `RequestRefused` where the revision knows a fact that was retracted since, or where
+        its files are no longer kept.
         """
         chosen, current = self.get(to), self.target()
         if chosen.number == current.number:
@@ -168,6 +178,11 @@ class Revisions:
         if known and chosen.lineage != current.lineage:
             raise RequestRefused(
                 f"revision {to} knows {known} facts that were retracted; it is not served again"
+            )
+        if self._removals.has(StoredKind.REVISION, chosen.served_name):
+            raise RequestRefused(
+                f"revision {to} is no longer kept (keep.revisions); choose a later one, or restore "
+                "a backup"
             )
         with self._db.write("rollback"):
             chain = self._chain(to)
@@ -208,14 +223,13 @@ class Revisions:
 
 
 def _revision_of(row: SqlRow) -> Revision:
-    number, plan, parent, lineage, name, path, sha256, created_at = row
+    number, plan, parent, lineage, name, sha256, created_at = row
     return Revision(
         number=number,
         plan_id=plan,
         parent=parent,
         lineage=tuple(json.loads(lineage)),
         served_name=name,
-        served_path=path,
         sha256=sha256,
         created_at=datetime.fromisoformat(created_at),
     )

@@ -6,7 +6,8 @@ from typing import Final
 
 from sqlite_utils import Database, Migrations
 
-SCHEMA: Final = "schema_1"
+SCHEMAS: Final = ("schema_1",)
+SCHEMA: Final = SCHEMAS[-1]
 migrations: Final = Migrations("palorad")
 
 _SCHEMA: Final = """
@@ -32,6 +33,7 @@ CREATE TABLE batches (
   quarantined INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX batches_name ON batches (name);
+CREATE INDEX batches_signature ON batches (signature);
 CREATE INDEX batches_arriving ON batches (first_fact, aside) WHERE complete = 0;
 
 CREATE TABLE facts (
@@ -74,12 +76,18 @@ CREATE TABLE quarantine (
   text TEXT NOT NULL,
   UNIQUE (batch, line)
 );
+CREATE TABLE quarantine_numbers (
+  batch INTEGER NOT NULL REFERENCES batches (seq),
+  first INTEGER NOT NULL,
+  last INTEGER NOT NULL,
+  kinds TEXT NOT NULL,
+  PRIMARY KEY (batch, first)
+) WITHOUT ROWID;
 
 CREATE TABLE adapters (
   sha256 TEXT PRIMARY KEY,
   plan INTEGER NOT NULL,
   rank INTEGER NOT NULL,
-  path TEXT NOT NULL,
   created_at TEXT NOT NULL
 ) WITHOUT ROWID;
 
@@ -152,7 +160,6 @@ CREATE TABLE revisions (
   parent INTEGER,
   lineage TEXT NOT NULL,
   served_name TEXT NOT NULL,
-  served_path TEXT,
   sha256 TEXT,
   created_at TEXT NOT NULL
 );
@@ -185,6 +192,14 @@ CREATE TABLE paraphrases (
   fact INTEGER PRIMARY KEY REFERENCES facts (seq),
   paraphrases TEXT NOT NULL
 );
+
+CREATE TABLE removed (
+  kind TEXT NOT NULL,
+  name TEXT NOT NULL,
+  because TEXT NOT NULL,
+  removed_at TEXT NOT NULL,
+  PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
 
 CREATE TABLE feeds (
   name TEXT PRIMARY KEY,
@@ -227,9 +242,11 @@ def _schema(db: Database) -> None:
 
 
 def foreign(db: Database) -> str | None:
-    """What schema a file has, if it is not this one; None for this one and for an empty file."""
+    """What schema a file has, if it is not this one; None for this one, for one from which
+    migrations lead here, and for an empty file."""
     applied = [migration.name for migration in migrations.applied(db)]
-    if applied == [SCHEMA] or not db.table_names():
+    led_here = bool(applied) and applied == [*SCHEMAS[: len(applied)]]
+    if led_here or not db.table_names():
         return None
     if SCHEMA in applied:
         return f"a newer schema ({applied[-1]})"

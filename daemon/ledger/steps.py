@@ -8,6 +8,7 @@ from datetime import datetime
 from daemon.ledger.database import Database, stamp, unstamp
 from daemon.ledger.plans import Plans
 from daemon.ledger.records import Adapter, Lease, Served
+from daemon.ledger.removals import Removals
 from policies.errors import NotFound
 from policies.gate.records import Scorecard, Verdict
 from policies.planning import Step
@@ -17,9 +18,10 @@ from policies.records import Plan, PlanState
 class Steps:
     """Which child works on what, and what came of it."""
 
-    def __init__(self, db: Database, plans: Plans) -> None:
+    def __init__(self, db: Database, plans: Plans, removals: Removals) -> None:
         self._db = db
         self._plans = plans
+        self._removals = removals
 
     def failed(
         self,
@@ -58,22 +60,23 @@ class Steps:
             self._db.do(
                 "UPDATE plans SET served = ? WHERE id = ?", (served.model_dump_json(), plan_id)
             )
+            self._removals.published(adapter.sha256, served.name)
             self._drop_lease(plan_id, Step.TRAIN)
         return self._plans.get(plan_id)
 
     def _adapter(self, plan_id: int, adapter: Adapter, now: datetime) -> None:
         self._db.do(
-            "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)",
-            (adapter.sha256, plan_id, adapter.rank, adapter.path, self._db.at(now)),
+            "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?)",
+            (adapter.sha256, plan_id, adapter.rank, self._db.at(now)),
         )
         self._db.do("UPDATE plans SET adapter = ? WHERE id = ?", (adapter.sha256, plan_id))
 
     def adapter(self, sha256: str) -> Adapter:
         """One adapter by its hash; raises `NotFound`."""
-        row = self._db.row("SELECT sha256, rank, path FROM adapters WHERE sha256 = ?", (sha256,))
+        row = self._db.row("SELECT sha256, rank FROM adapters WHERE sha256 = ?", (sha256,))
         if row is None:
             raise NotFound(f"no adapter {sha256}")
-        return Adapter(sha256=row[0], rank=row[1], path=row[2])
+        return Adapter(sha256=row[0], rank=row[1])
 
     # --- verdicts ------------------------------------------------------------------------------
 
@@ -114,6 +117,11 @@ class Steps:
     def verdict(self, plan_id: int) -> Verdict | None:
         """The gate's verdict on a plan, if there is one."""
         body = self._db.one("SELECT body FROM verdicts WHERE plan = ?", (plan_id,))
+        return None if body is None else Verdict.model_validate_json(body)
+
+    def latest_verdict(self) -> Verdict | None:
+        """The gate's latest verdict on any plan, if there is one."""
+        body = self._db.one("SELECT body FROM verdicts ORDER BY plan DESC LIMIT 1")
         return None if body is None else Verdict.model_validate_json(body)
 
     def scorecards(self, plan_id: int) -> tuple[Scorecard, ...]:

@@ -13,6 +13,7 @@ from daemon.config.settings import Settings
 from daemon.intake.intake import Intake
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
+from daemon.loop.retention import Retention
 from daemon.views.status import DaemonView
 from policies.errors import NotFound, RequestRefused
 from policies.planning import rebuild
@@ -30,6 +31,7 @@ class Commands:
         ledger: Ledger,
         intake: Intake,
         settings: Settings,
+        retention: Retention,
         *,
         now: Callable[[], datetime],
         live: Callable[[], DaemonView],
@@ -39,6 +41,7 @@ class Commands:
         self._ledger = ledger
         self._intake = intake
         self.settings = settings
+        self._retention = retention
         self._now = now
         self._live = live
         self._wake = wake
@@ -47,7 +50,7 @@ class Commands:
         """The commands by name."""
         names = (
             *("submit", "retry", "rollback", "forward", "promote", "reject"),
-            *("pause", "resume", "retract", "consolidate", "status", "requeue"),
+            *("pause", "resume", "retract", "consolidate", "status", "requeue", "prune"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -153,6 +156,18 @@ class Commands:
             ) from None
         summary = f"{read - bad} of {read} quarantined lines are admitted now"
         return self._done(summary, read=read, admitted=read - bad)
+
+    async def prune(self) -> CommandResult:
+        """Begin to remove what need not be kept; what that is."""
+        found = await self._retention.begin()
+        size = sum(one.bytes for one in found) / 1e6
+        line = (
+            f"{len(found)} items ({size:.1f} MB) are being removed; 'palorad history' tells which"
+        )
+        return {
+            "items": [one.model_dump(mode="json") for one in found],
+            "line": line if found else "there is nothing that need not be kept",
+        }
 
     async def retract(
         self,

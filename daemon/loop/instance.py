@@ -8,7 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
+
+from daemon.config.layout import Layout
 from policies.errors import AlreadyRunning
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def alone(layout: Layout) -> Iterator[None]:
+    """Be the only daemon of this state directory and this inbox; raises `AlreadyRunning`."""
+    with single_instance(layout.lock), sole_reader(layout.inbox):
+        yield
 
 
 @contextmanager
@@ -25,6 +37,28 @@ def single_instance(lock: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def sole_reader(inbox: Path) -> Iterator[None]:
+    """Be the only daemon that takes files from an inbox; raises `AlreadyRunning`.
+
+    Where the file system knows no locks nobody is refused.
+    """
+    descriptor = os.open(inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"{inbox}: another palorad takes files from this inbox; stop it first or set "
+                "another intake.inbox"
+            ) from None
+        except OSError as error:
+            log.warning("the inbox cannot be locked", inbox=str(inbox), reason=str(error))
         yield
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Calendar work: once a day everything stored is compared with its hashes."""
+"""Calendar work: everything stored is compared with its hashes, what need not be kept removed."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ class _Cron(BaseTrigger):  # type: ignore[misc]  # apscheduler has no types
         return next_after(self._cron, now if previous is None else max(previous, now))
 
 
-def calendar(cron: str, job: Callable[[], Awaitable[None]]) -> AsyncIOScheduler:
-    """A scheduler, not yet started, that runs `job` whenever `cron` says so; never where it is "".
+def calendar(*jobs: tuple[str, Callable[[], Awaitable[None]]]) -> AsyncIOScheduler:
+    """A scheduler, not yet started, that runs each job when its cron expression says so; never
+    where that is "".
 
     What is missed by less than `LATE_S` seconds is made up for once; what it warns of is logged.
     """
     scheduler = AsyncIOScheduler(timezone=UTC)
-    if cron:
-        scheduler.add_job(job, _Cron(cron), coalesce=True, misfire_grace_time=LATE_S)
+    for cron, job in jobs:
+        if cron:
+            scheduler.add_job(job, _Cron(cron), coalesce=True, misfire_grace_time=LATE_S)
     return scheduler
 
 

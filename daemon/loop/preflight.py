@@ -52,7 +52,13 @@ def require_files(settings: Settings) -> None:
 
 
 def prepare_state(settings: Settings) -> None:
-    """Make the state directory and what belongs into it; raise `ConfigError` where that fails."""
+    """Make the state directory and what belongs into it; raise `ConfigError` where that fails, and
+    where a restore has not come to its end."""
+    if settings.layout.restoring.exists():
+        raise ConfigError(
+            f"state_dir: {settings.state_dir}: a restore was interrupted; give the same "
+            "`palorad restore` once more"
+        )
     for folder in settings.layout.directories():
         try:
             folder.mkdir(parents=True, exist_ok=True)

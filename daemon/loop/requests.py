@@ -13,21 +13,27 @@ from typing import Final
 from pydantic import ValidationError
 
 from daemon.config.settings import Settings
-from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
+from daemon.gate.messages import (
+    EvaluationRequest,
+    JudgeSource,
+    JudgingRequest,
+    ServedModel,
+    SuiteSource,
+)
 from daemon.gate.suites import has_chat_template
 from daemon.ledger.ledger import Ledger
+from daemon.ledger.meta import BASE
 from daemon.ledger.records import PlanHead
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainRequest
 from policies.batching import Batching
 from policies.errors import StateConflict
 from policies.facts.model_paraphrases import with_model_paraphrases
-from policies.gate.grading import grade
+from policies.gate.grading import AUTO, JUDGE, grade
 from policies.gate.sampling import draw_earlier
 from policies.planning import REBUILDS, Limits, Step
 from policies.records import Fact, Revision, content_id
 
 PROBE: Final = "probe"
-BASE: Final = "base_sha256"
 EARLIER_POOL: Final = 4000
 
 
@@ -87,11 +93,20 @@ def remembered_probe(ledger: Ledger, settings: Settings) -> ProbeReport | None:
         return None
     try:
         kept = json.loads(text)
-        report = ProbeReport.model_validate(kept["report"])
+        report = _placed(ProbeReport.model_validate(kept["report"]), settings.state_dir)
     except (ValueError, KeyError, ValidationError):
         return None
     there = report.probe.is_dir() and report.served_dir.is_dir()
     return report if there and kept["key"] == probe_key(settings) else None
+
+
+def _placed(report: ProbeReport, state_dir: Path) -> ProbeReport:
+    """With the paths below the state directory, which are stored relative to it, as they are now.
+
+    Others are absolute, and joining leaves them so.
+    """
+    places = {"probe": state_dir / report.probe, "served_dir": state_dir / report.served_dir}
+    return report.model_copy(update=places)
 
 
 def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> None:
@@ -103,7 +118,13 @@ def remember_probe(ledger: Ledger, settings: Settings, report: ProbeReport) -> N
             "put the former one back, or start with another state_dir"
         )
     ledger.meta.remember(BASE, report.served_sha256)
-    kept = {"key": probe_key(settings), "report": report.model_dump(mode="json")}
+    inside = settings.state_dir
+    below = {
+        name: str(path.relative_to(inside))
+        for name, path in (("probe", report.probe), ("served_dir", report.served_dir))
+        if path.is_relative_to(inside)
+    }
+    kept = {"key": probe_key(settings), "report": report.model_dump(mode="json") | below}
     ledger.meta.remember(PROBE, json.dumps(kept))
 
 
@@ -169,8 +190,8 @@ def train_request(
         paraphrases=settings.paraphrase_policy,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
-        lineage=tuple(Path(ledger.steps.adapter(sha).path) for sha in kept),
-        start=tuple(Path(ledger.steps.adapter(sha).path) for sha in goes_on),
+        lineage=tuple(map(settings.layout.adapter, kept)),
+        start=tuple(map(settings.layout.adapter, goes_on)),
         lineage_sha256=tuple(kept),
         probe=probe.probe if protected else None,
         protection=settings.protection,
@@ -202,9 +223,15 @@ def evaluate_request(
         admin_key_file=server.admin_key_file or settings.layout.admin_key,
         user_key_file=server.user_key_file,
         request_timeout_s=server.request_timeout_s,
+        judge=_judge(settings),
         answers=settings.layout.answers,
         model_dir=probe.served_dir,
     )
+
+
+def _judge(settings: Settings) -> JudgeSource | None:
+    judge = settings.gate.judge
+    return JudgeSource(**judge.model_dump()) if judge.url and judge.model else None
 
 
 def _evaluation(
@@ -267,14 +294,14 @@ def _superseded(
 ) -> tuple[Fact, ...]:
     """Facts learnt before that gave way to others; without those whose new answer says the old."""
     gate = settings.gate
+    # The lenient grader sees the old answer in more new ones: what is in doubt is not asked.
+    grader = "contains" if gate.facts_grader in (AUTO, JUDGE) else gate.facts_grader
     pairs = ledger.knowledge.superseded_ids(target.lineage, plan.id, now, gate.earlier_facts)
     known = {
         fact.id: fact for fact in ledger.facts.find(ids=[name for pair in pairs for name in pair])
     }
     return tuple(
-        known[old]
-        for old, new in pairs
-        if not grade(gate.facts_grader, known[new].answer, known[old].answer)
+        known[old] for old, new in pairs if not grade(grader, known[new].answer, known[old].answer)
     )
 
 

@@ -26,16 +26,17 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
-from daemon.loop.instance import single_instance
+from daemon.loop.instance import alone
 from daemon.loop.logs import configure_log
 from daemon.loop.nightly import calendar, check
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
 from daemon.loop.reconcile import Reconciler
+from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
-from daemon.loop.watching import observe
+from daemon.loop.watching import Watching
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
@@ -70,10 +71,8 @@ class Service:
         free_bytes: Callable[[], int] | None = None,
     ) -> None:
         """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
-        self._settings = settings
-        self._ledger = ledger
-        self._servers = servers
-        self._reload = reload
+        self._settings, self._reload = settings, reload
+        self._ledger, self._servers = ledger, servers
         self._clock = clock
         self._monotonic = monotonic
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
@@ -97,12 +96,13 @@ class Service:
             clock=monotonic,
         )
         self._reconciler = self._make_reconciler(jobs or Jobs())
-        self._commands = Commands(
-            ledger, self._intake, settings, now=clock, live=self.live, wake=self.wake
-        )
+        self._boundary = Boundary()
+        self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
+        given = (ledger, self._intake, settings, self._retention)
+        self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
+        self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
         self._stopping = asyncio.Event()
         self._wake = Wake()
-        self._boundary = Boundary()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
 
@@ -133,11 +133,11 @@ class Service:
         self._ledger.revisions.ensure_base(self._settings.model.name, self._clock())
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
-        self._update_receipts(
-            tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
-        )
-        observer = observe(self._settings.layout.inbox, self._settings.intake.watch, self.look)
-        scheduler = calendar(self._settings.daemon.check_at, self.check)
+        latest = self._ledger.batches.latest(RECEIPTS_AT_START)
+        self._update_receipts(tuple(batch.id for batch in latest))
+        self._watching.ensure()
+        check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
+        scheduler = calendar((check, self.check), (prune, self._retention.run))
         scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
@@ -151,8 +151,7 @@ class Service:
             for tick in ticks:
                 tick.cancel()
             await asyncio.gather(*ticks, return_exceptions=True)
-            if observer is not None:
-                observer.stop()
+            self._watching.stop()
             await control.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
@@ -204,6 +203,7 @@ class Service:
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
+        self._watching.ensure()
         self._scan_until = max(self._scan_until, self._monotonic() + 1)
 
     async def _take_in(self) -> None:
@@ -306,7 +306,7 @@ class Service:
         self._settings = self._settings.model_copy(update=taken)
         self._reconciler.settings = self._settings
         self._commands.settings = self._settings
-        waits = [name for name in changed if name not in RELOADED]
+        waits = sorted({*changed} - {*taken})
         log.info("settings reloaded", taken=sorted(taken), needs_restart=waits)
 
     def live(self) -> DaemonView:
@@ -341,7 +341,7 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
     require_files(settings)
     prepare_state(settings)
     configure_log(settings.daemon.log_level)
-    with single_instance(settings.layout.lock), Ledger.open(settings.layout.ledger) as ledger:
+    with alone(settings.layout), Ledger.open(settings.layout.ledger) as ledger:
         asyncio.run(_run(settings, ledger, reload))
     return 0
 

@@ -50,7 +50,7 @@ def certificate(
         "served_now": {"revision": target.number, "name": target.served_name},
         "forgotten": _verified(ledger, found, tolerance),
         "tainted_together": {
-            "adapters": sorted(tainted.adapters),
+            "adapters": list(tainted.adapters),
             "served": list(tainted.served),
             "deleted": deleted,
             "unloaded_on_every_replica": found.unloaded_at is not None,

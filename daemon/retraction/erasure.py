@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from adapters import files, store
+from adapters import files
 from daemon.base import faults
 from daemon.config.layout import Layout
 from daemon.intake.admit import Rules
+from daemon.intake.claims import Claims
 from daemon.intake.inbox import RECEIPT_ENDINGS
+from daemon.ledger.database import BEFORE
 from daemon.ledger.records import Tainted
+from daemon.retraction import scanning
 from policies.facts.admission import parse_line
 from policies.facts.splitting import ListSplitter, is_list
 from policies.facts.traces import (
@@ -36,8 +38,7 @@ from policies.records import Fact
 
 HALF: Final = ".tmp-"
 GONE: Final = ".tmp-gone-"
-PIECE: Final = 1000
-BLOCK: Final = 1 << 20
+LONGEST: Final = 1 << 20  # a longer line is no fact by any limit that is sensible
 _SNIFF: Final = 1 << 12
 
 
@@ -59,8 +60,17 @@ class Finder:
             return any(says(trace, parsed) for trace in near)
         return mentioned(near, text)
 
+    def spans(self, block: Sequence[scanning.Line]) -> list[tuple[int, int]]:
+        """Place and size of the lines of a block that give a fact away."""
+        if not scanning.near(self.traces, block):
+            return []
+        return [(at, len(line)) for at, line in block if line.strip() and self.gives_away(line)]
 
-def erase_archive(layout: Layout, finder_of: Callable[[str], Finder]) -> Iterator[None]:
+
+# Every function below that gives paths pauses after each few lines or files, and says where it is.
+
+
+def erase_archive(layout: Layout, finder_of: Callable[[str], Finder]) -> Iterator[Path]:
     """Blank the lines of archived drops; every other line keeps its place and number."""
     for path in sorted(layout.archive.glob("*.jsonl")):
         finder = finder_of(path.stem)
@@ -69,68 +79,90 @@ def erase_archive(layout: Layout, finder_of: Callable[[str], Finder]) -> Iterato
     faults.point("forget:archive")
 
 
-def _erase_lines(path: Path, finder: Finder) -> Iterator[None]:
+def _erase_lines(path: Path, finder: Finder) -> Iterator[Path]:
     with path.open("rb") as source:
-        in_list = is_list(source.read(_SNIFF))
-        source.seek(0)
+        in_list = _has_list(source)
         found: list[tuple[int, int]] = []
-        spans = _items(source) if in_list else _lines(source)
-        for number, (start, line) in enumerate(spans):
-            if line.strip() and finder.gives_away(line):
-                found.append((start, len(line)))
-            if number % PIECE == 0:
-                yield None
+        spans = _items(source) if in_list else scanning.lines(source, LONGEST)
+        for block in scanning.blocks(spans):
+            found += finder.spans(block)
+            yield path
     if found:
-        _blank(path, found, b"null" if in_list else b"")
-        yield None
+        yield from _blank(path, found, b"null" if in_list else b"")
 
 
-def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while line := source.readline(BLOCK):
-        yield at, line.rstrip(b"\r\n")
-        at += len(line)
+def erase_claimed(layout: Layout, finder: Finder) -> Iterator[Path]:
+    """Blank the lines of files that were read and are still followed, where they stand.
+
+    What may not be written (another user's file) is followed no longer: it is deleted.
+    """
+    claims = Claims(layout.inbox)
+    for claim in claims.all():
+        with claim.path.open("rb") as source:
+            in_list = _has_list(source)
+            found: list[tuple[int, int]] = []
+            spans = _items(source) if in_list else scanning.lines(source, LONGEST)
+            for block in scanning.blocks(spans):
+                found += finder.spans(block)
+                yield claim.path
+        if found:
+            before = claim.path.stat()
+            try:
+                with claim.path.open("r+b") as file:
+                    scanning.blank(file, found, b"null" if in_list else b"")
+                os.utime(claim.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            except PermissionError:
+                claims.release(claim)
+    faults.point("forget:claimed")
+
+
+def _has_list(source: BinaryIO) -> bool:
+    found = is_list(source.read(_SNIFF))
+    source.seek(0)
+    return found
 
 
 def _items(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """The items of a JSON list with the places where they begin."""
     with closing(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)) as data:
         splitter = ListSplitter(len(data))
-        for block in range(0, len(data), BLOCK):
-            for item in splitter.feed(data[block : block + BLOCK]):
+        for block in range(0, len(data), scanning.BLOCK):
+            for item in splitter.feed(data[block : block + scanning.BLOCK]):
                 raw = item.raw.strip()
                 start = data.rfind(raw, 0, item.end)
                 if raw and start >= 0:
                     yield start, raw
 
 
-def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> None:
+def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> Iterator[Path]:
     """The same file with these spans filled with blanks (after `instead`), put in place at once.
 
     It keeps its time: files of the archive that are dropped again are taken in that order.
     """
     part, before = path.with_name(f".{os.getpid()}.erased.part"), path.stat()
     with path.open("rb") as source, part.open("wb") as out:
-        shutil.copyfileobj(source, out, BLOCK)
-        for start, size in spans:
-            out.seek(start)
-            out.write(instead.ljust(size)[:size])
+        while block := source.read(1 << 20):
+            out.write(block)
+            yield path
+        scanning.blank(out, spans, instead)
     os.utime(part, ns=(before.st_atime_ns, before.st_mtime_ns))
     files.put_in_place(part, path)
 
 
-def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
+def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
     """Take what the receipts say of the facts out of them."""
     for ending in RECEIPT_ENDINGS:
         for path in sorted(layout.inbox.glob(f"*{ending}")):
             text = path.read_text(encoding="utf-8", errors="replace")
             if tells(traces, text):
                 files.write_text(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
-            yield None
+            yield path
     faults.point("forget:receipts")
 
 
-def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[int]) -> None:
+def erase_work(
+    layout: Layout, traces: Sequence[Trace], open_plans: Collection[int]
+) -> Iterator[Path]:
     """Remove the working directories that hold any of it, and what was published halfway.
 
     To be called while no child runs.
@@ -139,24 +171,34 @@ def erase_work(layout: Layout, traces: Sequence[Trace], open_plans: Collection[i
         plan = folder.name.split("-")[0]
         if not folder.is_dir() or (plan.isdigit() and int(plan) in open_plans):
             continue
-        if any(_file_gives_away(path, traces) for path in _files(folder)):
-            store.remove(folder)
-    for parent in (layout.adapters, layout.served, layout.probes):
+        if not folder.name.startswith(HALF) and (yield from _tells(folder, traces)):
+            folder.rename(folder.with_name(f"{GONE}{folder.name}"))
+    for parent in (layout.work, layout.adapters, layout.served, layout.probes):
         for half in parent.glob(f"{HALF}*"):
-            store.remove(half)
+            yield from scanning.removal(half)
     faults.point("forget:work")
+
+
+def _tells(folder: Path, traces: Sequence[Trace]) -> Generator[Path, None, bool]:
+    """Whether a file below a folder tells of one of the facts."""
+    for path in scanning.regular_files(folder):
+        with path.open("rb") as file:
+            for block in scanning.blocks(scanning.lines(file)):
+                close = scanning.near(traces, block)
+                if close and any(tells(close, scanning.text(line)) for _, line in block):
+                    return True
+                yield path
+        yield path
+    return False
 
 
 def held_by(layout: Layout, tainted: Tainted) -> list[Path]:
     """Every path at which an adapter or a revision that knows a retracted fact may lie.
 
-    The ledger's own paths, the same names below the state directory as it lies now, and what a
-    deletion has left halfway.
+    That is below the state directory as it lies now, and what a deletion has left halfway.
     """
-    adapters = {Path(path) for path in tainted.adapters.values()}
-    homes = {layout.adapters / path.name for path in adapters}
-    served = {layout.served / name for name in tainted.served}
-    found = adapters | homes | served
+    found = {layout.adapter(sha256) for sha256 in tainted.adapters}
+    found |= {layout.served / name for name in tainted.served}
     return sorted(found | {path.with_name(f"{GONE}{path.name}") for path in found})
 
 
@@ -167,21 +209,35 @@ def remaining(paths: Sequence[Path]) -> list[Path]:
 
 def erase_answers(
     layout: Layout, traces: Sequence[Trace], models: Collection[str]
-) -> Iterator[None]:
+) -> Iterator[Path]:
     """Remove what tainted models answered, and every other model's answers that give facts away."""
     tainted = {sha[:12] for sha in models}
     names = frozenset[str]().union(*(trace.ids for trace in traces))
     for folder in sorted(path for path in layout.answers.iterdir() if path.is_dir()):
         if folder.name in tainted:
-            store.remove(folder)
-        else:
-            for path in sorted(folder.glob("*.jsonl")):
-                lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-                kept = [line for line in lines if not _measured(line, names, traces)]
-                if len(kept) < len(lines):
-                    files.write_text(path, "".join(kept))
-                yield None
+            yield from scanning.removal(folder)
+            continue
+        for path in sorted(folder.glob("*.jsonl")):
+            yield from _erase_measured(path, names, traces)
     faults.point("forget:answers")
+
+
+def _erase_measured(path: Path, names: Collection[str], traces: Sequence[Trace]) -> Iterator[Path]:
+    """Put the same file in place without the answers that give facts away, if it has any."""
+    part, gone = path.with_name(f".{os.getpid()}.erased.part"), False
+    with path.open("rb") as source, part.open("wb") as out:
+        for block in scanning.blocks(enumerate(source)):
+            close = scanning.near(traces, block)
+            for _, line in block:
+                if close and _measured(scanning.text(line), names, close):
+                    gone = True
+                else:
+                    out.write(line)
+            yield path
+    if gone:
+        files.put_in_place(part, path)
+    else:
+        part.unlink()
 
 
 def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> bool:
@@ -196,10 +252,11 @@ def _measured(line: str, names: Collection[str], traces: Sequence[Trace]) -> boo
     )
 
 
-def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
+def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
     """Logs and whatever else lies in the state directory: lines become blanks, where they stand.
 
-    A log is written by a process that holds it open, so it is not replaced.
+    A log is written by a process that holds it open, so it is not replaced. Copies of the ledger
+    from before a migration go as a whole.
     """
     mine = {
         layout.archive,
@@ -212,24 +269,15 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[None]:
         layout.root / "expert",
     }
     for path in sorted(_files(layout.root, mine)):
+        if path.name.startswith(f"{layout.ledger.name}{BEFORE}"):
+            path.unlink()
+            files.sync(path.parent)
+            continue
         if path.name.startswith(layout.ledger.name) or path in (layout.admin_key, layout.lock):
             continue
-        yield from _blank_lines(path, traces)
+        for _ in scanning.blank_mentions(path, traces):
+            yield path
     faults.point("forget:rest")
-
-
-def _blank_lines(path: Path, traces: Sequence[Trace]) -> Iterator[None]:
-    found: list[tuple[int, int]] = []
-    with path.open("r+b") as file:
-        for number, (start, line) in enumerate(_lines(file)):
-            if mentioned(traces, line.decode("utf-8", "replace")):
-                found.append((start, len(line)))
-            if number % PIECE == 0:
-                yield None
-        for start, size in found:
-            file.seek(start)
-            file.write(b" " * size)
-        files.sync_stream(file)
 
 
 def _read(text: str) -> Any:  # noqa: ANN401 - whatever stands there
@@ -237,11 +285,6 @@ def _read(text: str) -> Any:  # noqa: ANN401 - whatever stands there
         return json.loads(text)
     except ValueError:
         return {"error": ERASED}
-
-
-def _file_gives_away(path: Path, traces: Sequence[Trace]) -> bool:
-    with path.open("rb") as file:
-        return any(tells(traces, line.decode("utf-8", "replace")) for _, line in _lines(file))
 
 
 def _files(folder: Path, without: Collection[Path] = ()) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from daemon.retraction.erasure import (
     Finder,
     erase_answers,
     erase_archive,
+    erase_claimed,
     erase_receipts,
     erase_rest,
     erase_work,
@@ -77,7 +78,7 @@ class Forgetting:
         self._layout = layout
         self._rules = rules
         self._clock = clock
-        self._work: Iterator[None] | None = None
+        self._work: Iterator[Path | None] | None = None
         self._not_before: float | None = None
         self.tolerance = UnlearningTolerance()
         self.holds = False
@@ -121,10 +122,13 @@ class Forgetting:
             self._work = self._erase(due, now)
         until = self._clock() + BUDGET_S
         while self._clock() < until:
-            if next(self._work, self) is self:
+            at = next(self._work, self)
+            if at is self:
                 self._work = None
                 await self._finish(now)
                 return
+            if isinstance(at, Path):
+                self.waits_for = f"a retraction is being erased: {at} is being read"
 
     def failed(self) -> None:
         """Begin anew a little later."""
@@ -169,7 +173,7 @@ class Forgetting:
 
     # --- erased --------------------------------------------------------------------------------
 
-    def _erase(self, due: Sequence[Retraction], now: datetime) -> Iterator[None]:
+    def _erase(self, due: Sequence[Retraction], now: datetime) -> Iterator[Path | None]:
         left = {found.handle: found for found in due if found.erased_at is None}
         facts = self._ledger.retractions.facts(list(left))
         further = self._ledger.paraphrases.of([fact.id for fact in facts.values()])
@@ -193,7 +197,7 @@ class Forgetting:
         if self._ledger.erasure.unclean:
             yield from self._ledger.erasure.purge_index()
 
-    def _erase_files(self, traces: Sequence[Trace], left: dict[str, Retraction]) -> Iterator[None]:
+    def _erase_files(self, traces: Sequence[Trace], left: dict[str, Retraction]) -> Iterator[Path]:
         def finder_of(batch: str) -> Finder:
             """Facts that came back after their retraction are other facts."""
             place = self._ledger.batches.place_of(batch)
@@ -205,8 +209,8 @@ class Forgetting:
         plans = {head.id for head in self._ledger.plans.heads(OPEN_STATES)}
         yield from erase_archive(self._layout, finder_of)
         yield from erase_receipts(self._layout, traces)
-        erase_work(self._layout, traces, plans)
-        yield None
+        yield from erase_claimed(self._layout, Finder(traces, self._rules))
+        yield from erase_work(self._layout, traces, plans)
         yield from erase_answers(self._layout, traces, self._barred(left.values()).models)
         yield from erase_rest(self._layout, traces)
 

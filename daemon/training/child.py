@@ -101,7 +101,7 @@ def train(desk: Desk) -> TrainDone:
     served, rank = _serve(request, desk.workdir.name, adapter_dir, sha)
     faults.point("train:revision-published")
     return TrainDone(
-        adapter=Adapter(sha256=sha, rank=request.rank, path=str(adapter_dir)),
+        adapter=Adapter(sha256=sha, rank=request.rank),
         served=served,
         rank=rank,
         report=report.model_dump(mode="json"),
@@ -204,7 +204,7 @@ def _serve(request: TrainRequest, staged: str, adapter: Path, sha: str) -> tuple
         lambda content: f"palora-{request.number:06}-{content[:8]}",
     )
     content = store.read_manifest(published)["sha256"]
-    return Served(name=published.name, path=str(published), sha256=content), rank
+    return Served(name=published.name, sha256=content), rank
 
 
 def _training(progress: TrainProgress) -> Progress:

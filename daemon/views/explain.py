@@ -130,6 +130,7 @@ def _render_plan(explained: PlanExplained, shown: int) -> RenderableType:
     parts.append(Text(f"Verdict: {verdict.outcome}", style=_COLOURS[verdict.outcome]))
     parts += [Text(f"  {reason}") for reason in verdict.reasons]
     parts += [Text(f"Rule: {verdict.rule}"), suites_table(verdict.suites)]
+    parts += [Text(f"  {line}") for suite in verdict.suites if (line := suite_line(suite))]
     parts += [_failures_table(suite, shown) for suite in verdict.suites if suite.newly_failing]
     if explained.not_learnt:
         parts.append(_not_learnt_table(explained.not_learnt, shown))
@@ -153,6 +154,30 @@ def suites_table(suites: Sequence[SuiteVerdict]) -> Table:
             Text(f"{suite.outcome}: {suite.reason}", style=_COLOURS[suite.outcome]),
         )
     return table
+
+
+def suite_line(suite: SuiteVerdict) -> str:
+    """How the suite was read and how much it could see: grader, power, flips, blindness."""
+    parts: list[str] = []
+    if suite.grader:
+        because = f" ({suite.grader_because})" if suite.grader_because else ""
+        parts.append(f"graded by {suite.grader!r}{because}")
+    if suite.blind:
+        parts.append(f"blind: {suite.blind}")
+    elif suite.sees is not None:
+        parts.append(
+            f"could see a loss of {100 * suite.sees:.1f} pp with 80 % power at "
+            f"n = {suite.sees_items}"
+        )
+    elif suite.sees_items:
+        parts.append(f"too small to see any loss with 80 % power at n = {suite.sees_items}")
+    if flips := suite.flips:
+        parts.append(
+            f"of {flips.items} items that base answered twice, {flips.flipped} flipped between "
+            f"right and wrong ({percent(flips.flipped / flips.items)}), {flips.changed} changed "
+            "in some character"
+        )
+    return f"{suite.suite}: {'; '.join(parts)}" if parts else ""
 
 
 def rate_text(rate: Rate | None) -> str:

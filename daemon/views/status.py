@@ -89,6 +89,16 @@ class RetractionView(Record):
     certificate: dict[str, Any] | None = None
 
 
+class SuiteView(Record):
+    """How the gate's latest verdict read one suite: its grader, why that one was found to fit, and
+    why it was blind."""
+
+    suite: str
+    grader: str
+    grader_because: str = ""
+    blind: str = ""
+
+
 class StatusView(Record):
     """`palorad status`."""
 
@@ -102,6 +112,7 @@ class StatusView(Record):
     quarantined: int
     not_learnt: int
     retractions: tuple[RetractionView, ...] = ()
+    suites: tuple[SuiteView, ...] = ()
 
 
 class HistoryView(Record):
@@ -169,6 +180,20 @@ def status(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> StatusVi
         quarantined=totals["quarantined"],
         not_learnt=ledger.facts.unlearnt_count(),
         retractions=tuple(retraction(ledger, r) for r in ledger.retractions.all(unfinished=True)),
+        suites=_suites(ledger),
+    )
+
+
+def _suites(ledger: Ledger) -> tuple[SuiteView, ...]:
+    verdict = ledger.steps.latest_verdict()
+    return tuple(
+        SuiteView(
+            suite=suite.suite,
+            grader=suite.grader,
+            grader_because=suite.grader_because,
+            blind=suite.blind,
+        )
+        for suite in (verdict.suites if verdict else ())
     )
 
 

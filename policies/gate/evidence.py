@@ -29,7 +29,8 @@ class SuiteQuestions(Record):
 
     `complete` says that the items are all there are and no sample: once every one is answered,
     the drop that is seen is the drop, and nothing is left to be inferred. `left_out` counts the
-    questions that are not among the items because facts have changed their answers.
+    questions that are not among the items because facts have changed their answers. `grader` is
+    how answers are compared, `grader_because` why, where that was found out.
     """
 
     suite: str
@@ -39,6 +40,20 @@ class SuiteQuestions(Record):
     margin: float | None = Field(default=None, gt=0, lt=1)
     complete: bool = False
     left_out: int = Field(default=0, ge=0)
+    grader: str = ""
+    grader_because: str = ""
+
+
+class Control(Record):
+    """What the grader makes of one model's first `items` answers.
+
+    `chance` is the share that is right as an answer to another question, `mentioned` counts those
+    that are refused although they mention the expected answer.
+    """
+
+    items: int = Field(default=0, ge=0)
+    chance: float = Field(default=0.0, ge=0, le=1)
+    mentioned: int = Field(default=0, ge=0)
 
 
 class SuiteEvidence(Record):
@@ -53,6 +68,7 @@ class SuiteEvidence(Record):
     base: SuiteScore | None = None
     live: SuiteScore | None = None
     stability: Stability | None = None
+    controls: Mapping[Model, Control] = Field(default_factory=dict)
     drift: float | None = None
     unanswered: Mapping[str, str] = Field(default_factory=dict)
     broken: str = ""
@@ -91,6 +107,7 @@ class Evidence(Record):
 
     `live` is the name of the revision that serves, None while base itself does. Without a suite in
     each of the `required` roles nothing passes. `unlearning` is None where no fact was retracted.
+    `twins` are pairs of models that are the same weights.
     """
 
     seed: str
@@ -98,6 +115,7 @@ class Evidence(Record):
     suites: tuple[SuiteEvidence, ...]
     required: tuple[Role, ...] = (Role.REASONING,)
     unlearning: UnlearningEvidence | None = None
+    twins: tuple[tuple[Model, Model], ...] = ()
 
     @property
     def asked(self) -> tuple[SuiteEvidence, ...]:

@@ -1,4 +1,4 @@
-"""Whether a free answer says what was expected: six graders, by name."""
+"""Whether a free answer says what was expected: graders by name."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from typing import Final
 import regex
 
 from policies.errors import Ungradable, UnknownGrader
+from policies.gate.mentions import contains, first_sentence
 from policies.text import nearest
 
 Grader = Callable[[str, str], bool]
 """`grader(output, expected)`; raises `Ungradable` if `expected` is nothing to compare with."""
 
+AUTO: Final = "auto"
+"""No grader: the one that fits how the base answers, see `policies.gate.fitting`."""
+JUDGE: Final = "judge"
+"""No function either: another model says whether the answer is right."""
 PATTERN_LIMIT_S: Final = 0.5
 PATTERN_LENGTH: Final = 1000
 OUTPUT_LENGTH: Final = 20_000
@@ -46,16 +51,25 @@ def grader(name: str) -> Grader:
     try:
         return GRADERS[name]
     except KeyError:
-        meant = nearest(name, GRADERS)
+        meant = nearest(name, (*GRADERS, AUTO, JUDGE))
         hint = f"; did you mean {meant!r}?" if meant else ""
         raise UnknownGrader(
-            f"there is no grader {name!r}{hint} (known: {', '.join(GRADERS)})"
+            f"there is no grader {name!r}{hint} (known: {', '.join(GRADERS)}, {AUTO}, {JUDGE})"
         ) from None
+
+
+def check_name(name: str) -> None:
+    """Raise `UnknownGrader` unless a suite may ask for it."""
+    if name not in (AUTO, JUDGE):
+        grader(name)
 
 
 def check_expected(name: str, expected: str) -> None:
     """Raise `Ungradable` now if the grader could not use this expected answer later."""
-    grader(name)("", expected)
+    if name == AUTO:
+        name = "contains"
+    if name != JUDGE:
+        grader(name)("", expected)
 
 
 def exact(output: str, expected: str) -> bool:
@@ -116,6 +130,8 @@ GRADERS: Final[Mapping[str, Grader]] = MappingProxyType(
     {
         "exact": exact,
         "normalised": normalised,
+        "contains": contains,
+        "first-sentence": first_sentence,
         "number": number,
         "choice": choice,
         "regex": pattern,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
 from policies.gate.records import Role
 from policies.gate.unlearning import UnlearningTolerance
 from policies.records import Record
+
+BlindSuites = Literal["inconclusive", "warn"]
 
 
 class GateLimits(Record):
@@ -36,6 +38,8 @@ class GateLimits(Record):
     """Share of a fact's held-out paraphrases that must be answered right: then it is learnt."""
     drift: float | None = Field(default=None, gt=0)
     """Rise of the loss on fixed text, in nats per token, that is allowed; unset: only reported."""
+    blind_suites: BlindSuites = "inconclusive"
+    """What a suite that could show no loss makes of a verdict; "warn": nothing, but it is said."""
     unlearning: UnlearningTolerance = UnlearningTolerance()
     """How near to base a candidate must come on retracted facts."""
 

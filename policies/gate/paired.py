@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from policies.gate.baselines import Model
+from policies.gate.blindness import blind
 from policies.gate.evidence import (
     PairedOutcomes,
     SuiteEvidence,
@@ -21,6 +22,7 @@ from policies.gate.evidence import (
 )
 from policies.gate.figures import delta, limit, percent, pp
 from policies.gate.limits import GateLimits
+from policies.gate.power import detectable_loss
 from policies.gate.records import ItemResult, Outcome, Role, SuiteItem, SuiteVerdict
 from policies.gate.sampling import draw_order, drawn
 from policies.gate.sequential import Design, SequentialResult, follow, items_to_pass, loses_more
@@ -33,7 +35,10 @@ _LARGEST_LUCK: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """The candidate against one baseline (a model, or a fixed floor where None), tested."""
+    """The candidate against one baseline (a model, or a fixed floor where None), tested.
+
+    `right` is how many items the model has right.
+    """
 
     model: Model | None
     baseline: str
@@ -42,6 +47,7 @@ class _Comparison:
     result: SequentialResult
     fallen: tuple[str, ...]
     complete: bool
+    right: int | None
 
     @property
     def outcome(self) -> Outcome:
@@ -58,8 +64,17 @@ class _Comparison:
 
     @property
     def allowed(self) -> int:
-        """The margin in whole items, rounded up: of a handful one may always be lost."""
-        return math.ceil(self.design.margin * len(self.pairs.outcomes) - ROUNDING)
+        """The margin in whole items, rounded up: of a handful one may be lost, but never all that
+        the baseline has right.
+        """
+        whole = math.ceil(self.design.margin * len(self.pairs.outcomes) - ROUNDING)
+        return whole if self.right is None else max(0, min(whole, self.right - 1))
+
+    def sees(self, clusters: int) -> float | None:
+        """The smallest loss that all the suite's clusters would show with 80 % power."""
+        if self.complete:
+            return (self.allowed + 1) / len(self.pairs.outcomes)
+        return detectable_loss(self.design, clusters, self.result.expected_discordance)
 
     @property
     def needed(self) -> int:
@@ -89,13 +104,21 @@ def judge_paired(
     exhausted = len(clusters) == len(order)
     every = asked.complete and exhausted
     comparisons = [
-        _against(model, design, pair(clusters, candidate, scores[model]), limits, complete=every)
+        _against(
+            model,
+            design,
+            pair(clusters, candidate, scores[model]),
+            limits,
+            complete=every,
+            right=sum(scores[model][item.id].correct for cluster in clusters for item in cluster),
+        )
         for model in baselines
     ]
     if asked.role is Role.RETENTION and limits.retention_floor is not None:
         floor = above(clusters, candidate, limits.retention_floor)
         comparisons.append(_against(None, design, floor, limits, complete=every))
-    return _paired_verdict(suite, clusters, comparisons, limits, exhausted=exhausted)
+    verdict = _paired_verdict(suite, clusters, comparisons, limits, exhausted=exhausted)
+    return _unless_blind(suite, verdict, comparisons, limits, clusters=len(order), margin=margin)
 
 
 def _against(
@@ -105,6 +128,7 @@ def _against(
     limits: GateLimits,
     *,
     complete: bool,
+    right: int | None = None,
 ) -> _Comparison:
     strata = by_stratum(pairs) if model else {}
     fallen = tuple(
@@ -120,6 +144,7 @@ def _against(
         result=follow(design, pairs.outcomes),
         fallen=fallen,
         complete=complete,
+        right=right,
     )
 
 
@@ -151,6 +176,36 @@ def _paired_verdict(
         newly_failing=failures(shown.pairs.lost, candidate, against[shown.model]),
         newly_passing=shown.pairs.won,
     )
+
+
+def _unless_blind(
+    suite: SuiteEvidence,
+    verdict: SuiteVerdict,
+    comparisons: Sequence[_Comparison],
+    limits: GateLimits,
+    *,
+    clusters: int,
+    margin: float,
+) -> SuiteVerdict:
+    """The verdict with how small a loss the suite could show; a pass of a blind one is none."""
+    found = [c.sees(clusters) for c in comparisons if c.model or len(comparisons) == 1]
+    shown = [loss for loss in found if loss is not None]
+    sees = max(shown) if len(shown) == len(found) else None
+    why = blind(
+        suite,
+        [c.model for c in comparisons if c.model],
+        margin=margin,
+        floor=limits.retention_floor,
+        sees=sees,
+    )
+    update: dict[str, object] = {
+        "sees": None if why else sees,
+        "sees_items": len(suite.questions.items),
+        "blind": why,
+    }
+    if why and verdict.outcome is not Outcome.FAIL:
+        update |= {"outcome": Outcome.INCONCLUSIVE, "reason": f"blind: {why} ({verdict.reason})"}
+    return verdict.model_copy(update=update)
 
 
 def together(outcomes: set[Outcome]) -> Outcome:

@@ -20,7 +20,7 @@ class Role(StrEnum):
 
 
 class SuiteItem(Record):
-    """One question of a suite.
+    """One question of a suite; `also` are further answers that are as right as `answer`.
 
     `stratum` groups items that are watched together (a batch, a family, a fact). Items of one
     `cluster` (one question worded twice) are no independent evidence and count as one.
@@ -29,16 +29,23 @@ class SuiteItem(Record):
     id: str
     prompt: str
     answer: str
+    also: tuple[str, ...] = ()
     stratum: str = ""
     cluster: str = ""
 
 
+def answers_of(item: SuiteItem) -> tuple[str, ...]:
+    """Every answer that is right."""
+    return (item.answer, *item.also)
+
+
 class ItemResult(Record):
-    """What one model answered to one item."""
+    """What one model answered to one item; `cut` says that the longest answer allowed ended it."""
 
     id: str
     correct: bool
     output: str = ""
+    cut: bool = False
 
 
 class SuiteScore(Record):
@@ -92,13 +99,35 @@ class FailedItem(Record):
     now: str
 
 
+class Flips(Record):
+    """The base against itself: of `items` answered twice, how many changed between right and wrong,
+    and how many in any character."""
+
+    items: int
+    flipped: int
+    changed: int
+
+
 class SuiteVerdict(Record):
-    """One suite's part of a verdict."""
+    """One suite's part of a verdict.
+
+    `grader` and `grader_because` say how answers were compared and, where that was found out, why;
+    `fingerprint` is the hash of the items and the grader. `sees` is the smallest loss (a share)
+    that the whole suite, `sees_items` items, would show with 80 % power; None where none would
+    show. `blind` says why the suite could show no loss that matters; empty where it could.
+    """
 
     suite: str
     role: Role
     outcome: Outcome
     reason: str
+    fingerprint: str = ""
+    grader: str = ""
+    grader_because: str = ""
+    blind: str = ""
+    sees: float | None = None
+    sees_items: int = 0
+    flips: Flips | None = None
     base: Rate | None = None
     live: Rate | None = None
     candidate: Rate | None = None
@@ -127,8 +156,9 @@ class UnlearningCheck(Record):
 
 
 class UnlearningEvidence(Record):
-    """Every check of every retracted fact, or the `problem` that prevented them."""
+    """Every check of every retracted fact (`asked`), or the `problem` that prevented them."""
 
+    asked: tuple[str, ...] = ()
     checks: tuple[UnlearningCheck, ...] = ()
     problem: str = ""
 

@@ -69,10 +69,15 @@ def _evenly(queues: dict[str, list[Fact]], size: int, rng: random.Random) -> lis
 
 @lru_cache(maxsize=64)
 def draw_order(items: tuple[SuiteItem, ...], seed: str) -> tuple[tuple[SuiteItem, ...], ...]:
-    """The clusters of a suite in a random order that depends on `seed` and ids alone."""
+    """The clusters of a suite in a random order that depends on `seed` and ids alone.
+
+    One question under several ids is one cluster: asked twice, it is no further evidence.
+    """
     clusters: dict[str, list[SuiteItem]] = {}
+    first: dict[str, str] = {}
     for item in items:
-        clusters.setdefault(item.cluster or item.id, []).append(item)
+        same = first.setdefault(" ".join(item.prompt.split()).casefold(), item.id)
+        clusters.setdefault(item.cluster or same, []).append(item)
     names = sorted(clusters, key=lambda name: (content_id(seed, name), name))
     return tuple(tuple(sorted(clusters[name], key=lambda item: item.id)) for name in names)
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import Field
 
-from policies.gate.records import ItemResult
+from policies.gate.records import Flips, ItemResult
 from policies.records import Record
 
 # Two runs of the same weights that differ in one direction with this probability by chance are no
@@ -19,17 +19,23 @@ LOPSIDED: Final = 0.001
 
 class Stability(Record):
     """Base against itself (A/A) on items chosen beforehand: `worse` and `better` the second time,
-    of `items` asked twice.
+    of `items` asked twice; `changed` answers differ in some character.
     """
 
     items: int = Field(ge=1)
     worse: int = Field(ge=0)
     better: int = Field(ge=0)
+    changed: int = Field(default=0, ge=0)
 
     @property
     def flips(self) -> float:
         """Share of items whose answer changed between being right and being wrong."""
         return (self.worse + self.better) / self.items
+
+    @property
+    def told(self) -> Flips:
+        """As a verdict tells it."""
+        return Flips(items=self.items, flipped=self.worse + self.better, changed=self.changed)
 
     @property
     def lopsided(self) -> bool:
@@ -50,11 +56,13 @@ def stability(
     first: Mapping[str, ItemResult], second: Mapping[str, ItemResult]
 ) -> Stability | None:
     """The A/A comparison of two runs by item; None where no item has both answers."""
-    both = [(first[name].correct, second[name].correct) for name in first.keys() & second.keys()]
+    common = first.keys() & second.keys()
+    both = [(first[name].correct, second[name].correct) for name in common]
     if not both:
         return None
     return Stability(
         items=len(both),
         worse=sum(one and not other for one, other in both),
         better=sum(other and not one for one, other in both),
+        changed=sum(first[name].output != second[name].output for name in common),
     )

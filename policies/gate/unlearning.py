@@ -79,6 +79,13 @@ def judge_unlearning(
             f"over {pp(tolerance.probability)}, or is the greedy answer"
         )
         return Outcome.FAIL, reason, results
+    if unchecked := set(evidence.asked) - {result.fact for result in results}:
+        reason = evidence.problem or "their answers gave no tokens to look at"
+        return (
+            Outcome.INCONCLUSIVE,
+            f"{len(unchecked)} of {len(evidence.asked)} not measured: {reason}",
+            results,
+        )
     if evidence.problem or not results:
         return Outcome.INCONCLUSIVE, evidence.problem or "no answer was measured", results
     return Outcome.PASS, f"{len(results)} of {len(results)} unlearned", results

@@ -9,10 +9,13 @@ probability beta at most.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from policies.gate.baselines import PAIRED, baselines
+from policies.gate.blindness import hopeless
+from policies.gate.coverage import gaps
 from policies.gate.evidence import Evidence, SuiteEvidence, by_item, problem, rate
 from policies.gate.figures import limit, percent, pp
 from policies.gate.limits import GateLimits
@@ -36,16 +39,12 @@ RETRACTED: Final = "retracted facts"
 def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
     """The verdict on what has been measured so far; what is missing never passes."""
     suites = _judge_suites(evidence, limits)
-    outcomes = {suite.outcome for suite in suites}
-    reasons = [f"{suite.suite}: {suite.reason}" for suite in suites]
-    reasons += [
-        f"{suite.questions.suite}: {_left_out(suite)}; no question is left"
-        for suite in evidence.suites
-        if suite.nothing_left
-    ]
-    for role in sorted(set(evidence.required) - {suite.role for suite in suites}):
+    reasons = [f"{suite.suite}: {_said(suite, limits)}" for suite in suites]
+    outcomes = {suite.outcome for suite in suites if not _only_warned(suite, limits)}
+    found = gaps(evidence, suites, limits)
+    reasons += [f"warning: {gap.reason}" if gap.warning else gap.reason for gap in found]
+    if not all(gap.warning for gap in found):
         outcomes.add(Outcome.INCONCLUSIVE)
-        reasons.append(f"no suite of the role {role.value!r} was asked, and one is required")
     outcome = together(outcomes)
     unlearning: tuple[UnlearningResult, ...] = ()
     if evidence.unlearning is not None:
@@ -74,7 +73,8 @@ def next_items(
 
     All new facts come at once, every other undecided suite in its drawn order, at least `chunk`
     items at a time. Whoever the candidate is compared with must answer the same items. A suite with
-    an obstacle, or on which some model stays silent, can no longer pass and is left alone.
+    an obstacle, on which some model stays silent, or of which no baseline can do anything, can no
+    longer pass and is left alone.
     """
     judged = list(zip(evidence.asked, _judge_suites(evidence, limits), strict=True))
     failed = {s.questions.role for s, verdict in judged if verdict.outcome is Outcome.FAIL}
@@ -87,7 +87,7 @@ def next_items(
             continue
         if verdict.outcome is not Outcome.INCONCLUSIVE or asked.role is Role.DRIFT:
             continue
-        if suite.obstacle or suite.silent:
+        if suite.obstacle or suite.silent or _hopeless(suite, evidence):
             continue
         size = None if asked.role is Role.FACTS else chunk
         if items := _undrawn(suite, evidence.seed, size):
@@ -119,7 +119,15 @@ def _judge_suite(
     suite: SuiteEvidence, evidence: Evidence, limits: GateLimits, beta: float
 ) -> SuiteVerdict:
     """What the answers say; a suite that could not be measured in full never passes."""
-    verdict = _judge_answers(suite, evidence, limits, beta)
+    asked = suite.questions
+    verdict = _judge_answers(suite, evidence, limits, beta).model_copy(
+        update={
+            "fingerprint": asked.fingerprint,
+            "grader": asked.grader,
+            "grader_because": asked.grader_because,
+            "flips": suite.stability.told if suite.stability else None,
+        }
+    )
     remarks = [remark for remark in (suite.obstacle, _left_out(suite)) if remark]
     if not remarks:
         return verdict
@@ -169,8 +177,12 @@ def _judge_facts(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
 
 
 def _judge_drift(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
-    if suite.drift is None or suite.drift != suite.drift:
+    if suite.drift is None or math.isnan(suite.drift) or suite.drift == -math.inf:
         return inconclusive(suite.questions, "the drift was not measured")
+    if suite.drift == 0:
+        why = "base and candidate lose the same to the last digit: was the adapter applied?"
+        found = inconclusive(suite.questions, f"blind: {why}")
+        return found.model_copy(update={"blind": why})
     allowed = limits.drift
     outcome = Outcome.FAIL if allowed is not None and suite.drift > allowed else Outcome.PASS
     bound = f"at most {allowed:+.3f} allowed" if allowed is not None else "no limit set"
@@ -181,6 +193,23 @@ def _judge_drift(suite: SuiteEvidence, limits: GateLimits) -> SuiteVerdict:
         reason=f"loss on fixed text: Δ = {suite.drift:+.3f} nats per token; {bound}",
         items_used=len(suite.questions.items),
     )
+
+
+def _hopeless(suite: SuiteEvidence, evidence: Evidence) -> bool:
+    role = suite.questions.role
+    if role not in (Role.REASONING, Role.LOCALITY):
+        return False
+    return hopeless(suite, baselines(role, live=evidence.live is not None))
+
+
+def _only_warned(suite: SuiteVerdict, limits: GateLimits) -> bool:
+    """Whether the suite counts for nothing: it is blind, and that is only to be said."""
+    blind = bool(suite.blind) and suite.outcome is Outcome.INCONCLUSIVE
+    return blind and limits.blind_suites == "warn"
+
+
+def _said(suite: SuiteVerdict, limits: GateLimits) -> str:
+    return f"warning: {suite.reason}" if _only_warned(suite, limits) else suite.reason
 
 
 def _left_out(suite: SuiteEvidence) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,30 @@ def test_resumed_run_ends_with_the_same_bytes(llama: Fitted, tmp_path: Path) -> 
     )
     assert steps[0] == 7
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+def test_a_run_goes_on_from_its_checkpoint_after_its_files_were_moved(
+    llama: Fitted, tmp_path: Path
+) -> None:
+    plan = llama.plan(config={"steps": 6, "new_per_step": 2, "checkpoint_s": 0})
+    train_adapter(plan, out=tmp_path / "whole", work=tmp_path / "work")
+    assert plan.probe_dir is not None
+    moved = plan.model_copy(
+        update={
+            "probe_dir": Path(shutil.copytree(plan.probe_dir, tmp_path / "moved" / "probe")),
+            "model_dir": Path(shutil.copytree(plan.model_dir, tmp_path / "moved" / "model")),
+        }
+    )
+    (tmp_path / "work").rename(tmp_path / "moved" / "work")
+    steps: list[int] = []
+    train_adapter(
+        moved,
+        out=tmp_path / "again",
+        work=tmp_path / "moved" / "work",
+        progress=lambda e: steps.append(e.step),
+    )
+    assert steps[0] == 6
+    assert digest(tmp_path / "again") == digest(tmp_path / "whole")
 
 
 def test_a_broken_checkpoint_and_one_of_another_plan_are_passed_over(

@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from daemon.cli import main
+from daemon.config.settings import Settings
+from daemon.gate.answer_store import AnswerStore
+from daemon.gate.messages import SuiteCard, SuiteSource
+from daemon.gate.suite_run import open_suite
+from policies.errors import ConfigError
 
 SHAPES = json.loads((Path(__file__).parents[1] / "support" / "shapes.json").read_text())
 
@@ -103,3 +108,82 @@ def test_a_fitted_probe_with_fewer_directions_is_named(palorad: Palorad, config:
     assert str(folder) in said and "another" not in said
     assert "protection.share 0.4 asks for" in said
     assert palorad("config", "check")[0] == 0
+
+
+# --- the gate's suites ----------------------------------------------------------------------------
+
+
+def suites(config: Path, *tables: dict[str, object]) -> None:
+    """Give the gate these suites in place of none."""
+    text = "".join(
+        "[[gate.suites]]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items())
+        for table in tables
+    )
+    config.write_text(config.read_text().replace("[gate]\nsuites = []\n", "") + text)
+
+
+def rows(config: Path, name: str, count: int, answer: str = "answer {n}") -> str:
+    path = config.parent / name
+    lines = [{"prompt": f"Whose is {n}?", "answer": answer.format(n=n)} for n in range(count)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return name
+
+
+def advice(palorad: Palorad, name: str) -> tuple[bool, str]:
+    """What doctor says of one suite."""
+    _, out = palorad("doctor", "--json")
+    (found,) = [f for f in json.loads(out) if f"gate suite {name!r}" in f["what"]]
+    return found["well"], found["advice"]
+
+
+def test_suites_that_can_never_pass_or_hardly_fail_are_told_without_being_errors(
+    palorad: Palorad, config: Path
+) -> None:
+    known = {"role": "locality", "grader": "contains"}
+    suites(
+        config,
+        {"name": "few", "path": rows(config, "few.jsonl", 20), **known},
+        {"name": "same", "path": rows(config, "same.jsonl", 300, "yes"), **known},
+        {"name": "good", "path": rows(config, "good.jsonl", 300), **known},
+        {"name": "text", "role": "drift", "path": "text.jsonl"},
+    )
+    (config.parent / "text.jsonl").write_text('{"text": "Rain fell."}\n')
+    well, said = advice(palorad, "few")
+    assert well
+    assert "it can never pass: a margin of 5 pp takes at least" in said
+    assert "100.0 % of its answers are 'yes'" in advice(palorad, "same")[1]
+    assert advice(palorad, "good") == (True, "")
+    assert "set gate.drift for a limit" in advice(palorad, "text")[1]
+    code, out = palorad("config", "check")
+    assert code == 0
+    said = " ".join(out.split())
+    assert "warning: gate suite 'few', 20 questions: it can never pass" in said
+    assert "warning: no gate suite of the role 'reasoning': no candidate can pass" in said
+    assert "gate suite 'good'" not in said
+
+
+def test_a_suite_that_was_blind_is_told_with_the_grader_that_was_found(
+    palorad: Palorad, config: Path
+) -> None:
+    suites(config, {"name": "known", "role": "locality", "path": rows(config, "k.jsonl", 300)})
+    settings = Settings.load(config, {})
+    (source,) = settings.gate.suites
+    loaded, _ = open_suite(SuiteSource(**source.model_dump()), chat=False)
+    card = SuiteCard(suite="known", grader="contains", because="so", blind="base has 0.0 % right")
+    AnswerStore(settings.layout.answers).write_card("a" * 64, loaded.fingerprint, card)
+    assert advice(palorad, "known") == (True, "it was blind: base has 0.0 % right")
+    _, out = palorad("doctor", "--json")
+    assert any("graded by 'contains' (so)" in found["what"] for found in json.loads(out))
+
+
+def test_a_judge_model_must_be_named_and_should_not_judge_itself(
+    palorad: Palorad, config: Path
+) -> None:
+    known = {"name": "known", "role": "locality", "path": rows(config, "k.jsonl", 300)}
+    suites(config, {**known, "grader": "judge"})
+    with pytest.raises(ConfigError, match=r"set gate\.judge\.url and gate\.judge\.model"):
+        Settings.load(config, {})
+    named = ("--set", "gate.judge.model=m", "--set", "gate.judge.url=http://127.0.0.1:8421/v1")
+    code, out = palorad("config", "check", *named)
+    assert code == 0, out
+    assert "the server that is judged would grade itself" in " ".join(out.split())

@@ -8,9 +8,19 @@ import pytest
 
 from daemon.config.errors import key_paths
 from daemon.config.settings import Settings
-from tests.config.effects import Effect, feeds, judging, learning, running, serving, taking_in
+from tests.config.effects import (
+    Effect,
+    feeds,
+    grading,
+    judging,
+    keeping,
+    learning,
+    running,
+    serving,
+    taking_in,
+)
 
-MODULES = (serving, learning, judging, taking_in, feeds, running)
+MODULES = (serving, learning, judging, grading, taking_in, feeds, running, keeping)
 EFFECTS: dict[str, Effect] = {
     key: effect for module in MODULES for key, effect in module.EFFECTS.items()
 }

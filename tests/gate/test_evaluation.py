@@ -131,14 +131,18 @@ def test_a_known_question_that_facts_answer_otherwise_is_not_asked(bench: Bench)
         Fact(id=f"c{n}", prompt=f"Whose is {n}", answer=f"another {n}") for n in range(60)
     )
     prompts = {fact.prompt: fact.answer for fact in changed}
+    earlier = {fact.prompt: fact.answer for fact in changed[:40]}
 
     def updated(prompt: str) -> str:
         return prompts.get(prompt, right(prompt))
 
-    bench.server.brains = {"base": right, LIVE.name: updated, CANDIDATE.name: updated}
+    def before_it(prompt: str) -> str:
+        return earlier.get(prompt, right(prompt))
+
+    bench.server.brains = {"base": right, LIVE.name: before_it, CANDIDATE.name: updated}
     suites = (bench.suite(), known)
-    before = bench.run(bench.request(suites=suites))
-    assert outcomes(before)["known"] is Outcome.FAIL
+    untold = bench.run(bench.request(suites=suites))
+    assert outcomes(untold)["known"] is Outcome.FAIL
     report = bench.run(bench.request(suites=suites, standing=changed[:40], facts=changed[40:]))
     verdict = next(s for s in report.verdict.suites if s.suite == "known")
     assert verdict.outcome is Outcome.PASS
@@ -243,16 +247,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(bench: Bench) -> None:
 def test_base_is_asked_once_and_again_when_the_suite_changes(bench: Bench) -> None:
     everything = bench.request(limits=PRESETS["strict"], facts=(), earlier=(), live=None)
     bench.run(everything)
-    before = bench.server.count("base")
+    count = bench.server.count("base")
     bench.server.brains["other"] = right
     bench.run(everything.model_copy(update={"candidate": served("other")}))
-    assert bench.server.count("base") == before
+    assert bench.server.count("base") == count
     bench.run(everything.model_copy(update={"candidate": served("other"), "order": "anew"}))
-    assert before < bench.server.count("base") < before * 2
+    assert count < bench.server.count("base") < count * 2
     bench.rows = [{**row, "id": row["prompt"]} for row in bench.rows]
     bench.server.asked.clear()
     bench.run(everything.model_copy(update={"suites": (bench.suite(),)}))
-    assert bench.server.count("base") >= before / 2
+    assert bench.server.count("base") >= count / 2
 
 
 def test_an_unstable_engine_is_told(bench: Bench) -> None:

@@ -35,7 +35,7 @@ def fixed(bench: Bench) -> SuiteSource:
 
 @pytest.mark.parametrize(
     ("loss", "limit", "outcome"),
-    [(2.0, 0.5, Outcome.PASS), (2.6, 0.5, Outcome.FAIL), (2.6, None, Outcome.PASS)],
+    [(2.2, 0.5, Outcome.PASS), (2.6, 0.5, Outcome.FAIL), (2.6, None, Outcome.PASS)],
 )
 def test_drift_is_the_rise_of_the_loss_over_base(
     bench: Bench, loss: float, limit: float | None, outcome: Outcome

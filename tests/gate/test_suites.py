@@ -58,6 +58,23 @@ def test_native_lines_keep_their_order_family_and_ids() -> None:
     assert items[1].id
 
 
+def test_several_answers_may_be_right_and_change_the_hash() -> None:
+    several = parse_items(lines({"prompt": "a", "answers": ["x", 7]}), "here", "contains")
+    (item,) = several
+    assert (item.answer, item.also) == ("x", ("7",))
+    one = parse_items(lines({"prompt": "a", "answer": "x"}), "here", "contains")
+    assert suite(several).fingerprint != suite(one).fingerprint
+    assert suite(several).questions == suite(one).questions
+
+
+def test_another_grader_is_another_suite_of_the_same_questions() -> None:
+    asked = suite(parse_items(lines({"prompt": "a", "answer": "x"}), "here"))
+    other = asked.graded_by("contains")
+    assert other.grader == "contains"
+    assert other.questions == asked.questions
+    assert other.fingerprint != asked.fingerprint
+
+
 def test_gsm8k_lines_give_the_number_after_the_mark() -> None:
     row = {"question": "How many?", "answer": "3 * 400 = <<3*400=1200>>1,200\n#### 1,200"}
     (item,) = parse_items(lines(row), "here")
@@ -75,6 +92,15 @@ def test_gsm8k_lines_give_the_number_after_the_mark() -> None:
         (lines({"answer": "b"}), 'line 1: has no "prompt"'),
         (lines({"prompt": " ", "answer": "b"}), 'line 1: "prompt" is empty'),
         (lines({"prompt": "a", "answer": True}), '"answer" must be text'),
+        (lines({"prompt": "a", "answers": []}), '"answers" must be a list of texts'),
+        (lines({"prompt": "a", "answers": ["b", " "]}), '"answer" is empty'),
+        (lines({"prompt": "a", "answers": ["b"], "answer": "b"}), 'both "answer" and "answers"'),
+        (
+            lines(
+                {"prompt": "What is it?", "answer": "1"}, {"prompt": "what IS it?", "answer": "2"}
+            ),
+            "line 2: asks the same as line 1",
+        ),
         (lines({"prompt": "a", "answer": "b", "famly": "x"}), "unknown key 'famly'"),
         (lines({"question": "a", "answer": "no mark"}), "no result after ####"),
         (lines({"prompt": "a", "answer": "\ud800"}), "surrogate"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,6 +151,11 @@ def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(path.parent):
+        one.bind(path.name)
+
+
 def make_empty(path: Path) -> None:
     path.touch()
 
@@ -164,6 +171,7 @@ def make_large(path: Path) -> None:
         (make_directory, "is a directory"),
         (make_link, "symbolic link"),
         (make_pipe, "not a regular file"),
+        (make_socket, "not a regular file"),
         (make_empty, "is empty"),
         (make_large, "at most 1 MiB"),
     ],
@@ -480,7 +488,7 @@ def test_a_refused_name_is_forgotten_with_its_file(place: Place) -> None:
     assert place.pass_over()[0].error is not None
     drop.unlink()
     place.pass_over()
-    assert place.intake._refused == {}
+    assert place.intake._notes._refused == {}
 
 
 def run_child(root: Path, environment: dict[str, str]) -> int:

@@ -185,14 +185,15 @@ def test_a_reason_is_one_bounded_line_without_control_characters(place: Place) -
 def test_an_unexpected_error_in_reading_a_line_quarantines_that_line(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paraphrased = place.intake._rules.paraphrased
+    rules = place.intake._arrivals.rules
 
     def failing(fact: Fact) -> Fact:
         if fact.answer == "two":
             raise ZeroDivisionError("half of \ud800")
-        return paraphrased(fact)
+        return rules.paraphrased(fact)
 
-    monkeypatch.setattr(place.intake, "_rules", replace(place.intake._rules, paraphrased=failing))
+    failing_rules = replace(rules, paraphrased=failing)
+    monkeypatch.setattr(place.intake._arrivals, "rules", failing_rules)
     reason = only_its_line(place, b'{"prompt":"What is 2?","answer":"two"}', "unexpected")
     assert "ZeroDivisionError: half of \\ud800" in reason
 
@@ -303,7 +304,8 @@ def test_a_file_that_cannot_be_read_for_an_unexpected_reason_is_set_aside(
     assert "0-bad.jsonl" in problem and "ZeroDivisionError: \\ud800 in a file" in problem
     receipt = read_receipt(drop)
     assert receipt is not None and receipt.state == "set aside" and receipt.error == problem
-    assert drop.exists(), "what is set aside stays where it is"
+    (batch,) = place.ledger.admission.admitting(aside=True)
+    assert place.layout.archived(batch.batch.id).read_bytes() == BROKEN
 
 
 def test_a_file_set_aside_holds_up_neither_learning_nor_forgetting_after_a_restart(
@@ -340,13 +342,12 @@ def test_a_file_set_aside_is_admitted_once_it_can_be_read(
     assert receipt is not None and receipt.error is None and receipt.accepted == 1
 
 
-def test_a_file_set_aside_is_no_longer_in_the_way_once_it_is_deleted(
+def test_a_file_set_aside_is_not_in_the_way_of_one_of_the_same_name(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_reading(monkeypatch)
-    drop = place.drop("0-bad.jsonl", BROKEN)
+    place.drop("1-good.jsonl", BROKEN)
     place.take()
-    drop.unlink()
     assert place.taken("1-good.jsonl", GOOD).accepted == 1
     assert place.waiting() == ["Thimphu"]
 

@@ -51,8 +51,8 @@ def plan(
 
 
 def train(ledger: Ledger, made: PlanHead, *missed: str, sha256: str = "") -> Served:
-    adapter = Adapter(sha256=sha256 or f"a{made.id}", rank=4, path=f"/adapters/{made.id}")
-    served = Served(name=f"palora-{made.id:06}", path=f"/served/{made.id}", sha256=f"s{made.id}")
+    adapter = Adapter(sha256=sha256 or f"a{made.id}", rank=4)
+    served = Served(name=f"palora-{made.id:06}", sha256=f"s{made.id}")
     ledger.steps.trained(made.id, adapter, served, NOW)
     verdict = Verdict(outcome=Outcome.PASS, rule="", reasons=(), suites=(), not_learnt=missed)
     ledger.steps.judged(made.id, verdict, (), PlanState.PASSED, NOW)

@@ -97,7 +97,7 @@ def make(
 
 
 def served(plan: PlanHead | Plan) -> Served:
-    return Served(name=f"palora-{plan.id:06}", path=f"/served/{plan.id}", sha256=f"s{plan.id}")
+    return Served(name=f"palora-{plan.id:06}", sha256=f"s{plan.id}")
 
 
 def verdict(*not_learnt: str, outcome: Outcome = Outcome.PASS) -> Verdict:
@@ -107,7 +107,7 @@ def verdict(*not_learnt: str, outcome: Outcome = Outcome.PASS) -> Verdict:
 
 
 def passed(ledger: Ledger, plan: PlanHead, *not_learnt: str) -> Plan:
-    adapter = Adapter(sha256=f"a{plan.id}", rank=plan.rank, path=f"/adapters/{plan.id}")
+    adapter = Adapter(sha256=f"a{plan.id}", rank=plan.rank)
     ledger.steps.trained(plan.id, adapter, served(plan), NOW)
     return ledger.steps.judged(plan.id, verdict(*not_learnt), (), PlanState.PASSED, NOW)
 
@@ -361,7 +361,7 @@ def test_a_rejected_plan_of_several_batches_is_tried_batch_by_batch(ledger: Ledg
     drop(ledger, "a", [1])
     drop(ledger, "b", [2])
     plan = make(ledger)
-    adapter = Adapter(sha256="x", rank=4, path="/x")
+    adapter = Adapter(sha256="x", rank=4)
     ledger.steps.trained(plan.id, adapter, served(plan), NOW)
     failing = verdict(outcome=Outcome.FAIL)
     ledger.steps.judged(plan.id, failing, (), PlanState.REJECTED, NOW)
@@ -373,7 +373,7 @@ def test_a_rejected_batch_stays_rejected_until_it_is_retried(ledger: Ledger) -> 
     name = drop(ledger, "a", [1])
     plan = make(ledger)
     assert ledger.batches.state(name) is BatchState.LEARNING
-    ledger.steps.trained(plan.id, Adapter(sha256="x", rank=4, path="/x"), served(plan), NOW)
+    ledger.steps.trained(plan.id, Adapter(sha256="x", rank=4), served(plan), NOW)
     ledger.steps.judged(plan.id, verdict(outcome=Outcome.FAIL), (), PlanState.REJECTED, NOW)
     assert ledger.batches.state(name) is BatchState.REJECTED
     ledger.batches.retry(name, "", NOW)

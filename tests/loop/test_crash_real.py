@@ -137,8 +137,7 @@ def test_killed_in_training_evaluation_and_promotion_it_ends_live_and_verified(
         target = ledger.revisions.target()
         assert [r.number for r in ledger.revisions.all()] == [0, 1]
         assert ledger.batches.state(ledger.batches.latest()[0].id) is BatchState.LIVE
-    assert target.served_path is not None
-    assert not store.verify(Path(target.served_path))
+    assert not store.verify(layout.served / target.served_name)
     assert [p.name for p in layout.served.iterdir()] == [target.served_name]
     assert len(list(layout.adapters.iterdir())) == 1
     daemon.child.terminate()

@@ -75,9 +75,9 @@ def test_the_day_of_the_week_is_counted_as_cron_does() -> None:
 
     async def job() -> None: ...
 
-    (added,) = nightly.calendar("0 3 * * 0", job).get_jobs()
+    (added,) = nightly.calendar(("0 3 * * 0", job)).get_jobs()
     assert added.trigger.get_next_fire_time(None, sunday) == datetime(2026, 11, 8, 3, tzinfo=UTC)
-    assert nightly.calendar("", job).get_jobs() == []
+    assert nightly.calendar(("", job)).get_jobs() == []
 
 
 def test_the_job_runs_and_what_it_misses_is_heard(caplog: pytest.LogCaptureFixture) -> None:
@@ -89,7 +89,7 @@ def test_the_job_runs_and_what_it_misses_is_heard(caplog: pytest.LogCaptureFixtu
         ran += 1
 
     async def run(late: timedelta) -> None:
-        scheduler = nightly.calendar("* * * * *", job)
+        scheduler = nightly.calendar(("* * * * *", job))
         scheduler.start()
         (added,) = scheduler.get_jobs()
         added.modify(next_run_time=datetime.now(UTC) - late)

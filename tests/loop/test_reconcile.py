@@ -66,7 +66,7 @@ def test_the_former_adapter_goes_on_with_a_later_batch(world: World) -> None:
     assert isinstance(request, TrainRequest)
     assert [fact.id for fact in request.facts] == ["b2-0", "b2-1"]
     assert [fact.id for fact in request.replay] == ["b1-0", "b1-1", "b1-2"]
-    assert request.start == (Path(world.ledger.steps.adapter(former).path),)
+    assert request.start == (world.settings.layout.adapter(former),)
     assert (request.number, request.lineage) == (2, ())
     world.settle()
     target = world.ledger.revisions.target()

@@ -61,8 +61,8 @@ def learn(ledger: Ledger, settings: Settings, name: str, count: int) -> int:
 
 
 def go_live(ledger: Ledger, plan: int) -> None:
-    served = Served(name=f"palora-{plan}", path=f"/served/{plan}", sha256=f"s{plan}")
-    ledger.steps.trained(plan, Adapter(sha256=f"a{plan}", rank=4, path=f"/a/{plan}"), served, NOW)
+    served = Served(name=f"palora-{plan}", sha256=f"s{plan}")
+    ledger.steps.trained(plan, Adapter(sha256=f"a{plan}", rank=4), served, NOW)
     ledger.steps.judged(plan, PASSED, (), PlanState.PASSED, NOW)
     ledger.revisions.promote(plan, served, NOW)
 

@@ -61,8 +61,8 @@ class Serving(World):
         name = publish(served, request.number)
         sha = name.rpartition("-")[2] * 8
         return TrainDone(
-            adapter=Adapter(sha256=sha, rank=request.rank, path=f"/adapters/{sha}"),
-            served=Served(name=name, path=str(served / name), sha256=sha),
+            adapter=Adapter(sha256=sha, rank=request.rank),
+            served=Served(name=name, sha256=sha),
             rank=request.rank,
             report={},
             seconds={},

@@ -96,8 +96,8 @@ class Place:
             (folder / "adapter_model.safetensors").write_bytes(b"weights")
         self.ledger.steps.trained(
             plan.id,
-            Adapter(sha256=letter * 64, rank=4, path=str(adapter)),
-            Served(name=name, path=str(self.layout.served / name), sha256="b" * 64),
+            Adapter(sha256=letter * 64, rank=4),
+            Served(name=name, sha256="b" * 64),
             self.now,
         )
         self.ledger.plans.move(plan.id, PlanState.TRAINED, PlanState.REJECTED, self.now)
@@ -172,7 +172,15 @@ def undeletable(monkeypatch: pytest.MonkeyPatch, kept: Path, error: int) -> None
             raise OSError(error, "Operation not permitted", str(kept))
         really(path, ignore_errors=ignore_errors, **more)
 
+    really_renamed = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path == kept:
+            raise OSError(error, "Operation not permitted", str(kept))
+        return really_renamed(path, target)
+
     monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(Path, "rename", rename)
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EROFS])
@@ -253,14 +261,28 @@ def test_half_a_deletion_is_not_certified(place: Place, monkeypatch: pytest.Monk
     assert not half.exists()
 
 
-def test_a_state_directory_that_was_moved_keeps_no_adapter(place: Place) -> None:
+def test_a_state_directory_that_was_moved_keeps_no_adapter(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
     place.drop("a.jsonl", LINE)
     adapter = place.publish()
-    place.ledger.db.do("UPDATE adapters SET path = ?", (f"/elsewhere/{adapter.name}",))
-    place.ledger.db.connection.commit()
+    place.retract()
+    place.ledger.close()
+    place.layout.root.rename(tmp_path / "elsewhere" / "state")
+    moved = Place(tmp_path / "elsewhere")
+    assert (moved.layout.adapters / adapter.name).exists()
+    assert len(moved.forget()) == 1
+    assert not (moved.layout.adapters / adapter.name).exists()
+    moved.ledger.close()
+
+
+def test_a_copy_of_the_ledger_from_before_a_migration_goes(place: Place) -> None:
+    place.drop("a.jsonl", LINE)
+    copy = place.layout.ledger.with_name("ledger.db.before-schema_2")
+    copy.write_text(SECRET)
     place.retract()
     assert len(place.forget()) == 1
-    assert not adapter.exists()
+    assert not copy.exists()
+    assert place.holding() == []
 
 
 def test_a_working_directory_that_cannot_be_deleted_is_not_certified(

@@ -67,7 +67,6 @@ class World:
             parent=None,
             lineage=(),
             served_name=name,
-            served_path=None,
             sha256=None,
             created_at=NOW,
         )

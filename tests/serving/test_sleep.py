@@ -107,8 +107,8 @@ class Shared:
         name = live.publish(self.generator, served, request.number).served_name
         sha = name.rpartition("-")[2] * 8
         return TrainDone(
-            adapter=Adapter(sha256=sha, rank=request.rank, path=str(served / name)),
-            served=Served(name=name, path=str(served / name), sha256=sha),
+            adapter=Adapter(sha256=sha, rank=request.rank),
+            served=Served(name=name, sha256=sha),
             rank=request.rank,
             report={},
             seconds={},

@@ -31,7 +31,7 @@ from daemon.children import worker
 from daemon.children.jobs import Jobs
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
-from daemon.loop.instance import single_instance
+from daemon.loop.instance import alone
 from daemon.loop.logs import configure_log
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
@@ -175,7 +175,7 @@ class Site:
         settings = self.settings
         prepare_state(settings)
         configure_log("info")
-        with single_instance(self.layout.lock), Ledger.open(self.layout.ledger) as ledger:
+        with alone(self.layout), Ledger.open(self.layout.ledger) as ledger:
 
             async def run() -> None:
                 service = Service(
@@ -197,6 +197,19 @@ class Site:
         self.replica.kill()
         self.replica.wait()
         self.replica = Forked(self._replica, {}, self.root / "replica.log")
+
+    def move(self, state_dir: Path) -> None:
+        """The stopped daemon's state directory is renamed, and the settings follow."""
+        self.settings.state_dir.rename(state_dir)
+        self.use(state_dir)
+
+    def use(self, state_dir: Path) -> None:
+        """Daemon and replica work on another state directory from their next start on."""
+        inbox = self.settings.intake.model_copy(update={"inbox": state_dir / "inbox"})
+        changed = {"state_dir": state_dir, "intake": inbox}
+        self.settings = self.settings.model_copy(update=changed)
+        self.layout = self.settings.layout
+        self.restart_replica()
 
     def start(self) -> Forked:
         self.starts += 1

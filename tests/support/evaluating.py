@@ -40,6 +40,11 @@ def ignorant(prompt: str) -> str:
     return right(prompt) if "+" in prompt else "no idea"
 
 
+def before(prompt: str) -> str:
+    """What was learnt earlier and not what is new."""
+    return "no idea" if " new " in prompt else right(prompt)
+
+
 def wrong_when(test: Callable[[str], bool], brain: Brain = right) -> Brain:
     return lambda prompt: "13 maybe" if test(prompt) else brain(prompt)
 
@@ -74,7 +79,7 @@ class Bench:
         self.tmp_path = tmp_path
         self.answers = AnswerStore(tmp_path / "answers")
         self.progress: list[Progress] = []
-        self.server = ScriptedServer({"base": ignorant, LIVE.name: right, CANDIDATE.name: right})
+        self.server = ScriptedServer({"base": ignorant, LIVE.name: before, CANDIDATE.name: right})
         self.rows = sums(1200)
 
     def suite(

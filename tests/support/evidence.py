@@ -49,10 +49,13 @@ def questions(
 
 
 def score(
-    asked: SuiteQuestions, right: Callable[[int], bool], only: int | None = None
+    asked: SuiteQuestions,
+    right: Callable[[int], bool],
+    only: int | None = None,
+    said: str = "said",
 ) -> SuiteScore:
     results = [
-        ItemResult(id=item.id, correct=right(n), output=f"said {n} {right(n)}")
+        ItemResult(id=item.id, correct=right(n), output=f"{said} {n} {right(n)}")
         for n, item in enumerate(asked.items[:only])
     ]
     return SuiteScore(
@@ -73,7 +76,7 @@ def suite(
 ) -> SuiteEvidence:
     return SuiteEvidence(
         questions=asked,
-        candidate=score(asked, candidate),
+        candidate=score(asked, candidate, said="says"),
         base=score(asked, base),
         live=score(asked, live) if live else None,
         stability=aa,

@@ -42,6 +42,8 @@ def probe(desk: Desk) -> ProbeReport:
 
 def train(desk: Desk) -> TrainDone:
     request = TrainRequest.model_validate_json(desk.request)
+    for adapter in (*request.lineage, *request.start):
+        store.read_manifest(adapter)
     _work(desk)
     text = json.dumps([[f.id for f in request.facts], request.seed, request.lineage_sha256])
     staging = store.staging(request.adapters, desk.workdir.name)
@@ -52,8 +54,8 @@ def train(desk: Desk) -> TrainDone:
     served = _compose(request, desk.workdir.name, text)
     faults.point("train:revision-published")
     return TrainDone(
-        adapter=Adapter(sha256=_sha(adapter), rank=request.rank, path=str(adapter)),
-        served=Served(name=served.name, path=str(served), sha256=_sha(served)),
+        adapter=Adapter(sha256=_sha(adapter), rank=request.rank),
+        served=Served(name=served.name, sha256=_sha(served)),
         rank=request.rank,
         report={},
         seconds={},

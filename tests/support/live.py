@@ -75,7 +75,6 @@ def revision(number: int, name: str) -> Revision:
         parent=None,
         lineage=(),
         served_name=name,
-        served_path=None,
         sha256=None,
         created_at=NOW,
     )

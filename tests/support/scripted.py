@@ -29,8 +29,8 @@ def unreachable(_model: str, _prompt: str, _time: int) -> Exception | None:
 class ScriptedServer:
     """`brains` answers by model; `fault(model, prompt, nth time)` may refuse a request.
 
-    `losses` is what each model loses on every token of a given text, each of rank `rank`; it scores
-    none without.
+    `cut` says which answers reach their greatest length before their end. `losses` is what each
+    model loses on every token of a given text, each of rank `rank`; it scores none without.
     """
 
     def __init__(self, brains: Mapping[str, Brain], fault: Fault = no_fault) -> None:
@@ -40,6 +40,7 @@ class ScriptedServer:
         self.alive = True
         self.losses: dict[str, float] = {}
         self.rank = 1
+        self.cut: Callable[[str], bool] = lambda _prompt: False
         self.asked: Counter[tuple[str, str]] = Counter()
         self.forms: dict[str, str] = {}
         self.busiest = 0
@@ -64,11 +65,15 @@ class ScriptedServer:
     async def complete(
         self, model: str, prompts: Sequence[str], *, max_tokens: int, salt: str = ""
     ) -> tuple[Completion, ...]:
-        return tuple(Completion(t, model) for t in await self._answer(model, prompts, "plain"))
+        texts = await self._answer(model, prompts, "plain")
+        return tuple(self._said(model, p, t) for p, t in zip(prompts, texts, strict=True))
 
     async def chat(self, model: str, prompt: str, *, max_tokens: int) -> Completion:
         (text,) = await self._answer(model, [prompt], "chat")
-        return Completion(text, model)
+        return self._said(model, prompt, text)
+
+    def _said(self, model: str, prompt: str, text: str) -> Completion:
+        return Completion(text, model, finish_reason="length" if self.cut(prompt) else "stop")
 
     async def score(
         self, model: str, texts: Sequence[Sequence[int]]

@@ -250,8 +250,8 @@ def _trained(request: TrainRequest) -> TrainDone:
     sha = content_id(text)
     name = f"palora-{request.number:06}-{sha[:8]}"
     return TrainDone(
-        adapter=Adapter(sha256=sha, rank=request.rank, path=f"/adapters/{sha}"),
-        served=Served(name=name, path=f"/served/{name}", sha256=sha),
+        adapter=Adapter(sha256=sha, rank=request.rank),
+        served=Served(name=name, sha256=sha),
         rank=request.rank,
         report={},
         seconds={},

@@ -104,10 +104,13 @@ def test_a_probe_is_fitted_once_and_an_adapter_becomes_a_servable_revision(
     done = TrainDone.model_validate(state.report)
     assert done.report["leak"] < 5e-3
     assert done.rank == 2
-    served = Path(done.served.path)
+    (served,) = (tmp_path / "served").glob("palora-*")
+    (adapter,) = (tmp_path / "adapters").iterdir()
+    assert served.name == done.served.name
+    assert adapter.name == done.adapter.sha256[:12]
     assert served.name == f"palora-000001-{done.served.sha256[:8]}"
     assert not store.verify(served)
-    assert not store.verify(Path(done.adapter.path))
+    assert not store.verify(adapter)
     assert json.loads((served / "identity.json").read_text())["differs"]
     assert state.progress is not None
 

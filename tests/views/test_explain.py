@@ -6,9 +6,17 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from daemon.views.explain import Explanation, explain_batch, explain_plan, rate_text, render
+from daemon.views.explain import (
+    Explanation,
+    explain_batch,
+    explain_plan,
+    rate_text,
+    render,
+    suite_line,
+)
 from policies.gate.records import (
     FailedItem,
+    Flips,
     ItemResult,
     Outcome,
     Rate,
@@ -118,6 +126,32 @@ def test_a_batch_without_a_plan_or_verdict_says_so() -> None:
     assert "No plan" in text(explain_batch(BATCH, BatchState.WAITING, []))
     open_plan = explain_plan(PLAN.model_copy(update={"state": PlanState.TRAINED}), None, FACTS)
     assert "not judged" in text(explain_batch(BATCH, BatchState.LEARNING, [open_plan]))
+
+
+def test_each_suite_says_how_it_was_read_and_what_it_could_see() -> None:
+    seeing = VERDICT.suites[0].model_copy(
+        update={
+            "grader": "contains",
+            "grader_because": "of 100 answers of base, 92 right by 'contains', 0 by 'normalised'",
+            "sees": 0.0312,
+            "sees_items": 400,
+            "flips": Flips(items=100, flipped=2, changed=31),
+        }
+    )
+    said = suite_line(seeing)
+    assert said.startswith("reasoning: graded by 'contains' (of 100 answers of base, 92 right")
+    assert "could see a loss of 3.1 pp with 80 % power at n = 400" in said
+    assert "2 flipped between right and wrong (2.0 %), 31 changed in some character" in said
+    blind = seeing.model_copy(update={"sees": None, "blind": "base has 0.0 % right: add items"})
+    assert "blind: base has 0.0 % right: add items" in suite_line(blind)
+    small = seeing.model_copy(update={"sees": None})
+    assert "too small to see any loss with 80 % power at n = 400" in suite_line(small)
+    assert suite_line(VERDICT.suites[0]) == ""
+    verdict = VERDICT.model_copy(update={"suites": (seeing,)})
+    plan = explain_plan(PLAN, verdict, FACTS, CANDIDATE)
+    shown = text(explain_batch(BATCH, BatchState.REJECTED, [plan]))
+    assert "could see a loss of 3.1 pp" in " ".join(shown.split())
+    assert '"flipped":2' in plan.model_dump_json()
 
 
 def test_nothing_measured_is_a_dash_and_never_a_figure() -> None:

@@ -16,6 +16,7 @@ from daemon.views.status import (
     RevisionView,
     StageView,
     StatusView,
+    SuiteView,
 )
 from policies.records import PlanKind
 
@@ -96,6 +97,29 @@ def test_status_shows_the_stage_of_the_plan_under_way_and_how_far_it_is() -> Non
 def test_a_fact_that_is_retracted_but_served_is_said_loudly() -> None:
     served = RetractionView(handle="r-1", fact="f", state="still served", asked_at=NOW, plan=9)
     assert "STILL SERVED" in line(status(served), "palorad certificate r-1")
+
+
+def test_a_blind_suite_and_a_grader_that_was_found_are_said() -> None:
+    view = StatusView(
+        running=False,
+        paused=False,
+        daemon=None,
+        target=TARGET,
+        steps=(),
+        batches=(),
+        facts=3,
+        quarantined=0,
+        not_learnt=0,
+        suites=(
+            SuiteView(suite="known", grader="contains", grader_because="it fits"),
+            SuiteView(suite="sums", grader="final", blind="base has 0.0 % right"),
+            SuiteView(suite="other", grader="final"),
+        ),
+    )
+    said = text(status_view(view))
+    assert line(said, "suite known") == "suite known: graded by 'contains' (it fits)"
+    assert line(said, "suite sums") == "suite sums: blind: base has 0.0 % right"
+    assert not any("suite other" in one for one in said)
 
 
 def test_history_marks_the_target_alone() -> None:

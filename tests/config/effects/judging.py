@@ -20,7 +20,7 @@ from daemon.serving.protocol import Completion
 from policies.planning import Step
 from tests.config.effects import Effect, Observe, outcome
 from tests.config.effects.learning import until, world
-from tests.support.evaluating import facts, right, sums
+from tests.support.evaluating import before, facts, right, sums
 from tests.support.scripted import Brain, ScriptedServer
 
 SUITE = "gate.suites[]"
@@ -67,7 +67,7 @@ class Judged:
 def judged(
     look: Callable[[Judged], object],
     candidate: Brain = right,
-    live: Brain = right,
+    live: Brain = before,
     new: int = 4,
     earlier: int = 150,
 ) -> Observe:

@@ -103,7 +103,7 @@ def paraphrased(settings: Settings, root: Path) -> object:
 def run(settings: Settings, root: Path) -> object:
     """What a running service repeats and how often, what gives hints, and its daily check."""
     here, repeated = Here(settings, root), []
-    watching, calendar = services.observe, services.calendar
+    ensure, calendar = services.Watching.ensure, services.calendar
 
     def every(seconds: float, work: Any, **_: object) -> Coroutine[None, None, None]:
         name = getattr(work, "__name__", "") or work.func.__name__
@@ -112,10 +112,9 @@ def run(settings: Settings, root: Path) -> object:
 
     seen: list[object] = []
 
-    def observe(*arguments: Any) -> Any:
-        observer = watching(*arguments)
-        seen.append(type(observer).__name__)
-        return observer
+    def watched(watching: services.Watching) -> None:
+        ensure(watching)
+        seen.append(type(watching._observer).__name__)
 
     def scheduled(*arguments: Any) -> Any:
         scheduler = calendar(*arguments)
@@ -128,7 +127,7 @@ def run(settings: Settings, root: Path) -> object:
 
     with (
         mock.patch.object(services, "every", every),
-        mock.patch.object(services, "observe", observe),
+        mock.patch.object(services.Watching, "ensure", watched),
         mock.patch.object(services, "calendar", scheduled),
         mock.patch.object(services, "ControlServer", return_value=mock.AsyncMock()),
         mock.patch.object(here.service._reconciler, "stop", mock.AsyncMock()) as stop,

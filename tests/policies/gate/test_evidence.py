@@ -181,7 +181,7 @@ def test_a_silent_model_is_not_asked_for_more() -> None:
     assert not next_items(evidence(mute, seed="x"), LIMITS)
 
 
-def test_questions_left_out_are_told_and_change_nothing() -> None:
+def test_questions_left_out_are_told_and_a_suite_of_which_none_is_left_never_passes() -> None:
     known = suite(questions(Role.LOCALITY))
     some = known.model_copy(
         update={"questions": known.questions.model_copy(update={"left_out": 60})}
@@ -191,8 +191,11 @@ def test_questions_left_out_are_told_and_change_nothing() -> None:
     assert "60 questions left out" in said.suites[1].reason
     none = SuiteEvidence(questions=questions(Role.LOCALITY, 0).model_copy(update={"left_out": 9}))
     said = verdict(REASONING, none)
-    assert (said.outcome, len(said.suites)) == (Outcome.PASS, 1)
+    assert (said.outcome, len(said.suites)) == (Outcome.INCONCLUSIVE, 1)
     assert "9 questions left out" in said.reasons[1]
+    warned = verdict(REASONING, none, limits=LIMITS.model_copy(update={"blind_suites": "warn"}))
+    assert warned.outcome is Outcome.PASS
+    assert warned.reasons[1].startswith("warning: locality: 9 questions left out")
 
 
 NEAR, FAR = (AnswerLikelihood(rank=r, probability=p) for r, p in ((1, 0.8), (500, 0.001)))

@@ -42,7 +42,7 @@ def run_in_steps(
     unanswerable: frozenset[str] = frozenset(),
 ) -> tuple[Verdict, dict[str, set[str]]]:
     """Ask what the gate wants until it wants nothing."""
-    truth = {q.suite: {r.id: r for r in score(q, candidate).results} for q in asked}
+    truth = {q.suite: {r.id: r for r in score(q, candidate, said="says").results} for q in asked}
     answered: dict[str, set[str]] = {q.suite: set() for q in asked}
     unanswered: dict[str, str] = {}
 

@@ -162,6 +162,11 @@ def test_one_paraphrase_that_gives_the_fact_away_is_enough() -> None:
         (UnlearningEvidence(checks=(check(NEAR, FAR),)), Outcome.FAIL, "1 of 1 not unlearned"),
         (UnlearningEvidence(problem="no log-probabilities"), Outcome.INCONCLUSIVE, "no log-prob"),
         (UnlearningEvidence(), Outcome.INCONCLUSIVE, "no answer was measured"),
+        (
+            UnlearningEvidence(asked=("f", "f2"), checks=(check(FAR, FAR),)),
+            Outcome.INCONCLUSIVE,
+            "1 of 2 not measured",
+        ),
     ],
 )
 def test_what_gives_a_fact_away_fails_and_what_was_not_measured_cannot_pass(

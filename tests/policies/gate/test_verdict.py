@@ -44,7 +44,7 @@ def test_a_damaged_candidate_fails_and_its_newly_failing_items_are_named() -> No
     assert len(broken) == 80
     first = min(broken, key=lambda f: int(f.item.rpartition("-")[2]))
     assert (first.prompt, first.expected) == ("question 0", "answer 0")
-    assert (first.was, first.now) == ("said 0 True", "said 0 False")
+    assert (first.was, first.now) == ("said 0 True", "says 0 False")
     assert "inferior to base: margin 2 pp, n = " in said.reasons[0]
 
 
@@ -214,6 +214,9 @@ def test_known_facts_lost_fail_locality() -> None:
         (0.05, 0.1, Outcome.PASS),
         (None, 0.1, Outcome.INCONCLUSIVE),
         (math.nan, 0.1, Outcome.INCONCLUSIVE),
+        (-math.inf, 0.1, Outcome.INCONCLUSIVE),
+        (math.inf, 0.1, Outcome.FAIL),
+        (0.0, 0.1, Outcome.INCONCLUSIVE),
     ],
 )
 def test_drift(drift: float | None, limit: float | None, outcome: Outcome) -> None:

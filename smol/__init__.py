@@ -1,0 +1,1 @@
+"""A real language model at hand: SmolLM2-135M-Instruct, and a fine-tune with a skill to lose."""

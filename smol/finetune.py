@@ -1,0 +1,189 @@
+"""`make smol-skill`: the real model fine-tuned on short problems: a skill that it can lose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from adapters import files
+from smol import checkpoint, skill
+from smol.skill import Problem
+
+FOLDER: Final = Path("models/smol-skill")
+SIZES: Final = {"train": 3600, "skill": 600, "gate": 1600, "report": 1200}
+SEED: Final = 7
+BATCH: Final = 32
+LEARNING_RATE: Final = 1e-4
+ANSWER_TOKENS: Final = 64
+
+_CARD: Final = """---
+license: apache-2.0
+library_name: transformers
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+---
+# smol-skill: a real model with a skill to lose
+
+`smol` (SmolLM2-135M-Instruct from its Q4_1 quantisation, see its own card) after {steps} steps of
+{batch} short word problems, cross-entropy on the solutions, AdamW at {lr}, seed {seed}, made by
+`python -m smol.finetune` in {minutes:.0f} minutes ({machine}). The problems are generated
+(`smol/skill.py`); `data/` holds those for the probe and replay (`skill.jsonl`), for the gate and
+for the report. No prompt stands in two of them or in the training set.
+
+Right of {asked} problems of the report that were asked: {right:.1%} (before: {before:.1%}).
+"""
+
+
+def main() -> None:
+    """Train once; nothing is done where the model is already there."""
+    parser = argparse.ArgumentParser(prog="python -m smol.finetune", description=__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--base", type=Path, default=checkpoint.FOLDER)
+    parser.add_argument("--steps", type=int, default=110)
+    parser.add_argument("--asked", type=int, default=300, help="problems asked before and after")
+    chosen = parser.parse_args()
+    print(make(chosen.out, chosen.base, chosen.steps, chosen.asked))
+
+
+def make(out: Path, base: Path, steps: int, asked: int) -> Path:
+    """The folder with the fine-tuned checkpoint and its data; whole or not at all."""
+    if (out / "README.md").exists():
+        return out
+    logging.disable_progress_bar()
+    torch.manual_seed(SEED)
+    started = time.monotonic()
+    parts = skill.splits(SIZES, SEED)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    before = accuracy(model, tokenizer, parts["report"][:asked])
+    train(model, tokenizer, parts["train"], steps)
+    right = accuracy(model, tokenizer, parts["report"][:asked])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".smol-skill-") as folder:
+        made = Path(folder) / "checkpoint"
+        model.to(torch.bfloat16).save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        shutil.copy(base / "LICENSE", made / "LICENSE")
+        (made / "data").mkdir()
+        for name in ("skill", "gate", "report"):
+            skill.write(made / "data" / f"{name}.jsonl", parts[name])
+        figures: dict[str, Any] = {
+            "steps": steps,
+            "batch": BATCH,
+            "lr": LEARNING_RATE,
+            "seed": SEED,
+            "minutes": (time.monotonic() - started) / 60,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "asked": asked,
+            "before": before,
+            "right": right,
+        }
+        files.write_text(made / "figures.json", json.dumps(figures, indent=1) + "\n")
+        files.write_text(made / "README.md", _CARD.format(**figures))
+        for path in made.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        made.rename(out)
+    return out
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    steps: int,
+) -> None:
+    """`steps` steps of AdamW over the solutions; the rate warms up and falls to nothing."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * (1 - step / steps)
+        rows = [problems[(step * BATCH + k) % len(problems)] for k in range(BATCH)]
+        loss = _loss(model, *_encoded(tokenizer, rows))
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        if step % 10 == 0 or step == steps - 1:
+            print(f"step {step + 1} of {steps}: loss {loss.item():.4f}", flush=True)
+
+
+def accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    batch: int = 64,
+) -> float:
+    """The share of problems whose greedy answer ends in the right number."""
+    tokenizer.padding_side = "left"
+    right = 0
+    for start in range(0, len(problems), batch):
+        rows = problems[start : start + batch]
+        texts = [_asked(tokenizer, row.prompt) for row in rows]
+        given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.inference_mode():
+            out = model.generate(**given, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        said = tokenizer.batch_decode(
+            out[:, given["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        right += sum(
+            re.findall(r"-?\d+", text)[-1:] == [row.answer]
+            for text, row in zip(said, rows, strict=True)
+        )
+    return right / len(problems)
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    turn = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Problem]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and labels (n, t), right-padded; labels −100 outside the solutions."""
+    pairs = []
+    for row in rows:
+        asked = _asked(tokenizer, row.prompt)
+        whole = f"{asked}{row.solution}<|im_end|>\n"
+        start = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
+        pairs.append((tokenizer(whole, add_special_tokens=False)["input_ids"], start))
+    longest = max(len(ids) for ids, _ in pairs)
+    ids = torch.full((len(pairs), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(pairs), longest), -100)
+    mask = torch.zeros(len(pairs), longest, dtype=torch.long)
+    for k, (row_ids, start) in enumerate(pairs):
+        ids[k, : len(row_ids)] = torch.tensor(row_ids)
+        labels[k, start : len(row_ids)] = torch.tensor(row_ids[start:])
+        mask[k, : len(row_ids)] = 1
+    return ids, mask, labels
+
+
+def _loss(model: PreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the solutions' tokens; logits at those tokens alone."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(ids, attention_mask=mask).last_hidden_state[:, :-1]
+        learnt = labels[:, 1:] != -100
+        logits = model.lm_head(hidden[learnt]).float()
+    return cross_entropy(logits, labels[:, 1:][learnt])
+
+
+if __name__ == "__main__":
+    main()

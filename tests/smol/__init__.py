@@ -1,0 +1,1 @@
+"""The real model's package and the skill that it is taught."""
