@@ -20,9 +20,11 @@ from daemon.serving.replica_status import ReplicaStatus
 from daemon.serving.waiting import Patience, succeeded
 from policies.records import Record, Revision
 
-# A promotion waits for everybody. What must go, or is being mended, goes without the slowest.
+# A promotion waits for everybody; what must go goes without the slowest. A target that moves ends
+# every wait.
 WHOLE: Final = Patience(None, None)
-RATHER: Final = Patience(10.0, 2.0)
+STEADY: Final = Patience(30.0, 10.0)
+URGENT: Final = Patience(10.0, 2.0)
 BRIEF: Final = Patience(2.0, 2.0)
 
 
@@ -89,7 +91,8 @@ class Fleet:
         current = self._restored(goal, steps)
         urgent = current != goal and not may_stay(current.revision)
         promotion = current != goal and not urgent
-        passed = await self._prepared(goal, steps, promotion, is_target)
+        patience = URGENT if urgent else STEADY
+        passed = await self._prepared(goal, steps, WHOLE if promotion else patience, is_target)
         if current != goal:
             if not is_target():
                 steps.append(f"{goal.model} is not the target any more: nothing flipped")
@@ -99,7 +102,7 @@ class Fleet:
                 return self._result(steps)
             self._flip(goal, steps)
         checks = {n: _begun(r, r.check(goal)) for n, r in self._numbered if n in passed}
-        serving = await succeeded(checks, RATHER, goes_on=is_target)
+        serving = await succeeded(checks, patience, goes_on=is_target)
         if not is_target():
             return self._result(steps)
         if not serving and promotion and may_stay(current.revision):
@@ -121,11 +124,10 @@ class Fleet:
         return tuple(enumerate(self._replicas))
 
     async def _prepared(
-        self, goal: Pointer, steps: list[str], promotion: bool, is_target: Callable[[], bool]
+        self, goal: Pointer, steps: list[str], patience: Patience, is_target: Callable[[], bool]
     ) -> frozenset[int]:
         """Who may route `goal`; who takes too long goes on, and is not waited for next time."""
         tasks = {n: replica.begin(goal, steps) for n, replica in self._numbered}
-        patience = WHOLE if promotion else RATHER
         passed = await succeeded(tasks, patience, late=self._late, goes_on=is_target)
         left = frozenset(n for n, task in tasks.items() if not task.done())
         self._late = left if is_target() else left & self._late
