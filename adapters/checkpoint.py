@@ -34,7 +34,8 @@ def save(folder: Path, fingerprint: str, saved: Saved) -> None:
     target = folder / f"{PREFIX}{saved.step:07}"
     temporary = folder / f".tmp-{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    files.make_folder(folder)
+    temporary.mkdir()
     content = {"factors": dict(saved.factors), "optimizer": dict(saved.optimizer)}
     with files.replacing(temporary / DATA) as stream:
         torch.save(content, stream)

@@ -31,6 +31,14 @@ def sync_stream(stream: IO[bytes] | IO[str]) -> None:
     os.fsync(stream.fileno())
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing; afterwards they are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync(path.parent)
+
+
 def put_in_place(part: Path, path: Path) -> None:
     """Rename a finished `part` on the same file system to `path`, in the place of what is there."""
     sync(part)

@@ -20,8 +20,18 @@ MANIFEST = "manifest.json"
 
 def content_hash(directory: Path) -> str:
     """SHA-256 over the names and hashes of all files except the manifest."""
+    return _hash_of(_hashes(directory))
+
+
+def manifest_hash(directory: Path) -> str:
+    """The same of the files that the manifest lists; where `verify` finds nothing, they are those
+    that are there. Raises `StoreConflict` where there is no manifest."""
+    return _hash_of(read_manifest(directory).get("files", {}))
+
+
+def _hash_of(hashes: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for name, sha in sorted(_hashes(directory).items()):
+    for name, sha in sorted(hashes.items()):
         digest.update(f"{name}\0{sha}\n".encode())
     return digest.hexdigest()
 
@@ -46,23 +56,28 @@ def publish(
     if target.exists():
         if _published_hash(target) != sha or verify(target):
             raise StoreConflict(f"{target} exists with other content; it is never overwritten")
-        shutil.rmtree(source)
-        return target
+        return _there_already(source, target)
     for file in hashes:
         files.sync(source / file)
     manifest = {"sha256": sha, "files": hashes, **facts_about_it}
     files.write_json(source / MANIFEST, manifest)
     for folder in sorted({(source / file).parent for file in hashes} | {source}):
         files.sync(folder)
-    parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(parent)
     try:
         source.rename(target)
     except OSError as error:
         if target.exists() and _published_hash(target) == sha and not verify(target):
-            shutil.rmtree(source)
-            return target
+            return _there_already(source, target)
         raise StoreConflict(f"cannot publish {source.name} as {target}: {error}") from error
     files.sync(parent)
+    return target
+
+
+def _there_already(source: Path, target: Path) -> Path:
+    """Whoever published it may have been killed before its name was on the disk."""
+    files.sync(target.parent)
+    shutil.rmtree(source)
     return target
 
 
@@ -86,7 +101,9 @@ def verify(directory: Path) -> tuple[str, ...]:
     except StoreConflict as error:
         return (str(error),)
     actual = _hashes(directory)
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    links = [path for path in sorted(directory.rglob("*")) if path.is_symlink()]
+    problems = [f"{path.relative_to(directory)} is a link, not a file" for path in links]
+    problems += [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
     problems += [f"{name} was added" for name in sorted(actual.keys() - expected.keys())]
     problems += [
         f"{name} has changed"
@@ -118,7 +135,8 @@ def staging(parent: Path, name: str) -> Path:
     path = parent / f".tmp-{name}"
     if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    files.make_folder(parent)
+    path.mkdir()
     return path
 
 
@@ -152,4 +170,6 @@ def remove(directory: Path) -> None:
     """
     if directory.exists() or directory.is_symlink():
         shutil.rmtree(directory)
+    # Whoever deleted it may have been killed before that was on the disk.
+    if directory.parent.is_dir():
         files.sync(directory.parent)

@@ -40,7 +40,7 @@ PATIENCE_S: Final = 300.0
 DAEMON: Final = """
 import sys
 from daemon.config.settings import Settings
-from daemon.loop.service import run
+from daemon.loop.start import run
 run(Settings.model_validate_json(sys.argv[1]))
 """
 STAND_IN: Final = """

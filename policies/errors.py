@@ -57,6 +57,10 @@ class LedgerUnusable(PaloradError):
     """The ledger cannot be opened, or does not hold what it should."""
 
 
+class LedgerDamaged(LedgerUnusable):
+    """The ledger's file is not a sound database any more."""
+
+
 class Inconsistent(PaloradError):
     """A change of the ledger that did not do what it must; nothing of it was kept."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,15 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from adapters import files
 from daemon.base import faults
+from daemon.children.endings import EXIT_NO_ROOM, how_it_ended, oom_kills
 from daemon.children.threads import threads
 from policies.records import Record
 
 TERMINATE_S: Final = 10.0
 LOG_TAIL_BYTES: Final = 4096
+NO_ROOM: Final = "DiskFull"
 
 
 class Progress(Record):
@@ -63,13 +64,14 @@ class Jobs:
 
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._oom_kills: dict[Path, int] = {}
 
     def start(self, step: str, workdir: Path, request: BaseModel) -> int:
         """Start the child of `step` in `workdir`; returns its pid.
 
         Where the child before it left a checkpoint, it goes on from there.
         """
-        workdir.mkdir(parents=True, exist_ok=True)
+        files.make_folder(workdir)
         (workdir / "error.json").unlink(missing_ok=True)
         files.write_text(workdir / "request.json", request.model_dump_json(indent=1))
         faults.point(f"{step}:requested")
@@ -82,9 +84,13 @@ class Jobs:
                 start_new_session=True,
                 env={**os.environ, **threads(), "PALORAD_PARENT": str(os.getpid())},
             )
-        self._children[workdir] = child
+        self._began(workdir, child)
         faults.point(f"{step}:started")
         return child.pid
+
+    def _began(self, workdir: Path, child: subprocess.Popen[bytes]) -> None:
+        self._children[workdir] = child
+        self._oom_kills[workdir] = oom_kills()
 
     def poll(self, workdir: Path) -> JobState:
         """Where the child of `workdir` stands; never waits."""
@@ -94,15 +100,16 @@ class Jobs:
         if child is None and held(workdir):
             return JobState("running", progress=last_progress(workdir))
         self._children.pop(workdir, None)
-        if (workdir / "report.json").exists():
-            report = json.loads((workdir / "report.json").read_text())
-            return JobState("finished", report=report, progress=last_progress(workdir))
-        if (workdir / "error.json").exists():
-            error = JobError.model_validate_json((workdir / "error.json").read_text())
-            return JobState("failed", error=error)
+        try:
+            ended = _last_word(workdir)
+        except ValueError as error:
+            return JobState("failed", error=_unreadable(workdir, error))
+        if ended is not None:
+            return ended
         if child is None or child.returncode == 0:
             return JobState("absent")
-        return JobState("failed", error=_died(child.returncode, workdir))
+        killed = oom_kills() - self._oom_kills.get(workdir, 0)
+        return JobState("failed", error=_died(child.returncode, workdir, killed))
 
     def cancel(self, workdir: Path) -> None:
         """Ask the child to stop at its next checkpoint; `kill` does not ask."""
@@ -139,15 +146,19 @@ def held(workdir: Path) -> bool:
 
 
 def last_progress(workdir: Path) -> Progress | None:
-    """The newest whole line of `progress.jsonl`."""
+    """The newest whole line of `progress.jsonl`; one that a power cut has torn is passed over."""
     try:
         with (workdir / "progress.jsonl").open("rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL_BYTES))
             tail = stream.read()
     except FileNotFoundError:
         return None
-    whole = tail[: tail.rfind(b"\n") + 1].splitlines()
-    return Progress.model_validate_json(whole[-1]) if whole else None
+    for line in reversed(tail[: tail.rfind(b"\n") + 1].splitlines()):
+        try:
+            return Progress.model_validate_json(line)
+        except ValidationError:
+            continue
+    return None
 
 
 def started_at(pid: int) -> int | None:
@@ -161,14 +172,38 @@ def started_at(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[19])
 
 
-def _died(code: int, workdir: Path) -> JobError:
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+def _last_word(workdir: Path) -> JobState | None:
+    """The report or the error that a child has left; raises `ValueError` for a damaged one."""
+    if (workdir / "report.json").exists():
+        report = json.loads((workdir / "report.json").read_text())
+        return JobState("finished", report=report, progress=last_progress(workdir))
+    if (workdir / "error.json").exists():
+        error = JobError.model_validate_json((workdir / "error.json").read_text())
+        return JobState("failed", error=error)
+    return None
+
+
+def _unreadable(workdir: Path, error: ValueError) -> JobError:
+    """What a child has left is damaged: it goes, so that the step can be done again."""
+    for name in ("report.json", "error.json"):
+        (workdir / name).unlink(missing_ok=True)
+    first_line = str(error).splitlines()[0]
+    return JobError(kind="Unreadable", error=f"{workdir}: what the child left: {first_line}")
+
+
+def _died(code: int, workdir: Path, oom_kills_meanwhile: int) -> JobError:
     lines = _tail(workdir / "log").strip().splitlines()
     last = f": {lines[-1]}" if lines else ""
+    if code == EXIT_NO_ROOM:
+        return JobError(kind=NO_ROOM, error=f"{workdir}: the disk is full{last}")
+    how = how_it_ended(code, oom_kills_meanwhile)
     return JobError(kind="ChildDied", error=f"the child {how}{last} (see {workdir / 'log'})")
 
 
 def _tail(path: Path) -> str:
-    with path.open("rb") as stream:
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL_BYTES))
-        return stream.read().decode(errors="replace")
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL_BYTES))
+            return stream.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""

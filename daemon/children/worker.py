@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final, Self
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 
 from adapters import files
 from daemon.base import faults
+from daemon.children.endings import EXIT_NO_ROOM, no_room
 from daemon.children.jobs import JobError, Progress
 from policies.errors import PaloradError
 
@@ -44,7 +46,11 @@ class Desk:
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir
         self._stopping = False
-        self._progress = (workdir / "progress.jsonl").open("a", encoding="utf-8", buffering=1)
+        path = workdir / "progress.jsonl"
+        before = path.read_bytes() if path.exists() else b""
+        self._progress = path.open("a", encoding="utf-8", buffering=1)
+        if before and not before.endswith(b"\n"):
+            self._progress.write("\n")
         self._former = signal.signal(signal.SIGTERM, self._stop)
 
     def __enter__(self) -> Self:
@@ -78,7 +84,8 @@ StepFunction = Callable[[Desk], BaseModel]
 
 
 def main(step: str, workdir: Path) -> int:
-    """Do one step; its exit status is 0 when a report or an error has been written."""
+    """Do one step; its exit status is 0 when a report or an error has been written, and
+    `EXIT_NO_ROOM` when there was no room on the disk."""
     die_with_parent()
     lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -87,8 +94,16 @@ def main(step: str, workdir: Path) -> int:
         return EXIT_BUSY
     if (workdir / "report.json").exists():
         return 0
-    with Desk(workdir) as desk:
-        _do(step, desk)
+    try:
+        with Desk(workdir) as desk:
+            _do(step, desk)
+    except Exception as error:
+        if not no_room(error):
+            raise
+        # An error.json might find no room either.
+        with suppress(OSError):
+            print(error, file=sys.stderr)
+        return EXIT_NO_ROOM
     return 0
 
 
@@ -98,6 +113,8 @@ def _do(step: str, desk: Desk) -> None:
     except Stopped:
         return
     except PaloradError as error:
+        if no_room(error):
+            raise
         failed = JobError(
             kind=type(error).__name__, error=str(error), final=getattr(error, "final", False)
         )

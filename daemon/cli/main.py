@@ -13,7 +13,9 @@ import typer
 
 from daemon.cli import change, keep, quarantine, setup
 from daemon.cli.session import (
+    FOR_NOW,
     USAGE,
+    BecauseOption,
     ConfigOption,
     JsonOption,
     SetOption,
@@ -22,7 +24,7 @@ from daemon.cli.session import (
     load_settings,
     print_json,
 )
-from policies.errors import PaloradError
+from policies.errors import DiskFull, LedgerBusy, PaloradError
 
 app = typer.Typer(
     name="palorad",
@@ -30,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Continual knowledge updates for a live language model: facts in, reasoning intact, "
-    "nothing lost. Exit codes: 0 pass, 1 regression or bad lines, 2 usage, 3 inconclusive.",
+    "nothing lost. Exit codes: 0 pass, 1 regression, bad lines or findings, 2 usage, "
+    "3 inconclusive, 75 try again later.",
 )
 
 
@@ -38,6 +41,8 @@ def main() -> None:
     """Run one command; what a user can do something about is one line and an exit code."""
     try:
         app()
+    except (DiskFull, LedgerBusy) as error:
+        _end(str(error), FOR_NOW)
     except PaloradError as error:
         _end(str(error), USAGE)
     except KeyboardInterrupt:
@@ -49,7 +54,8 @@ def main() -> None:
         if error.errno not in _OS_ADVICE:
             raise
         where = f" at {error.filename}" if error.filename else ""
-        _end(f"{_OS_ADVICE[error.errno]}{where}", USAGE)
+        code = FOR_NOW if error.errno in (errno.ENOSPC, errno.EDQUOT) else USAGE
+        _end(f"{_OS_ADVICE[error.errno]}{where}", code)
 
 
 _OS_ADVICE = {
@@ -73,7 +79,7 @@ def _end(line: str, code: int) -> None:
 @app.command()
 def run(config: ConfigOption = None, sets: SetOption = None) -> None:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C."""
-    from daemon.loop.service import run as serve
+    from daemon.loop.start import run as serve
 
     path = find_config(config).absolute()
     raise typer.Exit(serve(load_settings(path, sets), lambda: load_settings(path, sets)))
@@ -133,6 +139,31 @@ def why(
     from daemon.cli.read import show_why
 
     show_why(load_settings(config), prompt, as_json)
+
+
+@app.command()
+def verify(
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what every start looks at.")] = False,
+    kept: Annotated[
+        Path | None,
+        typer.Option("--anchor", help="Signed heads kept elsewhere, one JSON object a line."),
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Sign the history as it is now (with --because).")
+    ] = False,
+    because: BecauseOption = "",
+) -> None:
+    """Compare ledger, files and servers with what was written; 0 clean, 1 findings, 2 not all of
+    it could be looked at."""
+    from daemon.cli.verify import accept_history, show_verification
+
+    settings = load_settings(config)
+    if accept:
+        accept_history(settings, because)
+        return
+    raise typer.Exit(show_verification(settings, quick=quick, kept=kept, as_json=as_json))
 
 
 # --- facts -----------------------------------------------------------------------------------

@@ -117,6 +117,16 @@ class Layout:
         """palorad's own key for the server's admin routes."""
         return self.root / "admin.key"
 
+    @property
+    def anchor(self) -> Path:
+        """The signed head of the ledger's chain of events."""
+        return self.root / "head.json"
+
+    @property
+    def anchor_key(self) -> Path:
+        """The key that signs it."""
+        return self.root / "head.key"
+
     def directories(self) -> tuple[Path, ...]:
         """What is created at the first start."""
         return (

@@ -188,5 +188,5 @@ class DaemonSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level of messages that is logged."""
     check_at: Cron | Literal[""] = "17 3 * * *"
-    """When the ledger and all published files are compared with their hashes: a cron expression in
-    UTC, or "" for never."""
+    """When everything stored is verified (`palorad verify`): a cron expression in UTC, or "" for
+    never."""

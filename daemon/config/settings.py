@@ -31,6 +31,7 @@ from daemon.config.sections import (
     ServerSettings,
 )
 from daemon.config.training import TrainSettings
+from daemon.config.verification import AnchorSettings
 from policies.errors import ConfigError
 from policies.facts.paraphrases import ParaphrasePolicy
 
@@ -71,6 +72,8 @@ class Settings(BaseSettings):
     """[keep]"""
     daemon: DaemonSettings = DaemonSettings()
     """[daemon]"""
+    anchor: AnchorSettings = AnchorSettings()
+    """[anchor]"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from daemon.ledger.bad_lines import BadLines
 from daemon.ledger.batches import Batches
+from daemon.ledger.chain import followed, row_digest
 from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unstamp
 from daemon.ledger.facts import LOST_NOW, key_of
 from daemon.ledger.feeds import FeedCursors
@@ -187,9 +189,14 @@ class Admission:
             "accepted": admitted.batch.accepted,
             "known": admitted.known,
             "quarantined": admitted.batch.quarantined,
+            "digest": self.digest(seq),
         }
         self._db.event("batch.admitted", batch_id, counts, now)
         return admitted
+
+    def digest(self, batch: int) -> str:
+        """One hash of all facts stored of a batch so far, as they were stored."""
+        return str(self._db.one("SELECT digest FROM batches WHERE seq = ?", (batch,)))
 
     def row_of(self, batch_id: str) -> SqlRow | None:
         """Row number, completeness, next line and byte offset of a batch, if it is known."""
@@ -231,7 +238,8 @@ class Admission:
         kept: int = KEPT,
     ) -> None:
         """Within a change: store what each fact means, and the lines that were not admitted."""
-        self._store([pair for pair in admitted if pair[1].relation not in _NOT_STORED], batch, now)
+        stored = [pair for pair in admitted if pair[1].relation not in _NOT_STORED]
+        digests = self._store(stored, batch, now)
         replacing = [
             (fact, old)
             for fact, ruling in admitted
@@ -245,29 +253,34 @@ class Admission:
         conflicts = sum(r.relation is FactRelation.CONFLICT for _, r in admitted)
         self._db.do(
             "UPDATE batches SET accepted = accepted + ?, known = known + ?,"
-            " conflicts = conflicts + ?, quarantined = quarantined + ? WHERE seq = ?",
+            " conflicts = conflicts + ?, quarantined = quarantined + ?, digest = ? WHERE seq = ?",
             (
                 len(admitted) - conflicts,
                 sum(r.relation is FactRelation.KNOWN for _, r in admitted),
                 conflicts,
                 len(quarantined),
+                followed(self.digest(batch), digests),
                 batch,
             ),
         )
 
-    def _store(self, found: Sequence[tuple[Fact, Ruling]], batch: int, now: datetime) -> None:
+    def _store(
+        self, found: Sequence[tuple[Fact, Ruling]], batch: int, now: datetime
+    ) -> list[bytes]:
+        """Store facts as they were given; the digest of each."""
         first = int(self._db.one("SELECT coalesce(max(seq), 0) + 1 FROM facts"))
         recorded = self._db.at(now)
+        rows = [
+            _fact_row(fact, ruling, batch, seq, recorded)
+            for seq, (fact, ruling) in enumerate(found, first)
+        ]
         stored = self._db.do_all(
-            "INSERT INTO facts (id, stem, batch, key, answer, body, op, urgent,"
-            " validity, valid_from, valid_until, recorded_at, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                _fact_row(fact, ruling, batch, seq, recorded)
-                for seq, (fact, ruling) in enumerate(found, first)
-            ],
+            f"INSERT INTO facts ({LASTING}, validity, valid_until, state, salt, digest)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
         )
         self._db.expect(stored, len(found), "facts are stored")
+        return [row[-1] for row in rows]
 
     def _replace(self, replacing: Sequence[tuple[Fact, str]], now: datetime) -> None:
         """Each fact takes the place of an older one, now or once it becomes valid."""
@@ -292,6 +305,8 @@ class Admission:
         self._db.expect(done, len(replacing), "facts are replaced")
 
 
+# What never changes of a fact until it is erased; its digest is of these, in this order.
+LASTING: Final = "seq, id, stem, batch, key, answer, body, op, urgent, valid_from, recorded_at"
 _REPLACING: Final = frozenset({FactRelation.SUPERSEDES, FactRelation.RETRACTS})
 _NOT_STORED: Final = frozenset({FactRelation.KNOWN, FactRelation.CONFLICT})
 
@@ -307,7 +322,8 @@ def _validity(ruling: Ruling) -> Validity:
 def _fact_row(fact: Fact, ruling: Ruling, batch: int, seq: int, recorded: str) -> tuple[Any, ...]:
     validity = _validity(ruling)
     learnable = fact.op is not Operation.RETRACT and validity is Validity.VALID
-    return (
+    lasting = (
+        seq,
         _stored_id(fact, seq),
         stem_of(fact.id),
         batch,
@@ -316,11 +332,17 @@ def _fact_row(fact: Fact, ruling: Ruling, batch: int, seq: int, recorded: str) -
         fact.model_dump_json(exclude_defaults=True),
         fact.op.value,
         int(fact.priority is Priority.URGENT),
-        validity.value,
         _instant(fact.valid_from),
-        _instant(fact.valid_until),
         recorded,
+    )
+    salt = secrets.token_bytes(16)
+    return (
+        *lasting,
+        validity.value,
+        _instant(fact.valid_until),
         "pending" if learnable else "idle",
+        salt,
+        row_digest(salt, lasting),
     )
 
 

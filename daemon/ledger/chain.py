@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 GENESIS: Final = "0" * 64
 
@@ -17,3 +19,15 @@ def chained(prev: str, seq: int, at: str, kind: str, subject: str, digest: str) 
     """Hash of an event and, through `prev`, of every event before it."""
     text = "\0".join((prev, str(seq), at, kind, subject, digest))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def row_digest(salt: bytes, values: Sequence[Any]) -> bytes:
+    """SHA-256 of the values of a row with its salt."""
+    return hashlib.sha256(salt + json.dumps(list(values)).encode()).digest()
+
+
+def followed(before: str, digests: Iterable[bytes]) -> str:
+    """One hash of rows in their order: `before` is that of the rows ahead of them, "" for none."""
+    for digest in digests:
+        before = hashlib.sha256(before.encode() + digest).hexdigest()
+    return before

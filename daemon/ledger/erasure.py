@@ -9,7 +9,8 @@ from contextlib import closing
 from datetime import datetime
 from typing import Any, Final
 
-from daemon.ledger.database import Database, SqlRow, translated
+from daemon.ledger.database import Database, SqlRow, make_durable, translated
+from daemon.ledger.events import ERASURES, EVENTS_ERASED, FACT_ERASED
 from daemon.ledger.text import text_row
 from policies.facts.traces import ERASED, Trace, scrubbed, tells
 from policies.records import Fact, Operation
@@ -32,6 +33,8 @@ _INSTEAD: Final = {
     "plans": f"because = '{ERASED}', error = NULL",
     "events": "payload = '', salt = ''",
 }
+# They hold numbers and hashes only, and without them an erasure could not be told from a forgery.
+_SPARED: Final = {"events": f"AND kind NOT IN ({', '.join(repr(kind) for kind in ERASURES)})"}
 # Both kinds of verdict by one text, since a plan has several scorecards.
 _KEY: Final = {"verdicts": "plan", "scorecards": "plan || ' ' || model"}
 
@@ -60,16 +63,17 @@ class Erasure:
                     self._erase(handle, row, certificate, now)
             self._db.set_meta(UNCLEAN, "yes")
 
-    def erase_mentions(self, traces: Sequence[Trace]) -> Iterator[None]:
+    def erase_mentions(self, traces: Sequence[Trace], now: datetime) -> Iterator[None]:
         """Take every mention of facts out of quarantine, verdicts, plans and events; with pauses.
 
-        The chain of events stays valid: what an event said is gone, its salted hash stays.
+        The chain of events stays valid: what an event said is gone, its salted hash stays, and one
+        more event names those that were erased.
         """
         for table, key, columns in _TELLING:
             last = -1
             while rows := self._db.rows(
                 f"SELECT {key}, {', '.join(columns)} FROM {table} WHERE {key} > ?"
-                f" ORDER BY {key} LIMIT {SCANNED}",
+                f" {_SPARED.get(table, '')} ORDER BY {key} LIMIT {SCANNED}",
                 (last,),
             ):
                 last = rows[-1][0]
@@ -79,6 +83,9 @@ class Erasure:
                         f"UPDATE {table} SET {_INSTEAD[table]} WHERE {key} = ?",
                         [(row_key,) for row_key in found],
                     )
+                    if table == "events" and found:
+                        said = {"events": found, "for": sorted(trace.handle for trace in traces)}
+                        self._db.event(EVENTS_ERASED, "ledger", said, now)
                 yield None
         for table in ("verdicts", "scorecards"):
             for rowid, body in self._bodies(table):
@@ -116,7 +123,8 @@ class Erasure:
             self._blank(line, f"~retract~{line}~{handle}", handle, Operation.RETRACT)
         self._blank(seq, handle, handle, Operation.ASSERT)
         event = f"retraction:{handle}"
-        self._db.event("fact.erased", event, {}, now)
+        gone = {"facts": [seq, *(line for (line,) in asked)]}
+        self._db.event(FACT_ERASED, event, gone, now)
         last = self._db.rows("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")[0]
         whole = {**certificate, "event": {"seq": last[0], "hash": last[1]}}
         self._db.do(
@@ -127,7 +135,7 @@ class Erasure:
     def _blank(self, seq: int, identity: str, handle: str, op: Operation) -> None:
         nothing = Fact(id=handle, prompt="(erased)", answer="(erased)", op=op)
         done = self._db.do(
-            "UPDATE facts SET id = ?, stem = ?, key = ?, answer = '', body = ?,"
+            "UPDATE facts SET id = ?, stem = ?, key = ?, answer = '', body = ?, salt = x'',"
             " replaced_by = NULL, state = 'idle' WHERE seq = ?",
             (identity, handle, handle, nothing.model_dump_json(exclude_defaults=True), seq),
         )
@@ -166,8 +174,8 @@ class Erasure:
             with closing(
                 sqlite3.connect(self._db.path, timeout=VACUUM_WAIT_S, isolation_level=None)
             ) as own:
+                make_durable(own)
                 own.execute("VACUUM")
-                own.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.DatabaseError as error:
             raise translated(error, self._db.path) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,6 +12,12 @@ from daemon.ledger.database import Database, SqlRow, unstamp
 from daemon.ledger.records import Event
 from policies.errors import LedgerUnusable
 
+# What tells a lawful erasure from a forgery; these events are never erased themselves.
+EVENTS_ERASED: Final = "events.erased"
+FACT_ERASED: Final = "fact.erased"
+ARCHIVE_ERASED: Final = "archive.erased"
+ERASURES: Final = (EVENTS_ERASED, FACT_ERASED, ARCHIVE_ERASED)
+_AT_ONCE: Final = 1000
 _EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
 
 
@@ -35,24 +41,85 @@ class Events:
         )
         return tuple(_event_of(row) for row in rows)
 
-    def verify_chain(self) -> int:
-        """How many events there are; raises `LedgerUnusable` naming the first that was altered.
+    def archive_erased(self, batch_id: str, sha256: str, now: datetime) -> None:
+        """Retracted lines leave the archive of a batch, whose bytes have this hash afterwards."""
+        self.record(ARCHIVE_ERASED, batch_id, {"sha256": sha256}, now)
 
-        What an event says may have been erased with a retracted fact; that it happened stands.
+    def head(self) -> tuple[int, str]:
+        """Number and hash of the newest event; 0 and `GENESIS` where there is none."""
+        row = self._db.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
+        return (0, GENESIS) if row is None else (int(row[0]), str(row[1]))
+
+    def hash_of(self, seq: int) -> str | None:
+        """The hash of one event, `GENESIS` of number 0; None where there is no such event."""
+        found = (
+            GENESIS if seq == 0 else self._db.one("SELECT hash FROM events WHERE seq = ?", (seq,))
+        )
+        return None if found is None else str(found)
+
+    def of_kinds(
+        self, *kinds: str, subject: str | None = None
+    ) -> Iterator[tuple[int, str, str, dict[str, Any]]]:
+        """Number, kind, subject and payload of all events of some kinds (and one subject), in
+        order; an erased payload is empty."""
+        where = f"kind IN ({', '.join('?' * len(kinds))})"
+        about = () if subject is None else (subject,)
+        yield from self._said(f"{where}{' AND subject = ?' * len(about)}", (*kinds, *about))
+
+    def of_plans(self) -> Iterator[tuple[int, str, str, dict[str, Any]]]:
+        """The same of all states that plans came to."""
+        yield from self._said("kind GLOB 'plan.*'", ())
+
+    def _said(
+        self, where: str, parameters: Sequence[Any]
+    ) -> Iterator[tuple[int, str, str, dict[str, Any]]]:
+        for seq, kind, subject, payload in self._db.rows(
+            f"SELECT seq, kind, subject, payload FROM events WHERE {where} ORDER BY seq", parameters
+        ):
+            yield seq, kind, subject, json.loads(payload) if payload else {}
+
+    def was_removed(self, subject: str) -> bool:
+        """Whether retention has removed something stored, such as "revision:palora-000001-…"."""
+        return any(True for _ in self.of_kinds("removed", subject=subject))
+
+    def verify_chain(self) -> int:
+        """How many events there are; raises `LedgerUnusable` naming the first that was altered."""
+        for problem in self.broken():
+            if problem is not None:
+                raise LedgerUnusable(f"{self._db.path}: {problem}")
+        return self.head()[0]
+
+    def broken(self, after: int = 0) -> Iterator[str | None]:
+        """What is wrong with the events behind number `after`; pauses by None after each piece.
+
+        What an event says may have been erased with a retracted fact, if a later event names it;
+        that it happened stands.
         """
-        prev, expected = GENESIS, 1
-        for row in self._db.rows(f"SELECT {_EVENT}, salt, digest FROM events ORDER BY seq"):
-            seq, at, kind, subject, body, before, chain, salt, digest = row
-            erased = not body and not salt
-            if (
-                seq != expected
-                or before != prev
-                or not (erased or digest == salted(salt, body))
-                or chain != chained(prev, seq, at, kind, subject, digest)
-            ):
-                raise LedgerUnusable(f"{self._db.path}: event {expected} is not what was written")
-            prev, expected = chain, seq + 1
-        return expected - 1
+        lawful = {
+            number
+            for _, _, _, said in self.of_kinds(EVENTS_ERASED)
+            for number in said.get("events", ())
+        }
+        last, prev = after, self.hash_of(after)
+        while rows := self._db.rows(
+            f"SELECT {_EVENT}, salt, digest FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+            (last, _AT_ONCE),
+        ):
+            for row in rows:
+                seq, at, kind, subject, body, before, chain, salt, digest = row
+                if seq != last + 1:
+                    yield f"event {last + 1} is gone"
+                erased = not body and not salt
+                if erased and seq not in lawful:
+                    yield f"what event {seq} ({kind}) said is gone without a retraction"
+                elif (
+                    before != prev
+                    or not (erased or digest == salted(salt, body))
+                    or chain != chained(before, seq, at, kind, subject, digest)
+                ):
+                    yield f"event {seq} is not what was written"
+                last, prev = seq, chain
+            yield None
 
 
 def _event_of(row: SqlRow) -> Event:

@@ -7,6 +7,7 @@ from typing import Self
 
 from daemon.ledger.admission import Admission
 from daemon.ledger.ancestry import Ancestry
+from daemon.ledger.audit import Audit
 from daemon.ledger.batches import Batches
 from daemon.ledger.database import Database
 from daemon.ledger.erasure import Erasure
@@ -34,6 +35,7 @@ class Ledger:
         self.meta = Meta(db)
         self.events = Events(db)
         self.feeds = FeedCursors(db)
+        self.audit = Audit(db)
         self.facts = Facts(db)
         self.text = TextIndex(db)
         self.paraphrases = ParaphraseCache(db)

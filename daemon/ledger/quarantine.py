@@ -77,6 +77,10 @@ class Quarantine:
                 raise NotFound(f"no batch {batch_id} that has been admitted")
             present = self._admission.bad_lines.take_out(row[0], lines)
             self._admission.append(row[0], admitted, quarantined, now, kept)
-            counts = {"lines": present, "still_bad": len(quarantined)}
+            counts = {
+                "lines": present,
+                "still_bad": len(quarantined),
+                "digest": self._admission.digest(row[0]),
+            }
             self._db.event("batch.readmitted", batch_id, counts, now)
         return self._admission.admitted(batch_id)

@@ -127,7 +127,8 @@ class Revisions:
             )
             self._settle_facts(plan_id, relearn)
             self._point(number, f"plan {plan_id} passed", now)
-            self._db.event("plan.live", f"plan:{plan_id}", {"revision": number}, now)
+            published = {"revision": number, "name": served.name, "sha256": served.sha256}
+            self._db.event("plan.live", f"plan:{plan_id}", published, now)
         return self.get(number)
 
     def _revision_of_plan(self, plan_id: int) -> SqlRow:

@@ -9,6 +9,8 @@ from sqlite_utils import Database, Migrations
 SCHEMAS: Final = ("schema_1",)
 SCHEMA: Final = SCHEMAS[-1]
 migrations: Final = Migrations("palorad")
+# What is there before the first tables are: a first start that was cut off leaves no more.
+_BOOKS: Final = frozenset({"_sqlite_migrations"})
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -30,7 +32,8 @@ CREATE TABLE batches (
   accepted INTEGER NOT NULL DEFAULT 0,
   known INTEGER NOT NULL DEFAULT 0,
   conflicts INTEGER NOT NULL DEFAULT 0,
-  quarantined INTEGER NOT NULL DEFAULT 0
+  quarantined INTEGER NOT NULL DEFAULT 0,
+  digest TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX batches_name ON batches (name);
 CREATE INDEX batches_signature ON batches (signature);
@@ -56,7 +59,9 @@ CREATE TABLE facts (
   tries INTEGER NOT NULL DEFAULT 0,
   misses INTEGER NOT NULL DEFAULT 0,
   learnt INTEGER,
-  lost_after INTEGER
+  lost_after INTEGER,
+  salt BLOB NOT NULL DEFAULT x'',
+  digest BLOB NOT NULL DEFAULT x''
 );
 CREATE INDEX facts_batch ON facts (batch, state);
 CREATE INDEX facts_key ON facts (key);
@@ -241,16 +246,27 @@ def _schema(db: Database) -> None:
         db.execute(statement)
 
 
+def is_empty(db: Database) -> bool:
+    """Whether a file has no tables but those that a first start makes before its own."""
+    return set(db.table_names()) <= _BOOKS
+
+
 def foreign(db: Database) -> str | None:
     """What schema a file has, if it is not this one; None for this one, for one from which
     migrations lead here, and for an empty file."""
     applied = [migration.name for migration in migrations.applied(db)]
     led_here = bool(applied) and applied == [*SCHEMAS[: len(applied)]]
-    if led_here or not db.table_names():
+    if led_here or is_empty(db):
         return None
-    if SCHEMA in applied:
-        return f"a newer schema ({applied[-1]})"
-    return f"an older schema ({applied[-1]})" if applied else "another program's tables"
+    newest = max(reversed(applied), key=_number, default="")
+    if _number(newest) > _number(SCHEMA):
+        return f"a newer schema ({newest})"
+    return f"an older schema ({newest})" if applied else "another program's tables"
+
+
+def _number(schema: str) -> int:
+    number = schema.rpartition("_")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def _statements(script: str) -> list[str]:

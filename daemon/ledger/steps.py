@@ -43,6 +43,25 @@ class Steps:
             payload = {"stage": step, "error": error, "kind": kind}
             self._db.event("stage.failed", f"plan:{plan_id}", payload, now)
 
+    def postponed(
+        self,
+        plan_id: int,
+        step: Step,
+        error: str,
+        kind: str,
+        not_before: datetime,
+        now: datetime,
+    ) -> None:
+        """A stage cannot be done for now: no attempt used, none before `not_before`."""
+        with self._db.write("postponed"):
+            self._drop_lease(plan_id, step)
+            self._db.do(
+                "UPDATE plans SET not_before = ?, error = ?, error_kind = ? WHERE id = ?",
+                (stamp(not_before), error, kind, plan_id),
+            )
+            payload = {"stage": step, "error": error, "kind": kind}
+            self._db.event("stage.postponed", f"plan:{plan_id}", payload, now)
+
     def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
         """A stage ended without a word because the daemon did: its lease is given up."""
         with self._db.write("interrupted"):

@@ -23,16 +23,23 @@ class Boundary:
         return tuple(self._trouble.values())
 
     async def run(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Run one step; whatever it raises is logged and shown until it succeeds."""
+        """Run one step; what it raises is shown until it succeeds, and logged when it is new."""
         try:
             await step()
         except LedgerBusy as error:
             log.info("ledger busy", what=what, reason=str(error))
         except PaloradError as error:
             self.report(what, str(error))
+        except OSError as error:
+            # The disk, a right, the network: what it says is all there is to know.
+            where = f"{error.filename}: " if error.filename else ""
+            why = error.strerror or str(error) or type(error).__name__
+            self.report(what, f"{what}: {where}{why}; it is tried again")
         except Exception as error:
-            log.exception("unexpected", what=what)
-            self.report(what, f"{what}: unexpected {type(error).__name__}: {error}; see the log")
+            line = f"{what}: unexpected {type(error).__name__}: {error}; see the log"
+            if self._trouble.get(what) != line:
+                log.exception("unexpected", what=what)
+            self.report(what, line)
         else:
             self.clear(what)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -32,12 +32,14 @@ class Commands:
         intake: Intake,
         settings: Settings,
         retention: Retention,
+        accept: Callable[[str], Awaitable[int]],
         *,
         now: Callable[[], datetime],
         live: Callable[[], DaemonView],
         wake: Callable[[], None],
     ) -> None:
-        """`live` is what only the daemon knows; `wake` has it act on a change at once."""
+        """`accept` signs the history as it is; `live` is what only the daemon knows; `wake` has it
+        act on a change at once."""
         self._ledger = ledger
         self._intake = intake
         self.settings = settings
@@ -45,12 +47,14 @@ class Commands:
         self._now = now
         self._live = live
         self._wake = wake
+        self._accept = accept
 
     def table(self) -> Mapping[str, Handler]:
         """The commands by name."""
         names = (
             *("submit", "retry", "rollback", "forward", "promote", "reject"),
             *("pause", "resume", "retract", "consolidate", "status", "requeue", "prune"),
+            *("accept",),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -244,6 +248,13 @@ class Commands:
         action = rebuild(complete, PlanKind.CONSOLIDATE, because or "asked for")
         plan = self._ledger.planning.make_plan(action, now, max_replay=0)
         return self._done(f"plan {plan.id}: {known} facts in one adapter", plan=plan.id)
+
+    async def accept(self, because: str = "") -> CommandResult:
+        """A person accepts the history as it is, for instance after a restore."""
+        if not because.strip():
+            raise RequestRefused('say why: --because "…"; it is recorded')
+        events = await self._accept(because)
+        return self._done(f"the history of {events} events is accepted and signed", events=events)
 
     def _done(self, line: str, **fields: object) -> CommandResult:
         self._wake()

@@ -1,24 +1,31 @@
-"""Calendar work: everything stored is compared with its hashes, what need not be kept removed."""
+"""Guards what is stored: signs the history as it grows, and verifies by the calendar."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 
-from adapters import store
-from daemon.config.layout import Layout
+from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
+from daemon.loop.boundary import Boundary
+from daemon.loop.ticking import every
+from daemon.verification.findings import Interrupted, Report
+from daemon.verification.keeper import Keeper
+from daemon.verification.verify import verify
 from policies.cron import next_after
-from policies.errors import Inconsistent
 
 LATE_S: Final = 3600
+AGAIN_S: Final = 1800
+SHOWN: Final = 5
 
 log = structlog.get_logger(__name__)
 
@@ -46,34 +53,101 @@ def calendar(*jobs: tuple[str, Callable[[], Awaitable[None]]]) -> AsyncIOSchedul
     return scheduler
 
 
-async def check(layout: Layout) -> None:
-    """Compare the ledger's chain of events and every published directory with their hashes.
+class Guard:
+    """What the running daemon does so that nothing stored changes unnoticed.
 
-    Raises `LedgerUnusable` or `Inconsistent` naming what differs first; nothing is changed.
+    Nothing that it finds stops the daemon: the status tells it.
     """
-    events = await asyncio.to_thread(_check_ledger, layout.ledger)
-    directories = list(_published(layout))
-    for directory in directories:
-        if problems := await asyncio.to_thread(_problems, directory):
-            raise Inconsistent(
-                f"{directory} is not what was published: {problems[0]}; restore it from a backup, "
-                "or retrain with `palorad consolidate`"
-            )
-    log.info("everything stored is what was written", events=events, directories=len(directories))
 
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: Settings,
+        *,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock` in seconds, set by nobody."""
+        self._settings = settings
+        self._now = now
+        self._boundary = Boundary()
+        self._keeper = Keeper(ledger, settings.layout, settings.anchor, clock)
+        self._one_at_a_time = asyncio.Lock()
+        self._stop = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._report = Report()
+        self._quick = True
 
-def _check_ledger(path: Path) -> int:
-    with Ledger.open(path, readonly=True) as ledger:
-        return ledger.events.verify_chain()
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """What was found last, and what could not be done."""
+        lines = self._report.lines
+        more = len(lines) - SHOWN
+        said = (f"and {more} more findings: run `palorad verify`",) if more > 0 else ()
+        return (*lines[:SHOWN], *said, *self._boundary.trouble)
 
+    async def begin(self) -> None:
+        """Before anything is recorded; verifies quickly while the daemon goes on.
 
-def _published(layout: Layout) -> Iterator[Path]:
-    for parent in (layout.adapters, layout.served):
-        if parent.is_dir():
-            yield from (p for p in sorted(parent.iterdir()) if p.is_dir() and p.name[0] != ".")
+        Raises `OSError` where a new history cannot be signed: it is not to begin without that.
+        """
+        self._keeper.begin(self._now())
+        self._task = asyncio.create_task(self.check(quick=True))
 
+    def ticks(self) -> Iterator[Coroutine[None, None, None]]:
+        """What comes again and again."""
+        tick_s = self._settings.daemon.tick_s
+        yield every(tick_s, self.sign)
+        yield every(AGAIN_S, self._look_again, first_after_s=AGAIN_S)
+        if self._settings.anchor.file is not None or self._settings.anchor.webhook:
+            yield every(tick_s, self.send)
 
-def _problems(directory: Path) -> tuple[str, ...]:
-    """What is wrong with a directory; nothing if a retraction has deleted it meanwhile."""
-    problems = store.verify(directory)
-    return problems if directory.is_dir() else ()
+    async def sign(self) -> None:
+        """Sign what history has grown by."""
+        await self._boundary.run("the history", self._sign)
+
+    async def _sign(self) -> None:
+        self._keeper.sign(self._now())
+
+    async def send(self, *, at_once: bool = False) -> None:
+        """Send the signed head outside."""
+        await self._boundary.run("the history outside", lambda: self._keeper.send(at_once=at_once))
+
+    async def accept(self, because: str) -> int:
+        """A person accepts the history as it is; how many events are signed. Raises `OSError`."""
+        events = self._keeper.accept(because, self._now())
+        await self.sign()
+        self._task = asyncio.create_task(self.check())
+        return events
+
+    async def check(self, *, quick: bool = False) -> None:
+        """Verify everything stored, or quickly what a start relies on."""
+        await self._boundary.run("the verification", lambda: self._check(quick=quick))
+
+    async def _check(self, *, quick: bool) -> None:
+        async with self._one_at_a_time:
+            work = partial(verify, self._settings, quick=quick, running=True, stop=self._stop)
+            with suppress(Interrupted):
+                self._report, self._quick = await asyncio.to_thread(work), quick
+                log.info(
+                    "verified",
+                    quick=quick,
+                    findings=len(self._report.findings),
+                    skipped=self._report.skipped,
+                    **self._report.counted,
+                )
+                for line in self._report.lines:
+                    log.warning("verification", line=line)
+
+    async def _look_again(self) -> None:
+        """Whether what was found has been mended meanwhile."""
+        if self._report.code:
+            await self.check(quick=self._quick)
+
+    async def stop(self) -> None:
+        """End what is under way; sign what the last steps have added."""
+        self._stop.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.sign()
+        await self.send(at_once=True)

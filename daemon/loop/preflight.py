@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 from pathlib import Path
 from typing import Final
 
+from adapters import files
 from daemon.config.settings import Settings
-from policies.errors import ConfigError, ForeignModule
+from policies.errors import ConfigError, DiskFull, ForeignModule
 
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 PACKAGES: Final = ("policies", "adapters", "daemon")
 
 
@@ -53,7 +56,7 @@ def require_files(settings: Settings) -> None:
 
 def prepare_state(settings: Settings) -> None:
     """Make the state directory and what belongs into it; raise `ConfigError` where that fails, and
-    where a restore has not come to its end."""
+    where a restore has not come to its end; `DiskFull` where there is no room for it."""
     if settings.layout.restoring.exists():
         raise ConfigError(
             f"state_dir: {settings.state_dir}: a restore was interrupted; give the same "
@@ -61,8 +64,10 @@ def prepare_state(settings: Settings) -> None:
         )
     for folder in settings.layout.directories():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
         except OSError as error:
+            if error.errno in FULL:
+                raise DiskFull(f"{folder} cannot be made: {error.strerror}; make room") from None
             raise ConfigError(
                 f"state_dir: {folder} cannot be made: {error.strerror}; "
                 "correct state_dir or its rights"

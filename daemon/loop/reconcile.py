@@ -17,15 +17,14 @@ from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, 
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.planning import NO_SPACE
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
+from daemon.loop.failures import Failures
 from daemon.loop.rollout import Rollout
 from daemon.loop.sharing import ON_GPU, Separate, Sharing
 from daemon.loop.waits import Waits
 from daemon.serving.replica_status import NotServed
 from daemon.training.messages import ProbeReport, TrainDone
-from policies.backoff import pause_s
 from policies.errors import (
     LedgerBusy,
     PaloradError,
@@ -46,12 +45,11 @@ from policies.planning import (
     Step,
     next_action,
 )
-from policies.records import PlanKind, PlanState
+from policies.records import PlanState
 
 WITHOUT_PLAN: Final = 0
 WAIT_FOR_SERVER_S: Final = 2.0
 PROBE_AGAIN_S: Final = 60.0
-PROBE_MISMATCH: Final = "ProbeMismatch"
 NO_RIGHT: Final = frozenset({401, 403})
 STATE_AFTER: Final = {
     Outcome.PASS: PlanState.PASSED,
@@ -94,6 +92,7 @@ class Reconciler:
         self.waits = Waits(clock)
         self._not_before = clock()
         self.waits_for: str = ""
+        self._failures = Failures(ledger, self._end)
 
     # --- planning ------------------------------------------------------------------------------
 
@@ -206,6 +205,7 @@ class Reconciler:
         deadline = now + timedelta(seconds=self.settings.train.deadline_s)
         self._ledger.steps.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
         self.waits.seen(self._ledger.steps.leases())
+        self.waits_for = ""
         log.info("stage started", plan=plan_id, stage=step.value, pid=pid)
         return True
 
@@ -241,6 +241,7 @@ class Reconciler:
             # The next plan has its own directory, and another base is probed again.
             shutil.rmtree(self._layout.workdir(lease.plan, lease.step), ignore_errors=True)
             return
+        self._failures.finished()
         head = self._ledger.plans.head(lease.plan)
         if lease.step is Step.TRAIN:
             done = TrainDone.model_validate(report)
@@ -261,17 +262,8 @@ class Reconciler:
         self._failed(self._ledger.plans.head(lease.plan), lease.step, error, now)
 
     def _failed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> None:
-        if error.kind == PROBE_MISMATCH:
-            requests.forget_probe(self._ledger)
-        pause = timedelta(seconds=pause_s(head.attempts + 1, self.settings.train.backoff_s))
-        self._ledger.steps.failed(head.id, step, error.error, error.kind, now + pause, now)
-        log.warning("stage failed", plan=head.id, stage=step.value, error=error.error)
-        crowded = error.kind == NO_SPACE and head.kind is PlanKind.LEARN and head.parent > 0
-        if crowded:
-            kept = {"error": error.error, "error_kind": error.kind}
-            self._ledger.plans.move(head.id, head.state, PlanState.CANCELLED, now, **kept)
-        elif error.final or error.kind == NO_SPACE:
-            self._end(head, PlanState.FAILED, now, because=error.error)
+        backoff_s = self.settings.train.backoff_s
+        self.waits_for = self._failures.failed(head, step, error, backoff_s, now)
 
     # --- moving --------------------------------------------------------------------------------
 

@@ -26,10 +26,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
-from daemon.loop.instance import alone
-from daemon.loop.logs import configure_log
-from daemon.loop.nightly import calendar, check
-from daemon.loop.preflight import prepare_state, require_files, require_own_modules
+from daemon.loop.nightly import Guard, calendar
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
@@ -83,6 +80,7 @@ class Service:
         self._forgetting = Forgetting(
             ledger, servers.fleet, settings.layout, rules_of(settings.intake), monotonic
         )
+        self._guard = Guard(ledger, settings, now=clock, clock=monotonic)
         self._rollout = Rollout(ledger, servers.fleet)
         self._sharing = Sharing(
             ledger,
@@ -98,7 +96,7 @@ class Service:
         self._reconciler = self._make_reconciler(jobs or Jobs())
         self._boundary = Boundary()
         self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
-        given = (ledger, self._intake, settings, self._retention)
+        given = (ledger, self._intake, settings, self._retention, self._guard.accept)
         self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
         self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
         self._stopping = asyncio.Event()
@@ -131,13 +129,14 @@ class Service:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         self._ledger.revisions.ensure_base(self._settings.model.name, self._clock())
+        await self._guard.begin()
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
         latest = self._ledger.batches.latest(RECEIPTS_AT_START)
         self._update_receipts(tuple(batch.id for batch in latest))
         self._watching.ensure()
         check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
-        scheduler = calendar((check, self.check), (prune, self._retention.run))
+        scheduler = calendar((check, self._guard.check), (prune, self._retention.run))
         scheduler.start()
         ticks = [asyncio.create_task(tick) for tick in self._ticks()]
         notify("READY=1")
@@ -155,6 +154,7 @@ class Service:
             await control.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
+            await self._guard.stop()
             await self._servers.stop()
             log.info("stopped")
 
@@ -177,6 +177,7 @@ class Service:
         yield every(tick_s, self.serve, wake=self._wake)
         yield every(tick_s, self.tick, wake=self._wake)
         yield every(self._settings.intake.rescan_s, self.rescan)
+        yield from self._guard.ticks()
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
             yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
@@ -196,10 +197,6 @@ class Service:
             await self._boundary.run("intake", self._take_in)
         await self._boundary.run("work", self._reconcile)
         await self._boundary.run("forgetting", self._forget)
-
-    async def check(self) -> None:
-        """Once a day: whether everything stored still is what was written."""
-        await self._boundary.run("stored files", lambda: check(self._settings.layout))
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came."""
@@ -327,24 +324,7 @@ class Service:
                 *self._servers.trouble,
                 *self._intake.problems,
                 *self._feeds.problems,
+                *self._guard.trouble,
                 *(one.waits_for for one in waiting if one.waits_for),
             ),
         )
-
-
-def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int:
-    """Be the daemon until SIGTERM or SIGINT; 0 then. Raises `PaloradError` where it cannot start.
-
-    `reload` reads the settings again at SIGHUP.
-    """
-    require_own_modules()
-    require_files(settings)
-    prepare_state(settings)
-    configure_log(settings.daemon.log_level)
-    with alone(settings.layout), Ledger.open(settings.layout.ledger) as ledger:
-        asyncio.run(_run(settings, ledger, reload))
-    return 0
-
-
-async def _run(settings: Settings, ledger: Ledger, reload: Callable[[], Settings] | None) -> None:
-    await Service(settings, ledger, Servers(settings), reload=reload).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -70,16 +71,22 @@ class Finder:
 # Every function below that gives paths pauses after each few lines or files, and says where it is.
 
 
-def erase_archive(layout: Layout, finder_of: Callable[[str], Finder]) -> Iterator[Path]:
-    """Blank the lines of archived drops; every other line keeps its place and number."""
+def erase_archive(
+    layout: Layout, finder_of: Callable[[str], Finder], record: Callable[[str, str], None]
+) -> Iterator[Path]:
+    """Blank the lines of archived drops; every other line keeps its place and number.
+
+    `record` is told the batch and the new SHA-256 of its archive before that is put in place.
+    """
     for path in sorted(layout.archive.glob("*.jsonl")):
         finder = finder_of(path.stem)
         if finder.traces:
-            yield from _erase_lines(path, finder)
+            yield from _erase_lines(path, finder, record)
+    files.sync(layout.archive)
     faults.point("forget:archive")
 
 
-def _erase_lines(path: Path, finder: Finder) -> Iterator[Path]:
+def _erase_lines(path: Path, finder: Finder, record: Callable[[str, str], None]) -> Iterator[Path]:
     with path.open("rb") as source:
         in_list = _has_list(source)
         found: list[tuple[int, int]] = []
@@ -88,7 +95,7 @@ def _erase_lines(path: Path, finder: Finder) -> Iterator[Path]:
             found += finder.spans(block)
             yield path
     if found:
-        yield from _blank(path, found, b"null" if in_list else b"")
+        yield from _blank(path, found, b"null" if in_list else b"", record)
 
 
 def erase_claimed(layout: Layout, finder: Finder) -> Iterator[Path]:
@@ -134,7 +141,12 @@ def _items(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
                     yield start, raw
 
 
-def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> Iterator[Path]:
+def _blank(
+    path: Path,
+    spans: Sequence[tuple[int, int]],
+    instead: bytes,
+    record: Callable[[str, str], None],
+) -> Iterator[Path]:
     """The same file with these spans filled with blanks (after `instead`), put in place at once.
 
     It keeps its time: files of the archive that are dropped again are taken in that order.
@@ -145,6 +157,8 @@ def _blank(path: Path, spans: Sequence[tuple[int, int]], instead: bytes) -> Iter
             out.write(block)
             yield path
         scanning.blank(out, spans, instead)
+    with part.open("rb") as blanked:
+        record(path.stem, hashlib.file_digest(blanked, "sha256").hexdigest())
     os.utime(part, ns=(before.st_atime_ns, before.st_mtime_ns))
     files.put_in_place(part, path)
 
@@ -157,6 +171,7 @@ def erase_receipts(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
             if tells(traces, text):
                 files.write_text(path, json.dumps(scrubbed(_read(text), traces), indent=2) + "\n")
             yield path
+    files.sync(layout.inbox)
     faults.point("forget:receipts")
 
 
@@ -176,6 +191,7 @@ def erase_work(
     for parent in (layout.work, layout.adapters, layout.served, layout.probes):
         for half in parent.glob(f"{HALF}*"):
             yield from scanning.removal(half)
+        files.sync(parent)
     faults.point("forget:work")
 
 
@@ -219,6 +235,8 @@ def erase_answers(
             continue
         for path in sorted(folder.glob("*.jsonl")):
             yield from _erase_measured(path, names, traces)
+        files.sync(folder)
+    files.sync(layout.answers)
     faults.point("forget:answers")
 
 
@@ -268,12 +286,13 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
         layout.answers,
         layout.root / "expert",
     }
+    spared = {layout.admin_key, layout.lock, layout.anchor, layout.anchor_key}
     for path in sorted(_files(layout.root, mine)):
         if path.name.startswith(f"{layout.ledger.name}{BEFORE}"):
             path.unlink()
             files.sync(path.parent)
             continue
-        if path.name.startswith(layout.ledger.name) or path in (layout.admin_key, layout.lock):
+        if path.name.startswith(layout.ledger.name) or path in spared:
             continue
         for _ in scanning.blank_mentions(path, traces):
             yield path

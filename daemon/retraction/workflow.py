@@ -156,6 +156,9 @@ class Forgetting:
         """Delete what knows a retracted fact; raises `OSError` for what lies there afterwards."""
         paths = held_by(self._layout, tainted)
         if not remaining(paths):
+            # They may have been deleted by a process that was killed before that was on the disk.
+            for parent in {path.parent for path in paths if path.parent.is_dir()}:
+                files.sync(parent)
             return
         await self._replicas.discard(tainted.served)
         faults.point("forget:revisions")
@@ -182,7 +185,7 @@ class Forgetting:
             for handle, fact in facts.items()
         ]
         if traces:
-            yield from self._erase_files(traces, left)
+            yield from self._erase_files(traces, left, now)
             tainted = self._barred(left.values())
             paths = held_by(self._layout, tainted)
             self._require_gone(paths)
@@ -192,12 +195,14 @@ class Forgetting:
                 )
                 for found in left.values()
             }
-            yield from self._ledger.erasure.erase_mentions(traces)
+            yield from self._ledger.erasure.erase_mentions(traces, now)
             self._ledger.erasure.erase(certificates, now)
         if self._ledger.erasure.unclean:
             yield from self._ledger.erasure.purge_index()
 
-    def _erase_files(self, traces: Sequence[Trace], left: dict[str, Retraction]) -> Iterator[Path]:
+    def _erase_files(
+        self, traces: Sequence[Trace], left: dict[str, Retraction], now: datetime
+    ) -> Iterator[Path]:
         def finder_of(batch: str) -> Finder:
             """Facts that came back after their retraction are other facts."""
             place = self._ledger.batches.place_of(batch)
@@ -207,7 +212,11 @@ class Forgetting:
             return Finder(chosen, self._rules)
 
         plans = {head.id for head in self._ledger.plans.heads(OPEN_STATES)}
-        yield from erase_archive(self._layout, finder_of)
+        yield from erase_archive(
+            self._layout,
+            finder_of,
+            lambda batch, sha: self._ledger.events.archive_erased(batch, sha, now),
+        )
         yield from erase_receipts(self._layout, traces)
         yield from erase_claimed(self._layout, Finder(traces, self._rules))
         yield from erase_work(self._layout, traces, plans)
@@ -225,7 +234,7 @@ class Forgetting:
         self._require_gone(held_by(self._layout, self._barred(erased)))
         for found in erased:
             path = self._layout.certificate(found.handle)
-            path.parent.mkdir(exist_ok=True)
+            files.make_folder(path.parent)
             files.write_text(path, json.dumps(found.certificate, indent=2, ensure_ascii=False))
             faults.point("forget:certificate")
             self._ledger.retractions.certified(found.handle, now)

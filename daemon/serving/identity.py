@@ -111,6 +111,17 @@ def differs(
     return None
 
 
+def base_mismatch(
+    identity: Identity, answers: Sequence[Completion], tolerance: Tolerance = EXACT
+) -> str | None:
+    """Why these answers are not those of the base under the adapter, or None when they are."""
+    bare = [
+        Answered(prompt=item.prompt, token_ids=item.base_token_ids, logprobs=item.base_logprobs)
+        for item in identity.items
+    ]
+    return differs(bare, answers, tolerance)
+
+
 def _differs(item: Answered, answer: Completion, tolerance: Tolerance) -> str | None:
     if len(answer.token_ids) != len(item.token_ids):
         return f"{len(answer.token_ids)} tokens where {len(item.token_ids)} are stored"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from daemon.serving.common import Common
 from daemon.serving.fleet import Fleet
 from daemon.serving.identity import CLOSE, EXACT, Tolerance
 from daemon.serving.server_command import has_gpu
-from policies.errors import ConfigError
+from policies.errors import ConfigError, DiskFull
 
 
 def connect(settings: Settings) -> tuple[HttpServer, ...]:
@@ -62,7 +63,8 @@ def _admin_key(settings: Settings) -> str:
     try:
         return keys.ensure(settings.layout.admin_key)
     except OSError as error:
-        raise ConfigError(f"{settings.layout.admin_key}: {error.strerror}") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        raise kind(f"{settings.layout.admin_key}: {error.strerror}") from error
 
 
 def _key(path: Path) -> str:

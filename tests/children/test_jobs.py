@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from daemon.children import jobs as jobs_module
 from daemon.children.jobs import (
+    NO_ROOM,
     Jobs,
     JobState,
     Progress,
@@ -26,6 +28,8 @@ from policies.records import Record
 
 STEPS = """
 import os, signal, sys, time
+from pathlib import Path
+from adapters.errors import StoreConflict
 from daemon.children.jobs import Progress
 from policies.errors import ConfigError
 from policies.records import Record
@@ -37,6 +41,15 @@ def train(desk):
     said = desk.request
     if "error" in said:
         raise ConfigError("x.jsonl, line 3: no prompt")
+    if "full" in said:
+        try:
+            Path("/dev/full").write_text("x")
+        except OSError as error:
+            if "published" in said:
+                raise StoreConflict("cannot publish it") from error
+            raise
+    if "library" in said:
+        raise RuntimeError("IO error: No space left on device (os error 28)")
     if "bug" in said:
         raise KeyError("a bug")
     if "kill" in said:
@@ -111,6 +124,32 @@ def test_an_error_is_its_line_a_bug_its_last_line_and_the_log(workdir: Path) -> 
         assert state.error is not None
         assert words[0] == state.error.kind
         assert words[1] in state.error.error
+
+
+@pytest.mark.parametrize("what", ["full", "full when published", "told by a library"])
+def test_a_full_disk_is_told_from_every_other_end_of_a_child(workdir: Path, what: str) -> None:
+    jobs = Jobs()
+    jobs.start("train", workdir, Request(what=what))
+    state = until_ended(jobs, workdir)
+    assert state.error is not None
+    assert state.error.kind == NO_ROOM
+    assert not state.error.final
+    assert f"{workdir}: the disk is full: " in state.error.error
+
+
+def test_a_child_that_the_kernel_kills_for_want_of_memory_says_so(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([3, 4, 4, 4])
+    monkeypatch.setattr(jobs_module, "oom_kills", lambda: next(counts))
+    jobs = Jobs()
+    for words in ("ran out of memory", "by somebody or by the kernel"):
+        jobs.start("train", workdir, Request(what="kill"))
+        state = until_ended(jobs, workdir)
+        assert state.error is not None
+        assert f"was ended by SIGKILL{' when the kernel ' if 'ran' in words else ', '}{words}" in (
+            state.error.error
+        )
 
 
 def test_a_stopped_child_leaves_no_word_and_goes_on_from_where_it_was(workdir: Path) -> None:
@@ -192,3 +231,29 @@ def test_half_a_line_of_progress_is_not_read(tmp_path: Path) -> None:
     found = last_progress(tmp_path)
     assert found is not None
     assert found.done == 3
+
+
+def test_progress_that_a_power_cut_tore_holds_up_nothing(workdir: Path) -> None:
+    """The size was on the disk, the data was not; the child that resumes says one thing more."""
+    workdir.mkdir(parents=True)
+    torn = b'{"stage":"train","done":1}\n' + bytes(40)
+    (workdir / "progress.jsonl").write_bytes(torn)
+    with Desk(workdir) as desk:
+        desk.progress(Progress(stage="facts", done=5, total=5))
+    (workdir / "report.json").write_text("{}")
+    state = Jobs().poll(workdir)
+    assert state.outcome == "finished"
+    assert state.progress == Progress(stage="facts", done=5, total=5)
+    (workdir / "progress.jsonl").write_bytes(torn + b"\n")
+    assert last_progress(workdir) == Progress(stage="train", done=1)
+
+
+@pytest.mark.parametrize("name", ["report.json", "error.json"])
+def test_a_damaged_last_word_has_the_step_done_again(workdir: Path, name: str) -> None:
+    workdir.mkdir(parents=True)
+    (workdir / name).write_bytes(bytes(12))
+    state = Jobs().poll(workdir)
+    assert state.outcome == "failed"
+    assert state.error is not None
+    assert str(workdir) in state.error.error
+    assert Jobs().poll(workdir).outcome == "absent"

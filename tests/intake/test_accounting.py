@@ -126,7 +126,7 @@ ACTS = st.one_of(
 @pytest.mark.parametrize("leases", [True, False], ids=["leases", "no leases"])
 @given(acts=st.lists(ACTS, max_size=25))
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -365,7 +365,7 @@ def test_why_a_file_was_set_aside_is_erased_with_the_fact_that_it_tells(
     (aside,) = place.ledger.admission.admitting(aside=True)
     assert "Thimphu" in aside.aside
     (fact,) = place.ledger.facts.find()
-    list(place.ledger.erasure.erase_mentions([trace_of("r-1", fact)]))
+    list(place.ledger.erasure.erase_mentions([trace_of("r-1", fact)], datetime.now(UTC)))
     (aside,) = place.ledger.admission.admitting(aside=True)
     assert aside.aside == ERASED
 

@@ -383,7 +383,7 @@ def test_a_feed_called_like_what_is_erased_does_not_meet_it(
         writer.write(ok(FACT * 2)[:-9])
         await writer.drain()
         await asyncio.sleep(0.1)
-        list(_blank(batch, [(0, len(FACT) - 1)], b"{}"))
+        list(_blank(batch, [(0, len(FACT) - 1)], b"{}", lambda *_: None))
         writer.write(FACT[-9:])
         await writer.drain()
 

@@ -27,6 +27,7 @@ from policies.errors import (
     Superseded,
 )
 from policies.facts.supersession import FactRelation, Ruling
+from policies.facts.traces import trace_of
 from policies.gate.records import Outcome, Verdict
 from policies.planning import Limits, MakePlan, Step
 from policies.records import (
@@ -503,15 +504,29 @@ def test_events_cannot_be_changed_and_a_change_is_found(ledger: Ledger, tmp_path
 def test_what_an_event_said_can_be_erased_and_the_chain_still_holds(
     ledger: Ledger, tmp_path: Path
 ) -> None:
+    trace = trace_of("r-1", fact(1, "a secret answer"))
+    for said in ("nothing", "What is 1? a secret answer", "nothing"):
+        ledger.events.record("test", "subject", {"said": said}, NOW)
+    count = ledger.events.verify_chain()
+    list(ledger.erasure.erase_mentions([trace], NOW))
+    assert ledger.events.verify_chain() == count + 1
+    named, _, erased, _ = ledger.events.latest(4)
+    assert erased.payload == {"erased": True}
+    assert (named.kind, named.payload["events"]) == ("events.erased", [erased.seq])
+    assert "secret" not in str(ledger.events.latest())
+
+
+def test_an_event_that_is_erased_without_a_retraction_is_found(
+    ledger: Ledger, tmp_path: Path
+) -> None:
     for n in range(3):
         ledger.events.record("test", "subject", {"n": n}, NOW)
-    count = ledger.events.verify_chain()
     raw = sqlite3.connect(tmp_path / "ledger.db")
-    raw.execute("UPDATE events SET payload = '', salt = '' WHERE seq = ?", (count - 1,))
+    raw.execute("UPDATE events SET payload = '', salt = '' WHERE seq = 2")
     raw.commit()
     raw.close()
-    assert ledger.events.verify_chain() == count
-    assert ledger.events.latest()[1].payload == {"erased": True}
+    with pytest.raises(LedgerUnusable, match=r"what event 2 .* is gone without a retraction"):
+        ledger.events.verify_chain()
 
 
 def test_a_plan_that_knows_a_fact_retracted_since_is_never_promoted(ledger: Ledger) -> None:
@@ -591,6 +606,7 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
     [
         (["first", "retractions", "paraphrases"], r"an older schema \(paraphrases\)"),
         (["schema_1", "schema_2"], r"a newer schema \(schema_2\)"),
+        (["schema_7"], r"a newer schema \(schema_7\)"),
         ([], "another program's tables"),
     ],
 )

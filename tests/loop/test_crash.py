@@ -23,7 +23,10 @@ FIRST_POINTS = (
         for name in ("ensure_base", "remember", "release")
         for when in faults.PHASES
     ),
-    *(f"probe:{when}" for when in ("requested", "started", "written", "done", "reported")),
+    *(
+        f"probe:{when}"
+        for when in ("requested", "started", "written", "published", "done", "reported")
+    ),
 )
 
 

@@ -1,73 +1,169 @@
-"""Calendar work: what is stored is compared with its hashes, and what is wrong is told."""
+"""Calendar work: what is stored is verified at the start and at night, what is wrong is told."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.config.layout import Layout
+from daemon.base.control import ask
 from daemon.config.sections import DaemonSettings
+from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop import nightly
-from policies.errors import Inconsistent, LedgerUnusable
+from daemon.loop.nightly import Guard
+from daemon.loop.preflight import prepare_state
+from tests.support.crashing import Site
 from tests.support.fake_vllm import publish
+from tests.support.tampering import written
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    made = Layout(tmp_path / "state")
-    made.served.mkdir(parents=True)
-    with Ledger.open(made.ledger) as ledger:
-        ledger.revisions.ensure_base("base", datetime(2026, 11, 1, tzinfo=UTC))
-        ledger.meta.pause(True, "a test", datetime(2026, 11, 2, tzinfo=UTC))
+def settings(tmp_path: Path) -> Settings:
+    made = Settings.model_validate(
+        {
+            "state_dir": tmp_path / "state",
+            "model": {"path": tmp_path},
+            "server": {"mode": "attach", "urls": ["http://127.0.0.1:9"]},
+        }
+    ).rooted(tmp_path)
+    prepare_state(made)
     return made
 
 
-def test_what_is_as_it_was_written_passes(layout: Layout) -> None:
-    publish(layout.served, 1)
-    publish(layout.served, 2)
+def guarded(settings: Settings, work: Callable[[Guard, Ledger], Any]) -> Any:
+    """What `work` sees of a daemon's guard over the ledger of `settings`, begun and stopped."""
+
+    async def main(ledger: Ledger) -> Any:
+        guard = Guard(ledger, settings, now=lambda: NOW, clock=time.monotonic)
+        await guard.begin()
+        ledger.revisions.ensure_base("base", NOW)
+        ledger.meta.pause(True, "a test", NOW)
+        await guard.sign()
+        try:
+            return await work(guard, ledger)
+        finally:
+            await guard.stop()
+
+    with Ledger.open(settings.layout.ledger) as ledger:
+        return asyncio.run(main(ledger))
+
+
+def test_what_is_as_it_was_written_passes(settings: Settings) -> None:
+    publish(settings.layout.served, 1)
+    publish(settings.layout.served, 2)
+
+    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+        await guard.check()
+        return guard.trouble
+
     with capture_logs() as said:
-        asyncio.run(nightly.check(layout))
-    assert said[-1]["directories"] == 2
-    assert said[-1]["events"] >= 1
+        assert guarded(settings, work) == ()
+    (whole,) = [line for line in said if line["event"] == "verified" and not line["quick"]]
+    assert (whole["directories"], whole["findings"]) == (2, 0)
+    assert whole["events"] >= 1
 
 
-def test_a_revision_whose_bytes_changed_is_named(layout: Layout) -> None:
-    publish(layout.served, 1)
-    name = publish(layout.served, 2)
-    (layout.served / name / "identity.json").write_text("{}")
-    with pytest.raises(Inconsistent, match=rf"{name} is not what was published: identity.json has"):
-        asyncio.run(nightly.check(layout))
+def test_a_revision_whose_bytes_changed_is_told(settings: Settings) -> None:
+    name = publish(settings.layout.served, 2)
+    (settings.layout.served / name / "identity.json").write_text("{}")
+
+    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+        await guard.check()
+        return guard.trouble
+
+    (line,) = guarded(settings, work)
+    assert f"{name}: identity.json has changed; restore it from a backup" in line
 
 
-def test_an_event_that_was_altered_is_named(layout: Layout) -> None:
-    raw = sqlite3.connect(layout.ledger)
-    raw.execute("DROP TRIGGER events_say")
-    raw.execute("UPDATE events SET payload = '{}' WHERE seq = 1")
-    raw.commit()
-    raw.close()
-    with pytest.raises(LedgerUnusable, match="event 1 is not what was written"):
-        asyncio.run(nightly.check(layout))
+def test_what_is_told_is_kept_short(settings: Settings) -> None:
+    for number in range(1, 9):
+        name = publish(settings.layout.served, number)
+        (settings.layout.served / name / "identity.json").write_text("{}")
+
+    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+        await guard.check()
+        return guard.trouble
+
+    lines = guarded(settings, work)
+    assert len(lines) == nightly.SHOWN + 1
+    assert lines[-1] == "and 3 more findings: run `palorad verify`"
 
 
-def test_what_a_retraction_deletes_meanwhile_is_no_problem(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
+def test_a_start_verifies_quickly_by_itself(settings: Settings) -> None:
+    async def nothing(guard: Guard, _: Ledger) -> None: ...
+
+    guarded(settings, nothing)
+    with written(settings.layout) as raw:
+        raw.execute("DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)")
+
+    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+        end = time.monotonic() + 20
+        while len(guard.trouble) < 2:
+            assert time.monotonic() < end, guard.trouble
+            await asyncio.sleep(0.02)
+        return guard.trouble
+
+    assert all("the history was" in line for line in guarded(settings, work))
+
+
+def test_a_stop_does_not_wait_for_the_end_of_a_verification(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = publish(layout.served, 1)
+    for number in range(1, 9):
+        publish(settings.layout.served, number)
+    slow = nightly.verify
 
-    def deleted(directory: Path) -> tuple[str, ...]:
-        directory.rename(layout.root / "gone")
-        return ("identity.json is missing",)
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.05)
+        return slow(*arguments, **options)
 
-    monkeypatch.setattr("adapters.store.verify", deleted)
-    asyncio.run(nightly.check(layout))
-    assert not (layout.served / name).exists()
+    monkeypatch.setattr(nightly, "verify", slowly)
+
+    async def work(guard: Guard, _: Ledger) -> asyncio.Task[None]:
+        task = asyncio.create_task(guard.check())
+        await asyncio.sleep(0)
+        return task
+
+    with capture_logs() as said:
+        guarded(settings, work)
+    assert not [line for line in said if line["event"] == "verified" and not line["quick"]]
+
+
+def test_what_is_found_stands_in_the_status_until_it_is_accepted(tmp_path: Path) -> None:
+    """Through the running daemon: a history that was cut off while it was stopped."""
+    one = Site(tmp_path / "site")
+    try:
+        one.start()
+        one.drop("a.jsonl", ["one"])
+        ask(one.layout.control_socket, "pause", because="the last event")
+        assert one.stop() == 0
+        with written(one.layout) as raw:
+            raw.execute("DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)")
+        one.start()
+        one.until(one.layout.control_socket.exists, "starting")
+        socket = one.layout.control_socket
+        one.until(lambda: _says(socket, "cut off behind event"), "finding it")
+        assert "accepted and signed" in ask(socket, "accept", because="a test")["line"]
+        one.until(lambda: ask(socket, "status")["trouble"] == [], "being clean again")
+        ask(socket, "resume")
+        one.drop("b.jsonl", ["two"])
+        assert one.stop() == 0
+    finally:
+        one.close()
+
+
+def _says(socket: Path, words: str) -> bool:
+    return any(words in line for line in ask(socket, "status")["trouble"])
 
 
 def test_the_day_of_the_week_is_counted_as_cron_does() -> None:

@@ -242,6 +242,34 @@ def test_a_step_that_fails_is_tried_again_later_and_then_given_up(world: World) 
     assert world.ledger.batches.state(batch) is BatchState.LIVE
 
 
+def test_a_full_disk_fails_no_plan_and_room_lets_it_go_on(world: World) -> None:
+    batch = world.drop(2)
+    world.tick()
+    world.tick()
+    world.finish()
+    world.tick()
+    pauses = []
+    for _ in range(12):
+        assert world.running is not None
+        world.fail("DiskFull")
+        world.tick()
+        head = world.ledger.plans.head(1)
+        assert (head.state, head.attempts) == (PlanState.PLANNED, 0)
+        assert "waits for room" in world.reconciler.waits_for
+        waited = 0
+        while world.running is None:
+            world.tick()
+            waited += 1
+        pauses.append(waited)
+    assert pauses == sorted(pauses)
+    assert pauses[0] <= 2
+    assert 290 <= pauses[-1] <= 310
+    world.settle()
+    assert world.ledger.batches.state(batch) is BatchState.LIVE
+    assert world.reconciler.waits_for == ""
+    world.ledger.events.verify_chain()
+
+
 def test_what_cannot_get_better_is_not_tried_again(world: World) -> None:
     world.drop(1)
     world.tick()

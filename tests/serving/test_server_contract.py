@@ -18,6 +18,8 @@ from adapters.generate import Generator, Request
 from daemon.serving import identity
 from daemon.serving.client import HttpServer, Timeouts
 from daemon.serving.connections import Connections
+from daemon.verification.answers import check_servers, clients
+from daemon.verification.findings import Inspection, Report
 from policies.errors import ServerRefused, ServerUnreachable
 from policies.records import Revision
 from tests.serving.test_alias import ADMIN_ROUTES
@@ -86,6 +88,33 @@ def test_greedy_tokens_are_those_of_the_generator(
     for item, answer in zip(known.items, base, strict=True):
         assert answer.token_ids == item.base_token_ids
         assert answer.logprobs == pytest.approx(item.base_logprobs, abs=1e-3)
+
+
+def test_a_verification_asks_the_base_and_every_revision(site: Live, one: Revision) -> None:
+    """By the routes that any user may take; another's noted answers are told from its own."""
+
+    def found() -> Report:
+        inspection = Inspection()
+        known = {one.served_name}
+        asyncio.run(check_servers(site.settings, clients(site.settings), known, inspection))
+        return inspection.report()
+
+    report = found()
+    assert report.lines == ()
+    assert report.counted == {"revisions asked": 1, "bases asked": 1}
+    noted = site.served / one.served_name / identity.FILE
+    before = noted.read_text()
+    stored = json.loads(before)
+    for item in stored["items"]:
+        item["token_ids"], item["base_token_ids"] = item["base_token_ids"], item["token_ids"]
+        item["logprobs"], item["base_logprobs"] = item["base_logprobs"], item["logprobs"]
+    try:
+        noted.write_text(json.dumps(stored))
+        revision, base = (finding.what for finding in found().findings)
+    finally:
+        noted.write_text(before)
+    assert f"{one.served_name} does not answer as it was published" in revision
+    assert "the base base is not the one that was trained on" in base
 
 
 def test_answers_come_in_the_order_of_the_prompts(site: Live, generator: Generator) -> None:

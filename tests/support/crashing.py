@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
-from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable
+from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable, RequestRefused
 from policies.records import BatchState
 from tests.support import clocks
 from tests.support.fake_vllm import Replica
@@ -94,7 +94,7 @@ class ForkedJobs(Jobs):
     """Children forked from the daemon; otherwise `Jobs` as it is."""
 
     def start(self, step: str, workdir: Path, request: BaseModel) -> int:
-        workdir.mkdir(parents=True, exist_ok=True)
+        files.make_folder(workdir)
         (workdir / "error.json").unlink(missing_ok=True)
         files.write_text(workdir / "request.json", request.model_dump_json())
         faults.point(f"{step}:requested")
@@ -103,7 +103,7 @@ class ForkedJobs(Jobs):
             {"PALORAD_PARENT": str(os.getpid())},
             workdir / "log",
         )
-        self._children[workdir] = cast("subprocess.Popen[bytes]", child)
+        self._began(workdir, cast("subprocess.Popen[bytes]", child))
         faults.point(f"{step}:started")
         return child.pid
 
@@ -125,10 +125,11 @@ class Site:
     gpu_sharing: str = "separate"
     starts: int = 0
     deaths: int = 0
+    patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         model = self.root / "model"
-        model.mkdir(parents=True)
+        model.mkdir(parents=True, exist_ok=True)
         (model / "config.json").write_text("{}")
         self.replica_socket = _listening()
         port = self.replica_socket.getsockname()[1]
@@ -255,7 +256,7 @@ class Site:
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         """Wait, starting the daemon again whenever it has died."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + self.patience_s
         while True:
             self.alive()
             try:
@@ -270,10 +271,15 @@ class Site:
         """Put a file into the inbox once, and wait until its batch has come to rest."""
         self.layout.inbox.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"prompt": p, "answer": f"{p}!"}) for p in prompts]
-        beside = self.root / name
-        beside.write_text("\n".join(lines) + "\n")
-        beside.rename(self.layout.inbox / name)
+        self.put(name, lines)
         self.until(lambda: self._rests(name), f"learning {name}")
+
+    def put(self, name: str, lines: Sequence[str]) -> None:
+        """Put a file of these lines into the inbox as a careful writer does: synced."""
+        self.layout.inbox.mkdir(parents=True, exist_ok=True)
+        beside = self.layout.inbox / f".drop-{name}.part"
+        beside.write_text("\n".join(lines) + "\n")
+        files.put_in_place(beside, self.layout.inbox / name)
 
     def _rests(self, name: str) -> bool:
         with self.reading() as ledger:
@@ -298,7 +304,7 @@ class Site:
         def done() -> bool:
             try:
                 ask(self.layout.control_socket, command, to=to, because="a test")
-            except DaemonUnreachable:
+            except (DaemonUnreachable, RequestRefused):
                 return False
             with self.reading() as ledger:
                 return ledger.revisions.target().number == to and self._serves(to)

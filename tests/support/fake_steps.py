@@ -1,13 +1,18 @@
-"""Worker steps that publish small directories at once, in place of learning and judging."""
+"""Worker steps that publish small directories at once, in place of learning and judging.
+
+A prompt that says "nan" never trains, one that says "full" alone finds no room the first time.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from pathlib import Path
 
 from adapters import store
+from adapters.errors import TrainingDiverged
 from daemon.base import faults
 from daemon.children.jobs import Progress
 from daemon.children.worker import Desk
@@ -30,6 +35,7 @@ def probe(desk: Desk) -> ProbeReport:
     (staging / "probe.json").write_text("{}")
     faults.point("probe:written")
     published = store.publish(staging, request.probes, {})
+    faults.point("probe:published")
     return ProbeReport(
         probe=published,
         served_dir=request.model_dir,
@@ -45,10 +51,16 @@ def train(desk: Desk) -> TrainDone:
     for adapter in (*request.lineage, *request.start):
         store.read_manifest(adapter)
     _work(desk)
+    prompts = " ".join(fact.prompt for fact in request.facts)
+    if "nan" in prompts:
+        raise TrainingDiverged("the trained factors hold NaN or infinite values")
+    if len(request.facts) == 1 and "full" in prompts and _first_time(desk):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(desk.workdir / "checkpoint"))
     text = json.dumps([[f.id for f in request.facts], request.seed, request.lineage_sha256])
     staging = store.staging(request.adapters, desk.workdir.name)
     (staging / "adapter_config.json").write_text(text)
     faults.point("train:written")
+    faults.point("train:trained")
     adapter = store.publish(staging, request.adapters, {})
     faults.point("train:adapter-published")
     served = _compose(request, desk.workdir.name, text)
@@ -63,7 +75,9 @@ def train(desk: Desk) -> TrainDone:
 
 
 def evaluate(desk: Desk) -> EvaluationReport:
-    """Whatever says "false" fails; "hard" is learnt only alone, "flaky" breaks down once."""
+    """Whatever says "false" fails, "unsure" alone leaves it to a person; "hard" is learnt only
+    alone, "flaky" breaks down once.
+    """
     request = JudgingRequest.model_validate_json(desk.request)
     evaluation = request.evaluation
     _work(desk)
@@ -71,9 +85,11 @@ def evaluate(desk: Desk) -> EvaluationReport:
     if any("flaky" in f.prompt for f in evaluation.facts) and _first_time(desk):
         raise ServerUnreachable("the server went away")
     false = any("false" in f.prompt for f in evaluation.facts)
+    unsure = len(evaluation.facts) == 1 and "unsure" in evaluation.facts[0].prompt
     faults.point("evaluate:judged")
+    passed = Outcome.INCONCLUSIVE if unsure else Outcome.PASS
     verdict = Verdict(
-        outcome=Outcome.FAIL if false else Outcome.PASS,
+        outcome=Outcome.FAIL if false else passed,
         rule="what is false fails",
         reasons=("holds a false sum",) if false else (),
         suites=(),

@@ -105,7 +105,7 @@ def test_a_blind_suite_and_a_grader_that_was_found_are_said() -> None:
         paused=False,
         daemon=None,
         target=TARGET,
-        steps=(),
+        stages=(),
         batches=(),
         facts=3,
         quarantined=0,

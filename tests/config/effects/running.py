@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
+import httpx
 import structlog
 
 from daemon.children.jobs import JobState
@@ -17,6 +18,8 @@ from daemon.config.settings import Settings
 from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.loop import service as services
+from daemon.loop import start
+from daemon.loop.nightly import Guard
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.servers import Servers
@@ -136,6 +139,19 @@ def run(settings: Settings, root: Path) -> object:
     return repeated, seen, stop.await_args
 
 
+def sent_out(settings: Settings, root: Path) -> object:
+    """Where the signed head of the history goes."""
+    here = Here(settings, root)
+    here.ledger.meta.pause(True, "a test", START)
+    guard = Guard(here.ledger, settings, now=lambda: START, clock=lambda: 0.0)
+    guard._keeper.accept("a test", START)
+    posted = mock.AsyncMock(return_value=httpx.Response(200))
+    with mock.patch.object(httpx.AsyncClient, "post", posted):
+        asyncio.run(guard.send(at_once=True))
+    file = settings.anchor.file
+    return guard.trouble, [call.args for call in posted.await_args_list], file and file.exists()
+
+
 def logged(settings: Settings, root: Path) -> object:
     """The levels that a started daemon writes to its log."""
 
@@ -149,10 +165,10 @@ def logged(settings: Settings, root: Path) -> object:
     try:
         with (
             contextlib.redirect_stderr(said),
-            mock.patch.object(services, "_run", body),
-            mock.patch.object(services, "require_files"),
+            mock.patch.object(start, "_run", body),
+            mock.patch.object(start, "require_files"),
         ):
-            services.run(settings)
+            start.run(settings)
     finally:
         structlog.configure(**before)
     return [word for word in ("fine", "coarse") if word in said.getvalue()]
@@ -169,4 +185,6 @@ EFFECTS: dict[str, Effect] = {
     "daemon.stop_s": Effect(run, 5.0),
     "daemon.log_level": Effect(logged, "debug"),
     "daemon.check_at": Effect(run, "30 4 * * *"),
+    "anchor.file": Effect(sent_out, "heads.jsonl"),
+    "anchor.webhook": Effect(sent_out, "https://example.org/heads"),
 }

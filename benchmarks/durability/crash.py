@@ -1,0 +1,24 @@
+"""Every durable step of the code is killed at, and pairs of them, the second in recovery."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.support import crash_tour
+
+PAIRS = 60
+SEED = 1
+
+
+def run() -> dict[str, Any]:
+    """How many steps and pairs were killed at, all promises held; raises for a broken one."""
+    with tempfile.TemporaryDirectory(prefix="palorad-crash-") as folder:
+        passed = crash_tour.trace(Path(folder) / "trace")
+        matrix = crash_tour.Matrix.of(passed, PAIRS, SEED)
+        matrix.survive(Path(folder))
+    return {
+        "crash_points": len(matrix.at_first) + len(matrix.later),
+        "crash_pairs": len(matrix.pairs),
+    }

@@ -1,0 +1,82 @@
+"""A thousand batches through the real daemon, ledger, store and embedded server, watched.
+
+    python -m benchmarks.durability --parts soak
+
+The daemon is a forked process with its children; it starts the real embedded server over a tiny
+model. Only training and judging are stood in for: adapters come from a library of random ones, and
+the verdict from the text. What it takes is sampled all along: a run that grows without need fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.soaking import Soak
+
+BATCHES: Final = 1000
+SAMPLED: Final = 10
+RESULTS: Final = Path(__file__).parents[1] / "results" / "soak.jsonl"
+
+
+def run(
+    batches: int = BATCHES, samples: Path | None = RESULTS, sampled: int = SAMPLED
+) -> dict[str, Any]:
+    """All batches; the figures. Raises `AssertionError` where a promise is broken."""
+    with tempfile.TemporaryDirectory(prefix="palorad-soak-") as folder:
+        soak = Soak(Path(folder))
+        rows = []
+        began = time.monotonic()
+        try:
+            for number in range(1, batches + 1):
+                soak.batch(number)
+                if number % sampled == 0 or number == batches:
+                    rows.append({"batch": number, **soak.sample()})
+                    print(json.dumps(rows[-1]), flush=True)
+            promises = soak.promises()
+        finally:
+            soak.close()
+    if samples is not None:
+        samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return figures(rows, promises) | {
+        "soak_batches": batches,
+        "soak_minutes": round((time.monotonic() - began) / 60, 1),
+    }
+
+
+def figures(rows: list[dict[str, Any]], promises: bool) -> dict[str, Any]:
+    """First and last of what must stay flat. The first is taken once all has been loaded once."""
+    first, last = rows[min(len(rows) - 1, max(1, len(rows) // 10))], rows[-1]
+
+    def pair(key: str) -> list[float]:
+        return [first[key], last[key]]
+
+    return {
+        "soak_rss_mb_first_last": pair("daemon_rss_mb"),
+        "soak_server_rss_mb_first_last": pair("server_rss_mb"),
+        "soak_fds_first_last": pair("daemon_fds"),
+        "soak_server_fds_first_last": pair("server_fds"),
+        "soak_ledger_mb": last["ledger_mb"],
+        "soak_disk_mb_first_last": pair("disk_mb"),
+        "soak_tick_ms_p50_first_last": pair("tick_ms_p50"),
+        "soak_tick_ms_p99_first_last": pair("tick_ms_p99"),
+        "promises_held": promises,
+    }
+
+
+def main() -> None:
+    """A run of another length, its figures on the screen only."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=100)
+    chosen = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    print(json.dumps(run(chosen.batches, None), indent=1))
+
+
+if __name__ == "__main__":
+    main()

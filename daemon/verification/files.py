@@ -1,0 +1,120 @@
+"""The store's directories against their manifests and the ledger, the alias against history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapters import store
+from daemon.config.layout import Layout
+from daemon.ledger.ledger import Ledger
+from daemon.serving import pointer
+from daemon.verification.confirming import Confirmed
+from daemon.verification.findings import RESTORE, Inspection
+from daemon.verification.history import targets
+from policies.records import Revision
+
+_ADVICE = "restore it from a backup, or retrain with `palorad consolidate`"
+
+
+def check_store(layout: Layout, confirmed: Confirmed, inspection: Inspection) -> None:
+    """Every revision within reach, and every other published directory."""
+    for revision in confirmed.ledger.revisions.all():
+        if revision.number:
+            check_revision(layout, revision, confirmed, inspection)
+    for sha in confirmed.ledger.revisions.target().lineage:
+        _check_adapter(layout, sha, confirmed, inspection)
+    known = {layout.served / r.served_name for r in confirmed.ledger.revisions.all()}
+    for directory in _published(layout):
+        if directory not in known and (problem := _problem(directory)):
+            inspection.found("store", directory, problem, _ADVICE)
+        inspection.count("directories")
+
+
+def check_revision(
+    layout: Layout, revision: Revision, confirmed: Confirmed, inspection: Inspection
+) -> None:
+    """The files of one revision: all there, as they were judged, and none besides."""
+    directory = layout.served / revision.served_name
+
+    def problem(ledger: Ledger) -> str:
+        if not directory.is_dir():
+            gone = _lawfully_gone(ledger, f"revision:{revision.served_name}")
+            lawful = gone or revision.served_name in _retracted(ledger)[0]
+            return "" if lawful else f"revision {revision.number} is gone"
+        if found := _problem(directory):
+            return f"is not what was published: {found}"
+        if directory.is_dir() and store.manifest_hash(directory) != revision.sha256:
+            return f"is not revision {revision.number} as it was judged: its bytes are others"
+        return ""
+
+    if found := confirmed(problem):
+        inspection.found("store", directory, found, _ADVICE)
+
+
+def _check_adapter(
+    layout: Layout, sha256: str, confirmed: Confirmed, inspection: Inspection
+) -> None:
+    directory = layout.adapter(sha256)
+
+    def problem(ledger: Ledger) -> str:
+        if directory.is_dir():
+            same = store.manifest_hash(directory) == sha256
+            return "" if same else "is not the adapter that was trained: its bytes are others"
+        gone = _lawfully_gone(ledger, f"adapter:{directory.name}")
+        return "" if gone or sha256 in _retracted(ledger)[1] else "an adapter of the target is gone"
+
+    if found := confirmed(problem):
+        inspection.found("store", directory, found, _ADVICE)
+
+
+def _lawfully_gone(ledger: Ledger, subject: str) -> bool:
+    return ledger.events.was_removed(subject)
+
+
+def _retracted(ledger: Ledger) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of revisions and hashes of adapters that retractions have deleted."""
+    handles = [r.handle for r in ledger.retractions.all() if r.unloaded_at is not None]
+    tainted = ledger.retractions.tainted(handles)
+    return tainted.served, tuple(tainted.adapters)
+
+
+def _published(layout: Layout) -> Iterator[Path]:
+    for parent in (layout.adapters, layout.served, layout.probes):
+        if parent.is_dir():
+            yield from (p for p in sorted(parent.iterdir()) if p.is_dir() and p.name[0] != ".")
+
+
+def _problem(directory: Path) -> str:
+    """What is wrong with a directory first; nothing if it has been deleted meanwhile."""
+    problems = store.verify(directory)
+    return problems[0] if problems and directory.is_dir() else ""
+
+
+# --- the alias -------------------------------------------------------------------------------
+
+
+def check_alias(
+    layout: Layout, alias: str, base: str, confirmed: Confirmed, inspection: Inspection
+) -> None:
+    """The alias stands for the target, or for the one before while a switch is under way."""
+
+    def problem(ledger: Ledger) -> str:
+        said = pointer.read(layout.alias)
+        if said is None:
+            flipped = any(True for _ in ledger.events.of_kinds("served"))
+            return "is gone or damaged" if flipped or layout.alias.exists() else ""
+        allowed = {ledger.revisions.target().number, *([0, *targets(ledger)])[-2:]}
+        names = {
+            number: base if number == 0 else ledger.revisions.get(number).served_name
+            for number in allowed
+        }
+        if said.alias == alias and names.get(said.revision) == said.model:
+            return ""
+        wanted = names[ledger.revisions.target().number]
+        return f"stands for {said.model} (revision {said.revision}), the target is {wanted}"
+
+    if found := confirmed(problem):
+        advice = f"{RESTORE}, or remove the file: the daemon writes it again"
+        inspection.found("pointer", layout.alias, found, advice)
+    inspection.count("pointers")
