@@ -310,7 +310,6 @@ class Replica:
                 "the load balancer"
             )
             return False
-        faults.point("serve:fenced")
         self.fenced, self.checked = True, None
         self._verified.clear()
         self._note(active=None, verified_at=None, reason=f"{reason}; its alias answers 503")
