@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from adapters import fingerprint
 from adapters.config import MLP
 from adapters.errors import UnusableModel
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)\.(?:mlp|self_attn)\.(\w+)$")
-HASHED = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*",
-          "special_tokens_map.json", "vocab.json", "merges.txt")  # fmt: skip
 
 
 def pick_device() -> torch.device:
@@ -116,16 +113,4 @@ def expected_shapes(model_dir: Path) -> dict[str, tuple[int, int]]:
 def base_hash(model_dir: Path) -> str:
     """SHA-256 over names and bytes of weights, config and tokenizer: what a probe belongs to."""
     check_model_dir(model_dir)
-    files = sorted({path for pattern in HASHED for path in model_dir.glob(pattern)})
-    digest = hashlib.sha256()
-    for path in files:
-        status = path.stat()
-        content = _file_sha256(path, status.st_size, status.st_mtime_ns)
-        digest.update(f"{path.name}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=1024)
-def _file_sha256(path: Path, size: int, modified_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return fingerprint.model_hash(model_dir)

@@ -108,6 +108,11 @@ class Layout:
         return self.root / "alias.json"
 
     @property
+    def base_record(self) -> Path:
+        """What the base was when it was first served."""
+        return self.root / "base.json"
+
+    @property
     def admin_key(self) -> Path:
         """palorad's own key for the server's admin routes."""
         return self.root / "admin.key"

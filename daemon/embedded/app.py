@@ -20,11 +20,13 @@ from adapters.generate import Generator
 from adapters.models import check_model_dir
 from daemon.embedded import protocol as shapes
 from daemon.embedded.api import Api, Refusal
+from daemon.embedded.connections import BACKLOG, ConnectionLimits, limited, most_connections
 from daemon.embedded.engine import Engine
 from daemon.serving.alias import AdminGateway, AliasMiddleware
 from policies.errors import PaloradError, ServerUnusable
 
 KEEP_ALIVE_S = 60
+MAX_BODY = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,10 @@ def serve(settings: Embedded) -> None:
     sock = listening(settings.host, settings.port)
     config = uvicorn.Config(
         build(settings),
-        log_level="warning",
+        http=limited(ConnectionLimits(most_connections())),
+        backlog=BACKLOG,
+        # Requests that are none are somebody else's trouble: they would fill the log.
+        log_level="error",
         access_log=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -142,7 +147,11 @@ def _arguments(arguments: list[str] | None) -> Embedded:
     parser.add_argument("--user-key-file", type=Path)
     parsed = parser.parse_args(arguments)
     gateway = AdminGateway(
-        parsed.alias_file, parsed.admin_key_file, parsed.served_dir, parsed.user_key_file
+        parsed.alias_file,
+        parsed.admin_key_file,
+        parsed.served_dir,
+        parsed.user_key_file,
+        max_body=MAX_BODY,
     )
     return Embedded(
         parsed.model, parsed.name, parsed.host, parsed.port, parsed.max_lora_rank, gateway

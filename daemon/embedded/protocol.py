@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.generate import Generation, Request, TokenScore
 
 Json = dict[str, Any]
+# Of a list only the first thing that is wrong is told: all of it would fill the memory.
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Few = Field(fail_fast=True, max_length=16)
+Many = Field(fail_fast=True, max_length=1024)
 
 
 class _Asked(BaseModel):
@@ -22,7 +26,7 @@ class _Asked(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0.0)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Few] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: Literal[1] | None = None
     stream: bool | None = None
@@ -52,7 +56,7 @@ class _Asked(BaseModel):
 class CompletionAsked(_Asked):
     """The body of `POST /v1/completions`."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | Ids | Annotated[list[str], Many] | Annotated[list[Ids], Many]
     logprobs: int | None = Field(default=None, ge=0, le=20)
     prompt_logprobs: int | None = Field(default=None, ge=0, le=1)
     echo: Literal[False] | None = None
@@ -78,7 +82,7 @@ class Message(BaseModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Many]
 
     def plain(self) -> dict[str, str]:
         """What chat templates take."""
@@ -91,7 +95,7 @@ class Message(BaseModel):
 class ChatAsked(_Asked):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=1024, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)

@@ -23,7 +23,7 @@ from daemon.loop.failures import Failures
 from daemon.loop.rollout import Rollout
 from daemon.loop.sharing import ON_GPU, Separate, Sharing
 from daemon.loop.waits import Waits
-from daemon.serving.replica import NotServed
+from daemon.serving.replica_status import NotServed
 from daemon.training.messages import ProbeReport, TrainDone
 from policies.errors import (
     LedgerBusy,

@@ -11,7 +11,7 @@ from daemon.config.settings import Settings
 from daemon.keeping.pruning import Pruner
 from daemon.ledger.ledger import Ledger
 from daemon.loop.boundary import Boundary
-from daemon.serving.replica import ReplicaStatus
+from daemon.serving.replica_status import ReplicaStatus
 from policies.retention import Removal
 
 

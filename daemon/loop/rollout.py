@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
 from daemon.ledger.ledger import Ledger
 from daemon.serving.fleet import Ensured
-from daemon.serving.replica import ReplicaStatus
+from daemon.serving.replica_status import ReplicaStatus
 from daemon.views.status import ReplicaView
-from policies.records import Revision
+from policies.errors import NotFound, ServerUnreachable
+from policies.records import PlanState, Revision
+
+LOOK_S: Final = 0.1
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +35,7 @@ class Replicas(Protocol):
         previous: Revision | None = None,
         keep: tuple[str, ...] = (),
         is_target: Callable[[], bool] = ...,
+        may_stay: Callable[[int], bool] = ...,
     ) -> Ensured:
         """Bring every replica to `target`, unless it stops being the target before the flip."""
         ...
@@ -67,7 +71,7 @@ class Rollout:
 
     @property
     def settled(self) -> bool:
-        """Whether the fleet's target is the ledger's, and every replica that answers serves it."""
+        """Whether the fleet's target is the ledger's, and no alias answers from anything else."""
         return self._served is not None and self._served == self._ledger.revisions.target()
 
     async def serve(self, now: datetime) -> Ensured:
@@ -81,6 +85,7 @@ class Rollout:
                 self._rollback_goal(target),
                 self._under_evaluation(),
                 is_target=lambda: self._ledger.revisions.target() == target,
+                may_stay=self._may_stay,
             )
             if ensured.answering:
                 self._served = target
@@ -97,9 +102,33 @@ class Rollout:
             self._served = None
 
     async def stage(self, name: str) -> None:
-        """Load and verify a candidate; raises as `Fleet.stage` does."""
+        """Load and verify a candidate; raises as `Fleet.stage` does.
+
+        What is to be served goes first: when the target moves, it raises `ServerUnreachable`.
+        """
         async with self._one_at_a_time:
-            await self._fleet.stage(name)
+            target = self._ledger.revisions.target()
+            staging = asyncio.ensure_future(self._fleet.stage(name))
+            try:
+                while not (await asyncio.wait([staging], timeout=LOOK_S))[0]:
+                    if self._ledger.revisions.target() != target:
+                        raise ServerUnreachable("the target has moved: the candidate waits")
+                await staging
+            finally:
+                staging.cancel()
+
+    def _may_stay(self, number: int) -> bool:
+        """Whether this revision may answer a little longer: it was neither rolled back nor does
+        it know a fact that was retracted."""
+        try:
+            revision = self._ledger.revisions.get(number)
+        except NotFound:
+            return False
+        if self._ledger.knowledge.is_tainted(revision.lineage):
+            return False
+        if revision.plan_id is None:
+            return True
+        return self._ledger.plans.head(revision.plan_id).state is PlanState.LIVE
 
     def _rollback_goal(self, target: Revision) -> Revision | None:
         """The parent, which stays loaded for a rollback; None where it must never be served."""

@@ -89,6 +89,7 @@ class Service:
             self._rollout,
             serving=lambda: self._model_dir() is not None,
             busy=lambda: self._reconciler.on_gpu(),  # noqa: PLW0108 - it is made below
+            restart=servers.restart,
             now=clock,
             clock=monotonic,
         )
@@ -131,9 +132,8 @@ class Service:
         await self._guard.begin()
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
-        self._update_receipts(
-            tuple(batch.id for batch in self._ledger.batches.latest(RECEIPTS_AT_START))
-        )
+        latest = self._ledger.batches.latest(RECEIPTS_AT_START)
+        self._update_receipts(tuple(batch.id for batch in latest))
         self._watching.ensure()
         check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
         scheduler = calendar((check, self._guard.check), (prune, self._retention.run))
@@ -303,7 +303,7 @@ class Service:
         self._settings = self._settings.model_copy(update=taken)
         self._reconciler.settings = self._settings
         self._commands.settings = self._settings
-        waits = [name for name in changed if name not in RELOADED]
+        waits = sorted({*changed} - {*taken})
         log.info("settings reloaded", taken=sorted(taken), needs_restart=waits)
 
     def live(self) -> DaemonView:

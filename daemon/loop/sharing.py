@@ -18,13 +18,14 @@ from daemon.loop.coresident import AGAIN_S, Coresident, Refusals, subject
 from daemon.loop.rollout import Rollout
 from daemon.serving import gpu, pointer
 from daemon.serving.client import HttpServer
-from daemon.serving.replica import ReplicaStatus
+from daemon.serving.replica_status import ReplicaStatus
 from policies.errors import PaloradError, ServerUnreachable
 from policies.gpu_sharing import AWAY, Seen, SharingPhase, next_phase
 from policies.planning import Step
 
 ON_GPU: Final = frozenset({Step.PROBE, Step.TRAIN})
 RETRY_S: Final = 5.0
+WAKE_TRIES: Final = 3
 OBSERVE_S: Final = 2.0
 STOP_S: Final = 40.0
 
@@ -80,12 +81,14 @@ class Sharing:
         *,
         serving: Callable[[], bool],
         busy: Callable[[], bool],
+        restart: Callable[[], Awaitable[bool]] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
         level: int | None = None,
     ) -> None:
         """`serving`: whether there is anything to serve yet; `busy`: whether a child computes on
-        the GPU. `now` dates what is recorded, `clock` times; `level` is vLLM's level of sleep.
+        the GPU; `restart` starts a managed server again, False where there is none. `now` dates
+        what is recorded, `clock` times; `level` is vLLM's level of sleep.
         """
         self._ledger = ledger
         self._settings = settings
@@ -93,6 +96,8 @@ class Sharing:
         self._rollout = rollout
         self._serving = serving
         self._busy = busy
+        self._restart = restart
+        self._wakes = 0
         self._now = now
         self._clock = clock
         self._level = gpu.sleep_level() if level is None else level
@@ -179,6 +184,8 @@ class Sharing:
             return
         answered = [status.asleep for status in self._fleet.statuses if status.healthy]
         asleep = sum(answered)
+        if self.phase is SharingPhase.AWAKE and answered and not asleep:
+            self._wakes = 0
         # Between two ticks nobody asks for room.
         idle_s = now - self._needed_at - self._settings.daemon.tick_s
         seen = Seen(asleep, len(answered) - asleep, self._plan is not None, busy, idle_s)
@@ -225,6 +232,8 @@ class Sharing:
         elif self.phase is SharingPhase.WAKING:
             self._retry_at = self._clock() + RETRY_S
             self._problem = f"the server cannot be woken after training: {problem}"
+            if self._wakes > WAKE_TRIES:
+                self._problem += "; start it again"
 
     async def _check(self) -> None:
         """Say early whether the servers can sleep; tried again until they can."""
@@ -274,6 +283,10 @@ class Sharing:
 
     async def _wake(self) -> None:
         await self._rollout.release()
+        if self._wakes >= WAKE_TRIES and self._restart is not None and await self._restart():
+            log.warning("servers", line="the server did not wake: it is started again")
+            self._wakes = 0
+        self._wakes += 1
         faults.point("sleep:before-wake")
         # One that does not answer is found asleep, and woken, when it answers again.
         await _all((gpu.wake(s) for s in self._fleet.servers), but=ServerUnreachable)

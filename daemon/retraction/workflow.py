@@ -33,7 +33,7 @@ from daemon.retraction.erasure import (
     held_by,
     remaining,
 )
-from daemon.serving.replica import ReplicaStatus
+from daemon.serving.replica_status import ReplicaStatus
 from policies.facts.paraphrases import every_paraphrase
 from policies.facts.traces import Trace, trace_of
 from policies.gate.unlearning import UnlearningTolerance

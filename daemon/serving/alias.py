@@ -7,6 +7,7 @@ Self-contained (standard library only): it is copied into vLLM's PYTHONPATH and 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import json
 import os
@@ -26,7 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 Parsed = TypeVar("Parsed")
 
-OPEN = frozenset({"/health", "/ping", "/version", "/palorad/ready"})
+OPEN = frozenset({"/health", "/ping", "/version", "/palorad/ready", "/palorad/hello"})
 READ = frozenset({"/v1/models"})
 GENERATE = frozenset(
     {
@@ -44,11 +45,22 @@ LOADING = {
     "/v1/load_lora_adapter": ("lora_name", "lora_path"),
     "/adapters": ("name", "src"),
 }
-PINNED = re.compile(r"^palora-(\d{6,})-[0-9a-f]{8}$")
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+PINNED = re.compile(r"palora-([0-9]{6,12})-[0-9a-f]{8}\Z")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+OURS = frozenset({b"x-palorad-admin-key", b"x-palorad-signed"})
+NONCE = re.compile(rb"[0-9a-f]{32,64}\Z")
 ASLEEP = "this server sleeps while palorad trains; try again"
 ASLEEP_RETRY_S = 5
-MODEL_PAGE = re.compile(r"^/v1/models/[A-Za-z0-9._-]{1,128}$")
+MODEL_PAGE = re.compile(r"/v1/models/[A-Za-z0-9._-]{1,128}\Z")
+# What a body is made of as far as its top level matters: strings and brackets; a lone quotation
+# mark begins a string that does not end. Possessive, or a long string would fill the memory.
+PIECES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\]]', re.DOTALL)
+COLON = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
+MOST_PIECES = 500_000
+LONGEST_NAME = 256
+BODY_S = 30.0
+SMALL_BODY = 64 * 1024
+LARGE_BODIES = 4
 
 
 class Refused(Exception):
@@ -143,25 +155,27 @@ def _key(raw: bytes) -> bytes:
 
 @dataclass
 class _Routed:
-    """One user request on its way through: what it asked for and who answers."""
+    """Who answers a user's request; `pointer` where the alias was asked."""
 
     model: str
     revision: int | None = None
     pointer: Pointer | None = None
-    body: bytes = b""
-    rewritten: bool = False
 
 
 @dataclass
 class _State:
     """What one server process knows: gone with it, so that nothing unverified is routed.
 
-    `asleep` holds from the request to sleep until the server has woken.
+    `boot` names the process to whoever signs requests to it. `in_flight` counts requests by pinned
+    revision, all others under ""; `arriving` are bytes of bodies that are being read. `asleep`
+    holds from the request to sleep until the server has woken.
     """
 
+    boot: str = field(default_factory=lambda: secrets.token_hex(16))
     instance_id: str = field(default_factory=lambda: secrets.token_hex(8))
     verified: set[str] = field(default_factory=set)
     in_flight: Counter[str] = field(default_factory=Counter)
+    arriving: int = 0
     asleep: bool = False
     wakes: int = 0
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -217,6 +231,8 @@ class AliasMiddleware:
         if path in OPEN and method in {"GET", "HEAD", "POST"}:
             if path == "/palorad/ready":
                 await self._ready(send)
+            elif path == "/palorad/hello":
+                await self._hello(scope, send)
             else:
                 await self.app(scope, receive, send)
         elif method == "OPTIONS" and (path in GENERATE or path in READ):
@@ -232,16 +248,31 @@ class AliasMiddleware:
 
     # --- keys ---------------------------------------------------------------------------------
 
+    async def _hello(self, scope: Scope, send: Send) -> None:
+        """Show that this process has the admin key, before anything is entrusted to it."""
+        nonce = _header(scope, b"x-palorad-nonce") or b""
+        if not NONCE.match(nonce):
+            raise Refused(400, "x-palorad-nonce must be 32 to 64 hexadecimal digits")
+        shown = proof(self._admin_key.read(), self.state.boot, nonce.decode())
+        await _answer(send, 200, _json({"boot": self.state.boot, "proof": shown}))
+
     def _is_admin(self, scope: Scope) -> bool:
         offered = [_header(scope, b"x-palorad-admin-key"), _bearer(scope)]
-        if not any(offered):
+        signed = _header(scope, b"x-palorad-signed")
+        if not signed and not any(offered):
             return False
         expected = self._admin_key.read()
+        if signed:
+            query = scope.get("query_string", b"")
+            target = _route(scope) + ("?" + query.decode("latin-1") if query else "")
+            digest = signed[:64].decode("latin-1")
+            known = _signed(expected, self.state.boot, scope["method"], target, digest)
+            return hmac.compare_digest(signed, known.encode("latin-1"))
         return any(hmac.compare_digest(key, expected) for key in offered if key)
 
     def _require_admin(self, scope: Scope) -> None:
         if not self._is_admin(scope):
-            if _bearer(scope) or _header(scope, b"x-palorad-admin-key"):
+            if _bearer(scope) or any(key in OURS for key, _ in scope["headers"]):
                 raise Refused(403, "this route needs palorad's admin key")
             raise Refused(401, "this route needs palorad's admin key; none was given")
 
@@ -254,53 +285,91 @@ class AliasMiddleware:
             if not self._is_admin(scope):
                 raise Refused(401, "Unauthorized: give the key as 'Authorization: Bearer KEY'")
             return True
-        return _header(scope, b"x-palorad-admin-key") is not None and self._is_admin(scope)
+        return any(key in OURS for key, _ in scope["headers"]) and self._is_admin(scope)
 
     # --- user routes --------------------------------------------------------------------------
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, admin: bool) -> None:
-        raw = await _body(scope, receive, self.gateway.max_body)
+        raw = await self._body(scope, receive)
         if raw is None:
             return
         self._require_awake()
-        routed = self._routed(raw, admin)
-        scope = {**scope, "headers": _with_length(scope["headers"], len(routed.body))}
-        self.state.in_flight[routed.model] += 1
+        routed, body = self._routed(raw, admin)
+        del raw
+        scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
+        again = _replay(body, receive)
+        del body
+        counted = routed.model if PINNED.match(routed.model) else ""
+        self.state.in_flight[counted] += 1
         try:
-            await self.app(scope, _replay(routed.body, receive), _Answer(routed, send))
+            await self.app(scope, again, _Answer(routed, send))
         finally:
-            self.state.in_flight[routed.model] -= 1
+            self.state.in_flight[counted] -= 1
+            if not self.state.in_flight[counted]:
+                del self.state.in_flight[counted]
             self.state.news.set()
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, None when the client has gone.
+
+        `Refused` 413 when it is too large, 408 when it takes too long, 503 while others fill what
+        is set aside for large bodies, 403 when it is not the one that was signed.
+        """
+        limit, state = self.gateway.max_body, self.state
+        too_large = Refused(413, f"the body is larger than {limit} bytes")
+        stated = _header(scope, b"content-length") or b"0"
+        if not stated.isdigit() or len(stated) > 18:
+            raise Refused(400, "content-length is no number")
+        if int(stated) > limit:
+            raise too_large
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(BODY_S):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    part = message.get("body", b"")
+                    state.arriving += len(part)
+                    body += part
+                    if len(body) > limit:
+                        raise too_large
+                    if len(body) > SMALL_BODY and state.arriving > LARGE_BODIES * limit:
+                        raise Refused(503, "too many large bodies arrive at once; try again")
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Refused(408, f"the body did not arrive within {BODY_S:g} s") from None
+        finally:
+            state.arriving -= len(body)
+        signed = _header(scope, b"x-palorad-signed")
+        if signed and signed[:64] != hashlib.sha256(body).hexdigest().encode():
+            raise Refused(403, "the body is not the one that was signed")
+        return bytes(body)
 
     def _require_awake(self) -> None:
         if self.state.asleep:
             raise Refused(503, ASLEEP, ASLEEP_RETRY_S)
 
-    def _routed(self, raw: bytes, admin: bool) -> _Routed:
-        try:
-            value = json.loads(raw)
-        except (ValueError, RecursionError):
-            return _Routed("", body=raw)
-        asked = value.get("model") if isinstance(value, dict) else None
-        asked = asked if isinstance(asked, str) else ""
-        pinned = PINNED.match(asked)
-        if pinned:
-            return _Routed(asked, revision=int(pinned[1]), body=raw)
+    def _routed(self, raw: bytes, admin: bool) -> tuple[_Routed, bytes]:
+        """Who answers, and the body to pass on."""
+        asked, start, end = _model_in(raw)
+        if pinned := PINNED.match(asked):
+            return _Routed(asked, revision=int(pinned[1])), raw
         try:
             pointer = self._pointer.read()
         except Refused:
             if admin:
-                return _Routed(asked, body=raw)
+                return _Routed(asked), raw
             raise
         if asked != pointer.alias:
-            return _Routed(asked, body=raw)
-        if not self._routable(pointer):
-            raise Refused(503, f"revision {pointer.revision} is not verified on this server yet")
-        value["model"] = pointer.model
-        return _Routed(pointer.model, pointer.revision, pointer, _json(value), rewritten=True)
+            return _Routed(asked), raw
+        self._require_routable(pointer)
+        body = b"".join((memoryview(raw)[:start], _json(pointer.model), memoryview(raw)[end:]))
+        return _Routed(pointer.model, pointer.revision, pointer), body
 
-    def _routable(self, pointer: Pointer) -> bool:
-        return pointer.revision == 0 or pointer.model in self.state.verified
+    def _require_routable(self, pointer: Pointer) -> None:
+        if pointer.model not in self.state.verified:
+            raise Refused(503, f"revision {pointer.revision} is not verified on this server yet")
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, listing: bool) -> None:
         if not listing:
@@ -330,8 +399,7 @@ class AliasMiddleware:
     async def _ready(self, send: Send) -> None:
         self._require_awake()
         pointer = self._pointer.read()
-        if not self._routable(pointer):
-            raise Refused(503, f"revision {pointer.revision} is not verified on this server yet")
+        self._require_routable(pointer)
         await _answer(send, 200, _json({"revision": pointer.revision, "model": pointer.model}))
 
     # --- admin routes -------------------------------------------------------------------------
@@ -342,11 +410,14 @@ class AliasMiddleware:
         if path == "/palorad/state" and method == "GET":
             await _answer(send, 200, self._state())
             return
-        raw = await _body(scope, receive, self.gateway.max_body)
+        raw = await self._body(scope, receive)
         if raw is None:
             return
-        if path == "/palorad/verified" and method == "POST":
-            self.state.verified.add(_named(raw, "model"))
+        if path == "/palorad/verified" and method in {"POST", "DELETE"}:
+            if method == "POST":
+                self.state.verified.add(_text(raw, "model"))
+            else:  # fenced off: the alias answers from nothing until something is verified again
+                self.state.verified.clear()
             await _answer(send, 200, self._state())
             return
         if method == "POST" and path in LOADING:
@@ -398,16 +469,18 @@ class AliasMiddleware:
                 "problem": problem,
                 "verified": sorted(self.state.verified),
                 "asleep": self.state.asleep,
-                "in_flight": {m: n for m, n in self.state.in_flight.items() if n > 0},
+                "in_flight": self.state.in_flight,
             }
         )
 
     def _check_load(self, raw: bytes, name_key: str, path_key: str) -> None:
-        name, path = _named(raw, name_key), _text(raw, path_key)
+        name, path = _text(raw, name_key), _text(raw, path_key)
+        if not NAME.match(name):
+            raise Refused(400, f"{name_key!r} must be letters, digits, '.', '_' and '-'")
         if json.loads(raw).get("load_inplace"):
             raise Refused(403, "a name is never loaded again in place: publish a new revision")
         served = os.path.realpath(self.gateway.served)
-        inside = Path(path).is_absolute() and ".." not in Path(path).parts
+        inside = Path(path).is_absolute() and ".." not in Path(path).parts and path.isprintable()
         if not inside or Path(os.path.realpath(path)).parent != Path(served):
             raise Refused(403, f"{name}: an adapter's path must be a directory in {served}")
 
@@ -441,7 +514,7 @@ class _Answer:
     async def _begin(self, message: Message) -> None:
         headers: Headers = list(message.get("headers", ()))
         message = {**message, "headers": headers + self._marks(message["status"])}
-        if self.routed.rewritten:
+        if self.routed.pointer is not None:
             kind = next((v for k, v in headers if k.lower() == b"content-type"), b"")
             encoded = any(k.lower() == b"content-encoding" for k, _ in headers)
             self._json = kind.startswith(b"application/json") and not encoded
@@ -453,7 +526,7 @@ class _Answer:
 
     def _marks(self, status: int) -> Headers:
         routed = self.routed
-        if not routed.rewritten and (status >= 400 or not NAME.match(routed.model)):
+        if routed.pointer is None and (status >= 400 or not NAME.match(routed.model)):
             return []
         marks = [(b"x-palorad-model", routed.model.encode())]
         if routed.revision is not None:
@@ -521,39 +594,74 @@ def _bearer(scope: Scope) -> bytes | None:
     return key.strip() if kind.lower() == b"bearer" and key.strip() else None
 
 
-async def _body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body, None when the client has gone; `Refused` 413 when it is too large."""
-    too_large = Refused(413, f"the body is larger than {limit} bytes")
-    stated = _header(scope, b"content-length") or b"0"
-    if not stated.isdigit():
-        raise Refused(400, "content-length is no number")
-    if int(stated) > limit:
-        raise too_large
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise too_large
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
 def _replay(body: bytes, receive: Receive) -> Receive:
-    sent = False
+    left = [body]
+    del body
 
     async def again() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
 
     return again
+
+
+def _model_in(raw: bytes) -> tuple[str, int, int]:
+    """The name under "model" at the body's top level, and where its JSON begins and ends.
+
+    "" where there is none. Nothing is parsed: parsed, a body takes up to 27 times its size.
+    """
+    depth, value, named = 0, -1, None
+    for number, piece in enumerate(PIECES.finditer(raw)):
+        if number > MOST_PIECES:
+            raise Refused(413, f"the body has more than {MOST_PIECES} strings and brackets")
+        start, end = piece.span()
+        if raw[start] in b"{[":
+            if not depth and raw[start] in b"[":
+                break
+            depth += 1
+        elif raw[start] in b"}]":
+            depth -= 1
+        if depth <= 0 or raw[start:end] == b'"':
+            break
+        if start == value:
+            named = start, end
+        elif depth != 1 or end - start > 32 or _string(raw[start:end]) != "model":
+            continue
+        elif colon := COLON.match(raw, end):
+            if value >= 0:
+                raise Refused(400, "the body names its model twice")
+            value = colon.end()
+    if named is None or raw[named[0]] not in b'"':
+        return "", 0, 0
+    if named[1] - named[0] > LONGEST_NAME:
+        raise Refused(400, f"a model's name has at most {LONGEST_NAME} bytes")
+    return _string(raw[slice(*named)]), *named
+
+
+def _string(raw: bytes) -> str:
+    try:
+        return str(json.loads(raw))
+    except ValueError:
+        return ""
+
+
+def _mac(key: bytes, *parts: str) -> str:
+    return hmac.new(key, "\n".join(parts).encode(errors="replace"), hashlib.sha256).hexdigest()
+
+
+def proof(key: bytes, boot: str, nonce: str) -> str:
+    """What a process that calls itself `boot` answers to show that it has the admin key."""
+    return _mac(key, "palorad server", boot, nonce)
+
+
+def signature(key: bytes, boot: str, method: str, target: str, body: bytes) -> str:
+    """`x-palorad-signed`: stands for the admin key, in this one request to the process `boot`."""
+    return _signed(key, boot, method, target, hashlib.sha256(body).hexdigest())
+
+
+def _signed(key: bytes, boot: str, method: str, target: str, digest: str) -> str:
+    return digest + _mac(key, "palorad request", boot, method, target, digest)
 
 
 def _with_length(headers: Headers, length: int) -> Headers:
@@ -573,28 +681,21 @@ def _text(raw: bytes, key: str) -> str:
     return text
 
 
-def _named(raw: bytes, key: str) -> str:
-    name = _text(raw, key)
-    if not NAME.match(name):
-        raise Refused(400, f"{key!r} must be letters, digits, '.', '_' and '-'")
-    return name
-
-
 def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _error(status: int, message: str) -> bytes:
     kinds = {
-        400: "BadRequestError",
         401: "AuthenticationError",
         403: "PermissionDeniedError",
+        408: "RequestTimeoutError",
         409: "ConflictError",
         413: "RequestTooLargeError",
         503: "ServiceUnavailableError",
     }
-    error = {"message": message, "type": kinds[status], "param": None, "code": status}
-    return _json({"error": error})
+    kind = kinds.get(status, "BadRequestError")
+    return _json({"error": {"message": message, "type": kind, "param": None, "code": status}})
 
 
 async def _answer(send: Send, status: int, body: bytes, retry_s: int = 1) -> None:
@@ -606,5 +707,7 @@ async def _answer(send: Send, status: int, body: bytes, retry_s: int = 1) -> Non
         headers.append((b"www-authenticate", b"Bearer"))
     if status == 503:
         headers.append((b"retry-after", str(retry_s).encode()))
+    if status in {408, 413}:  # the rest of the body is not read
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from daemon.serving.connections import Connections
 from daemon.serving.protocol import Completion, Loaded, PromptLogprob
+from daemon.serving.wire import Timeouts, Wire, decoded, require_ok, sensible
 from policies.errors import ServerRefused, ServerUnreachable
 
 PROMPTS_AT_ONCE = 64
 # On vLLM's CPU build prompt log-probabilities of an adapter end the engine when another request
 # shares the step (0.32.0: punica_cpu takes the indices of one row for all).
 TEXTS_AT_ONCE = 1
-ADMIN_HEADER = "x-palorad-admin-key"
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds: until a connection stands, and until each kind of answer is there."""
-
-    connect_s: float = 5.0
-    health_s: float = 5.0
-    request_s: float = 120.0
-    load_s: float = 60.0
+__all__ = ["GatewayState", "HttpServer", "Timeouts"]
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
     """What the alias middleware of one server process says of itself.
 
-    `instance_id` changes with every start and every sleep, `verified` are the revisions it routes,
-    `in_flight` counts requests by the model that answers them. `asleep` holds from the request to
-    sleep until the server has woken.
+    `instance_id` changes with every start and every sleep, `verified` are the models it routes,
+    `in_flight` counts requests by the revision that answers them. `asleep` holds from the request
+    to sleep until the server has woken.
     """
 
     instance_id: str
@@ -61,33 +51,23 @@ class HttpServer:
     ) -> None:
         self.url = url.rstrip("/")
         self.timeouts = timeouts or Timeouts()
-        self._user = {} if user_key is None else {"authorization": f"Bearer {user_key}"}
-        self._admin = dict(self._user)
-        if admin_key is not None:
-            self._admin[ADMIN_HEADER] = admin_key
-        self._client = httpx.AsyncClient(
-            base_url=self.url,
-            transport=transport or Connections(self.url),
-            timeout=httpx.Timeout(self.timeouts.request_s, connect=self.timeouts.connect_s),
-            trust_env=False,
-        )
+        self._wire = Wire(self.url, admin_key, user_key, self.timeouts, transport)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._wire.aclose()
 
     async def healthy(self) -> bool:
         """Whether `/health` answers 200."""
-        try:
-            response = await self._send("GET", "/health", timeout_s=self.timeouts.health_s)
-        except ServerUnreachable:
-            return False
-        return response.status_code == 200
+        return await self._answers("/health")
 
     async def ready(self) -> bool:
         """Whether the stable name is routed here to a verified revision."""
+        return await self._answers("/palorad/ready")
+
+    async def _answers(self, path: str) -> bool:
         try:
-            response = await self._send("GET", "/palorad/ready", timeout_s=self.timeouts.health_s)
+            response = await self._wire.ask("GET", path, timeout_s=self.timeouts.health_s)
         except ServerUnreachable:
             return False
         return response.status_code == 200
@@ -95,10 +75,11 @@ class HttpServer:
     async def loaded(self) -> Mapping[str, Loaded]:
         """What `/v1/models` lists, by name."""
         listed = await self._json("GET", "/v1/models", timeout_s=self.timeouts.health_s)
-        return {
-            card["id"]: Loaded(card["id"], card.get("root") or "", card.get("parent"))
-            for card in listed["data"]
-        }
+        with sensible(self.url):
+            return {
+                str(card["id"]): Loaded(card["id"], card.get("root") or "", card.get("parent"))
+                for card in listed["data"]
+            }
 
     async def load(self, name: str, path: str) -> None:
         """Load an adapter; already loaded from the same path is success."""
@@ -149,8 +130,23 @@ class HttpServer:
             if salt:
                 body["cache_salt"] = salt
             response = await self._call("/v1/completions", body, timeout_s=self.timeouts.request_s)
-            answers += _completions(response)
+            with sensible(self.url):
+                answers += _completions(response)
         return tuple(answers)
+
+    async def identify(
+        self, model: str, prompts: Sequence[str], max_tokens: int, *, salt: str, limit_s: float
+    ) -> tuple[Completion, ...]:
+        """Completions of exactly `max_tokens` tokens, computed anew, all within `limit_s`."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self.complete(
+                    model, prompts, max_tokens=max_tokens, salt=salt, ignore_eos=True
+                )
+        except TimeoutError as error:
+            raise ServerUnreachable(
+                f"{self.url} did not answer the identity check of {model} within {limit_s:g} s"
+            ) from error
 
     async def score(
         self, model: str, texts: Sequence[Sequence[int]]
@@ -170,7 +166,8 @@ class HttpServer:
                 "prompt_logprobs": 0,
             }
             response = await self._call("/v1/completions", body, timeout_s=self.timeouts.request_s)
-            choices = sorted(_decoded(response)["choices"], key=lambda choice: choice["index"])
+            with sensible(self.url):
+                choices = sorted(decoded(response)["choices"], key=lambda choice: choice["index"])
             if len(choices) != len(asked):
                 raise ServerRefused(
                     f"{self.url} answered {len(choices)} of {len(asked)} texts", status=502
@@ -188,103 +185,55 @@ class HttpServer:
             "temperature": 0,
         }
         response = await self._call("/v1/chat/completions", body, timeout_s=self.timeouts.request_s)
-        value = _decoded(response)
-        choice = value["choices"][0]
-        return Completion(
-            choice["message"]["content"] or "",
-            value["model"],
-            finish_reason=choice["finish_reason"],
-            headers=dict(response.headers),
-        )
+        with sensible(self.url):
+            value = decoded(response)
+            choice = value["choices"][0]
+            return Completion(
+                choice["message"]["content"] or "",
+                value["model"],
+                finish_reason=choice["finish_reason"],
+                headers=dict(response.headers),
+            )
 
     async def gateway(self) -> GatewayState:
         """What the alias middleware knows; `ServerRefused` 404 where it is not installed."""
-        value = await self._json(
-            "GET", "/palorad/state", timeout_s=self.timeouts.health_s, admin=True
-        )
-        return _gateway(value)
+        self._wire.forget()
+        timeout_s = self.timeouts.health_s
+        return _gateway(self.url, await self._json("GET", "/palorad/state", timeout_s=timeout_s))
 
     async def declare_verified(self, name: str) -> GatewayState:
         """Tell the middleware that `name` may be routed in its process from now on."""
         response = await self._call(
             "/palorad/verified", {"model": name}, timeout_s=self.timeouts.health_s
         )
-        return _gateway(_decoded(response))
+        return _gateway(self.url, decoded(response))
+
+    async def fence(self) -> GatewayState:
+        """Have the middleware answer its alias from nothing until something is verified again."""
+        timeout_s = self.timeouts.health_s
+        return _gateway(
+            self.url, await self._json("DELETE", "/palorad/verified", timeout_s=timeout_s)
+        )
 
     async def post(self, path: str, *, timeout_s: float) -> None:
         """A bare admin request, for instance `/sleep?level=1&mode=wait`."""
-        _require_ok(self.url, await self._send("POST", path, timeout_s=timeout_s, admin=True))
+        require_ok(self.url, await self._wire.send("POST", path, timeout_s=timeout_s))
 
     async def get(self, path: str, *, timeout_s: float) -> dict[str, Any]:
         """What an admin route says, for instance `/is_sleeping`."""
-        return await self._json("GET", path, timeout_s=timeout_s, admin=True)
+        return await self._json("GET", path, timeout_s=timeout_s)
 
     async def _call(self, path: str, body: object, *, timeout_s: float) -> httpx.Response:
-        response = await self._send("POST", path, body, timeout_s=timeout_s, admin=True)
-        return _require_ok(self.url, response)
+        response = await self._wire.send("POST", path, body, timeout_s=timeout_s)
+        return require_ok(self.url, response)
 
-    async def _json(
-        self, method: str, path: str, *, timeout_s: float, admin: bool = False
-    ) -> dict[str, Any]:
-        response = await self._send(method, path, timeout_s=timeout_s, admin=admin)
-        return _decoded(_require_ok(self.url, response))
-
-    async def _send(
-        self, method: str, path: str, body: object = None, *, timeout_s: float, admin: bool = False
-    ) -> httpx.Response:
-        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, self.timeouts.connect_s))
-        headers = self._admin if admin else self._user
-        try:
-            return await self._client.request(
-                method, path, json=body, headers=headers, timeout=timeout
-            )
-        except httpx.ConnectTimeout as error:
-            raise ServerUnreachable(
-                f"{self.url} took no connection for {method} {path} within {timeout.connect:g} s"
-            ) from error
-        except httpx.TimeoutException as error:
-            raise ServerUnreachable(
-                f"{self.url} gave no answer to {method} {path} within {timeout_s:g} s"
-            ) from error
-        except httpx.HTTPError as error:
-            raise ServerUnreachable(
-                f"{self.url} does not answer ({error}): is the server running there?"
-            ) from error
-
-
-def _require_ok(url: str, response: httpx.Response) -> httpx.Response:
-    if response.status_code >= 400:
-        said = _said(response)
-        raise ServerRefused(
-            f"{url} answered {response.status_code} to {response.request.url.path}: {said}",
-            status=response.status_code,
-            body=said,
-        )
-    return response
-
-
-def _said(response: httpx.Response) -> str:
-    try:
-        error = response.json()
-        error = error.get("error", error) if isinstance(error, dict) else error
-        message = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, UnicodeDecodeError):
-        message = response.text
-    return " ".join(str(message).split())[:500]
-
-
-def _decoded(response: httpx.Response) -> dict[str, Any]:
-    try:
-        value = json.loads(response.content)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ServerRefused(f"{response.url} answered no JSON", status=response.status_code)
-    return value
+    async def _json(self, method: str, path: str, *, timeout_s: float) -> dict[str, Any]:
+        response = await self._wire.send(method, path, timeout_s=timeout_s)
+        return decoded(require_ok(self.url, response))
 
 
 def _completions(response: httpx.Response) -> list[Completion]:
-    value = _decoded(response)
+    value = decoded(response)
     headers = dict(response.headers)
     return [
         Completion(
@@ -312,13 +261,14 @@ def _taken(url: str, text: Sequence[int], given: Any) -> tuple[PromptLogprob, ..
     return taken
 
 
-def _gateway(value: Mapping[str, Any]) -> GatewayState:
-    pointer = value["pointer"] or {}
-    return GatewayState(
-        value["instance_id"],
-        pointer.get("model"),
-        pointer.get("revision"),
-        frozenset(value["verified"]),
-        dict(value["in_flight"]),
-        bool(value["asleep"]),
-    )
+def _gateway(url: str, value: Mapping[str, Any]) -> GatewayState:
+    with sensible(url):
+        pointer = value["pointer"] or {}
+        return GatewayState(
+            value["instance_id"],
+            pointer.get("model"),
+            pointer.get("revision"),
+            frozenset(value["verified"]),
+            dict(value["in_flight"]),
+            bool(value["asleep"]),
+        )

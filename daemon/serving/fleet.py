@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from adapters import store
 from daemon.base import faults
 from daemon.serving import pointer
 from daemon.serving.alias import PINNED
 from daemon.serving.client import HttpServer
+from daemon.serving.common import Common
 from daemon.serving.pointer import Pointer
-from daemon.serving.replica import Common, Replica, ReplicaStatus
+from daemon.serving.replica import Replica
+from daemon.serving.replica_status import ReplicaStatus
+from daemon.serving.waiting import Patience, succeeded
 from policies.records import Record, Revision
+
+# A promotion waits for everybody; what must go goes without the slowest. A target that moves ends
+# every wait.
+WHOLE: Final = Patience(None, None)
+STEADY: Final = Patience(30.0, 10.0)
+URGENT: Final = Patience(10.0, 2.0)
+BRIEF: Final = Patience(2.0, 2.0)
 
 
 class Ensured(Record):
     """What one `ensure` did.
 
-    `done` when every replica serves the target; `answering` when every one that answers does.
+    `done` when every replica serves the target; `answering` when one does, and the alias of no
+    other answers from anything else.
     """
 
     done: bool
@@ -29,7 +41,7 @@ class Ensured(Record):
     replicas: tuple[ReplicaStatus, ...]
 
 
-def _always() -> bool:
+def _always(*_: object) -> bool:
     return True
 
 
@@ -40,6 +52,7 @@ class Fleet:
     servers: Sequence[HttpServer]
     pointer_file: Path
     common: Common
+    _late: frozenset[int] = frozenset()
     _replicas: list[Replica] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,37 +74,75 @@ class Fleet:
         previous: Revision | None = None,
         keep: Collection[str] = (),
         is_target: Callable[[], bool] = _always,
+        may_stay: Callable[[int], bool] = _always,
     ) -> Ensured:
         """Bring every replica to `target`; `previous` and `keep` (names) stay loaded.
 
-        Nothing is routed before it is verified, and the pointer is flipped only when every
-        replica that answers has passed, and only if `is_target` still says so: loading takes
-        seconds, and a rollback may come meanwhile. A replica that does not answer routes nothing
-        unverified when it comes back. Never raises for a replica's failure: the result tells.
+        Nothing is routed before it is verified, and a promotion flips the pointer only when every
+        replica that answers has passed. Where `may_stay` says of the revision that answers now (by
+        its number) that it must go, the pointer is flipped without those that fail, and even
+        without all: better no answer than that one. It is flipped only if `is_target` still says
+        so: loading takes seconds, and a rollback may come meanwhile. One that fails is fenced off:
+        its alias answers 503 until it has passed. Never raises for a replica's failure: the result
+        tells.
         """
         steps: list[str] = []
         goal = self._pointer_to(target)
         current = self._restored(goal, steps)
-        passed = await asyncio.gather(*(r.prepare(goal, steps) for r in self._replicas))
-        reachable = [r.status.healthy for r in self._replicas]
-        agreed = any(passed) and all(p or not h for p, h in zip(passed, reachable, strict=True))
-        if not agreed:
-            return self._result(steps)
+        urgent = current != goal and not may_stay(current.revision)
+        promotion = current != goal and not urgent
+        patience = URGENT if urgent else STEADY
+        passed = await self._prepared(goal, steps, WHOLE if promotion else patience, is_target)
         if current != goal:
             if not is_target():
                 steps.append(f"{goal.model} is not the target any more: nothing flipped")
                 return self._result(steps)
+            if promotion and not self._agreed(passed):
+                await self._fence({n for n, r in self._numbered if r.other_base}, steps)
+                return self._result(steps)
             self._flip(goal, steps)
-        ready = [r for r, ok in zip(self._replicas, passed, strict=True) if ok]
-        if not all(await asyncio.gather(*(r.check(goal) for r in ready))):
-            if current != goal:
-                self._put_back(current, steps)
+        checks = {n: _begun(r, r.check(goal)) for n, r in self._numbered if n in passed}
+        serving = await succeeded(checks, patience, goes_on=is_target)
+        if not is_target():
             return self._result(steps)
-        protected = {goal.model, self.common.base, *keep}
-        if previous is not None:
-            protected.add(self._pointer_to(previous).model)
-        await asyncio.gather(*(r.retire(protected, steps) for r in ready))
-        return self._result(steps, done=all(passed), answering=True)
+        if not serving and promotion and may_stay(current.revision):
+            self._put_back(current, steps)
+            return self._result(steps)
+        failed = {n for n, r in self._numbered if n not in serving and (urgent or r.wrong)}
+        await self._fence(failed, steps)
+        if serving:
+            protected = {goal.model, self.common.base, *keep}
+            if previous is not None:
+                protected.add(self._pointer_to(previous).model)
+            answer = [r for n, r in self._numbered if r.status.healthy and n not in self._late]
+            await asyncio.gather(*(r.retire(protected, steps) for r in answer))
+        done = len(serving) == len(self._replicas)
+        return self._result(steps, done=done, answering=bool(serving))
+
+    @property
+    def _numbered(self) -> tuple[tuple[int, Replica], ...]:
+        return tuple(enumerate(self._replicas))
+
+    async def _prepared(
+        self, goal: Pointer, steps: list[str], patience: Patience, is_target: Callable[[], bool]
+    ) -> frozenset[int]:
+        """Who may route `goal`; who takes too long goes on, and is not waited for next time."""
+        tasks = {n: replica.begin(goal, steps) for n, replica in self._numbered}
+        passed = await succeeded(tasks, patience, late=self._late, goes_on=is_target)
+        left = frozenset(n for n, task in tasks.items() if not task.done())
+        self._late = left if is_target() else left & self._late
+        return passed
+
+    def _agreed(self, passed: Collection[int]) -> bool:
+        """Whether no replica whose alias answers speaks against the promotion."""
+        return bool(passed) and all(
+            n in passed or n in self._late or r.fenced or r.other_base or not r.status.healthy
+            for n, r in self._numbered
+        )
+
+    async def _fence(self, numbers: Collection[int], steps: list[str]) -> None:
+        fences = {n: _begun(r, r.fence(steps)) for n, r in self._numbered if n in numbers}
+        await succeeded(fences, BRIEF)
 
     def _restored(self, goal: Pointer, steps: list[str]) -> Pointer:
         """What the pointer file says; `goal` is written where it is lost or damaged."""
@@ -152,6 +203,10 @@ class Fleet:
     def _pointer_to(self, revision: Revision) -> Pointer:
         model = self.common.base if revision.number == 0 else revision.served_name
         return Pointer(alias=self.common.alias, model=model, revision=revision.number)
+
+
+def _begun(replica: Replica, step: Awaitable[bool]) -> asyncio.Task[bool]:
+    return asyncio.create_task(replica.guarded(step))
 
 
 def _delete(directory: Path) -> None:

@@ -16,14 +16,19 @@ from policies.errors import ServerUnusable
 FILE = "identity.json"
 
 
-class IdentityItem(BaseModel):
-    """One prompt: greedy tokens and log-probabilities of the adapter and of the bare base."""
+class Answered(BaseModel):
+    """One prompt: greedy tokens and log-probabilities of who answered."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+
+
+class IdentityItem(Answered):
+    """One prompt as the adapter answers it, and as the bare base does."""
+
     base_token_ids: tuple[int, ...]
     base_logprobs: tuple[float, ...]
 
@@ -78,17 +83,10 @@ def mismatch(
     Every answer must agree with the stored tokens and log-probabilities, and together they must
     lie nearer to the adapter than to the bare base.
     """
-    if len(answers) != len(identity.items):
-        return f"{len(answers)} answers to {len(identity.items)} prompts"
+    if (reason := differs(identity.items, answers, tolerance)) is not None:
+        return reason
     own = bare = 0.0
     for item, answer in zip(identity.items, answers, strict=True):
-        if len(answer.logprobs) != len(answer.token_ids):
-            return f"{item.prompt!r}: answered without tokens and log-probabilities"
-        if not all(math.isfinite(value) for value in answer.logprobs):
-            return f"{item.prompt!r}: log-probabilities are not finite numbers"
-        reason = _differs(item, answer, tolerance)
-        if reason is not None:
-            return f"{item.prompt!r}: {reason}"
         own += _distance(item.token_ids, item.logprobs, answer)
         bare += _distance(item.base_token_ids, item.base_logprobs, answer)
     if own >= bare:
@@ -96,24 +94,35 @@ def mismatch(
     return None
 
 
-def base_mismatch(
-    identity: Identity, answers: Sequence[Completion], tolerance: Tolerance = EXACT
+def differs(
+    stored: Sequence[Answered], answers: Sequence[Completion], tolerance: Tolerance = EXACT
 ) -> str | None:
-    """Why these answers are not those of the base under the adapter, or None when they are."""
-    if len(answers) != len(identity.items):
-        return f"{len(answers)} answers to {len(identity.items)} prompts"
-    for item, answer in zip(identity.items, answers, strict=True):
-        bare = item.model_copy(
-            update={"token_ids": item.base_token_ids, "logprobs": item.base_logprobs}
-        )
-        if len(answer.logprobs) != len(answer.token_ids):
+    """Where answers differ from the stored ones, prompt by prompt; None where they do not."""
+    if len(answers) != len(stored):
+        return f"{len(answers)} answers to {len(stored)} prompts"
+    for item, answer in zip(stored, answers, strict=True):
+        if not answer.token_ids or len(answer.logprobs) != len(answer.token_ids):
             return f"{item.prompt!r}: answered without tokens and log-probabilities"
-        if reason := _differs(bare, answer, tolerance):
+        if not all(math.isfinite(value) for value in answer.logprobs):
+            return f"{item.prompt!r}: log-probabilities are not finite numbers"
+        reason = _differs(item, answer, tolerance)
+        if reason is not None:
             return f"{item.prompt!r}: {reason}"
     return None
 
 
-def _differs(item: IdentityItem, answer: Completion, tolerance: Tolerance) -> str | None:
+def base_mismatch(
+    identity: Identity, answers: Sequence[Completion], tolerance: Tolerance = EXACT
+) -> str | None:
+    """Why these answers are not those of the base under the adapter, or None when they are."""
+    bare = [
+        Answered(prompt=item.prompt, token_ids=item.base_token_ids, logprobs=item.base_logprobs)
+        for item in identity.items
+    ]
+    return differs(bare, answers, tolerance)
+
+
+def _differs(item: Answered, answer: Completion, tolerance: Tolerance) -> str | None:
     if len(answer.token_ids) != len(item.token_ids):
         return f"{len(answer.token_ids)} tokens where {len(item.token_ids)} are stored"
     stored = zip(item.token_ids, item.logprobs, strict=True)

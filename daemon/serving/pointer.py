@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -32,16 +30,3 @@ def read(path: Path) -> Pointer | None:
 def write(path: Path, pointer: Pointer) -> None:
     """Replace the file: a reader sees the old or the new content, also after a power cut."""
     files.write_text(path, json.dumps(pointer.model_dump()) + "\n")
-
-
-def ensure_admin_key(path: Path) -> str:
-    """palorad's own key, readable by its owner only; made at the start if there is none."""
-    key = path.read_text().strip() if path.exists() else ""
-    if not key:
-        part = path.with_name(f".{path.name}.tmp")
-        part.unlink(missing_ok=True)
-        key = secrets.token_hex(32)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(f"{key}\n")
-        files.put_in_place(part, path)
-    return key

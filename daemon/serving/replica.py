@@ -3,88 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
-from collections.abc import Awaitable, Callable, Collection
+import math
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from adapters import store
 from daemon.base import faults
 from daemon.serving import identity
 from daemon.serving.alias import PINNED
 from daemon.serving.client import GatewayState, HttpServer
-from daemon.serving.identity import EXACT, Tolerance
+from daemon.serving.common import Common
 from daemon.serving.pointer import Pointer
 from daemon.serving.protocol import Completion, Loaded
-from policies.errors import PaloradError, ServerRefused, ServerUnreachable, ServerUnusable
-from policies.records import Record
+from daemon.serving.replica_status import ASLEEP, NotServed, ReplicaStatus, explain
+from policies.errors import PaloradError, ServerRefused, ServerUnreachable
 
-ASLEEP: Final = "sleeps while palorad trains; it is verified again when it wakes"
+REFUSED_S: Final = 5.0
 
-
-class ReplicaStatus(Record):
-    """What is known of one replica.
-
-    `active` is the model that its alias answers from, None when nothing is routed; `verified_at`
-    says when the active revision was verified on the process that runs now.
-    """
-
-    url: str
-    healthy: bool = False
-    asleep: bool = False
-    target: str | None = None
-    active: str | None = None
-    verified_at: datetime | None = None
-    loaded: tuple[str, ...] = ()
-    reason: str = "not asked yet"
-
-
-class NotServed(ServerUnusable):
-    """A revision that must not be routed on a replica; the message says why."""
-
-
-def _utc() -> datetime:
-    return datetime.now(UTC)
-
-
-@dataclass(slots=True)
-class Common:
-    """What the replicas of one fleet share: names, limits in seconds, clocks.
-
-    `served` is the directory of composed revisions, under the same path for every replica.
-    `restart` is asked when a replica computes NaN, which stays in its prefix cache. `intact` are
-    revisions whose files are as published, `poison` those that computed NaN, with the reason.
-    """
-
-    alias: str
-    base: str
-    served: Path
-    drain_s: float = 2.0
-    verify_timeout_s: float = 60.0
-    tolerance: Tolerance = EXACT
-    now: Callable[[], datetime] = _utc
-    monotonic: Callable[[], float] = time.monotonic
-    nonce: Callable[[], str] = lambda: secrets.token_hex(8)
-    restart: Callable[[str], Awaitable[None]] | None = None
-    intact: set[str] = field(default_factory=set)
-    poison: dict[str, str] = field(default_factory=dict)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Replica:
-    """One server process as the daemon sees it; what is known ends with that process."""
+    """One server process as the daemon sees it; what is known ends with that process.
+
+    `fenced`: its middleware has confirmed that the alias answers from nothing. `wrong`: what it
+    answered was not what was published. `other_base`: what it serves is not the base.
+    """
 
     server: HttpServer
     common: Common
     status: ReplicaStatus = field(init=False)
     checked: Pointer | None = None
+    fenced: bool = False
+    wrong: bool = False
+    other_base: bool = False
     _instance_id: str = ""
+    _base_sound: bool = False
     _verified: dict[str, datetime] = field(default_factory=dict)
-    _broken: dict[str, str] = field(default_factory=dict)
+    _broken: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _again: set[str] = field(default_factory=set)
+    _ours: frozenset[str] = frozenset()
+    _preparing: tuple[Pointer, asyncio.Task[bool]] | None = None
     _idle_since: dict[str, float] = field(default_factory=dict)
+    _rests_until: float = -math.inf
 
     def __post_init__(self) -> None:
         self.status = ReplicaStatus(url=self.server.url)
@@ -100,12 +68,16 @@ class Replica:
                 url=self.server.url,
                 healthy=not isinstance(error, ServerUnreachable),
                 target=self.status.target,
-                reason=_explain(error, self.server.url),
+                reason=explain(error, self.server.url),
             )
             return None
-        verified = gateway.revision == 0 or gateway.model in gateway.verified
-        routed = verified and not gateway.asleep
+        routed = gateway.model in gateway.verified and not gateway.asleep
         active = gateway.model if routed and gateway.model in listed else None
+        self._ours = frozenset(
+            name
+            for name, one in listed.items()
+            if PINNED.match(name) and Path(one.root).parent == self.common.served
+        )
         names = tuple(sorted(n for n in listed if n not in {self.common.alias, self.common.base}))
         reason = self.status.reason if self.status.healthy and not self.status.asleep else ""
         if active is not None and active == self.status.target:
@@ -133,14 +105,38 @@ class Replica:
             self._verified.clear()
             self._broken.clear()
             self._idle_since.clear()
-            self.checked = None
+            self._again.clear()
+            self.checked, self.fenced = None, False
+            self._base_sound = self.other_base = False
+            self._rests_until = -math.inf
         return gateway, listed
 
     # --- on the way to another revision -------------------------------------------------------
 
+    def begin(self, goal: Pointer, steps: list[str]) -> asyncio.Task[bool]:
+        """`prepare` in a task of its own; one that is under way for `goal` goes on."""
+        if self._preparing is not None:
+            former, task = self._preparing
+            if former == goal and not task.done():
+                return task
+            task.cancel()
+        task = asyncio.create_task(self.guarded(self.prepare(goal, steps)))
+        self._preparing = goal, task
+        return task
+
+    async def guarded(self, step: Awaitable[bool]) -> bool:
+        """A step of this replica: nothing unforeseen in it may hold up the others."""
+        try:
+            return await step
+        except Exception as error:
+            log.exception("unexpected", url=self.server.url)
+            self._note(reason=f"unexpected {type(error).__name__}: {error}; see the log")
+            return False
+
     async def prepare(self, goal: Pointer, steps: list[str]) -> bool:
         """Whether the replica may route `goal`: loaded and verified in its present process."""
         self._note(target=goal.model)
+        self.wrong = False
         seen = await self.look()
         if seen is None:
             return False
@@ -148,19 +144,27 @@ class Replica:
         if gateway.asleep:
             return False
         name = goal.model
+        if self.common.monotonic() < self._rests_until:
+            return False
         try:
             self._require_unbroken(name)
+            await self._require_base()
             if goal.revision == 0:
                 if name not in listed:
                     raise NotServed(f"serves no model named {name}: set [model] name")
-                self._verified.setdefault(name, self.common.now())
+                if not (name in gateway.verified and name in self._verified):
+                    await self.server.declare_verified(name)
+                    self._verified[name] = self.common.now()
             elif not (name in listed and name in gateway.verified and name in self._verified):
                 await self._load(name, listed, steps)
                 await self._verify(name)
                 steps.append(f"verified {name} on {self.server.url}")
         except PaloradError as error:
             await self._failed(name, error)
+            if isinstance(error, ServerRefused):
+                self._rests_until = self.common.monotonic() + REFUSED_S
             return False
+        self.fenced = False
         self._note(reason="", verified_at=self._verified[name])
         return True
 
@@ -177,6 +181,11 @@ class Replica:
         if name in listed and name in self._verified:
             return
         try:
+            await self._require_base()
+        except NotServed as problem:
+            # It says nothing of the candidate.
+            raise ServerUnreachable(str(problem)) from problem
+        try:
             await self._load(name, listed, [])
             await self._verify(name)
         except PaloradError as error:
@@ -186,17 +195,37 @@ class Replica:
             raise
 
     def _require_unbroken(self, name: str) -> None:
-        known_bad = self.common.poison.get(name) or self._broken.get(name)
-        if known_bad is not None:
-            raise NotServed(known_bad)
+        if name in self.common.poison:
+            raise NotServed(self.common.poison[name])
+        reason, since = self._broken.get(name, ("", 0.0))
+        if reason and self.common.monotonic() - since < self.common.again_s:
+            raise NotServed(reason)
+        if reason:
+            del self._broken[name]
+            self._again.add(name)
+
+    async def _require_base(self) -> None:
+        """Raise `NotServed` unless this process serves the base that was first served."""
+        record, base = self.common.base_record, self.common.base
+        if record is None or self._base_sound:
+            return
+        problem = await record.problem(partial(self._answers, base), self.common.tolerance)
+        self.other_base = problem is not None
+        if problem is not None:
+            raise NotServed(f"{self.server.url}: {problem}")
+        self._base_sound = True
 
     async def _load(self, name: str, listed: dict[str, Loaded], steps: list[str]) -> None:
+        """Have the server read the revision from its files, which are hashed each time."""
         path = self.common.served / name
-        if name not in self.common.intact:
-            problems = await asyncio.to_thread(store.verify, path)
-            if problems:
-                raise NotServed(f"{name} is not fit to be loaded: {'; '.join(problems[:3])}")
-            self.common.intact.add(name)
+        problems = await asyncio.to_thread(store.verify, path)
+        if problems:
+            raise NotServed(f"{name} is not fit to be loaded: {'; '.join(problems[:3])}")
+        if name in self._again and name in listed and listed[name].root == str(path):
+            # It was found to be wrong before; what lies in the files may have been mended since.
+            await self.server.unload(name)
+            del listed[name]
+        self._again.discard(name)
         if name in listed and listed[name].root == str(path):
             return
         if name in listed:
@@ -212,7 +241,7 @@ class Replica:
         """Raise `NotServed` unless the replica answers as the published adapter does."""
         self._note(reason=f"verifying {name}")
         known = await asyncio.to_thread(identity.read, self.common.served / name)
-        answers = await self._ask(name, known)
+        answers = await self._answers(name, known.prompts, known.max_tokens)
         reason = identity.mismatch(known, answers, self.common.tolerance)
         if reason is not None:
             raise NotServed(f"{name} is not the adapter that was published: {reason}")
@@ -220,27 +249,17 @@ class Replica:
         faults.point("serve:verified")
         self._verified[name] = self.common.now()
 
-    async def _ask(self, model: str, known: identity.Identity) -> tuple[Completion, ...]:
-        timeout_s = self.common.verify_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self.server.complete(
-                    model,
-                    known.prompts,
-                    max_tokens=known.max_tokens,
-                    salt=self.common.nonce(),
-                    ignore_eos=True,
-                )
-        except TimeoutError as error:
-            raise ServerUnreachable(
-                f"{self.server.url} did not answer the identity check of {model} "
-                f"within {timeout_s:g} s"
-            ) from error
+    async def _answers(
+        self, model: str, prompts: Sequence[str], max_tokens: int
+    ) -> tuple[Completion, ...]:
+        limit_s, salt = self.common.verify_timeout_s, self.common.nonce()
+        return await self.server.identify(model, prompts, max_tokens, salt=salt, limit_s=limit_s)
 
     async def check(self, goal: Pointer) -> bool:
         """Whether the alias itself answers from `goal` on this replica."""
         if self.checked == goal:
             return True
+        self.wrong = False
         alias = self.common.alias
         try:
             if goal.revision == 0:
@@ -248,7 +267,7 @@ class Replica:
                 reason = None
             else:
                 known = await asyncio.to_thread(identity.read, self.common.served / goal.model)
-                answers = await self._ask(alias, known)
+                answers = await self._answers(alias, known.prompts, known.max_tokens)
                 reason = identity.mismatch(known, answers, self.common.tolerance)
             said = answers[0].headers.get("x-palorad-revision") if answers else None
             if said != str(goal.revision):
@@ -264,23 +283,44 @@ class Replica:
         return True
 
     async def _failed(self, name: str, error: PaloradError) -> None:
-        reason = _explain(error, self.server.url)
+        reason = explain(error, self.server.url)
         poisoned = isinstance(error, ServerRefused) and "Out of range float" in str(error)
         if poisoned:
             # It stays in the prefix cache of this process, and would come back with the next.
             reason = self.common.poison[name] = f"{name} computes NaN"
         if poisoned or isinstance(error, NotServed):
-            self._broken[name] = reason
+            self._broken[name] = reason, self.common.monotonic()
             self.checked = None
+        self.wrong = poisoned or isinstance(error, NotServed)
         self._note(reason=reason, healthy=not isinstance(error, ServerUnreachable))
         if poisoned and self.common.restart is not None:
             await self.common.restart(self.server.url)
+
+    async def fence(self, steps: list[str]) -> bool:
+        """Have the alias answer from nothing here; told as trouble where that cannot be had."""
+        if self.fenced:
+            return True
+        reason = self.status.reason
+        try:
+            await self.server.fence()
+        except PaloradError as error:
+            told = explain(error, self.server.url)
+            self._note(
+                reason=f"{reason}; its alias cannot be closed either ({told}): take it out of "
+                "the load balancer"
+            )
+            return False
+        self.fenced, self.checked = True, None
+        self._verified.clear()
+        self._note(active=None, verified_at=None, reason=f"{reason}; its alias answers 503")
+        steps.append(f"alias {self.common.alias} closed on {self.server.url}: {reason}")
+        return True
 
     # --- afterwards ---------------------------------------------------------------------------
 
     async def retire(self, protected: Collection[str], steps: list[str]) -> None:
         """Unload what nobody needs, `drain_s` after its last request was answered."""
-        spare = {n for n in self.status.loaded if PINNED.match(n)} - set(protected)
+        spare = self._ours - set(protected)
         self._idle_since = {n: t for n, t in self._idle_since.items() if n in spare}
         if not spare:
             return
@@ -295,25 +335,11 @@ class Replica:
                     await self.server.unload(name)
                     faults.point("serve:retired")
                     self._verified.pop(name, None)
+                    self._ours -= {name}
                     del self._idle_since[name]
                     steps.append(f"retired {name} on {self.server.url}")
         except PaloradError as error:
-            self._note(reason=f"retiring: {_explain(error, self.server.url)}")
+            self._note(reason=f"retiring: {explain(error, self.server.url)}")
 
     def _note(self, **changed: object) -> None:
         self.status = self.status.model_copy(update=changed)
-
-
-def _explain(error: PaloradError, url: str) -> str:
-    """The error as a person should read it: what is wrong with the set-up, where that is known."""
-    if isinstance(error, ServerRefused) and error.status == 404 and "/palorad/" in str(error):
-        return (
-            f"{url} runs without palorad's middleware: start it with "
-            "--middleware palorad_alias.AliasMiddleware (docs/serving.md)"
-        )
-    if isinstance(error, ServerRefused) and error.status in {401, 403}:
-        return (
-            f"{url} does not take palorad's admin key: let PALORAD_ADMIN_KEY_FILE there and "
-            "[server] admin_key_file here name the same key"
-        )
-    return str(error)

@@ -24,7 +24,6 @@ LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0
 POLL_S = 0.2
 END_S = 20.0
-LOG_BYTES = 10_000_000
 
 
 class Phase(StrEnum):
@@ -174,11 +173,10 @@ def _port_problem(host: str, port: int) -> str | None:
 
 async def _spawn(command: Command) -> asyncio.subprocess.Process:
     command.log.parent.mkdir(parents=True, exist_ok=True)
-    if command.log.is_file() and command.log.stat().st_size > LOG_BYTES:
-        command.log.replace(command.log.with_suffix(".log.1"))
+    tethered = [sys.executable, "-I", tether.__file__, str(os.getpid())]
     with command.log.open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", tether.__file__, str(os.getpid()), *command.arguments),
+            *(*tethered, "--log", str(command.log), *command.arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -31,6 +31,8 @@ class Servers:
 
         Raises `ServerUnusable` where it cannot be started.
         """
+        if self.fleet.common.base_record is not None:
+            self.fleet.common.base_record.model_dir = model_dir
         if self._child is not None:
             return
         if self._settings.server.kind == "vllm":
@@ -66,11 +68,18 @@ class Servers:
         """Why the managed server could not start or ended; empty while nothing went wrong."""
         return "" if self._child is None else self._child.reason
 
+    async def restart(self) -> bool:
+        """End the managed server, to be started again; False where that is not ours to do."""
+        if self._child is None:
+            return False
+        log.warning("restarting the server")
+        await self._child.restart()
+        return True
+
     async def _restart(self, url: str) -> None:
         """A replica that computes nonsense is started again where that is ours to do."""
-        log.warning("restarting the server", url=url)
-        if self._child is not None:
-            await self._child.restart()
+        log.warning("a server computes nonsense", url=url)
+        await self.restart()
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

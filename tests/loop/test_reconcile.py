@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.serving.replica import NotServed
+from daemon.serving.replica_status import NotServed
 from daemon.training.messages import TrainRequest
 from daemon.views import status
 from policies.errors import ServerRefused, ServerUnreachable

@@ -17,6 +17,7 @@ from daemon.serving import pointer, replicas
 from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
 from daemon.training.messages import TrainDone, TrainRequest
+from policies.errors import ServerUnreachable
 from policies.records import Revision
 from tests.support.crashing import Site
 from tests.support.fake_vllm import ADMIN, Replica, publish
@@ -126,6 +127,55 @@ def test_a_rollback_while_the_fleet_is_busy_is_what_is_served_next(serving: Serv
     asyncio.run(run())
     assert second.served_name not in serving.replicas[1].adapters
     assert serving.routed == first.number
+
+
+def test_a_rollback_does_not_wait_for_a_candidate_on_a_hanging_replica(serving: Serving) -> None:
+    """Staging held the fleet until its time was up, and with it the rollback."""
+    first = serving.learn()
+    serving.serve()
+    serving.learn()
+    serving.serve()
+    candidate = publish(serving.settings.layout.served, 9)
+    answer = serving.replicas[0].answer
+
+    async def hangs(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/load_lora_adapter":
+            await asyncio.sleep(30)
+        return await answer(request)
+
+    serving.replicas[0].answer = hangs  # type: ignore[method-assign]
+
+    async def run() -> None:
+        staging = asyncio.create_task(serving.rollout.stage(candidate))
+        await asyncio.sleep(0.2)
+        serving.ledger.revisions.rollback(first.number, "wrong", serving.now)
+        async with asyncio.timeout(5):
+            await serving.rollout.serve(serving.now)
+        with pytest.raises(ServerUnreachable, match="the target has moved"):
+            await staging
+
+    asyncio.run(run())
+    assert serving.routed == first.number
+
+
+def test_a_rollback_is_not_held_up_by_a_replica_that_cannot_serve_it(serving: Serving) -> None:
+    """What was rolled back is answered nowhere; the replica rejoins when it is mended."""
+    first = serving.learn()
+    serving.serve()
+    serving.learn()
+    serving.serve()
+    serving.replicas[1].start()
+    serving.replicas[1].broken[first.served_name] = "load"
+    serving.ledger.revisions.rollback(first.number, "wrong", serving.now)
+    ensured = serving.serve()
+    assert serving.routed == first.number
+    assert serving.rollout.settled
+    assert not ensured.done
+    active = [status.active for status in ensured.replicas]
+    assert active == [first.served_name, None]
+    serving.replicas[1].start()
+    serving.replicas[1].broken.clear()
+    assert serving.serve().done
 
 
 def test_settled_is_lost_with_the_command_that_changes_the_target(serving: Serving) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.loop.coresident import AGAIN_S
 from daemon.loop.rollout import Rollout
-from daemon.loop.sharing import RETRY_S, Sharing
+from daemon.loop.sharing import RETRY_S, WAKE_TRIES, Sharing
 from daemon.serving import gpu
 from daemon.serving.gpu import GIB, Memory
 from policies.gpu_sharing import SharingPhase
@@ -325,6 +325,62 @@ def test_a_wake_up_that_fails_is_tried_again_and_told(one: Shared) -> None:
     one.go(story)
 
 
+def test_a_managed_server_that_does_not_wake_is_started_again(one: Shared) -> None:
+    """It was asked to wake for ever."""
+    restarts: list[int] = []
+
+    async def restart() -> bool:
+        restarts.append(sum(1 for path in asked if path == "/wake_up"))
+        one.first.broken.pop("wake")
+        one.first.start()
+        return True
+
+    asked: list[str] = []
+    one.first.heard = asked.append
+    one.sharing._restart = restart
+
+    async def story() -> None:
+        await learnt(one)
+        one.drop(1)
+        await one.until(SharingPhase.ASLEEP)
+        await one.step()
+        asked.clear()
+        one.first.broken["wake"] = "yes"
+        one.trained()
+        for _ in range(8):
+            await one.step(RETRY_S)
+        await one.until(SharingPhase.AWAKE)
+        await one.step()
+        assert one.rollout.settled
+
+    one.go(story)
+    assert restarts == [WAKE_TRIES]
+
+
+def test_an_attached_server_that_does_not_wake_is_tried_on_and_told(one: Shared) -> None:
+    async def nobody() -> bool:
+        return False
+
+    one.sharing._restart = nobody
+
+    async def story() -> None:
+        await learnt(one)
+        one.drop(1)
+        await one.until(SharingPhase.ASLEEP)
+        await one.step()
+        one.first.broken["wake"] = "yes"
+        one.trained()
+        for _ in range(8):
+            await one.step(RETRY_S)
+        assert one.sharing.phase is SharingPhase.WAKING
+        assert "start it again" in one.sharing.waits_for
+        del one.first.broken["wake"]
+        await one.step(RETRY_S)
+        await one.until(SharingPhase.AWAKE)
+
+    one.go(story)
+
+
 # --- starts and ends --------------------------------------------------------------------------
 
 
@@ -352,7 +408,7 @@ def adopt(one: Shared, replicas: list[Replica]) -> None:
     """The servers outlive the daemon."""
     one.replicas = replicas
     for server, replica in zip(one.sharing._fleet.servers, replicas, strict=True):
-        server._client._transport = replica.transport
+        server._wire._client._transport = replica.transport
 
 
 def test_a_daemon_killed_in_training_goes_on_without_waking_the_server(one: Shared) -> None:

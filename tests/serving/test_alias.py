@@ -217,8 +217,10 @@ def test_an_unverified_revision_is_not_routed(site: Site) -> None:
     assert site.request("GET", "/palorad/ready").json()["revision"] == 4
 
 
-def test_revision_zero_needs_no_verification(site: Site) -> None:
+def test_the_base_is_routed_only_once_it_is_verified(site: Site) -> None:
     site.point("base", 0)
+    assert site.complete().status_code == 503
+    site.request("POST", "/palorad/verified", json={"model": "base"}, headers=bearer(ADMIN))
     response = site.complete()
     assert site.asked() == {"model": "base"}
     assert response.headers["x-palorad-revision"] == "0"
@@ -281,10 +283,14 @@ def test_what_is_no_json_object_passes_on_as_it_is(site: Site, raw: bytes) -> No
     assert site.inner.seen[-1][1] == raw
 
 
-def test_two_models_in_one_body_become_one(site: Site) -> None:
-    raw = b'{"model": "palora-000001-00000000", "model": "live"}'
-    site.request("POST", "/v1/completions", content=raw)
-    assert site.inner.seen[-1][1] == b'{"model":"%s"}' % NAME.encode()
+@pytest.mark.parametrize(
+    "key", ['"model"', '"mo\\u0064el"', '"\\u006d\\u006f\\u0064\\u0065\\u006c"']
+)
+def test_a_body_that_names_two_models_is_refused(site: Site, key: str) -> None:
+    raw = f'{{"model": "palora-000001-00000000", {key} : "live"}}'
+    response = site.request("POST", "/v1/completions", content=raw)
+    assert response.status_code == 400
+    assert site.inner.seen == []
 
 
 def test_models_lists_the_alias(site: Site) -> None:
@@ -502,6 +508,7 @@ def test_a_sleeping_server_is_not_ready_and_sends_every_user_away(
     site: Site, model: str, revision: int
 ) -> None:
     site.point(model, revision)
+    site.middleware.state.verified.add(model)
     assert site.request("GET", "/palorad/ready").status_code == 200
     assert tell(site).status_code == 200
     asked = len(site.inner.seen)

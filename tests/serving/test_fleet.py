@@ -13,9 +13,10 @@ import pytest
 from daemon.serving import pointer
 from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
+from daemon.serving.common import Common
 from daemon.serving.fleet import Ensured, Fleet
 from daemon.serving.pointer import Pointer
-from daemon.serving.replica import Common, NotServed
+from daemon.serving.replica_status import NotServed
 from policies.errors import ServerRefused
 from policies.records import Revision
 from tests.support.fake_vllm import ADMIN, Replica, publish
@@ -328,21 +329,3 @@ def test_the_pointer_is_replaced_and_never_written_in_place(tmp_path: Path) -> N
     assert path.stat().st_ino != before
     assert json.loads(path.read_text()) == {"alias": "live", "model": "m", "revision": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["alias.json"]
-
-
-def test_an_empty_admin_key_is_made_again(tmp_path: Path) -> None:
-    """As a full disk or a power cut between making and writing it would leave it."""
-    path = tmp_path / "admin.key"
-    path.touch(mode=0o644)
-    key = pointer.ensure_admin_key(path)
-    assert len(key) == 64
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert pointer.ensure_admin_key(path) == key
-
-
-def test_the_admin_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
-    path = tmp_path / "admin.key"
-    key = pointer.ensure_admin_key(path)
-    assert len(key) == 64
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert pointer.ensure_admin_key(path) == key

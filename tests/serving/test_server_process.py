@@ -161,6 +161,48 @@ def test_the_server_ends_with_a_killed_daemon(tmp_path: Path, stubborn: bool) ->
     assert not _alive(group)
 
 
+LOUD = {
+    "lines": "for n in range(40_000): print('line', n, 'x' * 80, flush=False)",
+    "no line": "import os\nfor n in range(400): os.write(1, b'y' * 10_000)",
+    "bytes": "import os\nfor n in range(400): os.write(2, b'\\xff\\x00' * 5_000 + b'\\n')",
+}
+
+
+@pytest.mark.parametrize("how", list(LOUD))
+def test_the_servers_log_is_bounded_whatever_it_says(tmp_path: Path, how: str) -> None:
+    """It was set aside at a start only, and grew by gigabytes an hour."""
+    run = command(tmp_path, LOUD[how] + "\nimport sys; sys.exit('\\nthe last word')")
+    code = (
+        "import asyncio, sys; from daemon.serving import server_process, tether\n"
+        "from daemon.serving.server_command import Command; from pathlib import Path\n"
+        f"command = Command({run.arguments!r}, '127.0.0.1', {run.port}, Path({str(run.log)!r}))\n"
+        "async def main():\n"
+        "    return await (await server_process._spawn(command)).wait()\n"
+        "sys.exit(asyncio.run(main()))\n"
+    )
+    shim = Path(tether.__file__).read_text()
+    assert "LOG_BYTES = 10_000_000" in shim
+    small = tmp_path / "tether.py"
+    small.write_text(shim.replace("LOG_BYTES = 10_000_000", "LOG_BYTES = 100_000"))
+    code = code.replace("async def", f"tether.__file__ = {str(small)!r}\nasync def")
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert ended.returncode == 1
+    logs = sorted(tmp_path.glob("server.log*"))
+    assert 1 < len(logs) <= 3
+    assert sum(file.stat().st_size for file in logs) < 400_000
+    assert server_process.last_line(run.log) == "the last word"
+
+
+def test_a_server_that_cannot_be_started_says_so_in_its_log(tmp_path: Path) -> None:
+    run = Command(("/nowhere/server",), "127.0.0.1", free_port(), tmp_path / "log" / "server.log")
+
+    async def story() -> None:
+        assert await (await server_process._spawn(run)).wait() == 127
+
+    asyncio.run(story())
+    assert "/nowhere/server cannot be started" in server_process.last_line(run.log)
+
+
 def _alive(group: int) -> bool:
     states = [
         fields[0]

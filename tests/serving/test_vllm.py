@@ -16,7 +16,7 @@ from adapters import lora, store
 from adapters.checks import check_adapter
 from adapters.generate import Generator
 from daemon.serving import identity
-from daemon.serving.replica import NotServed
+from daemon.serving.replica_status import NotServed
 from policies.errors import PaloradError, ServerRefused
 from policies.records import Revision
 from tests.support import live

@@ -54,6 +54,7 @@ class Replica:
         self.heard: Callable[[str], None] = lambda _path: None
         self.can_sleep = self.sleep_mode = True
         self.slow_s = 1.0
+        self.base_token = 7
         self.up = True
         self.start()
 
@@ -134,7 +135,7 @@ def _app(replica: Replica) -> FastAPI:
             return JSONResponse({"error": {"message": message}}, 400)
         if model != "base" and model not in replica.adapters:
             return JSONResponse({"error": {"message": f"`{model}` does not exist."}}, 404)
-        stored = {}
+        stored, said = {}, replica.base_token
         if model != "base" and fault != "base":
             identity = json.loads((Path(replica.adapters[model]) / "identity.json").read_text())
             stored = {item["prompt"]: item for item in identity["items"]}
@@ -143,7 +144,7 @@ def _app(replica: Replica) -> FastAPI:
                 "index": i,
                 "text": "x",
                 "finish_reason": "length",
-                "token_ids": stored.get(p, {}).get("token_ids", [7] * body["max_tokens"]),
+                "token_ids": stored.get(p, {}).get("token_ids", [said] * body["max_tokens"]),
                 "logprobs": {
                     "token_logprobs": stored.get(p, {}).get("logprobs", [-1.0] * body["max_tokens"])
                 },

@@ -23,7 +23,7 @@ from adapters.generate import Generator
 from adapters.lora import Lora
 from adapters.models import expected_shapes
 from daemon.config.settings import Settings
-from daemon.serving import pointer, replicas, server_command, tether
+from daemon.serving import keys, pointer, replicas, server_command, tether
 from daemon.serving.client import HttpServer
 from daemon.serving.fleet import Fleet
 from daemon.serving.pointer import Pointer
@@ -111,7 +111,7 @@ class Live:
         for directory in layout.directories():
             directory.mkdir(parents=True, exist_ok=True)
         server_command.install_middleware(state)
-        self.admin_key = pointer.ensure_admin_key(layout.admin_key)
+        self.admin_key = keys.ensure(layout.admin_key)
         if pointer.read(layout.alias) is None:
             pointer.write(layout.alias, Pointer(alias="live", model="base", revision=0))
         self.log = state / "log" / f"server-{self.url.rsplit(':', 1)[1]}.log"

@@ -20,7 +20,7 @@ from daemon.ledger.records import Adapter, Served
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.rollout import Rollout
 from daemon.serving.fleet import Ensured
-from daemon.serving.replica import ReplicaStatus
+from daemon.serving.replica_status import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
 from policies.gate.records import Outcome, Verdict
 from policies.planning import Action

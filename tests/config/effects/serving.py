@@ -12,8 +12,8 @@ import httpx
 
 from daemon.config.settings import Settings
 from daemon.loop.preflight import prepare_state
+from daemon.serving import alias, client, pointer, replicas, server_command
 from daemon.serving import fleet as fleets
-from daemon.serving import pointer, replica, replicas, server_command
 from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
 from daemon.serving.servers import Servers
@@ -55,20 +55,24 @@ def wire(ask: Callable[[HttpServer], Awaitable[object]]) -> Callable[[Settings, 
 
     def observe(settings: Settings, root: Path) -> object:
         prepare_state(settings)
-        settings.layout.admin_key.write_text("made at first start")
+        settings.layout.admin_key.write_text("made-at-first-start")
+        secret = server_command.admin_key_file(settings).read_bytes()
         seen: list[object] = []
 
         def answer(request: httpx.Request) -> httpx.Response:
-            keys = [request.headers.get(name) for name in ("x-palorad-admin-key", "authorization")]
+            if request.url.path == "/palorad/hello":
+                shown = alias.proof(secret, "boot", request.headers["x-palorad-nonce"])
+                return httpx.Response(200, json={"boot": "boot", "proof": shown})
+            keys = [request.headers.get(name) for name in ("x-palorad-signed", "authorization")]
             seen.append((str(request.url), keys, request.extensions["timeout"]["read"]))
             return httpx.Response(200, json={"choices": []})
 
         async def run() -> None:
-            for client in replicas.connect(settings):
-                await ask(client)
-                await client.aclose()
+            for server in replicas.connect(settings):
+                await ask(server)
+                await server.aclose()
 
-        with mock.patch("daemon.serving.client.Connections", lambda _: httpx.MockTransport(answer)):
+        with mock.patch("daemon.serving.wire.Connections", lambda _: httpx.MockTransport(answer)):
             asyncio.run(run())
         return seen
 
@@ -125,7 +129,7 @@ def verified(settings: Settings, root: Path) -> object:
         limits.append(seconds)
         return waiting(seconds)
 
-    with mock.patch.object(replica.asyncio, "timeout", limited):
+    with mock.patch.object(client.asyncio, "timeout", limited):
         followed.ensure(1)
     return limits
 
@@ -135,7 +139,7 @@ def key(name: str) -> Callable[[Path], Path]:
 
     def write(root: Path) -> Path:
         path = root / name
-        path.write_text(f"the key of {name}")
+        path.write_text(f"the-key-of-{name}-file")
         return path
 
     return write
