@@ -31,6 +31,7 @@ class People(Stage):
     def _rollback(self, pick: int) -> None:
         to = self._revision(pick)
         ledger = self.site.ledger
+        before = ledger.revisions.target()
         try:
             self.site.command("rollback", to=to, because="a test")
         except RequestRefused:
@@ -38,7 +39,10 @@ class People(Stage):
             removed = ledger.removals.has(StoredKind.REVISION, chosen.served_name)
             assert removed or ledger.knowledge.forbidden_count(chosen.lineage)
         else:
-            assert ledger.revisions.target().number == to
+            target = ledger.revisions.target()
+            assert target.number == to
+            known = ledger.knowledge.forbidden_count(target.lineage)
+            assert not known or target.lineage == before.lineage, f"{to} was revoked"
 
     @rule()
     def forward(self) -> None:

@@ -114,6 +114,9 @@ class Promises:
         target = ledger.revisions.target()
         revisions = {r.number: r for r in ledger.revisions.all()}
         said = pointer.read(self.site.layout.alias)
+        assert self.site.wrong_flips == [], (
+            f"flipped to what is not the target: {self.site.wrong_flips}"
+        )
         for engine in self.site.engines:
             answer = self.site.loop.run_until_complete(
                 engine.ask(self.site.settings.model.alias, "prompt 0")

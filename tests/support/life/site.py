@@ -20,6 +20,7 @@ from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
+from daemon.serving import pointer
 from daemon.serving.alias import AdminGateway
 from daemon.serving.client import HttpServer
 from daemon.serving.replicas import fleet
@@ -77,6 +78,7 @@ class Site:
         self.service: Service | None = None
         self.deaths = 0
         self._dead, self._safe = False, True
+        self.wrong_flips: list[tuple[int, int]] = []
         self._copy = root / "ledger-before"
         self._looked_at = 0.0
         (root / "state").mkdir()
@@ -205,6 +207,8 @@ class Site:
     def _call(self, name: str) -> None:
         if self._dead:
             raise Killed
+        if name == "serve:flipped":
+            self._look_at_the_flip()
         if not self._safe and name.endswith(":before"):
             self._remember_ledger()
         if self.at_call is not None:
@@ -212,6 +216,12 @@ class Site:
             self.at_call = (left - 1, act) if left > 0 else None
             if left <= 0:
                 act()
+
+    def _look_at_the_flip(self) -> None:
+        said = pointer.read(self.layout.alias)
+        target = self.ledger.revisions.target().number
+        if said is not None and said.revision != target:
+            self.wrong_flips.append((said.revision, target))
 
     async def _asked(self, _path: str) -> None:
         if self.at_request is not None:
