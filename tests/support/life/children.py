@@ -153,7 +153,10 @@ def _probe(_world: World, _child: Child, text: str, _told: Told) -> ProbeReport:
 
 def _train(_world: World, child: Child, text: str, _told: Told) -> TrainDone:
     request = TrainRequest.model_validate_json(text)
-    learnt = json.dumps([[f.id for f in request.facts], request.seed, request.lineage_sha256])
+    replayed = [f.id for f in request.replay]
+    learnt = json.dumps(
+        [[f.id for f in request.facts], replayed, request.seed, request.lineage_sha256]
+    )
     said = json.dumps([[f.prompt, f.answer] for f in (*request.facts, *request.replay)])
     (child.workdir / "examples.jsonl").write_text(said)
     staging = store.staging(request.adapters, child.workdir.name)

@@ -145,12 +145,14 @@ class Promises:
         assert sha == judged, f"revision {revision.number} answers from other bytes: {sha[:12]}"
 
     def _not_revoked(self, revision: Revision) -> None:
-        for row in self.site.ledger.db.rows(
-            "SELECT f.id, r.unloaded_at FROM retractions r JOIN facts f ON f.seq = r.fact"
-            " WHERE r.unloaded_at IS NOT NULL"
-        ):
-            known = self.site.ledger.knowledge.is_tainted(revision.lineage)
-            assert not known, f"revision {revision.number} is served and knows {row[0]}"
+        """Whether it knows a fact that is said to be unloaded everywhere."""
+        ledger = self.site.ledger
+        unloaded = {
+            row[0]
+            for row in ledger.db.rows("SELECT fact FROM retractions WHERE unloaded_at IS NOT NULL")
+        }
+        known = ledger.knowledge.retracted_in(revision.lineage) & unloaded
+        assert not known, f"revision {revision.number} is served and knows facts {known}"
 
     # --- 5 -------------------------------------------------------------------------------------
 
