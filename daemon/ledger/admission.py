@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import date, datetime
-from functools import lru_cache
-from typing import Any, Final
+from datetime import datetime
+from typing import Final
 
 from daemon.ledger.bad_lines import BadLines
 from daemon.ledger.batches import Batches
-from daemon.ledger.chain import followed, row_digest
-from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unstamp
+from daemon.ledger.chain import followed
+from daemon.ledger.database import Database, SqlRow, chunks, marks
+from daemon.ledger.fact_rows import LASTING, fact_row, instant, standing
 from daemon.ledger.facts import LOST_NOW, key_of
 from daemon.ledger.feeds import FeedCursors
 from daemon.ledger.records import Admitted, Arriving
@@ -24,13 +23,14 @@ from policies.facts.supersession import (
     Standing,
     Validity,
     lost_by,
-    moment,
     stem_of,
     to_come,
 )
-from policies.records import Batch, Fact, Operation, Priority, Quarantined
+from policies.records import Batch, Fact, Operation, Quarantined
 
 KEPT: Final = 1000
+_REPLACING: Final = frozenset({FactRelation.SUPERSEDES, FactRelation.RETRACTS})
+_NOT_STORED: Final = frozenset({FactRelation.KNOWN, FactRelation.CONFLICT})
 
 
 class Admission:
@@ -113,14 +113,14 @@ class Admission:
                 f"SELECT {columns} FROM facts WHERE op <> 'retract' AND key IN ({marks(chunk)})",
                 chunk,
             ):
-                by_key[row[0]].append((row[2], _standing(row[3:])))
+                by_key[row[0]].append((row[2], standing(row[3:])))
         stems = sorted({stem_of(fact.id) for fact in facts})
         for chunk in chunks(stems):
             for row in self._db.rows(
                 f"SELECT {columns} FROM facts WHERE op <> 'retract' AND stem IN ({marks(chunk)})",
                 chunk,
             ):
-                by_id[row[1]].append((row[2], _standing(row[3:])))
+                by_id[row[1]].append((row[2], standing(row[3:])))
         for stem, seq, former in self._retractions.erased(stems):
             gone = Standing(id=former, answer="", validity=Validity.RETRACTED)
             by_id[stem].append((seq, gone))
@@ -271,7 +271,7 @@ class Admission:
         first = int(self._db.one("SELECT coalesce(max(seq), 0) + 1 FROM facts"))
         recorded = self._db.at(now)
         rows = [
-            _fact_row(fact, ruling, batch, seq, recorded)
+            fact_row(fact, ruling, batch, seq, recorded)
             for seq, (fact, ruling) in enumerate(found, first)
         ]
         stored = self._db.do_all(
@@ -297,66 +297,9 @@ class Admission:
             "UPDATE facts SET valid_until = min(coalesce(valid_until, ?1), ?1), replaced_by = ?2"
             " WHERE id = ?3",
             [
-                (_instant(fact.valid_from), fact.id, old)
+                (instant(fact.valid_from), fact.id, old)
                 for fact, old in replacing
                 if to_come(fact, now)
             ],
         )
         self._db.expect(done, len(replacing), "facts are replaced")
-
-
-# What never changes of a fact until it is erased; its digest is of these, in this order.
-LASTING: Final = "seq, id, stem, batch, key, answer, body, op, urgent, valid_from, recorded_at"
-_REPLACING: Final = frozenset({FactRelation.SUPERSEDES, FactRelation.RETRACTS})
-_NOT_STORED: Final = frozenset({FactRelation.KNOWN, FactRelation.CONFLICT})
-
-
-def _stored_id(fact: Fact, seq: int) -> str:
-    return f"~retract~{seq}~{fact.id}" if fact.op is Operation.RETRACT else fact.id
-
-
-def _validity(ruling: Ruling) -> Validity:
-    return Validity.SUPERSEDED if ruling.relation is FactRelation.HISTORY else Validity.VALID
-
-
-def _fact_row(fact: Fact, ruling: Ruling, batch: int, seq: int, recorded: str) -> tuple[Any, ...]:
-    validity = _validity(ruling)
-    learnable = fact.op is not Operation.RETRACT and validity is Validity.VALID
-    lasting = (
-        seq,
-        _stored_id(fact, seq),
-        stem_of(fact.id),
-        batch,
-        key_of(fact),
-        fact.answer,
-        fact.model_dump_json(exclude_defaults=True),
-        fact.op.value,
-        int(fact.priority is Priority.URGENT),
-        _instant(fact.valid_from),
-        recorded,
-    )
-    salt = secrets.token_bytes(16)
-    return (
-        *lasting,
-        validity.value,
-        _instant(fact.valid_until),
-        "pending" if learnable else "idle",
-        salt,
-        row_digest(salt, lasting),
-    )
-
-
-@lru_cache(maxsize=4096)
-def _instant(value: date | datetime | None) -> str | None:
-    return None if value is None else stamp(moment(value))
-
-
-def _standing(row: Sequence[Any]) -> Standing:
-    identity, answer, since, until, validity = row
-    return Standing(
-        id=identity,
-        answer=answer,
-        valid_from=None if since is None else unstamp(since),
-        valid_until=None if until is None else unstamp(until),
-        validity=Validity(validity),
-    )

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from daemon.ledger.admission import LASTING
 from daemon.ledger.chain import row_digest
 from daemon.ledger.database import Database, SqlRow
+from daemon.ledger.fact_rows import LASTING
 
 _AT_ONCE: Final = 1000
 

@@ -316,7 +316,7 @@ class Matrix:
         later = sorted(passed.keys() - set(at_first))
         scenes = {point: _scene(in_) for point, in_ in passed.items()}
         draw = random.Random(seed)
-        drawn = []
+        drawn: list[tuple[str, str]] = []
         while len(drawn) < pairs:
             first, second = draw.sample(later, 2)
             if scenes[first] == scenes[second]:

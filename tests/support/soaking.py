@@ -18,10 +18,10 @@ from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop.instance import single_instance
 from daemon.loop.logs import configure_log
-from daemon.loop.nightly import check
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.servers import Servers
+from daemon.verification.verify import verify
 from policies.gate.records import Outcome
 from policies.records import PlanState
 from tests.support import quick_adapters
@@ -206,7 +206,8 @@ class Soak:
             assert ledger.plans.open_plan() is None
             assert not ledger.retractions.all(unfinished=True)
         assert json.loads(site.layout.alias.read_text())["revision"] == target
-        asyncio.run(check(site.layout))
+        report = verify(site.settings, servers=lambda _settings: ())
+        assert not report.lines, report.lines
         gone = [f'"{prompt}"'.encode() for prompt in self.retracted]
         for path in site.layout.root.rglob("*"):
             content = path.read_bytes() if path.is_file() else b""

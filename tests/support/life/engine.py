@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import httpx
 from adapters import store
 from daemon.serving.alias import AdminGateway, AliasMiddleware
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 BASE = "base"
 BASE_TOKEN = 7
 
@@ -86,7 +86,7 @@ class Engine:
 
     # --- the server behind the middleware ------------------------------------------------------
 
-    async def _app(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
+    async def _app(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> None:
         path = scope["path"]
         body = await _body(receive) if scope["method"] == "POST" else b""
         status, content = self._route(path, json.loads(body) if body.strip() else {})
@@ -162,6 +162,6 @@ async def _body(receive: Any) -> bytes:
     found = b""
     while True:
         message = await receive()
-        found += message.get("body", b"")
+        found += bytes(message.get("body", b""))
         if not message.get("more_body"):
             return found

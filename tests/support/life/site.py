@@ -271,7 +271,11 @@ class Site:
 
     def command(self, name: str, **arguments: Any) -> Any:
         """What a person asks of the running daemon; raises what it is refused with."""
-        return self.do(lambda: self._service._commands.table()[name](**arguments))
+
+        async def asked() -> Any:
+            return await self._service._commands.table()[name](**arguments)
+
+        return self.do(asked)
 
     def finish(self, told: Told) -> None:
         """The running child does its work; it may be killed over it."""
