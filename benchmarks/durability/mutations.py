@@ -164,8 +164,8 @@ MUTATIONS: Final = (
         "identity not compared",
         "whatever a replica answers counts as the adapter that was published",
         "daemon/serving/identity.py",
-        "    if len(answers) != len(identity.items):\n",
-        "    if answers:\n        return None\n    if len(answers) != len(identity.items):\n",
+        "    own = bare = 0.0\n",
+        "    if answers:\n        return None\n    own = bare = 0.0\n",
     ),
     Mutation(
         "bytes not compared",
