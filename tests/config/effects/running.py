@@ -53,6 +53,9 @@ class NoServers:
     async def start(self, model_dir: Path) -> None:
         self.started.append(model_dir)
 
+    async def restart(self) -> bool:
+        return False
+
     async def stop(self) -> None: ...
 
 
