@@ -2,12 +2,14 @@
 #
 # PYTHON       the Python ≥ 3.11 to build the environment with
 # VENV         where that environment lives
+# WORKERS      how many processes run the tests; each takes up to 1.5 GB
 # TORCH_INDEX  an index with the torch build you want, e.g. https://download.pytorch.org/whl/cpu
 #              (left empty, pip's own settings decide; on Linux that is the CUDA build)
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+WORKERS ?= 2
 TORCH_INDEX ?=
 SERVER ?= embedded
 BIN := $(VENV)/bin
@@ -62,7 +64,7 @@ demo-docs: setup
 	$(BIN)/python docs/generate.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 # Minutes each: the small model is trained through the real daemon.
 test-endtoend: export OMP_NUM_THREADS = $(CORES)
@@ -79,7 +81,7 @@ test-vllm: setup setup-vllm
 
 # Eight minutes at most: crashes, power cuts, faults and fuzzing of the real service, bounded.
 test-durability: setup
-	$(BIN)/python -m pytest -m durability --timeout 600
+	$(BIN)/python -m pytest -m durability -n $(WORKERS) --timeout 600
 
 # The same without bounds, and the soak: hours. DURABILITY_ARGS names any part of it.
 durability: setup

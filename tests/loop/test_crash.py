@@ -13,7 +13,7 @@ from daemon.base import faults
 from policies.records import BatchState, PlanKind, PlanState
 from tests.support.crashing import Site
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.durability, pytest.mark.timeout(600)]
 
 # Reached only until the first file is live; every other point is reached again by a later file.
 AT_FIRST = ("ensure_base", "probe", "remember", "release")

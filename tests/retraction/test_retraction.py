@@ -183,6 +183,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return sorted(p for p in passed if p.startswith(OURS))
 
 
+@pytest.mark.durability
 def test_killed_at_any_step_it_is_forgotten_all_the_same(points: list[str], tmp_path: Path) -> None:
     named = ("revisions", "adapters", "archive", "receipts", "work", "answers", "rest")
     assert {f"forget:{name}" for name in (*named, "compacted", "certificate")} < set(points)
