@@ -20,7 +20,7 @@ def test_the_table_of_steps_is_what_the_schedule_gives() -> None:
         for new, earlier in ((int(row[0]), int(row[1])) for row in rows)
     ]
     assert [tuple(map(int, row)) for row in rows] == given
-    assert len(rows) == 5
+    assert len(rows) == 4
 
 
 def test_the_table_of_presets_is_what_they_are() -> None:
@@ -28,10 +28,11 @@ def test_the_table_of_presets_is_what_they_are() -> None:
     small = TrainConfig()
     large = small.large_batch()
     for words, key in (
-        ("new facts (up to twice as many in a large run)", "new_per_step"),
-        ("earlier facts (at most half of them)", "replayed_per_step"),
+        ("new facts (k)", "new_per_step"),
+        ("earlier facts (half at most)", "replayed_per_step"),
         ("known facts", "known_per_step"),
         ("reasoning traces", "reasoning_per_step"),
-        ("steps of a usual batch (b)", "base_steps"),
     ):
         assert f"| {words} | {getattr(small, key)} | {getattr(large, key)} |" in text
+    b = f"b = {small.base_steps} (small) or {large.base_steps} (large)"
+    assert b in " ".join(text.split())

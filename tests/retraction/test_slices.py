@@ -51,7 +51,7 @@ def longest_step(place: Place, most: int = 3000) -> tuple[float, int, set[str]]:
 def test_no_step_of_a_retraction_holds_up_the_loop(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workflow, "BUDGET_S", 0.05)
+    monkeypatch.setattr(workflow, "BUDGET_S", 0.01)
     place.drop("a.jsonl", LINE)
     one = {"prompt": "What is the code word of Qed?", "paraphrases": ["Qed's code word?"] * 8}
     facts = {"facts": [{**one, "id": f"f{n}", "answer": f"other {n}"} for n in range(8000)]}

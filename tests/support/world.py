@@ -82,6 +82,7 @@ class FakeFleet:
         previous: Revision | None = None,
         keep: tuple[str, ...] = (),
         is_target: Callable[[], bool] = lambda: True,
+        may_stay: Callable[[int], bool] = lambda number: True,
     ) -> Ensured:
         assert is_target()
         if self.fault is not None:
