@@ -79,6 +79,7 @@ class Claims:
         status = drop.path.stat(follow_symlinks=False)
         home = self._folder / f".{status.st_ino}-{status.st_ctime_ns}.claimed"
         home.mkdir(mode=0o700)
+        files.sync(self._folder)  # else a power cut could keep the rename and lose where it led
         claim = Claim(home / drop.path.name)
         try:
             drop.path.rename(claim.path)

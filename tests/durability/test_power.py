@@ -14,6 +14,8 @@ from adapters import checkpoint, files, store
 from daemon.config.layout import Layout
 from daemon.config.settings import Settings
 from daemon.intake.admit import Rules
+from daemon.intake.claims import Claims
+from daemon.intake.inbox import Inbox
 from daemon.ledger.ledger import Ledger
 from daemon.loop.preflight import prepare_state
 from daemon.retraction import erasure
@@ -87,6 +89,24 @@ def test_a_first_start_cut_off_anywhere_begins_again(disk: Disk, tmp_path: Path)
             survivor.events.verify_chain()
 
 
+def test_a_file_is_somewhere_while_it_is_claimed(disk: Disk) -> None:
+    inbox = disk.folder / "inbox"
+    inbox.mkdir()
+    files.write_text(inbox / "a.jsonl", "a line\n")
+    files.sync(disk.folder)
+    disk.ask("record", SEED)
+    (drop,) = Inbox(inbox, 0.0, 1000).ripe(1.0)
+    assert Claims(inbox).take(drop) is not None
+    (disk.folder / "archive").mkdir()
+    for number in range(20):  # at each sync the disk may have kept whatever it liked of the claim
+        files.write_text(disk.folder / "archive" / str(number), "")
+    images = disk.ask("images")
+    assert any(image.reordered for image in images)
+    for image in images:
+        left = [content[1] for content in image.content.values() if content is not None]
+        assert left.count(b"a line\n") == 1, image
+
+
 def test_what_is_published_again_is_on_the_disk(disk: Disk, tmp_path: Path) -> None:
     """Killed between rename and sync, the child finds its adapter there the next time."""
     parent = disk.folder / "adapters"
@@ -113,7 +133,8 @@ def test_what_is_deleted_again_does_not_come_back(disk: Disk, tmp_path: Path) ->
 def _archive(layout: Layout) -> None:
     traces = [trace_of("h", FACT, [FACT.prompt])]
     rules = Rules(paraphrased=lambda fact: fact)
-    for _ in erasure.erase_archive(layout, lambda _: erasure.Finder(traces, rules)):
+    finder = erasure.Finder(traces, rules)
+    for _ in erasure.erase_archive(layout, lambda _: finder, lambda _batch, _sha: None):
         pass
 
 
