@@ -126,7 +126,9 @@ def _decided(tour: Tour) -> None:
 def _rolled_back(tour: Tour) -> None:
     with tour.site.reading() as ledger:
         target = ledger.revisions.target()
-    if target.number == 0:
+        before = None if target.parent is None else ledger.revisions.get(target.parent)
+        refused = before is None or ledger.knowledge.forbidden_count(before.lineage) > 0
+    if refused:  # nothing to go back to, or a revision that knows what was retracted
         _learn(tour)
         tour.rest()
         tour.number += 1
