@@ -62,8 +62,11 @@ def blind(
     """Why no baseline of the suite lets a loss of the margin be seen; empty where one does.
 
     `sees` is the smallest loss that the suite can show, `floor` a share that must be kept whatever
-    the baselines do.
+    the baselines do. Answers that gave way are what live still says until the first candidate that
+    has learnt of it: that none can be lost then is as it should be, and the new facts are judged.
     """
+    if suite.questions.grader.startswith(NOT):
+        return ""
     reasons = [_blind_to(suite, model, margin, sees) for model in baselines]
     if floor is not None and suite.questions.role is Role.RETENTION:
         reasons.append(_blind_floor(suite, floor, margin))
@@ -86,7 +89,7 @@ def _blind_to(suite: SuiteEvidence, model: Model, margin: float, sees: float | N
     control = suite.controls.get(model, Control())
     right = sum(one.correct for one in answers) / n
     cut = sum(one.cut for one in answers) / n
-    chance = control.chance if not grader.startswith(NOT) else 0.0
+    chance = control.chance
     refused = control.mentioned / control.items if control.items else 0.0
     if grader in _READ_THE_END and cut >= _ALL_CUT:
         return (
@@ -130,7 +133,7 @@ def _blind_floor(suite: SuiteEvidence, floor: float, margin: float) -> str:
     if suite.questions.complete:
         return "" if len(suite.questions.items) > 1 else "there is one fact, and one may be lost"
     chances = [control.chance for control in suite.controls.values()]
-    chance = 0.0 if suite.questions.grader.startswith(NOT) else max(chances, default=0.0)
+    chance = max(chances, default=0.0)
     if floor - chance < LEAST_LOSABLE * margin:
         return f"{percent(chance)} of answers to other questions pass, too; use a stricter grader"
     return ""

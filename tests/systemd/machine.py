@@ -182,6 +182,6 @@ def _install(target: Path) -> None:
     (venv / "pyvenv.cfg").write_text("home = /usr/bin\n")
     (venv / "bin" / "python").symlink_to(f"/usr/bin/{PYTHON}")
     script = venv / "bin" / "palorad"
-    script.write_text("#!/opt/palorad/.venv/bin/python\nfrom daemon.cli import main\nmain()\n")
+    script.write_text("#!/opt/palorad/.venv/bin/python\nfrom daemon.cli.main import main\nmain()\n")
     script.chmod(0o755)
     subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)

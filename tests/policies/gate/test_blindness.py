@@ -54,6 +54,18 @@ def never(_: int) -> bool:
     return False
 
 
+def test_answers_that_live_still_gives_are_no_reason_to_wait() -> None:
+    """The first candidate after a fact gave way: live says the old answer, the candidate not."""
+    made = questions(Role.RETENTION, 1).model_copy(
+        update={"grader": "not normalised", "complete": True}
+    )
+    seen = only(verdict(suite(made, candidate=always, live=never), live="revision 1"))
+    assert not seen.blind
+    assert seen.outcome is Outcome.PASS
+    relapsed = only(verdict(suite(made, candidate=never, live=always), live="revision 1"))
+    assert relapsed.outcome is not Outcome.PASS
+
+
 BLIND = {
     "base knows nothing": (known(never), "base has 0.0 % right"),
     "base knows too little": (
