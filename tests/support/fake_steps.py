@@ -63,7 +63,7 @@ def train(desk: Desk) -> TrainDone:
     faults.point("train:trained")
     adapter = store.publish(staging, request.adapters, {})
     faults.point("train:adapter-published")
-    served = _compose(request, desk.workdir.name, text)
+    served = compose(request, desk.workdir.name, text)
     faults.point("train:revision-published")
     return TrainDone(
         adapter=Adapter(sha256=_sha(adapter), rank=request.rank),
@@ -124,7 +124,8 @@ def _work(desk: Desk) -> None:
         desk.progress(Progress(stage="work", done=step + 1, total=steps))
 
 
-def _compose(request: TrainRequest, name: str, text: str) -> Path:
+def compose(request: TrainRequest, name: str, text: str) -> Path:
+    """A served adapter whose weights are `text`, with the identity that follows from it."""
     staging = store.staging(request.served, name)
     seed = int(content_id(text)[:6], 16)
     items = [

@@ -21,9 +21,9 @@ from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.gate.records import AnswerLikelihood, Outcome, UnlearningCheck, Verdict
 from policies.gate.unlearning import UnlearningTolerance, unlearning_results
-from policies.records import Fact, content_id
+from policies.records import Fact
+from tests.support.fake_steps import compose
 
-TOKENS = 4
 FAR = AnswerLikelihood(rank=900, probability=0.0001)
 
 
@@ -164,7 +164,7 @@ def _train(_world: World, child: Child, text: str, _told: Told) -> TrainDone:
     faults.point("train:written")
     adapter = store.publish(staging, request.adapters, {})
     faults.point("train:adapter-published")
-    served = _compose(request, child.workdir.name, learnt)
+    served = compose(request, child.workdir.name, learnt)
     faults.point("train:revision-published")
     sha = str(store.read_manifest(adapter)["sha256"])
     return TrainDone(
@@ -173,28 +173,6 @@ def _train(_world: World, child: Child, text: str, _told: Told) -> TrainDone:
         rank=request.rank,
         report={},
         seconds={},
-    )
-
-
-def _compose(request: TrainRequest, name: str, text: str) -> Path:
-    staging = store.staging(request.served, name)
-    seed = int(content_id(text)[:6], 16)
-    items = [
-        {
-            "prompt": f"prompt {i}",
-            "token_ids": [seed + i + k for k in range(TOKENS)],
-            "logprobs": [-0.1 * (k + 1) for k in range(TOKENS)],
-            "base_token_ids": [7] * TOKENS,
-            "base_logprobs": [-1.0] * TOKENS,
-        }
-        for i in range(2)
-    ]
-    (staging / "adapter_config.json").write_text(text)
-    (staging / "identity.json").write_text(
-        json.dumps({"version": 1, "max_tokens": TOKENS, "differs": True, "items": items})
-    )
-    return store.publish(
-        staging, request.served, {}, lambda sha: f"palora-{request.number:06}-{sha[:8]}"
     )
 
 
