@@ -15,6 +15,7 @@ from daemon.keeping.backup import back_up
 from daemon.keeping.restore import check
 from daemon.ledger.ledger import Ledger
 from tests.support import crash_tour, durable_code
+from tests.support.crash_matrix import Matrix
 from tests.support.crashing import Forked, Site
 
 pytestmark = [pytest.mark.durability, pytest.mark.timeout(300)]
@@ -96,7 +97,7 @@ def test_no_durable_file_of_the_code_is_forgotten(passed: dict[str, list[str]]) 
 def test_a_sample_of_kills_keeps_every_promise(
     passed: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    matrix = crash_tour.Matrix.of(passed, pairs=4, seed=SEED)
+    matrix = Matrix.of(passed, pairs=4, seed=SEED)
     matrix.sample(at_first=2, later=12, pairs=4, seed=SEED).survive(tmp_path)
 
 
