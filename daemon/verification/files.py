@@ -13,6 +13,7 @@ from daemon.verification.confirming import Confirmed
 from daemon.verification.findings import RESTORE, Inspection
 from daemon.verification.history import targets
 from policies.records import Revision
+from policies.retention import StoredKind
 
 _ADVICE = "restore it from a backup, or retrain with `palorad consolidate`"
 
@@ -39,7 +40,7 @@ def check_revision(
 
     def problem(ledger: Ledger) -> str:
         if not directory.is_dir():
-            gone = _lawfully_gone(ledger, f"revision:{revision.served_name}")
+            gone = _lawfully_gone(ledger, StoredKind.REVISION, revision.served_name)
             lawful = gone or revision.served_name in _retracted(ledger)[0]
             return "" if lawful else f"revision {revision.number} is gone"
         if found := _problem(directory):
@@ -59,17 +60,22 @@ def _check_adapter(
 
     def problem(ledger: Ledger) -> str:
         if directory.is_dir():
+            if _problem(directory):
+                return ""  # told below, as of every published directory
             same = store.manifest_hash(directory) == sha256
             return "" if same else "is not the adapter that was trained: its bytes are others"
-        gone = _lawfully_gone(ledger, f"adapter:{directory.name}")
+        gone = _lawfully_gone(ledger, StoredKind.ADAPTER, directory.name)
         return "" if gone or sha256 in _retracted(ledger)[1] else "an adapter of the target is gone"
 
     if found := confirmed(problem):
         inspection.found("store", directory, found, _ADVICE)
 
 
-def _lawfully_gone(ledger: Ledger, subject: str) -> bool:
-    return ledger.events.was_removed(subject)
+def _lawfully_gone(ledger: Ledger, kind: StoredKind, name: str) -> bool:
+    """Whether retention has removed it, by its own books and by history: the books know what was
+    published once more since, and only history cannot be edited unnoticed."""
+    books = ledger.removals.has(kind, name)
+    return books and ledger.events.was_removed(f"{kind.value}:{name}")
 
 
 def _retracted(ledger: Ledger) -> tuple[tuple[str, ...], tuple[str, ...]]:
