@@ -19,7 +19,7 @@ from daemon.base.control import ask
 from daemon.children.endings import no_room
 from policies.errors import PaloradError
 from policies.records import BatchState, PlanState
-from tests.support import clocks, crash_tour, faulty, half_answers
+from tests.support import clocks, crash_tour, faulty, half_answers, hunger
 from tests.support.crash_tour import Tour
 from tests.support.crashing import Forked, Site, _listening
 from tests.support.disk.disk import mounted
@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.durability, pytest.mark.timeout(240)]
 
 SEED = 5
 SAMPLE = 10
+HUNGRY_BYTES = 32 << 20
 BAD_S = 3.0  # how long a disk stays bad
 
 
@@ -245,6 +246,22 @@ def test_a_child_killed_as_for_want_of_memory_is_tried_again_and_says_so(tmp_pat
         assert len(told) == 1
         assert "was ended by SIGKILL" in told[0]["error"]
         assert "memory" in told[0]["error"]
+        tour.held()
+
+
+def test_a_child_that_the_kernel_ends_for_want_of_memory_is_tried_again(tmp_path: Path) -> None:
+    with (
+        hunger.limited(HUNGRY_BYTES) as group,
+        crash_tour.tour_at(tmp_path / "site", **{hunger.GROUP: str(group)}) as tour,
+    ):
+        tour.number += 1
+        name = tour.put("hungry 1")
+        tour.rest()
+        assert tour.state_of(name) == BatchState.LIVE
+        with tour.site.reading() as ledger:
+            told = [e.payload for e in ledger.events.latest() if e.kind == "stage.failed"]
+        assert len(told) == 1
+        assert "when the kernel ran out of memory: give the machine" in told[0]["error"]
         tour.held()
 
 
