@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
@@ -170,6 +171,23 @@ def test_a_disk_that_cannot_keep_the_adapter_fails_the_plan_with_its_reason(benc
     tour.wait_for(name, BatchState.LIVE)
     tour.rest()
     tour.held()
+
+
+def test_a_receipt_that_could_not_be_brought_up_to_date_is_later(bench: Bench) -> None:
+    tour, site = bench.tour, bench.tour.site
+    tour.slow(0.5)
+    tour.number += 1
+    name = tour.put(f"true {tour.number}")
+    receipt = site.layout.inbox / f"{name}.accepted.json"
+    site.until(lambda: _works(site, "train") and receipt.exists(), "training")
+    bench.disk.fail(("create",), r"inbox/.*", errno.ENOSPC, times=1 << 40, sparing=os.getpid())
+    tour.wait_for(name, BatchState.LIVE)
+    assert json.loads(receipt.read_text())["state"] != BatchState.LIVE
+    bench.disk.heal()
+    site.until(lambda: json.loads(receipt.read_text())["state"] == BatchState.LIVE, "saying it")
+    tour.rest()
+    tour.held()
+    assert site.starts == 1
 
 
 def test_a_file_without_rights_is_refused_by_name_and_taken_with_them(bench: Bench) -> None:

@@ -41,6 +41,12 @@ class Tour:
             lambda: promises.at_rest(self.site, self.files), f"resting after {self.number}"
         )
 
+    def slow(self, seconds: float) -> None:
+        """From now on each step of a plan takes so long; the daemon is started anew."""
+        self.site.environment[SLOWNESS] = str(seconds)
+        _start_anew(self.site)
+        self.site.starts = 1
+
     def held(self) -> None:
         promises.held(self.site, self.files, self.forgotten)
 
