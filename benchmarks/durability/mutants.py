@@ -83,8 +83,8 @@ def _attempt(mutation: Mutation) -> Result:
             raise ValueError(f"{mutation.name}: {mutation.file} has changed; mutate it anew")
         path.write_text(text.replace(mutation.old, mutation.new))
         result = _fuzzed(mutation, copy)
-        for name, path in SAMPLES.items():
-            result = result if result.found else _sampled(mutation, copy, name, path)
+        for name, tests in SAMPLES.items():
+            result = result if result.found else _sampled(mutation, copy, name, tests)
     print(f"{mutation.name}: {result.by or 'not found'}: {result.said}", flush=True)
     return result
 

@@ -56,7 +56,7 @@ def _parents() -> Iterator[tuple[Path, str]]:
 def starve(group: Path) -> None:
     """Enter a group and take memory until the kernel ends this process."""
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    taken = []
+    taken: list[bytes] = []
     while len(taken) * CHUNK < MOST:
         taken.append(os.urandom(CHUNK))
     raise MemoryError(f"{MOST} bytes were taken and nobody minded")

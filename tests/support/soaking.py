@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -189,11 +190,7 @@ class Soak:
         ticks = json.loads((self.site.root / "ticks.json").read_text())
         times, computed = (sorted(of_one) for of_one in zip(*ticks, strict=True))
         root = self.site.layout.root
-        sizes = {
-            folder.name: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            for folder in root.iterdir()
-            if folder.is_dir()
-        }
+        sizes = {folder.name: _size(folder) for folder in root.iterdir() if folder.is_dir()}
         return {
             "daemon_rss_mb": _rss_mb(daemon),
             "daemon_fds": _fds(daemon),
@@ -277,6 +274,16 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder; what is removed meanwhile counts for nothing."""
+    found = 0
+    for home, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += Path(home, name).stat().st_size
+    return found
 
 
 def _rss_mb(pid: int) -> float:
