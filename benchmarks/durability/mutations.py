@@ -164,8 +164,8 @@ MUTATIONS: Final = (
         "identity not compared",
         "whatever a replica answers counts as the adapter that was published",
         "daemon/serving/identity.py",
-        "    own = bare = 0.0\n",
-        "    if answers:\n        return None\n    own = bare = 0.0\n",
+        "    if (reason := differs(identity.items, answers, tolerance)) is not None:\n",
+        "    if answers:\n        return None\n    if (reason := None) is not None:\n",
     ),
     Mutation(
         "bytes not compared",
