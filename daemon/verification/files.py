@@ -79,9 +79,14 @@ def _lawfully_gone(ledger: Ledger, kind: StoredKind, name: str) -> bool:
 
 
 def _retracted(ledger: Ledger) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of revisions and hashes of adapters that retractions have deleted."""
-    handles = [r.handle for r in ledger.retractions.all() if r.unloaded_at is not None]
-    tainted = ledger.retractions.tainted(handles)
+    """Names of revisions and hashes of adapters that retractions have deleted.
+
+    A retraction that may go on deletes first and records it afterwards: what it was killed over is
+    gone lawfully, too.
+    """
+    handles = {r.handle for r in ledger.retractions.all() if r.unloaded_at is not None}
+    handles |= {r.handle for r in ledger.retractions.erasable()}
+    tainted = ledger.retractions.tainted(sorted(handles))
     return tainted.served, tuple(tainted.adapters)
 
 

@@ -203,4 +203,5 @@ class People(Stage):
         self._content()
 
     def _content(self) -> None:
-        assert self.site.verified() == ()
+        found = self.site.verified()
+        assert found == (), found
