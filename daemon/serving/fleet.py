@@ -26,6 +26,9 @@ WHOLE: Final = Patience(None, None)
 STEADY: Final = Patience(30.0, 10.0)
 URGENT: Final = Patience(10.0, 2.0)
 BRIEF: Final = Patience(2.0, 2.0)
+# How history tells a switch of the alias; the name of what it stands for since then ends the line.
+RESTORED, FLIPPED, PUT_BACK = "restored to", "answers from", "put back to"
+SWITCHED: Final = (RESTORED, FLIPPED, PUT_BACK)
 
 
 class Ensured(Record):
@@ -156,7 +159,7 @@ class Fleet:
             return current, False
         # Safe before verification: the middleware routes only what was verified in its process.
         pointer.write(self.pointer_file, goal)
-        steps.append(f"pointer restored to {goal.model}")
+        steps.append(f"pointer {RESTORED} {goal.model}")
         return goal, True
 
     def _withdraw(self, goal: Pointer, steps: list[str]) -> None:
@@ -169,11 +172,11 @@ class Fleet:
         faults.point("serve:before-flip")
         pointer.write(self.pointer_file, goal)
         faults.point("serve:flipped")
-        steps.append(f"alias {self.common.alias} answers from {goal.model}")
+        steps.append(f"alias {self.common.alias} {FLIPPED} {goal.model}")
 
     def _put_back(self, former: Pointer, steps: list[str]) -> None:
         pointer.write(self.pointer_file, former)
-        steps.append(f"alias {self.common.alias} put back to {former.model}")
+        steps.append(f"alias {self.common.alias} {PUT_BACK} {former.model}")
         for replica in self._replicas:
             replica.checked = None
 

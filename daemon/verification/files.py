@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from adapters import store
 from daemon.config.layout import Layout
 from daemon.ledger.ledger import Ledger
 from daemon.serving import pointer
+from daemon.serving.fleet import SWITCHED
 from daemon.verification.confirming import Confirmed
 from daemon.verification.findings import RESTORE, Inspection
-from daemon.verification.history import targets
 from policies.records import Revision
 from policies.retention import StoredKind
 
@@ -108,24 +108,36 @@ def _problem(directory: Path) -> str:
 def check_alias(
     layout: Layout, alias: str, base: str, confirmed: Confirmed, inspection: Inspection
 ) -> None:
-    """The alias stands for the target, or for the one before while a switch is under way."""
+    """The alias stands for the target, or while a switch is under way for what it stood for before
+    or for a target in between."""
 
     def problem(ledger: Ledger) -> str:
         said = pointer.read(layout.alias)
         if said is None:
             flipped = any(True for _ in ledger.events.of_kinds("served"))
             return "is gone or damaged" if flipped or layout.alias.exists() else ""
-        allowed = {ledger.revisions.target().number, *([0, *targets(ledger)])[-2:]}
-        names = {
-            number: base if number == 0 else ledger.revisions.get(number).served_name
-            for number in allowed
-        }
-        if said.alias == alias and names.get(said.revision) == said.model:
-            return ""
+        names = {r.number: r.served_name if r.number else base for r in ledger.revisions.all()}
         wanted = names[ledger.revisions.target().number]
+        allowed = {wanted, *_stood_for(ledger, names)}
+        known = names.get(said.revision) == said.model
+        if said.alias == alias and known and said.model in allowed:
+            return ""
         return f"stands for {said.model} (revision {said.revision}), the target is {wanted}"
 
     if found := confirmed(problem):
         advice = f"{RESTORE}, or remove the file: the daemon writes it again"
         inspection.found("pointer", layout.alias, found, advice)
     inspection.count("pointers")
+
+
+def _stood_for(ledger: Ledger, names: Mapping[int, str]) -> set[str]:
+    """What the alias was switched to last, by history, and every target since."""
+    target, found = names[0], {names[0]}
+    for _, kind, subject, said in ledger.events.of_kinds("target", "served"):
+        if kind == "target":
+            target = names.get(int(subject.rpartition(":")[2]), "")
+            found.add(target)
+        for step in said.get("steps", ()) if kind == "served" else ():
+            if any(f" {words} " in step for words in SWITCHED) and " closed on " not in step:
+                found = {step.rpartition(" ")[2], target}
+    return found
