@@ -261,6 +261,7 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_generated_parts_are_as_generated(generate: Any) -> None:
     assert generate.configuration() == CONFIGURATION, "run make docs"
+    assert generate.commands() == (DOCS / "commands.md").read_text(), "run make docs"
     assert generate.readme() == README, "run make docs"
     for name in generate.QUOTING:
         assert generate.quoting(name) == (DOCS / f"{name}.md").read_text(), "run make docs"

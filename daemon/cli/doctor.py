@@ -16,7 +16,8 @@ import httpx
 from rich.table import Table
 
 from adapters import probe_size
-from daemon.cli.session import PASS, USAGE, console, print_json, say
+from daemon.cli.exit_codes import PASS, USAGE
+from daemon.cli.session import console, print_json, say
 from daemon.cli.suite_check import Finding, gate_findings
 
 if TYPE_CHECKING:

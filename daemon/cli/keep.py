@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli.exit_codes import PASS, REGRESSION
 from daemon.cli.session import (
-    PASS,
-    REGRESSION,
     ConfigOption,
     JsonOption,
     load_settings,

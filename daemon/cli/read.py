@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from daemon.cli.exit_codes import NO_DAEMON, PASS, REGRESSION
 from daemon.cli.session import print_json, show, tell
 from daemon.cli.tables import (
     history_view,
@@ -51,11 +52,19 @@ def daemon_of(settings: Settings) -> status.DaemonView | None:
         return None
 
 
-def show_status(settings: Settings, as_json: bool) -> None:
-    """`palorad status`."""
+def show_status(settings: Settings, as_json: bool) -> int:
+    """`palorad status`; the exit code."""
+    daemon = daemon_of(settings)
+    if daemon is None and not settings.layout.ledger.exists():
+        raise DaemonUnreachable(
+            f"nothing has run in {settings.state_dir}; start with `palorad run`"
+        )
     with reading(settings) as ledger:
-        view = status.status(ledger, daemon_of(settings), datetime.now(UTC))
+        view = status.status(ledger, daemon, datetime.now(UTC))
     show(view, status_view, as_json)
+    if daemon is None:
+        return NO_DAEMON
+    return REGRESSION if daemon.troubles else PASS
 
 
 def show_history(settings: Settings, limit: int, as_json: bool) -> None:

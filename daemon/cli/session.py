@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-PASS, REGRESSION, USAGE, INCONCLUSIVE = 0, 1, 2, 3
-FOR_NOW = 75
-"""The disk is full or the ledger locked: trying again later helps (EX_TEMPFAIL of sysexits.h)."""
 SYSTEM_CONFIG = Path("/etc/palorad/config.toml")
 
 PIPED_WIDTH = 120

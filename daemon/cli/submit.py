@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from daemon.cli.exit_codes import INCONCLUSIVE, PASS, REGRESSION
 from daemon.cli.read import reading
 from daemon.cli.session import (
-    INCONCLUSIVE,
-    PASS,
-    REGRESSION,
     complain,
     console,
     print_json,

@@ -85,8 +85,9 @@ def _head(view: StatusView) -> list[RenderableType]:
         if s.grader_because
     ]
     if view.daemon is not None:
-        problems = (*((view.daemon.blocked,) if view.daemon.blocked else ()), *view.daemon.trouble)
-        lines += [Text(problem, style="yellow") for problem in problems]
+        waits = (*filter(None, (view.daemon.blocked,)), *view.daemon.waits)
+        lines += [Text(line) for line in waits]
+        lines += [Text(line, style="yellow") for line in view.daemon.trouble]
     return lines
 
 

@@ -312,19 +312,22 @@ class Service:
         stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
         snapshot = self._reconciler.waits.counted(stored, now)
         gathered = None if snapshot.open else gathering(snapshot, now)
-        waiting = (self._sharing, self._reconciler, self._forgetting)
+        stuck = blocked(snapshot) or ""
+        shared = "" if self._sharing.problem else self._sharing.waits_for
         return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=replica_views(self._servers.fleet.statuses, self._ledger.revisions.target()),
             progress=self._reconciler.progress(),
-            blocked=blocked(snapshot) or gathered or "",
+            blocked=(stuck if snapshot.paused else "") or gathered or "",
             trouble=(
                 *self._boundary.trouble,
                 *self._servers.trouble,
                 *self._intake.problems,
                 *self._feeds.problems,
                 *self._guard.trouble,
-                *(one.waits_for for one in waiting if one.waits_for),
+                *filter(None, (self._sharing.problem, self._reconciler.waits_for)),
+                *filter(None, (self._forgetting.waits_for, "" if snapshot.paused else stuck)),
             ),
+            waits=tuple(filter(None, (shared, self._forgetting.under_way))),
         )

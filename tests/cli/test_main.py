@@ -168,7 +168,7 @@ def test_changes_need_the_running_daemon(
 ) -> None:
     (tmp_path / "config.toml").write_text("")
     ran = palorad(*command)
-    assert ran.code == 2
+    assert ran.code == 4
     assert "palorad run" in ran.line
 
 
