@@ -15,8 +15,8 @@ from daemon.cli.tables import (
     quarantine_view,
     retraction_view,
     status_view,
-    why_view,
 )
+from daemon.cli.why import why_sentences
 from daemon.intake.admit import rules_of
 from daemon.intake.reader import record
 from daemon.ledger.ledger import Ledger
@@ -95,7 +95,7 @@ def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
         previous = None if target.parent is None else ledger.revisions.get(target.parent)
         answers = asyncio.run(_answers(settings, prompt, previous))
         view = status.why(ledger, prompt, answers)
-    show(view, why_view, as_json)
+    show(view, why_sentences, as_json)
 
 
 async def _answers(
