@@ -37,7 +37,8 @@ def backup(
         typer.Option(min=1, help="Delete all backups there but the newest KEEP, this one among."),
     ] = None,
     secrets: Annotated[
-        bool, typer.Option("--secrets", help="Back up the server's admin key as well.")
+        bool,
+        typer.Option("--secrets", help="Back up the keys for server and notifications as well."),
     ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import change, keep, quarantine, setup
+from daemon.cli import change, keep, notify, quarantine, setup
 from daemon.cli.exit_codes import FOR_NOW, INTERRUPTED, NO_DAEMON, USAGE
 from daemon.cli.session import (
     BecauseOption,
@@ -226,6 +226,7 @@ def convert(
 
 app.add_typer(change.app)
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(notify.app, name="notify")
 app.add_typer(setup.app)
 app.add_typer(keep.app)
 for _command in entry_points(group="palorad.commands"):

@@ -21,6 +21,7 @@ from daemon.config.feeds import FeedSettings
 from daemon.config.gate import GateSettings
 from daemon.config.keep import KeepSettings
 from daemon.config.layout import Layout
+from daemon.config.notify import NotifySettings
 from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import (
     DaemonSettings,
@@ -74,6 +75,8 @@ class Settings(BaseSettings):
     """[daemon]"""
     anchor: AnchorSettings = AnchorSettings()
     """[anchor]"""
+    notify: NotifySettings = NotifySettings()
+    """[notify]"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -27,6 +27,7 @@ from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
 from daemon.loop.nightly import Guard, calendar
+from daemon.loop.notifying import Notifications
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
@@ -97,7 +98,12 @@ class Service:
         self._boundary = Boundary()
         self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
         given = (ledger, self._intake, settings, self._retention, self._guard.accept)
-        self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
+        self._notifications = Notifications(
+            ledger, settings, lines=lambda: self.live().troubles, now=clock, clock=monotonic
+        )
+        self._commands = Commands(
+            *given, self._notifications, now=clock, live=self.live, wake=self.wake
+        )
         self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
         self._stopping = asyncio.Event()
         self._wake = Wake()
@@ -155,6 +161,7 @@ class Service:
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
             await self._guard.stop()
+            await self._notifications.stop()
             await self._servers.stop()
             log.info("stopped")
 
@@ -178,6 +185,7 @@ class Service:
         yield every(tick_s, self.tick, wake=self._wake)
         yield every(self._settings.intake.rescan_s, self.rescan)
         yield from self._guard.ticks()
+        yield from self._notifications.ticks()
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
             yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
@@ -326,6 +334,7 @@ class Service:
                 *self._intake.problems,
                 *self._feeds.problems,
                 *self._guard.trouble,
+                *self._notifications.trouble,
                 *filter(None, (self._sharing.problem, self._reconciler.waits_for)),
                 *filter(None, (self._forgetting.waits_for, "" if snapshot.paused else stuck)),
             ),

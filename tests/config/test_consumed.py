@@ -18,9 +18,10 @@ from tests.config.effects import (
     running,
     serving,
     taking_in,
+    telling,
 )
 
-MODULES = (serving, learning, judging, grading, taking_in, feeds, running, keeping)
+MODULES = (serving, learning, judging, grading, taking_in, feeds, running, keeping, telling)
 EFFECTS: dict[str, Effect] = {
     key: effect for module in MODULES for key, effect in module.EFFECTS.items()
 }
