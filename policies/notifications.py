@@ -16,6 +16,8 @@ class Notification(StrEnum):
     ROLLED_BACK = "target.moved"
     RETRACTED = "fact.retracted"
     CERTIFIED = "fact.certified"
+    WRONG = "answers.wrong"
+    RIGHT_AGAIN = "answers.right-again"
     TROUBLE_BEGAN = "trouble.began"
     TROUBLE_LASTS = "trouble.lasts"
     TROUBLE_ENDED = "trouble.ended"

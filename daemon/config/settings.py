@@ -21,6 +21,7 @@ from daemon.config.feeds import FeedSettings
 from daemon.config.gate import GateSettings
 from daemon.config.keep import KeepSettings
 from daemon.config.layout import Layout
+from daemon.config.monitor import MonitorSettings
 from daemon.config.notify import NotifySettings
 from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import (
@@ -75,6 +76,8 @@ class Settings(BaseSettings):
     """[daemon]"""
     anchor: AnchorSettings = AnchorSettings()
     """[anchor]"""
+    monitor: MonitorSettings = MonitorSettings()
+    """[monitor]"""
     notify: NotifySettings = NotifySettings()
     """[notify]"""
 

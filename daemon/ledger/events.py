@@ -11,6 +11,7 @@ from daemon.ledger.chain import GENESIS, chained, salted
 from daemon.ledger.database import Database, SqlRow, unstamp
 from daemon.ledger.records import Event
 from policies.errors import LedgerUnusable
+from policies.notifications import Notification
 
 # What tells a lawful erasure from a forgery; these events are never erased themselves.
 EVENTS_ERASED: Final = "events.erased"
@@ -27,10 +28,18 @@ class Events:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def record(self, kind: str, subject: str, payload: Mapping[str, Any], now: datetime) -> None:
-        """Append one event by itself."""
+    def record(
+        self,
+        kind: str,
+        subject: str,
+        payload: Mapping[str, Any],
+        now: datetime,
+        *,
+        told: Notification | None = None,
+    ) -> None:
+        """Append one event by itself, and put it into the outbox if it is to be told."""
         with self._db.write("record"):
-            self._db.event(kind, subject, payload, now)
+            self._db.event(kind, subject, payload, now, told=told)
 
     def latest(self, limit: int = 100, subject: str | None = None) -> tuple[Event, ...]:
         """The latest events, the newest first."""

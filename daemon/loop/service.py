@@ -31,10 +31,12 @@ from daemon.loop.notifying import Notifications
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
+from daemon.loop.room import DiskRoom
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
 from daemon.loop.watching import Watching
+from daemon.monitoring.monitor import Monitor
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
@@ -45,8 +47,8 @@ from policies.planning import Clear, Promote, blocked, gathering
 INTAKE_BUDGET_S: Final = 0.1
 INDEX_AT_ONCE: Final = 250
 FEED_TICK_S: Final = 5.0
+FIRST_ROUND_S: Final = 30.0
 RECEIPTS_AT_START: Final = 100
-LOW_DISK_BYTES: Final = 64 * 2**20
 SETTLED_SERVE_S: Final = 2.0
 RELOADED: Final = ("train", "protection", "gate")
 
@@ -73,7 +75,6 @@ class Service:
         self._ledger, self._servers = ledger, servers
         self._clock = clock
         self._monotonic = monotonic
-        self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
         self._intake = Intake(
             ledger, settings.layout, settings.intake, monotonic, model_dir=settings.model.path
         )
@@ -96,8 +97,20 @@ class Service:
         )
         self._reconciler = self._make_reconciler(jobs or Jobs())
         self._boundary = Boundary()
+        free = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
+        self._room = DiskRoom(settings.state_dir, free, self._boundary)
         self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
         given = (ledger, self._intake, settings, self._retention, self._guard.accept)
+        self._monitor = Monitor(
+            ledger,
+            settings,
+            servers.fleet,
+            settled=lambda: self._rollout.settled,
+            wake=self.wake,
+            rng=random.Random(),
+            now=clock,
+            clock=monotonic,
+        )
         self._notifications = Notifications(
             ledger, settings, lines=lambda: self.live().troubles, now=clock, clock=monotonic
         )
@@ -186,11 +199,17 @@ class Service:
         yield every(self._settings.intake.rescan_s, self.rescan)
         yield from self._guard.ticks()
         yield from self._notifications.ticks()
+        if monitored_s := self._settings.monitor.every_s:
+            yield every(monitored_s, self.monitor, first_after_s=min(monitored_s, FIRST_ROUND_S))
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
             yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
         if watchdog_s := watchdog_interval_s():
             yield every(watchdog_s, self._feed_watchdog, first_after_s=watchdog_s)
+
+    async def monitor(self) -> None:
+        """Ask the alias whether it still answers as the gate found."""
+        await self._boundary.run("monitor", self._monitor.step)
 
     async def _feed_watchdog(self) -> None:
         notify("WATCHDOG=1")
@@ -199,7 +218,7 @@ class Service:
 
     async def tick(self) -> None:
         """Take in what has been dropped, record what was done, begin what is next."""
-        if not self._room():
+        if not self._room.is_there():
             return
         if self._intake.busy or self._monotonic() < self._scan_until:
             await self._boundary.run("intake", self._take_in)
@@ -217,7 +236,7 @@ class Service:
 
     async def poll(self, feed: str) -> None:
         """Ask a feed if it is due; failures rest with it and show in the status."""
-        if self._room() and self._feeds.is_due(feed):
+        if self._room.is_there() and self._feeds.is_due(feed):
             await self._boundary.run(f"feed {feed}", lambda: self._poll(feed))
 
     async def _poll(self, feed: str) -> None:
@@ -269,19 +288,6 @@ class Service:
             return self._settings.model.path
         probe = requests.remembered_probe(self._ledger, self._settings)
         return None if probe is None else probe.served_dir
-
-    def _room(self) -> bool:
-        """Whether the disk has room; without it nothing is taken in or begun."""
-        free = self._free_bytes()
-        if free >= LOW_DISK_BYTES:
-            self._boundary.clear("disk")
-            return True
-        self._boundary.report(
-            "disk",
-            f"{self._settings.state_dir}: only {free // 2**20} MB are free; intake and learning "
-            "pause until there is room",
-        )
-        return False
 
     def _update_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
@@ -335,6 +341,7 @@ class Service:
                 *self._feeds.problems,
                 *self._guard.trouble,
                 *self._notifications.trouble,
+                *self._monitor.trouble,
                 *filter(None, (self._sharing.problem, self._reconciler.waits_for)),
                 *filter(None, (self._forgetting.waits_for, "" if snapshot.paused else stuck)),
             ),
