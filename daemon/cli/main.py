@@ -95,6 +95,20 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def watch(
+    config: ConfigOption = None,
+    every_s: Annotated[
+        float, typer.Option("--every", min=0.1, help="Seconds between two looks.")
+    ] = 1.0,
+) -> None:
+    """The status live in a terminal, with the time left, until Ctrl-C."""
+    from daemon.cli.session import console
+    from daemon.cli.watch import watch as show
+
+    show(load_settings(config), every_s, console)
+
+
+@app.command()
 def history(
     config: ConfigOption = None,
     as_json: JsonOption = False,

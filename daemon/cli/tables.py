@@ -124,8 +124,16 @@ def progress_text(progress: Progress) -> str:
     if progress.loss is not None:
         text += f", loss {progress.loss:.3f}"
     if progress.seconds_left is not None:
-        text += f", {progress.seconds_left:.0f} s left"
+        text += f", {time_left(progress.seconds_left)}"
     return text
+
+
+def time_left(seconds: float) -> str:
+    """An estimate in words, no finer than it is good."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    minutes = seconds / 60
+    return f"about {minutes:.0f} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"
 
 
 def _replicas(daemon: DaemonView) -> RenderableType:
