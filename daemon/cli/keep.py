@@ -131,12 +131,13 @@ def prune(
 def _removable(settings: Settings) -> tuple[Removal, ...]:
     from datetime import UTC, datetime
 
-    from daemon.cli.read import daemon_of, reading
+    from daemon.client import Client
     from daemon.keeping.inventory import to_remove
 
-    daemon = daemon_of(settings)
+    client = Client(settings)
+    daemon = client.daemon()
     serving = {view.active for view in daemon.replicas if view.active} if daemon else set()
-    with reading(settings) as ledger:
+    with client.reading() as ledger:
         return to_remove(ledger, settings.layout, settings.keep, serving, datetime.now(UTC))
 
 

@@ -29,9 +29,9 @@ def test(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @app.command("list")
 def list_outbox(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """The notifications that the receiver has not taken: those that wait and the dead letters."""
-    from daemon.cli.read import reading
+    from daemon.client import Client
 
-    with reading(load_settings(config)) as ledger:
+    with Client(load_settings(config)).reading() as ledger:
         outbox = {"dead": ledger.outbox.dead(LISTED), "waiting": ledger.outbox.waiting(LISTED)}
     if as_json:
         show(

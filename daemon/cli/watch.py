@@ -14,9 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from daemon.base.display import harmless_value
-from daemon.cli import read
 from daemon.cli.tables import clock, status_view
-from daemon.views import status
+from daemon.client import Client
 from daemon.views.status import StatusView
 from policies.errors import PaloradError
 from policies.text import harmless
@@ -67,9 +66,7 @@ def _shown(
         if turn:
             sleep(every_s)
         try:
-            daemon = read.daemon_of(settings)
-            with read.reading(settings) as ledger:
-                view = status.status(ledger, daemon, now())
+            view = Client(settings).status(now())
         except PaloradError as error:
             yield Text(harmless(str(error)), style="yellow")
         else:

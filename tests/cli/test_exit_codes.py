@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli import main, read
+from daemon.cli import main
 from daemon.cli.exit_codes import COMMANDS, EVERY_COMMAND
+from daemon.client import Client
 from daemon.ledger.ledger import Ledger
 from daemon.views.status import DaemonView, ReplicaView
 from tests.test_docs import COMMANDS as KNOWN
@@ -52,7 +53,7 @@ def begun(root: Path) -> None:
 
 def answers(monkeypatch: pytest.MonkeyPatch, **view: object) -> None:
     daemon = DaemonView.model_validate({"pid": 7, "server": "vllm", **view})
-    monkeypatch.setattr(read, "daemon_of", lambda _: daemon)
+    monkeypatch.setattr(Client, "daemon", lambda _: daemon)
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

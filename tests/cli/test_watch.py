@@ -11,9 +11,9 @@ import pytest
 
 from daemon.base.display import HarmlessConsole
 from daemon.children.jobs import Progress
-from daemon.cli import read
 from daemon.cli.tables import time_left
 from daemon.cli.watch import watch
+from daemon.client import Client
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.views.status import DaemonView
@@ -58,7 +58,7 @@ def working(seconds: float | None, trouble: str = "") -> Callable[[object], Daem
 def test_it_shows_the_stage_with_a_bar_and_the_time_left(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "daemon_of", working(400.0))
+    monkeypatch.setattr(Client, "daemon", working(400.0))
     shown = told(settings, terminal=True, rounds=2)
     assert "train 3 of 9, about 7 min left" in shown
     assert "━" * 10 in shown
@@ -68,14 +68,14 @@ def test_it_goes_on_when_the_daemon_goes_and_comes(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = iter([working(None)(0), None, working(None, "the disk is full")(0)])
-    monkeypatch.setattr(read, "daemon_of", lambda _: next(seen))
+    monkeypatch.setattr(Client, "daemon", lambda _: next(seen))
     shown = told(settings, terminal=False, rounds=3)
     there = [shown.index(part) for part in ("running (pid 7)", "does not run", "the disk is full")]
     assert there == sorted(there)
 
 
 def test_a_pipe_gets_only_what_is_new(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "daemon_of", working(None))
+    monkeypatch.setattr(Client, "daemon", working(None))
     assert told(settings, terminal=False, rounds=5).count("running (pid 7)") == 1
 
 
@@ -90,7 +90,7 @@ def test_ctrl_c_is_its_end_and_no_error(
     def pressed(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(read, "daemon_of", pressed)
+    monkeypatch.setattr(Client, "daemon", pressed)
     assert told(settings, terminal=True, rounds=1).strip("\x1b[?25lh \n") == ""
 
 
