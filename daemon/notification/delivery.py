@@ -88,8 +88,8 @@ class Delivery:
             self._failures, self.problem = 0, ""
 
     def at_once(self) -> None:
-        """Do not wait for the end of a pause."""
-        self._not_before = self._clock()
+        """Try now, and forget what the last try said."""
+        self._not_before, self.problem = self._clock(), ""
 
     def _failed(self, outgoing: Outgoing, problem: str) -> None:
         now = self._clock()

@@ -11,7 +11,8 @@ from typing import Final
 from daemon.config.notify import NotifySettings
 from daemon.ledger.ledger import Ledger
 
-_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+# Not those in a name or an address: two replicas are two troubles.
+_NUMBER: Final = re.compile(r"(?<![\w.:/-])\d+(?:\.\d+)?(?![\w:/-])")
 
 
 def key_of(line: str) -> str:

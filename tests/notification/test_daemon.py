@@ -88,8 +88,13 @@ def test_the_test_says_whether_the_receiver_took_it(place: Place) -> None:
     place.receiver.close()
     with pytest.raises(RequestRefused, match="not taken: Connection refused; 2 notif"):
         place.tell("notify_test")
+    place.receiver.open()
+    assert "was taken by the receiver" in place.tell("notify_test"), "by what it says now"
+    place.receiver.close()
+    with pytest.raises(RequestRefused):
+        place.tell("notify_test")
     trouble = ask(place.site.layout.control_socket, "status")["trouble"]
-    assert any("Connection refused; 2 notifications wait, tried again" in line for line in trouble)
+    assert any("Connection refused; 1 notifications wait, tried again" in line for line in trouble)
 
 
 def test_dead_letters_are_sent_again_when_asked(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ def test_a_line_that_counts_on_is_one_trouble_and_another_line_another(place: Pl
     assert both == ["trouble.began: feed other: 9 failures in a row"]
 
 
+def test_two_replicas_are_two_troubles_whatever_their_names_count(place: Place) -> None:
+    lines = ("http://gpu1:8000: no answer", "http://gpu2:8000: no answer", "http://10.0.0.1: no")
+    assert len(place.goes_on(300, *lines, "http://10.0.0.2: no")) == 4
+
+
 def test_a_restart_tells_neither_a_second_begin_nor_forgets_the_end(place: Place) -> None:
     place.goes_on(300, FULL)
     place.start()
