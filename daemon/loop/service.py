@@ -26,6 +26,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
+from daemon.loop.monitoring import Monitoring
 from daemon.loop.nightly import Guard, calendar
 from daemon.loop.notifying import Notifications
 from daemon.loop.reconcile import Reconciler
@@ -36,7 +37,6 @@ from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
 from daemon.loop.watching import Watching
-from daemon.monitoring.monitor import Monitor
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
@@ -47,7 +47,6 @@ from policies.planning import Clear, Promote, blocked, gathering
 INTAKE_BUDGET_S: Final = 0.1
 INDEX_AT_ONCE: Final = 250
 FEED_TICK_S: Final = 5.0
-FIRST_ROUND_S: Final = 30.0
 RECEIPTS_AT_START: Final = 100
 SETTLED_SERVE_S: Final = 2.0
 RELOADED: Final = ("train", "protection", "gate")
@@ -101,16 +100,8 @@ class Service:
         self._room = DiskRoom(settings.state_dir, free, self._boundary)
         self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
         given = (ledger, self._intake, settings, self._retention, self._guard.accept)
-        self._monitor = Monitor(
-            ledger,
-            settings,
-            servers.fleet,
-            settled=lambda: self._rollout.settled,
-            wake=self.wake,
-            rng=random.Random(),
-            now=clock,
-            clock=monotonic,
-        )
+        serving = (ledger, settings, servers.fleet, self._rollout)
+        self._monitoring = Monitoring(*serving, wake=self.wake, now=clock, clock=monotonic)
         self._notifications = Notifications(
             ledger, settings, lines=lambda: self.live().troubles, now=clock, clock=monotonic
         )
@@ -199,17 +190,12 @@ class Service:
         yield every(self._settings.intake.rescan_s, self.rescan)
         yield from self._guard.ticks()
         yield from self._notifications.ticks()
-        if monitored_s := self._settings.monitor.every_s:
-            yield every(monitored_s, self.monitor, first_after_s=min(monitored_s, FIRST_ROUND_S))
+        yield from self._monitoring.ticks()
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
             yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
         if watchdog_s := watchdog_interval_s():
             yield every(watchdog_s, self._feed_watchdog, first_after_s=watchdog_s)
-
-    async def monitor(self) -> None:
-        """Ask the alias whether it still answers as the gate found."""
-        await self._boundary.run("monitor", self._monitor.step)
 
     async def _feed_watchdog(self) -> None:
         notify("WATCHDOG=1")
@@ -341,7 +327,7 @@ class Service:
                 *self._feeds.problems,
                 *self._guard.trouble,
                 *self._notifications.trouble,
-                *self._monitor.trouble,
+                *self._monitoring.trouble,
                 *filter(None, (self._sharing.problem, self._reconciler.waits_for)),
                 *filter(None, (self._forgetting.waits_for, "" if snapshot.paused else stuck)),
             ),

@@ -197,7 +197,7 @@ def test_weights_swapped_behind_its_back_are_found_rolled_back_and_told(server: 
         async with place.running():
             await place.learn(1)
             await place.learn(2)
-            monitor = place.service._monitor
+            monitor = place.service._monitoring.monitor
             await place.until(lambda: monitor.last, "a round")
             (seen,) = monitor.last.values()
             assert (seen.facts.right, seen.facts.asked) == (FACTS, FACTS)

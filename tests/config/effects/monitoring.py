@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 from daemon.config.settings import Settings
 from tests.config.effects import Effect
-from tests.config.effects.running import run
+from tests.config.effects.running import Here
 from tests.support.evaluating import right
 from tests.support.monitored import Monitored
 
@@ -30,9 +31,21 @@ def rounds(settings: Settings, root: Path) -> object:
     return seen, sum(n for sums, n in asked if sums), sum(n for sums, n in asked if not sums)
 
 
+def scheduled(settings: Settings, root: Path) -> object:
+    """How often a round is asked."""
+    here, repeated = Here(settings, root), []
+
+    def every(seconds: float, *_: object, **__: object) -> None:
+        repeated.append(seconds)
+
+    with mock.patch("daemon.loop.monitoring.every", every):
+        list(here.service._monitoring.ticks())
+    return repeated
+
+
 GIVEN = {"monitor.facts": 20, "monitor.reasoning": 20, "monitor.share": 0.95}
 EFFECTS: dict[str, Effect] = {
-    "monitor.every_s": Effect(run, 600.0),
+    "monitor.every_s": Effect(scheduled, 600.0),
     "monitor.facts": Effect(rounds, 5, GIVEN),
     "monitor.reasoning": Effect(rounds, 5, GIVEN),
     "monitor.budget": Effect(rounds, 100, GIVEN),
