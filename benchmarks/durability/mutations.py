@@ -8,13 +8,17 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` stands exactly once in `file`, and becomes `new`; `what` is told in the table."""
+    """`old` stands exactly once in `file`, and becomes `new`; `what` is told in the table.
+
+    `behind`: what holds the promise where this alone does not.
+    """
 
     name: str
     what: str
     file: str
     old: str
     new: str
+    behind: str = ""
 
 
 MUTATIONS: Final = (
@@ -137,6 +141,7 @@ MUTATIONS: Final = (
         "daemon/ledger/revisions.py",
         "            if parent.lineage != target.lineage or not",
         "            if False and not",
+        "planning has discarded it before",
     ),
     Mutation(
         "number of a revision given twice",
@@ -209,6 +214,7 @@ MUTATIONS: Final = (
         "daemon/retraction/workflow.py",
         "            if still or not status.healthy:",
         "            if still:",
+        "nothing is deleted while a replica does not answer",
     ),
     # --- history --------------------------------------------------------------------------------
     Mutation(
