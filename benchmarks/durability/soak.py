@@ -59,6 +59,7 @@ def figures(rows: list[dict[str, Any]], promises: bool) -> dict[str, Any]:
 
     return {
         "soak_rss_mb_first_last": pair("daemon_rss_mb"),
+        "soak_sqlite_mb_first_last": pair("sqlite_mb"),
         "soak_server_rss_mb_first_last": pair("server_rss_mb"),
         "soak_fds_first_last": pair("daemon_fds"),
         "soak_server_fds_first_last": pair("server_fds"),

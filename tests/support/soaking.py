@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import ctypes.util
 import json
 import os
 import socket
@@ -38,6 +40,7 @@ PASSES = timedelta(hours=1)  # by the wall clock, from one batch to the next
 KEEP = {"revisions": 10, "rejected_days": 3, "answers_days": 3, "work_days": 3, "receipts_days": 3}
 REPLAYED = 200
 TICKS_KEPT = 2000
+SQLITE = ctypes.util.find_library("sqlite3")
 
 
 class Timed(Service):
@@ -59,7 +62,8 @@ class Timed(Service):
         if ended - self.written_at > 1.0:
             self.written_at = ended
             beside = self._settings.state_dir.parent / "ticks.tmp"
-            beside.write_text(json.dumps(list(self.ticks)))
+            told = {"ticks": list(self.ticks), "sqlite_mb": _sqlite_mb()}
+            beside.write_text(json.dumps(told))
             beside.rename(beside.with_suffix(".json"))
 
 
@@ -187,12 +191,13 @@ class Soak:
         """Memory in MiB, descriptors, milliseconds, and what lies on the disk."""
         daemon = self.site.alive().pid
         server = self._server()
-        ticks = json.loads((self.site.root / "ticks.json").read_text())
-        times, computed = (sorted(of_one) for of_one in zip(*ticks, strict=True))
+        told = json.loads((self.site.root / "ticks.json").read_text())
+        times, computed = (sorted(of_one) for of_one in zip(*told["ticks"], strict=True))
         root = self.site.layout.root
         sizes = {folder.name: _size(folder) for folder in root.iterdir() if folder.is_dir()}
         return {
             "daemon_rss_mb": _rss_mb(daemon),
+            "sqlite_mb": told["sqlite_mb"],
             "daemon_fds": _fds(daemon),
             "server_rss_mb": _rss_mb(server),
             "server_fds": _fds(server),
@@ -290,6 +295,15 @@ def _rss_mb(pid: int) -> float:
     fields = Path(f"/proc/{pid}/status").read_text().splitlines()
     (line,) = [line for line in fields if line.startswith("RssAnon:")] or ["RssAnon: 0 kB"]
     return round(int(line.split()[1]) / 1024, 1)
+
+
+def _sqlite_mb() -> float | None:
+    """What SQLite has taken in this process: its page cache grows with the ledger, to 64 MiB."""
+    if SQLITE is None:
+        return None
+    used = ctypes.CDLL(SQLITE).sqlite3_memory_used
+    used.restype = ctypes.c_int64
+    return round(int(used()) / 2**20, 1)
 
 
 def _fds(pid: int) -> int:
