@@ -161,9 +161,9 @@ def test_nothing_is_kept_of_children_that_have_ended(workdir: Path) -> None:
     """A daemon runs for months, and each plan has a directory of its own."""
     jobs = Jobs()
     for what in ("short", "error"):
-        jobs.start("train", workdir, Request(what=what))
+        begin(jobs, workdir, Request(what=what))
         until_ended(jobs, workdir)
-    jobs.start("train", workdir, Request(what="long"))
+    begin(jobs, workdir, Request(what="long"))
     until_at_work(jobs, workdir)
     jobs.kill(workdir)
     assert not [kept for kept in vars(jobs).values() if kept]
