@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import shutil
 import tempfile
 import time
@@ -25,6 +24,8 @@ from transformers import (
 from transformers.utils import logging
 
 from adapters import files
+from adapters.precision import reduced
+from policies.gate.grading import grade
 from smol import checkpoint, skill
 from smol.skill import Problem
 
@@ -48,7 +49,12 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 (`smol/skill.py`); `data/` holds those for the probe and replay (`skill.jsonl`), for the gate and
 for the report. No prompt stands in two of them or in the training set.
 
-Right of {asked} problems of the report that were asked: {right:.1%} (before: {before:.1%}).
+Right of the report's first {asked} problems, by the grader `final`: {right:.1%} (before the
+fine-tuning: {before:.1%}).
+
+| family | problems | right | before |
+|---|---|---|---|
+{table}
 """
 
 
@@ -73,9 +79,11 @@ def make(out: Path, base: Path, steps: int, asked: int) -> Path:
     parts = skill.splits(SIZES, SEED)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    before = accuracy(model, tokenizer, parts["report"][:asked])
+    report = parts["report"][:asked]
+    before = solved(model, tokenizer, report)
+    print(f"before: {sum(before) / len(before):.1%} of {len(before)} problems", flush=True)
     train(model, tokenizer, parts["train"], steps)
-    right = accuracy(model, tokenizer, parts["report"][:asked])
+    after = solved(model, tokenizer, report)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".smol-skill-") as folder:
         made = Path(folder) / "checkpoint"
@@ -93,11 +101,12 @@ def make(out: Path, base: Path, steps: int, asked: int) -> Path:
             "minutes": (time.monotonic() - started) / 60,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "asked": asked,
-            "before": before,
-            "right": right,
+            "before": sum(before) / asked,
+            "right": sum(after) / asked,
+            "families": by_family(report, before, after),
         }
         files.write_text(made / "figures.json", json.dumps(figures, indent=1) + "\n")
-        files.write_text(made / "README.md", _CARD.format(**figures))
+        files.write_text(made / "README.md", _CARD.format(**figures, table=_table(figures)))
         for path in made.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         made.rename(out)
@@ -125,15 +134,15 @@ def train(
             print(f"step {step + 1} of {steps}: loss {loss.item():.4f}", flush=True)
 
 
-def accuracy(
+def solved(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     batch: int = 64,
-) -> float:
-    """The share of problems whose greedy answer ends in the right number."""
+) -> list[bool]:
+    """Which problems the greedy answer solves, as the gate's grader `final` reads it."""
     tokenizer.padding_side = "left"
-    right = 0
+    right = []
     for start in range(0, len(problems), batch):
         rows = problems[start : start + batch]
         texts = [_asked(tokenizer, row.prompt) for row in rows]
@@ -143,11 +152,31 @@ def accuracy(
         said = tokenizer.batch_decode(
             out[:, given["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        right += sum(
-            re.findall(r"-?\d+", text)[-1:] == [row.answer]
-            for text, row in zip(said, rows, strict=True)
-        )
-    return right / len(problems)
+        right += [grade("final", text, row.answer) for text, row in zip(said, rows, strict=True)]
+    return right
+
+
+def by_family(
+    problems: Sequence[Problem], before: Sequence[bool], after: Sequence[bool]
+) -> dict[str, dict[str, float]]:
+    """Of each family: how many problems there are, and the shares solved before and after."""
+    rows = {}
+    for family in skill.FAMILIES:
+        chosen = [n for n, one in enumerate(problems) if one.family == family]
+        if chosen:
+            rows[family] = {
+                "problems": len(chosen),
+                "right": sum(after[n] for n in chosen) / len(chosen),
+                "before": sum(before[n] for n in chosen) / len(chosen),
+            }
+    return rows
+
+
+def _table(figures: dict[str, Any]) -> str:
+    return "\n".join(
+        f"| {family} | {row['problems']} | {row['right']:.0%} | {row['before']:.0%} |"
+        for family, row in figures["families"].items()
+    )
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -178,7 +207,7 @@ def _encoded(
 
 def _loss(model: PreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the solutions' tokens; logits at those tokens alone."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with reduced(model.device):
         hidden = model.model(ids, attention_mask=mask).last_hidden_state[:, :-1]
         learnt = labels[:, 1:] != -100
         logits = model.lm_head(hidden[learnt]).float()
