@@ -267,7 +267,7 @@ class _Demonstration:
         with self.follow.status("measuring the probe's expert"):
             correct = expert_correct(self.settings, self.questions.reasoning, REASONING_TOKENS)
         if not correct:
-            self._say("no probe, so no expert")
+            self._say("no SVF factors, so no expert")
             return None
         expert = sum(correct) / len(correct)
         self._say(f"the probe's expert, without any facts: reasoning {percent(expert)}")
