@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,16 +22,21 @@ from transformers import (
 from transformers.utils import logging
 
 from adapters import files
+from adapters.config import TrainConfig
+from adapters.examples import encode
+from adapters.losses import Objective, accumulate_gradients
+from adapters.passes import Passes
 from adapters.precision import reduced
 from policies.gate.grading import grade
 from smol import checkpoint, skill
 from smol.skill import Problem
 
 FOLDER: Final = Path("models/smol-skill")
-SIZES: Final = {"train": 3600, "skill": 600, "gate": 1600, "report": 1200}
+SIZES: Final = {"train": 1440, "skill": 600, "gate": 1600, "report": 1200}
 SEED: Final = 7
-BATCH: Final = 32
-LEARNING_RATE: Final = 1e-4
+BATCH: Final = 24
+LEARNING_RATE: Final = 2e-4
+PASS_TOKENS: Final = 1024
 ANSWER_TOKENS: Final = 64
 
 _CARD: Final = """---
@@ -63,8 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m smol.finetune", description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--base", type=Path, default=checkpoint.FOLDER)
-    parser.add_argument("--steps", type=int, default=110)
-    parser.add_argument("--asked", type=int, default=300, help="problems asked before and after")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--asked", type=int, default=160, help="problems asked before and after")
     chosen = parser.parse_args()
     print(make(chosen.out, chosen.base, chosen.steps, chosen.asked))
 
@@ -120,18 +123,21 @@ def train(
     steps: int,
 ) -> None:
     """`steps` steps of AdamW over the solutions; the rate warms up and falls to nothing."""
+    passes = Passes.of(TrainConfig(max_tokens=PASS_TOKENS), model.device, tokenizer)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * (1 - step / steps)
         rows = [problems[(step * BATCH + k) % len(problems)] for k in range(BATCH)]
-        loss = _loss(model, *_encoded(tokenizer, rows))
-        loss.backward()  # type: ignore[no-untyped-call]
+        texts = [encode(tokenizer, row.prompt, row.solution, "chat") for row in rows]
+        loss, _ = accumulate_gradients(
+            model, Objective(texts), passes, lambda _: reduced(model.device)
+        )
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
         if step % 10 == 0 or step == steps - 1:
-            print(f"step {step + 1} of {steps}: loss {loss.item():.4f}", flush=True)
+            print(f"step {step + 1} of {steps}: loss {loss:.4f}", flush=True)
 
 
 def solved(
@@ -182,36 +188,6 @@ def _table(figures: dict[str, Any]) -> str:
 def _asked(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     turn = [{"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-
-
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Problem]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and labels (n, t), right-padded; labels −100 outside the solutions."""
-    pairs = []
-    for row in rows:
-        asked = _asked(tokenizer, row.prompt)
-        whole = f"{asked}{row.solution}<|im_end|>\n"
-        start = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
-        pairs.append((tokenizer(whole, add_special_tokens=False)["input_ids"], start))
-    longest = max(len(ids) for ids, _ in pairs)
-    ids = torch.full((len(pairs), longest), tokenizer.pad_token_id)
-    labels = torch.full((len(pairs), longest), -100)
-    mask = torch.zeros(len(pairs), longest, dtype=torch.long)
-    for k, (row_ids, start) in enumerate(pairs):
-        ids[k, : len(row_ids)] = torch.tensor(row_ids)
-        labels[k, start : len(row_ids)] = torch.tensor(row_ids[start:])
-        mask[k, : len(row_ids)] = 1
-    return ids, mask, labels
-
-
-def _loss(model: PreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the solutions' tokens; logits at those tokens alone."""
-    with reduced(model.device):
-        hidden = model.model(ids, attention_mask=mask).last_hidden_state[:, :-1]
-        learnt = labels[:, 1:] != -100
-        logits = model.lm_head(hidden[learnt]).float()
-    return cross_entropy(logits, labels[:, 1:][learnt])
 
 
 if __name__ == "__main__":
