@@ -73,7 +73,12 @@ SMOL: Final = Scenario(
             }
         },
         # Suites of some hundred items, which a CPU answers in minutes, cannot rule out less.
-        "gate": {"reasoning_margin": 0.05, "locality_margin": 0.1, "aa_sample": 40},
+        "gate": {
+            "reasoning_margin": 0.05,
+            "locality_margin": 0.1,
+            "retention_margin": 0.2,
+            "aa_sample": 40,
+        },
         "server": {"request_timeout_s": 600},
     },
     suite={"grader": "contains", "max_tokens": 24},
