@@ -1,7 +1,7 @@
 """What the real model knows and can do, in its own words: replay, suites and report for palorad.
 
 A suite made for another model proves nothing of this one, and a bare label is not how it answers.
-So the base is asked, and what it says surely (the same answer in two wordings) is kept as it says
+So the base is asked, and what it says surely (the same answer in two paraphrases) is kept as it says
 it. What it can do is a rule of language, the plural of a noun; arithmetic it cannot.
 """
 
@@ -121,7 +121,7 @@ def plural(noun: str) -> str:
 
 
 def surely_known(generator: Generator, asked: Sequence[Asked]) -> list[tuple[Asked, str]]:
-    """What the base answers right in two wordings, with its answer to the plain one."""
+    """What the base answers right in two paraphrases, with its answer to the plain one."""
     plain = say(generator, [one.prompt for one in asked])
     first = [(one, text) for one, text in zip(asked, plain, strict=True) if one.said(text)]
     again = say(generator, [AGAIN.format(one.prompt) for one, _ in first])
