@@ -32,7 +32,7 @@ from smol import checkpoint, skill
 from smol.skill import Problem
 
 FOLDER: Final = Path("models/smol-skill")
-SIZES: Final = {"train": 1440, "skill": 600, "gate": 1600, "report": 1200}
+SIZES: Final = {"train": 2640, "skill": 600, "gate": 1600, "report": 1200}
 SEED: Final = 7
 BATCH: Final = 24
 LEARNING_RATE: Final = 2e-4
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m smol.finetune", description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--base", type=Path, default=checkpoint.FOLDER)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=110)
     parser.add_argument("--asked", type=int, default=160, help="problems asked before and after")
     chosen = parser.parse_args()
     print(make(chosen.out, chosen.base, chosen.steps, chosen.asked))

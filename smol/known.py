@@ -1,8 +1,8 @@
 """What the real model knows and can do, in its own words: replay, suites and report for palorad.
 
 A suite made for another model proves nothing of this one, and a bare label is not how it answers.
-So the base is asked, and what it says surely (the same answer in two paraphrases) is kept as it says
-it. What it can do is a rule of language, the plural of a noun; arithmetic it cannot.
+So the base is asked, and what it says surely (right in two paraphrases) is kept as it says it. What
+it can do is a rule of language, the plural of a noun; arithmetic it cannot.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SEED: Final = 5
 TOKENS: Final = 24
 AGAIN: Final = "Please answer in one sentence: {}"
 SKILL: Final = "What is the plural of {}?"
-SHARES: Final = {"known-replay": 0.4, "locality": 0.38, "locality-report": 0.22}
-WORDS: Final = {"skill": 104, "reasoning-gate": 130, "reasoning-report": 80}
+SHARES: Final = {"known-replay": 0.36, "locality": 0.44, "locality-report": 0.2}
+WORDS: Final = {"skill": 110, "reasoning-gate": 220, "reasoning-report": 100}
 _SENTENCE: Final = re.compile(r"(.+?[.!?])(?:\s|$)")
 
 
