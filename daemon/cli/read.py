@@ -19,17 +19,15 @@ from daemon.cli.tables import (
 from daemon.intake.admit import rules_of
 from daemon.intake.reader import record
 from daemon.ledger.ledger import Ledger
-from daemon.serving.client import HttpServer, Timeouts
-from daemon.serving.protocol import Completion
 from daemon.views import explain, status
-from policies.errors import DaemonUnreachable, NotFound, ServerRefused, ServerUnreachable
+from daemon.views.answers import answers
+from policies.errors import DaemonUnreachable, NotFound
 from policies.facts.admission import quarantined
-from policies.records import Batch, Quarantined, Revision
+from policies.records import Batch, Quarantined
 
 if TYPE_CHECKING:
     from daemon.config.settings import Settings
 
-ANSWER_TOKENS: Final = 48
 QUARANTINE_SHOWN: Final = 1000
 
 
@@ -84,51 +82,9 @@ def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
     with reading(settings) as ledger:
         target = ledger.revisions.target()
         previous = None if target.parent is None else ledger.revisions.get(target.parent)
-        answers = asyncio.run(_answers(settings, prompt, previous))
-        view = status.why(ledger, prompt, answers)
+        said = asyncio.run(answers(settings, prompt, previous))
+        view = status.why(ledger, prompt, said)
     show(view, why_view, as_json)
-
-
-async def _answers(
-    settings: Settings, prompt: str, previous: Revision | None
-) -> tuple[status.AnswerView, ...]:
-    key = settings.server.user_key_file
-    server = HttpServer(
-        settings.server.urls[0],
-        user_key=key.read_text().strip() if key else None,
-        timeouts=Timeouts(request_s=settings.server.request_timeout_s),
-    )
-    asked = {"base": settings.model.name, "live": settings.model.alias}
-    if previous is not None and previous.number > 0:
-        asked = {"base": asked["base"], "previous": previous.served_name, "live": asked["live"]}
-    answers = []
-    try:
-        for who, model in asked.items():
-            try:
-                answer = await _answer(server, model, prompt)
-            except ServerRefused as refused:
-                answers.append(
-                    status.AnswerView(who=who, model=model, answer=f"(refused: {refused})")
-                )
-            else:
-                by = answer.headers.get("x-palorad-model", answer.model)
-                answers.append(status.AnswerView(who=who, model=by, answer=answer.text.strip()))
-    except ServerUnreachable:
-        return ()
-    finally:
-        await server.aclose()
-    return tuple(answers)
-
-
-async def _answer(server: HttpServer, model: str, prompt: str) -> Completion:
-    """As a chat message, or as plain text where the model has no chat template."""
-    try:
-        return await server.chat(model, prompt, max_tokens=ANSWER_TOKENS)
-    except ServerRefused as refused:
-        if refused.status != 400:
-            raise
-    (answer,) = await server.complete(model, (prompt,), max_tokens=ANSWER_TOKENS)
-    return answer
 
 
 def show_quarantine(settings: Settings, batch: str | None, as_json: bool) -> None:

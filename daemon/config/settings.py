@@ -32,6 +32,7 @@ from daemon.config.sections import (
 )
 from daemon.config.training import TrainSettings
 from daemon.config.verification import AnchorSettings
+from daemon.config.web import WebSettings
 from policies.errors import ConfigError
 from policies.facts.paraphrases import ParaphrasePolicy
 
@@ -74,6 +75,8 @@ class Settings(BaseSettings):
     """[daemon]"""
     anchor: AnchorSettings = AnchorSettings()
     """[anchor]"""
+    web: WebSettings = WebSettings()
+    """[web]"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

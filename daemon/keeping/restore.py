@@ -45,7 +45,7 @@ def restore(
 ) -> tuple[int, BackupManifest]:
     """Put a backup, the newest if none is named, in the place of the state directory.
 
-    What is there is moved to `aside`; an admin key stays if the backup has none. Nothing is changed
+    What is there is moved to `aside`; a key stays if the backup has none. Nothing is changed
     before the backup is known to be whole. Killed at any point, the same call goes on, and until
     then no daemon starts there. The caller holds the lock of the state directory. Raises
     `BackupUnusable`, `LedgerUnusable`, or `RequestRefused`.
@@ -142,8 +142,9 @@ def _require(kept: BackupStore, path: str, entry: BackupFile, sha256: str) -> No
 def _present(layout: Layout, manifest: BackupManifest) -> Iterator[Path]:
     """What lies in the state directory and would be in the way."""
     stays = {layout.lock, layout.restoring}
-    if layout.admin_key.name not in manifest.files:
-        stays.add(layout.admin_key)
+    stays |= {
+        key for key in (layout.admin_key, layout.operator_key) if key.name not in manifest.files
+    }
     yield from (path for path in sorted(layout.root.iterdir()) if path not in stays)
 
 

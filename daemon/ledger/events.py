@@ -39,7 +39,7 @@ class Events:
             f"SELECT {_EVENT} FROM events {where} ORDER BY seq DESC LIMIT :limit",
             {"subject": subject, "limit": limit},
         )
-        return tuple(_event_of(row) for row in rows)
+        return tuple(event_of(row) for row in rows)
 
     def archive_erased(self, batch_id: str, sha256: str, now: datetime) -> None:
         """Retracted lines leave the archive of a batch, whose bytes have this hash afterwards."""
@@ -122,7 +122,8 @@ class Events:
             yield None
 
 
-def _event_of(row: SqlRow) -> Event:
+def event_of(row: SqlRow) -> Event:
+    """An event as its row says; the columns are seq, at, kind, subject, payload, both hashes."""
     return Event(
         seq=row[0],
         at=unstamp(row[1]),

@@ -126,9 +126,12 @@ class Plans:
         *,
         batch_id: str | None = None,
         limit: int = 100,
+        before: int | None = None,
     ) -> tuple[PlanHead, ...]:
-        """Plans without their facts, the newest first."""
+        """Plans without their facts, the newest first; those below the number `before`."""
         where, parameters = ["1"], []
+        if before is not None:
+            where.append(f"id < {int(before)}")
         if states is not None:
             where.append(f"state IN ({','.join('?' * len(states))})")
             parameters += [state.value for state in states]

@@ -37,6 +37,7 @@ from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
+from daemon.web.page import Page
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable, RequestRefused
 from policies.records import BatchState
 from tests.support import clocks
@@ -126,6 +127,8 @@ class Site:
     starts: int = 0
     deaths: int = 0
     patience_s: float = PATIENCE_S
+    page_port: int = 0
+    changed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         model = self.root / "model"
@@ -155,6 +158,8 @@ class Site:
                 "gate": {"suites": ()},
                 "intake": {"stable_s": 0.0, "rescan_s": 0.2, "watch": "off"},
                 "daemon": {"tick_s": 0.01},
+                **({"web": {"port": self.page_port}} if self.page_port else {}),
+                **self.changed,
             }
         ).rooted(self.root)
         self.layout = self.settings.layout
@@ -180,7 +185,12 @@ class Site:
 
             async def run() -> None:
                 service = Service(
-                    settings, ledger, Servers(settings), reload=self._changed, jobs=ForkedJobs()
+                    settings,
+                    ledger,
+                    Servers(settings),
+                    reload=self._changed,
+                    jobs=ForkedJobs(),
+                    page=Page(settings) if self.page_port else None,
                 )
                 await service.run()
 
