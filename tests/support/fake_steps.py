@@ -120,7 +120,10 @@ def _work(desk: Desk) -> None:
     done = int(counter.read_text()) if counter.exists() else 0
     for step in range(done, steps):
         time.sleep(0.05)
-        counter.write_text(str(step + 1))
+        # Beside it first, as a real checkpoint: a kill in between must not leave an empty one.
+        beside = counter.with_suffix(".part")
+        beside.write_text(str(step + 1))
+        beside.replace(counter)
         desk.progress(Progress(stage="work", done=step + 1, total=steps))
 
 
