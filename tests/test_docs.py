@@ -47,11 +47,11 @@ PLAIN = frozenset(
         r"\w+",
         """
         after allow answer answers args at attempts bad budget concurrency cpu dated days deadline
-        dir eval every executable extra field file filter floor form format full header hosts
-        hours kb key kind late learning level line lines load log loss match max mb min mode model
-        name op open out path per private prompt prompts quarantined questions rate rejected
+        dir enabled eval every executable extra field file filter floor form format full header host
+        hosts hours kb key kind late learning level line lines load log loss match max mb min mode model
+        name op open out path per port private prompt prompts quarantined questions rate rejected
         request rescan rules s sample serve server share sharing source stable start state stop
-        task timeout tokens train url urls user verify wait watch work
+        task timeout tokens train url urls user verify wait watch web work
         """,
     )
 )

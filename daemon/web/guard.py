@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,10 +29,6 @@ HEADERS: Final = {
 }
 
 
-class _TooLarge(Exception):
-    """A body that is longer than it may be."""
-
-
 class Guard:
     """ASGI middleware around the whole application.
 
@@ -49,17 +46,12 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = _Sent(send)
-        headers = Headers(scope=scope)
-        refusal = self._refusal(scope["method"], headers)
-        if refusal is not None:
-            await PlainTextResponse(refusal[1] + "\n", refusal[0])(scope, receive, sent)
-            return
-        try:
-            await self._app(scope, self._limited(receive), sent)
-        except _TooLarge:
-            if not sent.begun:
-                await PlainTextResponse(self._large + "\n", 413)(scope, receive, sent)
+        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        if refusal is None:
+            await self._app(scope, self._limited(receive), _with_headers(send))
+        else:
+            refused = PlainTextResponse(refusal[1] + "\n", refusal[0])
+            await refused(scope, receive, _with_headers(send))
 
     @property
     def _large(self) -> str:
@@ -84,26 +76,23 @@ class Guard:
             message = await receive()
             so_far += len(message.get("body", b""))
             if so_far > self._max_body:
-                raise _TooLarge
+                raise HTTPException(413, self._large)
             return message
 
         return limited
 
 
-class _Sent:
-    """Adds the headers to whatever is answered, and notes that an answer has begun."""
+def _with_headers(send: Send) -> Send:
+    """Whatever is answered has the headers."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.begun = False
-
-    async def __call__(self, message: Message) -> None:
+    async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.begun = True
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
-        await self._send(message)
+        await send(message)
+
+    return sent
 
 
 def is_loopback(host: str) -> bool:

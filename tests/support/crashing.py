@@ -176,7 +176,7 @@ class Site:
         return 0
 
     def _daemon(self) -> int:
-        os.environ["PALORAD_STEPS"] = "tests.support.fake_steps"
+        os.environ.setdefault("PALORAD_STEPS", "tests.support.fake_steps")
         clocks.obey()
         settings = self.settings
         prepare_state(settings)
