@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -10,7 +11,7 @@ from typing import Any, Final
 from daemon.ledger.database import Database, marks, stamp, unstamp
 from daemon.ledger.events import event_of
 from daemon.ledger.records import BadLine, Event, FactPlan
-from policies.records import Fact
+from policies.records import OPEN_STATES, BatchState, Fact
 
 _ID: Final = 32
 _EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
@@ -54,6 +55,39 @@ class Listings:
         )
         return int(planned) - int(missed)
 
+    def batch_states(self) -> dict[str, int]:
+        """How many batches stand where, as `Batches.state` says of each."""
+        opened = ",".join(f"'{state.value}'" for state in sorted(OPEN_STATES))
+        plans = {
+            row[0]: row[1:]
+            for row in self._db.rows(
+                f"SELECT b.batch, total(p.state IN ({opened})), total(p.state = 'live'), p.state,"
+                " max(p.id) FROM plan_batches b JOIN plans p ON p.id = b.plan"
+                " WHERE p.kind = 'learn' AND p.state <> 'cancelled' GROUP BY b.batch"
+            )
+        }
+        fresh = {
+            row[0]
+            for row in self._db.rows(
+                "SELECT DISTINCT batch FROM facts WHERE state = 'pending' AND misses = 0"
+            )
+        }
+        counts: Counter[str] = Counter()
+        for (batch,) in self._db.rows("SELECT seq FROM batches WHERE complete"):
+            under_way, live, last, _ = plans.get(batch, (0, 0, BatchState.EMPTY.value, 0))
+            if under_way or (live and batch in fresh):
+                counts[BatchState.LEARNING.value] += 1
+            elif batch in fresh:
+                counts[BatchState.WAITING.value] += 1
+            else:
+                counts[BatchState.LIVE.value if live else last] += 1
+        return dict(counts)
+
+    def plan_states(self) -> dict[str, int]:
+        """How many plans are in each state."""
+        rows = self._db.rows("SELECT state, count(*) FROM plans GROUP BY state")
+        return {str(state): int(count) for state, count in rows}
+
     # --- events --------------------------------------------------------------------------------
 
     def events(
@@ -65,6 +99,13 @@ class Listings:
             f"SELECT {_EVENT} FROM events NOT INDEXED WHERE seq < ? {where}"
             " ORDER BY seq DESC LIMIT ?",
             (1 << 62 if before is None else before, *kinds, limit),
+        )
+        return tuple(event_of(row) for row in rows)
+
+    def events_after(self, seq: int, limit: int = 5000) -> tuple[Event, ...]:
+        """The events behind a number, in order."""
+        rows = self._db.rows(
+            f"SELECT {_EVENT} FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
         )
         return tuple(event_of(row) for row in rows)
 
@@ -126,7 +167,8 @@ class Listings:
         rows = self._db.rows(
             "SELECT p.id, p.kind, p.state, f.learnt, p.moved_at, p.adapter, r.number"
             " FROM plan_facts f JOIN plans p ON p.id = f.plan"
-            " LEFT JOIN revisions r ON r.plan = p.id WHERE f.fact = (SELECT seq FROM facts WHERE id = ?) ORDER BY p.id DESC LIMIT ?",
+            " LEFT JOIN revisions r ON r.plan = p.id"
+            " WHERE f.fact = (SELECT seq FROM facts WHERE id = ?) ORDER BY p.id DESC LIMIT ?",
             (fact_id, limit),
         )
         return tuple(

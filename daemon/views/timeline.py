@@ -110,34 +110,49 @@ def entry(event: Event) -> Entry:
         kind=event.kind,
         what=_sentence(event.kind, about, said),
         because=_because(said),
-        tone="unsure" if event.kind in _UNSURE else tone,
+        tone="unsure" if event.kind in _UNSURE or _by_hand(event) else tone,
         plan=number if kind == "plan" else None,
         revision=number if kind == "revision" else said.get("revision"),
         batch=about if event.kind.startswith(("batch.", "line.")) else None,
     )
 
 
+def _by_hand(event: Event) -> bool:
+    """Whether a person moved the target: a rollback, or its undoing."""
+    because = str(event.payload.get("because", ""))
+    return event.kind == "target" and not (because.startswith("plan ") and "passed" in because)
+
+
 def _because(said: Mapping[str, Any]) -> str:
     return str(said.get("because") or said.get("error") or said.get("problem") or "")
+
+
+def _count(said: Mapping[str, Any], name: str, noun: str) -> str:
+    count = said.get(name)
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _sentence(kind: str, about: str, said: Mapping[str, Any]) -> str:
     if said.get("erased") is True:
         return f"{kind}: what it said was erased with a retracted fact"
     plan = about.replace("plan:", "plan ")
-    made = f"{plan} was made: {said.get('facts')} facts to learn, {said.get('replays')} to replay"
+    made = f"{plan} was made: {_count(said, 'facts', 'fact')} to learn"
+    made += f", {said['replays']} to replay" if said.get("replays") else ""
+    came = [f"a batch came: {_count(said, 'accepted', 'fact')}"]
+    came += [f"{said['known']} known before"] if said.get("known") else []
+    came += [f"{_count(said, 'quarantined', 'line')} in quarantine"] * bool(said.get("quarantined"))
     sentences = {
         "target": f"{about.replace(':', ' ')} became the target",
         "plan.made": made,
         "plan.live": f"{plan} went live as revision {said.get('revision')}",
         "plan.rejected": f"{plan} was rejected",
         "plan.inconclusive": f"{plan} is inconclusive: a person decides",
-        "batch.admitted": f"a batch came: {said.get('accepted')} facts, {said.get('known')} of them"
-        f" known, {said.get('quarantined')} lines in quarantine",
+        "plan.passed": f"{plan} passed the gate",
+        "batch.admitted": ", ".join(came),
         "batch.set_aside": "a batch was set aside",
-        "batch.retried": f"{said.get('facts')} facts of a batch are planned again",
-        "batch.readmitted": f"{said.get('lines')} lines were read again, {said.get('still_bad')}"
-        " of them are still bad",
+        "batch.retried": f"{_count(said, 'facts', 'fact')} of a batch planned again",
+        "batch.readmitted": f"{_count(said, 'lines', 'line')} read again,"
+        f" {said.get('still_bad')} still bad",
         "line.corrected": f"line {said.get('line')} was corrected and submitted again",
         "fact.retracted": "a fact was retracted",
         "fact.certified": "a retracted fact was certified as unlearned and erased",

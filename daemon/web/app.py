@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from daemon.web import deciding, intake, knowledge, looking
+from daemon.web import deciding, intake, knowledge, looking, metrics
 from daemon.web.desk import Desk
 from daemon.web.guard import Guard
 from daemon.web.operators import NotAllowed
@@ -59,6 +59,7 @@ def build(desk: Desk) -> FastAPI:
     renderer = Renderer(desk)
     for room in (looking, deciding, knowledge, intake):
         app.include_router(room.routes(desk, renderer))
+    app.include_router(metrics.routes(desk))
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     _errors(app, renderer)
     app.add_middleware(Guard)

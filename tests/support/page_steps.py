@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from typing import Any
 
+from daemon.children.jobs import Progress
 from daemon.children.worker import Desk
 from daemon.gate.messages import EvaluationReport, JudgingRequest
+from daemon.training.messages import TrainDone, TrainRequest
 from policies.gate.records import (
     FailedItem,
     ItemResult,
@@ -21,7 +24,7 @@ from policies.gate.records import (
 )
 from policies.records import Fact
 from tests.support import fake_steps
-from tests.support.fake_steps import probe, train
+from tests.support.fake_steps import probe
 
 __all__ = ["evaluate", "probe", "question", "train"]
 
@@ -33,6 +36,7 @@ CAPITALS = {
     **{"Fiji": "Suva", "Samoa": "Apia", "Tonga": "Nukuʻalofa", "Palau": "Ngerulmud"},
     "Atlantis (false)": "Poseidonis",
     "Utopia (unsure)": "Amaurot",
+    "Lemuria (slow)": "Mu",
 }
 QUESTIONS = {f"the capital of {country}": city for country, city in CAPITALS.items()}
 
@@ -49,6 +53,19 @@ def question(country: str) -> dict[str, Any]:
     }
 
 
+def train(desk: Desk) -> TrainDone:
+    """As the others train; "(slow)" takes half a minute, and tells how far it is."""
+    request = TrainRequest.model_validate_json(desk.request)
+    if any("(slow)" in fact.prompt for fact in request.facts):
+        for step in range(140, 540):
+            loss, left = 2.0 / (1 + step / 60), (540 - step) * 0.075
+            desk.progress(
+                Progress(stage="step", done=step, total=540, loss=loss, seconds_left=left)
+            )
+            time.sleep(0.075)
+    return fake_steps.train(desk)
+
+
 def evaluate(desk: Desk) -> EvaluationReport:
     """ "(false)" loses reasoning and fails, "(unsure)" cannot be told; all else passes."""
     request = JudgingRequest.model_validate_json(desk.request)
@@ -57,13 +74,14 @@ def evaluate(desk: Desk) -> EvaluationReport:
     draw = random.Random(asked.candidate.name)
     prompts = " ".join(fact.prompt for fact in asked.facts)
     false, unsure = "(false)" in prompts, "(unsure)" in prompts
+    wobble = 0.79 + draw.randrange(6) / 200
     failing = _lost(draw, 14 if false else 2)
     earlier = tuple(fact for _, fact in asked.earlier)
     suites = (
         _suite(
-            "word problems", Role.REASONING, 400, (0.81, 0.80, 0.72 if false else 0.805), failing
+            "word problems", Role.REASONING, 400, (0.81, 0.80, 0.72 if false else wobble), failing
         ),
-        _suite("known facts", Role.LOCALITY, 240, (0.96, 0.94, 0.93)),
+        _suite("known facts", Role.LOCALITY, 240, (0.96, 0.94, 0.94 - draw.randrange(4) / 200)),
         _suite("new facts", Role.FACTS, 2 * len(asked.facts), (0.02, 0.03, 0.97)),
         *(
             [_suite("earlier facts", Role.RETENTION, len(earlier), (0.03, 0.95, 0.93))]

@@ -13,7 +13,7 @@ from tests.support.page_site import PageSite
 MARKUP = "<script>alert(1)</script>"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageSite]:
     """Revision 2 is live, one batch is rejected, one waits for a person, two lines are bad."""
     site = PageSite(tmp_path_factory.mktemp("page"), page_port=free_port())
@@ -32,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageSite]:
         site.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def client(page: PageSite) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=page.url, timeout=20) as opened:
         yield opened

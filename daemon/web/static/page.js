@@ -52,3 +52,5 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   last.set(target.id, xhr.responseText);
   if (same || chosen || (target !== inside && target.contains(inside))) event.detail.shouldSwap = false;
 });
+// On a phone the views scroll sideways: the present one is in sight.
+document.querySelector("nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
