@@ -66,14 +66,17 @@ class Jobs:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._oom_kills: dict[Path, int] = {}
 
-    def start(self, step: str, workdir: Path, request: BaseModel) -> int:
-        """Start the child of `step` in `workdir`; returns its pid.
-
-        Where the child before it left a checkpoint, it goes on from there.
-        """
+    def prepare(self, workdir: Path, request: BaseModel) -> None:
+        """Write what the next child of `workdir` is asked for: seconds, where it is a rebuild."""
         files.make_folder(workdir)
         (workdir / "error.json").unlink(missing_ok=True)
         files.write_text(workdir / "request.json", request.model_dump_json(indent=1))
+
+    def start(self, step: str, workdir: Path) -> int:
+        """Start the child of `step` in `workdir`, which is prepared; returns its pid.
+
+        Where the child before it left a checkpoint, it goes on from there.
+        """
         faults.point(f"{step}:requested")
         with (workdir / "log").open("ab") as log:
             child = subprocess.Popen(

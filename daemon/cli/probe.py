@@ -44,7 +44,8 @@ def fit(settings: Settings) -> None:
         protection=settings.protection,
     )
     jobs = Jobs()
-    jobs.start("probe", workdir, request)
+    jobs.prepare(workdir, request)
+    jobs.start("probe", workdir)
     try:
         report = ProbeReport.model_validate(_followed(jobs, workdir))
     finally:

@@ -31,36 +31,23 @@ class Steps:
         kind: str,
         not_before: datetime,
         now: datetime,
+        *,
+        attempts: int = 1,
     ) -> None:
-        """A stage of an open plan failed: one more attempt used, none before `not_before`."""
+        """A stage of an open plan is not done: none before `not_before`.
+
+        It used up one of the plan's attempts, or none where it only has to wait.
+        """
         with self._db.write("failed"):
             self._drop_lease(plan_id, step)
             self._db.do(
-                "UPDATE plans SET attempts = attempts + 1, not_before = ?, error = ?,"
+                "UPDATE plans SET attempts = attempts + ?, not_before = ?, error = ?,"
                 " error_kind = ? WHERE id = ?",
-                (stamp(not_before), error, kind, plan_id),
+                (attempts, stamp(not_before), error, kind, plan_id),
             )
             payload = {"stage": step, "error": error, "kind": kind}
-            self._db.event("stage.failed", f"plan:{plan_id}", payload, now)
-
-    def postponed(
-        self,
-        plan_id: int,
-        step: Step,
-        error: str,
-        kind: str,
-        not_before: datetime,
-        now: datetime,
-    ) -> None:
-        """A stage cannot be done for now: no attempt used, none before `not_before`."""
-        with self._db.write("postponed"):
-            self._drop_lease(plan_id, step)
-            self._db.do(
-                "UPDATE plans SET not_before = ?, error = ?, error_kind = ? WHERE id = ?",
-                (stamp(not_before), error, kind, plan_id),
-            )
-            payload = {"stage": step, "error": error, "kind": kind}
-            self._db.event("stage.postponed", f"plan:{plan_id}", payload, now)
+            event = "stage.failed" if attempts else "stage.postponed"
+            self._db.event(event, f"plan:{plan_id}", payload, now)
 
     def interrupted(self, plan_id: int, step: Step, now: datetime) -> None:
         """A stage ended without a word because the daemon did: its lease is given up."""

@@ -62,7 +62,9 @@ class Failures:
         self._without_room += 1
         seconds = pause_s(self._without_room, *ROOM_AGAIN_S)
         not_before = now + timedelta(seconds=seconds)
-        self._ledger.steps.postponed(head.id, step, error.error, error.kind, not_before, now)
+        self._ledger.steps.failed(
+            head.id, step, error.error, error.kind, not_before, now, attempts=0
+        )
         log.warning(
             "no room", plan=head.id, stage=step.value, again_in_s=seconds, error=error.error
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, started_at
 from daemon.config.settings import Settings
@@ -160,17 +160,20 @@ class Reconciler:
             )
             self._failed(plan, step, broken, now)
             return False
+        await asyncio.to_thread(self._jobs.prepare, self._layout.workdir(plan.id, step), request)
         # Somebody may have decided otherwise while the request was put together.
         room = step is not Step.TRAIN or await self._sharing.room(plan.id, step)
         unmoved = self._ledger.plans.head(plan.id).state is plan.state
-        return room and unmoved and self._start(plan.id, step, request, now)
+        return room and unmoved and self._start(plan.id, step, now)
 
     async def _probe(self, plan_id: int, now: datetime) -> bool:
-        if self._taken(self._layout.workdir(plan_id, Step.PROBE)):
+        workdir = self._layout.workdir(plan_id, Step.PROBE)
+        if self._taken(workdir):
             return False
+        await asyncio.to_thread(self._jobs.prepare, workdir, requests.probe_request(self.settings))
         if not await self._sharing.room(plan_id, Step.PROBE):
             return False
-        return self._start(plan_id, Step.PROBE, requests.probe_request(self.settings), now)
+        return self._start(plan_id, Step.PROBE, now)
 
     async def _trainable(self, plan: PlanHead) -> bool:
         """Whether the plan's facts are worded, for which the server is asked, and the GPU has
@@ -197,11 +200,11 @@ class Reconciler:
         self.waits_for = ""
         return True
 
-    def _start(self, plan_id: int, step: Step, request: BaseModel, now: datetime) -> bool:
+    def _start(self, plan_id: int, step: Step, now: datetime) -> bool:
         workdir = self._layout.workdir(plan_id, step)
         if self._taken(workdir):
             return False
-        pid = self._jobs.start(step.value, workdir, request)
+        pid = self._jobs.start(step.value, workdir)
         deadline = now + timedelta(seconds=self.settings.train.deadline_s)
         self._ledger.steps.lease(plan_id, step, pid, str(started_at(pid)), deadline, now)
         self.waits.seen(self._ledger.steps.leases())

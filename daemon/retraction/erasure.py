@@ -274,7 +274,7 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
     """Logs and whatever else lies in the state directory: lines become blanks, where they stand.
 
     A log is written by a process that holds it open, so it is not replaced. Copies of the ledger
-    from before a migration go as a whole.
+    from before a migration go as a whole. `records` holds the base's numbers on configured texts.
     """
     mine = {
         layout.archive,
@@ -284,6 +284,7 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
         layout.served,
         layout.probes,
         layout.answers,
+        layout.records,
         layout.root / "expert",
     }
     spared = {layout.admin_key, layout.operator_key, layout.lock}

@@ -79,6 +79,11 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work" / "1-train"
 
 
+def begin(jobs: Jobs, workdir: Path, request: Request) -> int:
+    jobs.prepare(workdir, request)
+    return jobs.start("train", workdir)
+
+
 def until_ended(jobs: Jobs, workdir: Path) -> JobState:
     end = time.monotonic() + 60
     while (state := jobs.poll(workdir)).outcome == "running":
@@ -98,7 +103,7 @@ def until_at_work(jobs: Jobs, workdir: Path) -> Progress:
 
 def test_a_child_reports_and_is_found_finished_by_the_next_daemon(workdir: Path) -> None:
     jobs = Jobs()
-    pid = jobs.start("train", workdir, Request(what="short"))
+    pid = begin(jobs, workdir, Request(what="short"))
     assert started_at(pid) is not None
     assert jobs.running() == (workdir,)
     state = until_ended(jobs, workdir)
@@ -118,7 +123,7 @@ def test_an_error_is_its_line_a_bug_its_last_line_and_the_log(workdir: Path) -> 
         ("bug", ("ChildDied", "ended with status 1: KeyError: 'a bug' (see ")),
         ("kill", ("ChildDied", "was ended by SIGKILL")),
     ):
-        jobs.start("train", workdir, Request(what=what))
+        begin(jobs, workdir, Request(what=what))
         state = until_ended(jobs, workdir)
         assert state.outcome == "failed"
         assert state.error is not None
@@ -129,7 +134,7 @@ def test_an_error_is_its_line_a_bug_its_last_line_and_the_log(workdir: Path) -> 
 @pytest.mark.parametrize("what", ["full", "full when published", "told by a library"])
 def test_a_full_disk_is_told_from_every_other_end_of_a_child(workdir: Path, what: str) -> None:
     jobs = Jobs()
-    jobs.start("train", workdir, Request(what=what))
+    begin(jobs, workdir, Request(what=what))
     state = until_ended(jobs, workdir)
     assert state.error is not None
     assert state.error.kind == NO_ROOM
@@ -144,7 +149,7 @@ def test_a_child_that_the_kernel_kills_for_want_of_memory_says_so(
     monkeypatch.setattr(jobs_module, "oom_kills", lambda: next(counts))
     jobs = Jobs()
     for words in ("ran out of memory", "by somebody or by the kernel"):
-        jobs.start("train", workdir, Request(what="kill"))
+        begin(jobs, workdir, Request(what="kill"))
         state = until_ended(jobs, workdir)
         assert state.error is not None
         assert f"was ended by SIGKILL{' when the kernel ' if 'ran' in words else ', '}{words}" in (
@@ -154,13 +159,13 @@ def test_a_child_that_the_kernel_kills_for_want_of_memory_says_so(
 
 def test_a_stopped_child_leaves_no_word_and_goes_on_from_where_it_was(workdir: Path) -> None:
     jobs = Jobs()
-    jobs.start("train", workdir, Request(what="long"))
+    begin(jobs, workdir, Request(what="long"))
     until_at_work(jobs, workdir)
     jobs.cancel(workdir)
     assert until_ended(jobs, workdir).outcome == "absent"
     reached = int((workdir / "count").read_text())
     (workdir / "progress.jsonl").unlink()
-    jobs.start("train", workdir, Request(what="long"))
+    begin(jobs, workdir, Request(what="long"))
     assert until_at_work(jobs, workdir).done > reached
     jobs.kill(workdir)
     assert not held(workdir)
@@ -169,7 +174,7 @@ def test_a_stopped_child_leaves_no_word_and_goes_on_from_where_it_was(workdir: P
 
 def test_a_deaf_child_is_killed(workdir: Path) -> None:
     jobs = Jobs()
-    jobs.start("train", workdir, Request(what="deaf"))
+    begin(jobs, workdir, Request(what="deaf"))
     until_at_work(jobs, workdir)
     jobs.cancel(workdir)
     time.sleep(0.2)
@@ -187,7 +192,9 @@ def test_children_die_with_the_daemon(workdir: Path, tmp_path: Path) -> None:
         from policies.records import Record
         class Request(Record):
             what: str
-        print(Jobs().start("train", Path({str(workdir)!r}), Request(what="deaf")), flush=True)
+        jobs, workdir = Jobs(), Path({str(workdir)!r})
+        jobs.prepare(workdir, Request(what="deaf"))
+        print(jobs.start("train", workdir), flush=True)
         time.sleep(60)
     """)
     with subprocess.Popen(

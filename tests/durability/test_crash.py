@@ -50,7 +50,6 @@ COMMITTED_ELSEWHERE = {
     "adapters.probe_fit.fold_expert": "by adapters.store.publish, as the probe of the tour",
     "adapters.store._there_already": "test_power.py: test_what_is_published_again_is_on_the_disk",
     "adapters.store.staging": "makes only what a publication fills",
-    "daemon.children.jobs.start": "forked children commit the same request",
     "daemon.gate.answer_store.append": "tests/gate/test_answer_store.py, torn lines",
     "daemon.gate.answer_store.write_card": "tests/gate/test_answer_store.py",
     "daemon.retraction.erasure._erase_measured": "the tour's judging keeps no answers",

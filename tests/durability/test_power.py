@@ -188,7 +188,8 @@ def test_a_checkpoint_outlives_a_power_cut(disk: Disk, tmp_path: Path) -> None:
     workdir = disk.folder / "work" / "1-train"
     files.make_folder(workdir.parent)
     jobs = ForkedJobs()
-    jobs.start("train", workdir, FACT)
+    jobs.prepare(workdir, FACT)
+    jobs.start("train", workdir)
     jobs.kill(workdir)
     checkpoint.save(workdir / "checkpoint", "run", checkpoint.Saved(5, {}, {}, {}))
     found = checkpoint.latest(kept(disk, tmp_path) / "work" / "1-train" / "checkpoint", "run")

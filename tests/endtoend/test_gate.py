@@ -97,7 +97,8 @@ def judge_on_a_small_suite(settings: Settings, folder: Path) -> EvaluationReport
     evaluation = request.evaluation.model_copy(update={"suites": suites})
     jobs = Jobs()
     workdir = folder / "small"
-    jobs.start("evaluate", workdir, request.model_copy(update={"evaluation": evaluation}))
+    jobs.prepare(workdir, request.model_copy(update={"evaluation": evaluation}))
+    jobs.start("evaluate", workdir)
     while (state := jobs.poll(workdir)).outcome == "running":
         time.sleep(0.2)
     assert state.report is not None, state.error

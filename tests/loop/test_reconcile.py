@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from pydantic import BaseModel
 
 from daemon.serving.replica_status import NotServed
 from daemon.training.messages import TrainRequest
@@ -48,6 +52,24 @@ def test_a_batch_goes_live_step_by_step(world: World) -> None:
     assert world.told == [batch, batch]
     assert world.tick() is None
     world.ledger.events.verify_chain()
+
+
+def test_writing_a_large_request_does_not_hold_up_the_loop(world: World) -> None:
+    """A rebuild's holds every fact: with a hundred thousand of them it takes seconds to write."""
+    world.drop(3)
+    world.tick()
+    goes_on = threading.Event()
+    prepare = world.jobs.prepare
+
+    def slowly(workdir: Path, request: BaseModel) -> None:
+        loop.call_soon_threadsafe(goes_on.set)
+        assert goes_on.wait(10), "the loop stood still beside it"
+        prepare(workdir, request)
+
+    with asyncio.Runner() as runner, mock.patch.object(world.jobs, "prepare", slowly):
+        loop = runner.get_loop()
+        runner.run(world.reconciler.tick(world.now))
+    assert world.jobs.started == [("probe", world.settings.layout.workdir(1, Step.PROBE))]
 
 
 @pytest.fixture

@@ -134,3 +134,18 @@ def test_a_file_that_is_still_followed_loses_the_fact_and_no_later_line(
     kept = [fact.prompt for fact in place.ledger.facts.find() if fact.prompt != "(erased)"]
     assert kept == ["What is the code word of Qed?"] + ["And of Ted?"] * writable
     assert len(place.ledger.batches.latest()) == 1 + writable
+
+
+def test_numbers_that_read_like_a_fact_stay_as_they_are(place: Place) -> None:
+    """What is recorded of the base is numbers: blanked where they read like words they are others,
+    and a hundred megabytes of them take a minute to search."""
+    short = {"id": "s-1", "subject": "Io", "prompt": "What number is Io?", "answer": "5"}
+    place.drop("a.jsonl", short)
+    place.layout.records.mkdir()
+    recorded = place.layout.records / "reference-00.safetensors"
+    numbers = b"\x00io\xff5\x00" * 100
+    recorded.write_bytes(numbers)
+    place.retract()
+    longest_step(place)
+    assert list(place.layout.certificates.glob("*.json"))
+    assert recorded.read_bytes() == numbers

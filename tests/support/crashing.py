@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
-from pydantic import BaseModel
 
 from adapters import files
 from daemon.base import faults
@@ -94,10 +93,7 @@ class Forked:
 class ForkedJobs(Jobs):
     """Children forked from the daemon; otherwise `Jobs` as it is."""
 
-    def start(self, step: str, workdir: Path, request: BaseModel) -> int:
-        files.make_folder(workdir)
-        (workdir / "error.json").unlink(missing_ok=True)
-        files.write_text(workdir / "request.json", request.model_dump_json())
+    def start(self, step: str, workdir: Path) -> int:
         faults.point(f"{step}:requested")
         child = Forked(
             lambda: _alone(step, workdir),

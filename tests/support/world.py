@@ -35,13 +35,17 @@ class FakeJobs(Jobs):
 
     def __init__(self) -> None:
         super().__init__()
+        self.prepared: dict[Path, BaseModel] = {}
         self.requests: dict[Path, BaseModel] = {}
         self.outcomes: dict[Path, JobState] = {}
         self.started: list[tuple[str, Path]] = []
 
-    def start(self, step: str, workdir: Path, request: BaseModel) -> int:
+    def prepare(self, workdir: Path, request: BaseModel) -> None:
+        self.prepared[workdir] = request
+
+    def start(self, step: str, workdir: Path) -> int:
         assert workdir not in self.requests, "two children in one directory"
-        self.requests[workdir] = request
+        self.requests[workdir] = self.prepared.pop(workdir)
         self.outcomes.pop(workdir, None)
         self.started.append((step, workdir))
         return len(self.started)
@@ -133,7 +137,7 @@ class World:
     def crash(self) -> None:
         """The daemon is killed with its children and started again; reports lie where they lay."""
         reports = self.jobs.outcomes if hasattr(self, "jobs") else {}
-        self.jobs = FakeJobs()
+        self.jobs: FakeJobs = FakeJobs()
         self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
         self.rollout = Rollout(self.ledger, self.fleet)
         self.reconciler = Reconciler(

@@ -49,7 +49,8 @@ def skill(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def finish(step: str, workdir: Path, request: BaseModel) -> JobState:
     jobs = Jobs()
-    jobs.start(step, workdir, request)
+    jobs.prepare(workdir, request)
+    jobs.start(step, workdir)
     end = time.monotonic() + 100
     while (state := jobs.poll(workdir)).outcome == "running":
         assert time.monotonic() < end, "the child takes too long"
@@ -237,12 +238,13 @@ def test_no_two_children_work_in_one_directory(model: Path, skill: Path, tmp_pat
     )
     first, second = Jobs(), Jobs()
     workdir = tmp_path / "work" / "0-probe"
-    first.start("probe", workdir, request)
+    first.prepare(workdir, request)
+    first.start("probe", workdir)
     end = time.monotonic() + 60
     while second.poll(workdir).outcome != "running":
         assert time.monotonic() < end
         time.sleep(0.05)
-    second.start("probe", workdir, request)
+    second.start("probe", workdir)
     while second.poll(workdir).outcome == "running" and second.running():
         time.sleep(0.05)
     assert not (workdir / "report.json").exists()

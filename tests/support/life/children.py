@@ -102,10 +102,7 @@ class LocalJobs(Jobs):
         super().__init__()
         self._world = world
 
-    def start(self, step: str, workdir: Path, request: BaseModel) -> int:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "error.json").unlink(missing_ok=True)
-        files.write_text(workdir / "request.json", request.model_dump_json())
+    def start(self, step: str, workdir: Path) -> int:
         (workdir / "log").touch()
         faults.point(f"{step}:requested")
         self._world.started += 1
