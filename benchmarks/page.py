@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import httpx
 
-from benchmarks.planning import built
+from benchmarks.planning import EACH, NOW, admit, fact, learn
 from daemon.base.control import ask
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
@@ -43,6 +43,7 @@ from policies.gate.records import (
     SuiteVerdict,
     Verdict,
 )
+from policies.records import PlanKind
 
 DOCUMENTED: Final = Path("benchmarks/results/page.json")
 SUITES: Final = ("reasoning", "known facts", "earlier facts")
@@ -59,8 +60,34 @@ PAGES: Final = (
 )
 
 
+def built(root: Path, batches: int) -> Ledger:
+    """A ledger that has learnt so many batches, each by a warm start from the one before."""
+    ledger = Ledger.open(root / "ledger.db")
+    ledger.db.connection.execute("PRAGMA synchronous=OFF")
+    ledger.db.connection.execute("PRAGMA journal_mode=MEMORY")
+    ledger.revisions.ensure_base("base", NOW)
+    for number in range(batches):
+        first = number * EACH
+        admit(ledger, f"batch-{number:06}", first, EACH)
+        target = ledger.revisions.target()
+        plan = ledger.plans.create(
+            PlanKind.LEARN,
+            parent=target.number,
+            replaces=target.lineage,
+            fact_ids=[fact(n).id for n in range(first, first + EACH)],
+            replays=min(first, 2000),
+            rank=128,
+            seed=0,
+            because="benchmark",
+            now=NOW,
+        )
+        learn(ledger, plan)
+    return ledger
+
+
 def judge(ledger: Ledger, plans: int) -> None:
     """The latest plans have verdicts with suites, and scorecards of some hundred items."""
+    roles = Role.REASONING, Role.LOCALITY, Role.RETENTION
     rate = Rate(value=0.8, low=0.76, high=0.84, items=ITEMS)
     verdict = Verdict(
         outcome=Outcome.PASS,
@@ -77,9 +104,7 @@ def judge(ledger: Ledger, plans: int) -> None:
                 candidate=rate,
                 items_used=ITEMS,
             )
-            for name, role in zip(
-                SUITES, (Role.REASONING, Role.LOCALITY, Role.RETENTION), strict=True
-            )
+            for name, role in zip(SUITES, roles, strict=True)
         ),
     )
     with ledger.db.write("benchmark"):
@@ -201,8 +226,7 @@ def main() -> None:
     root = (given.root or Path(tempfile.mkdtemp(prefix="palorad-page-"))).resolve()
     if not (root / "ledger.db").exists():
         root.mkdir(exist_ok=True)
-        settings = Settings()
-        with built(root, given.batches, settings) as ledger:
+        with built(root, given.batches) as ledger:
             while ledger.text.index(20_000):
                 pass
             judge(ledger, given.batches)
