@@ -48,6 +48,7 @@ def retention_view(ledger: Ledger, remembered: MutableMapping[object, Any]) -> R
     """The latest revisions; `remembered` keeps what was counted of a verdict, which never
     changes."""
     numbers: list[int] = []
+    used: set[object] = set()
     counted: list[Shares] = []
     trends: defaultdict[tuple[str, str], list[tuple[int, Rate]]] = defaultdict(list)
     for plan, state, served, verdict in ledger.listings.verdicts(REVISIONS):
@@ -55,11 +56,14 @@ def retention_view(ledger: Ledger, remembered: MutableMapping[object, Any]) -> R
         if number is None or served is None or state not in _SERVED:
             continue
         numbers.append(number)
+        used.add(("retention", plan, served))
         counted.append(_shares(ledger, plan, served, remembered))
         for suite in verdict["suites"]:
             if suite["role"] in TRENDS and suite.get("candidate"):
                 point = number, Rate.model_validate(suite["candidate"])
                 trends[suite["role"], suite["suite"]].append(point)
+    for key in [key for key in remembered if key not in used]:
+        remembered.pop(key, None)
     return RetentionView(
         revisions=tuple(numbers),
         rows=_rows(ledger, counted),

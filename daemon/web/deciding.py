@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from daemon.views.verdicts import (
@@ -57,15 +56,9 @@ def routes(desk: Desk, renderer: Renderer) -> APIRouter:
     """The routes over a desk."""
     router = APIRouter()
     _sessions(router, desk, renderer)
-    _actions(router, desk)
+    _actions(router, desk, renderer)
     _plans(router, desk, renderer)
     return router
-
-
-def back_to(path: str, line: str) -> RedirectResponse:
-    """A page of ours, with a line on what was done."""
-    there = path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"
-    return RedirectResponse(f"{there}{'&' if '?' in there else '?'}said={quote(line)}", 303)
 
 
 def _sessions(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
@@ -76,18 +69,18 @@ def _sessions(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
     @router.post("/login", include_in_schema=False)
     def login(token: Annotated[str, Form()], to: Annotated[str, Form()] = "/") -> Response:
         cookie = desk.operators.open(token.strip())
-        response = back_to(to, "Signed in.")
+        response = renderer.back_to(to, "Signed in.")
         response.set_cookie(COOKIE, cookie, max_age=SESSION_S, httponly=True, samesite="strict")
         return response
 
     @router.post("/logout", include_in_schema=False)
     def logout() -> Response:
-        response = back_to("/", "Signed out.")
+        response = renderer.back_to("/", "Signed out.")
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return response
 
 
-def _actions(router: APIRouter, desk: Desk) -> None:
+def _actions(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
     def done(action: Action, about: str, because: str) -> str:
         name = ACTIONS[action]
         args: dict[str, Any] = {} if action == "resume" else {"because": because}
@@ -111,7 +104,7 @@ def _actions(router: APIRouter, desk: Desk) -> None:
         to: Annotated[str, Form()] = "/",
     ) -> Response:
         desk.operators.require(request, csrf)
-        return back_to(to, done(action, about, because))
+        return renderer.back_to(to, done(action, about, because))
 
 
 def _plans(router: APIRouter, desk: Desk, renderer: Renderer) -> None:

@@ -17,7 +17,7 @@ from daemon.ledger.records import BadLine
 from daemon.views.explain import Explanation
 from daemon.views.lines import CheckView, QuarantineView, bad_line, check_view, quarantine_view
 from daemon.views.status import explain
-from daemon.web.deciding import Done, back_to
+from daemon.web.deciding import Done
 from daemon.web.desk import Desk
 from daemon.web.render import Renderer
 from policies.errors import RequestRefused
@@ -98,7 +98,7 @@ def _dropping(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
         if what == "submit":
             desk.operators.require(request, csrf)
             done = _submitted(desk, name or PASTED, body)
-            return back_to(f"/batches/{done.batch}", done.line)
+            return renderer.back_to(f"/batches/{done.batch}", done.line)
         template = "_checked.html" if request.headers.get("hx-request") else "drop.html"
         view = _checked(desk, name or PASTED, body)
         return renderer.page(
@@ -175,7 +175,7 @@ def _quarantine(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
     ) -> Response:
         desk.operators.require(request, csrf)
         done = desk.do("correct", batch=batch, line=line, text=text)
-        return back_to("/quarantine", str(done["line"]))
+        return renderer.back_to("/quarantine", str(done["line"]))
 
 
 def _batches(router: APIRouter, desk: Desk, renderer: Renderer) -> None:

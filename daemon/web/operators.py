@@ -70,6 +70,10 @@ class Operators:
         if not hmac.compare_digest(given.encode(), session.csrf.encode()):
             raise NotAllowed("the form is from another session: load the page again")
 
+    def mark(self, line: str) -> str:
+        """What shows that a line in an address is the page's own, not somebody else's link."""
+        return self._mac("line", line)[:32]
+
     def _is_token(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self._key().encode())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from daemon.views.explain import rate_text
@@ -52,11 +54,23 @@ class Renderer:
         given: Mapping[str, Any] = {
             "path": request.url.path,
             "session": session,
-            "notice": request.query_params.get("said", ""),
+            "notice": self._notice(request),
             "base_name": self._desk.settings.model.alias,
             **values,
         }
         return HTMLResponse(self._env.get_template(template).render(given), status)
+
+    def back_to(self, path: str, line: str) -> RedirectResponse:
+        """A page of ours, with a line on what was done."""
+        there = path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"
+        said = urlencode({"said": line, "mark": self._desk.operators.mark(line)})
+        return RedirectResponse(f"{there}{'&' if '?' in there else '?'}{said}", 303)
+
+    def _notice(self, request: Request) -> str:
+        asked = request.query_params
+        line, mark = asked.get("said", ""), asked.get("mark", "")
+        ours = self._desk.operators.mark(line)
+        return line if line and hmac.compare_digest(mark.encode(), ours.encode()) else ""
 
     def _ago(self, moment: datetime | None) -> str:
         if moment is None:

@@ -150,6 +150,12 @@ def test_the_redirect_after_a_change_stays_on_the_page(
         assert answer.headers["location"].startswith("/?said=")
 
 
+def test_a_link_from_elsewhere_puts_no_words_on_the_page(client: httpx.Client) -> None:
+    words = "Send your token to Mallory"
+    for mark in ({}, {"mark": ""}, {"mark": "0" * 32}):
+        assert words not in client.get("/", params={"said": words, **mark}).text
+
+
 def test_a_rollback_is_recorded_with_its_reason(site: PageSite, client: httpx.Client) -> None:
     done = client.post(
         "/api/do/rollback", json={"because": "wrong accent"}, headers=site.operator()
