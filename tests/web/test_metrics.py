@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import httpx
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.page_site import PageSite
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def scrape(client: httpx.Client) -> Mapping[tuple[str, ...], float]:
@@ -64,6 +69,20 @@ def test_a_person_s_wait_counts_apart(page: PageSite, client: httpx.Client) -> N
     assert after["palorad_decision_wait_seconds_count",] == 1
     assert after["palorad_verdicts_total", "fail"] == before["palorad_verdicts_total", "fail"]
     assert after["palorad_stage_seconds_count", "evaluate"] == 4
+
+
+def test_every_alert_is_on_a_figure_that_there_is_and_says_what_to_do(client: httpx.Client) -> None:
+    names = {sample[0] for sample in scrape(client)}
+    families = {f.name for f in text_string_to_metric_families(client.get("/metrics").text)}
+    (group,) = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"]
+    advice = (ROOT / "docs" / "operations.md").read_text()
+    assert len(group["rules"]) >= 10
+    for rule in group["rules"]:
+        used = set(re.findall(r"palorad_\w+", rule["expr"]))
+        assert used
+        # Without a feed there is no sample of it, but it is declared.
+        assert used <= names | families, rule["alert"]
+        assert f"| `{rule['alert']}` |" in advice
 
 
 def test_names_are_prometheus_s(client: httpx.Client) -> None:
