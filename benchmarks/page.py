@@ -153,7 +153,7 @@ def serve(settings: Settings) -> None:
 
 def settings_for(root: Path) -> Settings:
     """A daemon that waits for an attached server which is not there: the page needs none."""
-    (root / "model").mkdir()
+    (root / "model").mkdir(exist_ok=True)
     (root / "model" / "config.json").write_text("{}")
     return Settings.model_validate(
         {

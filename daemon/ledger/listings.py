@@ -32,7 +32,12 @@ class Listings:
 
     def waiting(self) -> tuple[int, datetime | None]:
         """How many facts wait to be learnt, and since when the first of them does."""
-        count = int(self._db.one("SELECT count(*) FROM facts WHERE state = 'pending'"))
+        # Left to itself SQLite counts by a larger index, which holds every fact.
+        count = int(
+            self._db.one(
+                "SELECT count(*) FROM facts INDEXED BY facts_pending WHERE state = 'pending'"
+            )
+        )
         first = [
             at
             for urgent in (1, 0)
@@ -50,8 +55,9 @@ class Listings:
             "SELECT coalesce(sum(facts), 0) FROM plans WHERE state = 'live' AND kind = 'learn'"
         )
         missed = self._db.one(
-            "SELECT count(*) FROM plan_facts f JOIN plans p ON p.id = f.plan WHERE f.learnt = 0"
-            " AND p.state = 'live' AND p.kind = 'learn'"
+            "SELECT count(*) FROM plan_facts f INDEXED BY plan_facts_missed"
+            " JOIN plans p ON p.id = f.plan"
+            " WHERE f.learnt = 0 AND p.state = 'live' AND p.kind = 'learn'"
         )
         return int(planned) - int(missed)
 
@@ -69,7 +75,8 @@ class Listings:
         fresh = {
             row[0]
             for row in self._db.rows(
-                "SELECT DISTINCT batch FROM facts WHERE state = 'pending' AND misses = 0"
+                "SELECT DISTINCT batch FROM facts INDEXED BY facts_pending"
+                " WHERE state = 'pending' AND misses = 0"
             )
         }
         counts: Counter[str] = Counter()

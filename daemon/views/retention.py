@@ -44,11 +44,13 @@ class RetentionView(Record):
     trends: tuple[Trend, ...]
 
 
-def retention_view(ledger: Ledger, remembered: MutableMapping[object, Any]) -> RetentionView:
+def retention_view(
+    ledger: Ledger, remembered: MutableMapping[tuple[Any, ...], Any]
+) -> RetentionView:
     """The latest revisions; `remembered` keeps what was counted of a verdict, which never
     changes."""
     numbers: list[int] = []
-    used: set[object] = set()
+    used: set[tuple[Any, ...]] = set()
     counted: list[Shares] = []
     trends: defaultdict[tuple[str, str], list[tuple[int, Rate]]] = defaultdict(list)
     for plan, state, served, verdict in ledger.listings.verdicts(REVISIONS):
@@ -62,7 +64,7 @@ def retention_view(ledger: Ledger, remembered: MutableMapping[object, Any]) -> R
             if suite["role"] in TRENDS and suite.get("candidate"):
                 point = number, Rate.model_validate(suite["candidate"])
                 trends[suite["role"], suite["suite"]].append(point)
-    for key in [key for key in remembered if key not in used]:
+    for key in [key for key in remembered if key[0] == "retention" and key not in used]:
         remembered.pop(key, None)
     return RetentionView(
         revisions=tuple(numbers),
@@ -92,7 +94,7 @@ def _share(right: tuple[int, int] | None) -> float | None:
 
 
 def _shares(
-    ledger: Ledger, plan: int, served: str, remembered: MutableMapping[object, Any]
+    ledger: Ledger, plan: int, served: str, remembered: MutableMapping[tuple[Any, ...], Any]
 ) -> Shares:
     """By batch: how many questions about its facts the candidate answered right, of how many."""
     key = ("retention", plan, served)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -74,12 +75,18 @@ def facts_view(ledger: Ledger, question: str, before: int | None = None) -> Fact
     )
 
 
-def story(ledger: Ledger, fact_id: str) -> FactStory:
-    """All that the ledger knows of a fact; raises `NotFound`."""
+def story(
+    ledger: Ledger, fact_id: str, remembered: MutableMapping[tuple[Any, ...], Any]
+) -> FactStory:
+    """All that the ledger knows of a fact; raises `NotFound`.
+
+    `remembered` keeps what stands behind the target's adapters, which takes a walk over all plans.
+    """
     found = ledger.facts.find(ids=[fact_id])
     if not found:
         raise NotFound(f"no fact {fact_id}; search for it by its words")
     standing, target = ledger.facts.state(fact_id), ledger.revisions.target()
+    plans = ledger.listings.plans_of(fact_id)
     return FactStory(
         fact=found[0],
         batch=ledger.batches.get(standing["batch"]),
@@ -91,11 +98,32 @@ def story(ledger: Ledger, fact_id: str) -> FactStory:
             Version(id=name, answer=answer, validity=validity, recorded_at=at)
             for name, answer, validity, at in ledger.listings.versions(fact_id)
         ),
-        plans=ledger.listings.plans_of(fact_id),
-        taught_by=ledger.knowledge.taught_by(fact_id, target.lineage),
+        plans=plans,
+        taught_by=_taught_by(ledger, plans, target.lineage, remembered),
         target=target.number,
         retraction=_retraction(ledger, fact_id, standing),
     )
+
+
+def _taught_by(
+    ledger: Ledger,
+    plans: Sequence[FactPlan],
+    lineage: Sequence[str],
+    remembered: MutableMapping[tuple[Any, ...], Any],
+) -> int | None:
+    """As `Knowledge.taught_by`: by an adapter that knows a plan which learnt the fact and none
+    later which missed it."""
+    for sha256 in reversed(lineage):
+        key = ("behind", sha256)
+        if key not in remembered:
+            for old in [k for k in remembered if k[0] == "behind" and k[1] not in lineage]:
+                remembered.pop(old, None)
+            remembered[key] = ledger.knowledge.behind(sha256)
+        maker, known = remembered[key]
+        last = max((p for p in plans if p.plan in known), key=lambda p: p.plan, default=None)
+        if last is not None and last.learnt is not False:
+            return int(maker) if maker is not None else None
+    return None
 
 
 def _retraction(ledger: Ledger, fact_id: str, standing: dict[str, Any]) -> RetractionView | None:

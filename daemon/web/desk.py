@@ -18,7 +18,7 @@ from daemon.intake.admit import Rules
 from daemon.ledger.ledger import Ledger
 from daemon.views.status import DaemonView
 from daemon.web.operators import Operators
-from policies.errors import DaemonUnreachable
+from policies.errors import DaemonUnreachable, LedgerUnusable
 
 FRESH_S: Final = 1.0
 STALE_S: Final = 10.0
@@ -85,16 +85,27 @@ class Desk:
     operators: Operators
     wall: Callable[[], datetime] = lambda: datetime.now(UTC)
     live: Live = field(init=False)
-    remembered: dict[object, Any] = field(default_factory=dict)
+    remembered: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _own: threading.local = field(default_factory=threading.local)
 
     def __post_init__(self) -> None:
         self.live = Live(lambda: self._submit("status", {}), time.monotonic)
 
     @contextmanager
     def reading(self) -> Iterator[Ledger]:
-        """The ledger, read-only, by a connection of its own; raises the ledger's errors."""
-        with Ledger.open(self.settings.layout.ledger, readonly=True) as ledger:
+        """The ledger, read-only, by this thread's own connection; raises the ledger's errors.
+
+        It stays open for the thread's next request, with what it remembers of plans.
+        """
+        ledger: Ledger | None = getattr(self._own, "ledger", None)
+        if ledger is None:
+            ledger = self._own.ledger = Ledger.open(self.settings.layout.ledger, readonly=True)
+        try:
             yield ledger
+        except LedgerUnusable:
+            del self._own.ledger
+            ledger.close()
+            raise
 
     def do(self, command: str, **args: object) -> dict[str, Any]:
         """One of the control socket's commands, carried out by the daemon's loop; its answer.

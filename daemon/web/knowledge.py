@@ -50,7 +50,7 @@ def _facts(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
 
     def told(fact: str) -> FactStory:
         with desk.reading() as ledger:
-            return story(ledger, fact)
+            return story(ledger, fact, desk.remembered)
 
     @router.get("/api/facts")
     def facts_json(q: str = "", before: Annotated[int | None, Query(ge=1)] = None) -> FactsView:

@@ -34,6 +34,7 @@ class Page:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._problem = ""
+        self._stopping = False
         self._desk: Desk | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -75,8 +76,16 @@ class Page:
             self._problem = problem
             return
         self._problem = ""
+        self._thread = threading.Thread(
+            target=self._serve, args=(self._desk, sock), name="page", daemon=True
+        )
+        self._thread.start()
+        log.info("page", url=f"http://{_shown(web.host)}:{web.port}/")
+
+    def _serve(self, desk: Desk, sock: socket.socket) -> None:
+        """In the page's own thread: the application takes too long to build for the loop."""
         config = uvicorn.Config(
-            build(self._desk),
+            build(desk),
             log_config=None,
             access_log=False,
             limit_concurrency=AT_ONCE,
@@ -84,16 +93,17 @@ class Page:
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, args=([sock],), name="page", daemon=True
-        )
-        self._thread.start()
-        log.info("page", url=f"http://{_shown(web.host)}:{web.port}/")
+        if self._stopping:
+            sock.close()
+        else:
+            self._server.run(sockets=[sock])
 
     async def stop(self) -> None:
         """End it; requests under way are given a second."""
-        if self._server is not None and self._thread is not None:
+        self._stopping = True
+        if self._server is not None:
             self._server.should_exit = True
+        if self._thread is not None:
             await asyncio.to_thread(self._thread.join, STOP_S)
 
     def _key(self) -> str:

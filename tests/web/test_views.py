@@ -94,6 +94,8 @@ def test_a_fact_tells_its_whole_story(client: httpx.Client) -> None:
     assert told["taught_by"] == 3, "the target's adapter, which was trained on from plan 1's"
     assert [(p["plan"], p["learnt"], p["revision"]) for p in told["plans"]] == [(1, True, 1)]
     assert client.get("/facts/none-of-that-id").status_code == 404
+    (unknown,) = get(client, "/api/facts", q="capital of Atlantis")["facts"][:1]
+    assert get(client, f"/api/facts/{unknown['id']}")["taught_by"] is None
 
 
 def test_the_heat_map_has_each_batch_under_each_revision(client: httpx.Client) -> None:
