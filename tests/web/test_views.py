@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ import pytest
 from daemon.web.render import PAGES
 from tests.support.crashing import Forked
 from tests.support.page_site import PageSite
+from tests.support.page_steps import question
 from tests.web.conftest import MARKUP
 
 VIEWS = ("now", "timeline", "plans", "plans/1", "revisions/1", "facts", "quarantine", "retention")
@@ -98,6 +100,17 @@ def test_a_fact_tells_its_whole_story(client: httpx.Client) -> None:
     assert get(client, f"/api/facts/{unknown['id']}")["taught_by"] is None
 
 
+def test_the_story_names_the_teacher_that_the_ledger_names(
+    page: PageSite, client: httpx.Client
+) -> None:
+    with page.reading() as ledger:
+        lineage = ledger.revisions.target().lineage
+        facts = [fact.id for _, fact in ledger.listings.latest_facts(10)]
+        taught = {fact: ledger.knowledge.taught_by(fact, lineage) for fact in facts}
+    assert {*taught.values()} == {None, 3}
+    assert {fact: get(client, f"/api/facts/{fact}")["taught_by"] for fact in facts} == taught
+
+
 def test_the_heat_map_has_each_batch_under_each_revision(client: httpx.Client) -> None:
     view = get(client, "/api/retention")
     assert view["revisions"] == [1, 2]
@@ -128,6 +141,26 @@ def test_a_lost_replica_is_seen_and_its_return_too(page: PageSite, client: httpx
     assert get(client, "/api/now")["trouble"]
     page.replica = Forked(page._replica, {}, page.root / "replica.log")
     page.until(ready, "its return")
+
+
+def test_capacity_says_what_the_next_run_would_be(page: PageSite, client: httpx.Client) -> None:
+    view = get(client, "/api/capacity")
+    assert view["learnt"] == 4
+    assert view["rank"] == view["rank_budget"] == 64
+    assert [run["plan"] for run in view["runs"]] == [4, 3, 2, 1]
+    assert all(run["train_s"] > 0 and run["evaluate_s"] > 0 for run in view["runs"])
+    assert view["next_run"] is None
+    assert {"ledger", "adapters", "served"} <= {one["what"] for one in view["stored"]}
+    assert client.post("/api/do/pause", json={}, headers=page.operator()).is_success
+    page.put("later.jsonl", [json.dumps(question("Peru"))])
+    page.until(lambda: get(client, "/api/now")["waiting"] == 1, "taking it in")
+    run = get(client, "/api/capacity")["next_run"]
+    assert (run["facts"], run["replayed"]) == (1, 4)
+    assert run["train_s"] > 0
+    now = get(client, "/api/now")
+    assert now["next"].startswith("Paused")
+    assert client.post("/api/do/resume", json={}, headers=page.operator()).is_success
+    page.until(lambda: page._rests("later.jsonl"), "learning it")
 
 
 def test_a_page_is_read_while_the_ledger_is_written(page: PageSite, client: httpx.Client) -> None:
