@@ -113,7 +113,7 @@ def test_every_command_shows_hostile_text_harmlessly(
     as_json: bool,
 ) -> None:
     monkeypatch.setattr(read, "daemon_of", hostile_daemon)
-    monkeypatch.setattr(read, "_answers", hostile_answers)
+    monkeypatch.setattr(read, "answers", hostile_answers)
     said = palorad(*command, *(["--json"] if as_json else []))
     assert said.strip()
     assert HARM.findall(said) == []
