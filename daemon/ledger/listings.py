@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -11,7 +10,7 @@ from typing import Any, Final
 from daemon.ledger.database import Database, marks, stamp, unstamp
 from daemon.ledger.events import event_of
 from daemon.ledger.records import BadLine, Event, FactPlan
-from policies.records import OPEN_STATES, BatchState, Fact
+from policies.records import OPEN_STATES, Fact
 
 _ID: Final = 32
 _EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
@@ -64,31 +63,18 @@ class Listings:
     def batch_states(self) -> dict[str, int]:
         """How many batches stand where, as `Batches.state` says of each."""
         opened = ",".join(f"'{state.value}'" for state in sorted(OPEN_STATES))
-        plans = {
-            row[0]: row[1:]
-            for row in self._db.rows(
-                f"SELECT b.batch, total(p.state IN ({opened})), total(p.state = 'live'), p.state,"
-                " max(p.id) FROM plan_batches b JOIN plans p ON p.id = b.plan"
-                " WHERE p.kind = 'learn' AND p.state <> 'cancelled' GROUP BY b.batch"
-            )
-        }
-        fresh = {
-            row[0]
-            for row in self._db.rows(
-                "SELECT DISTINCT batch FROM facts INDEXED BY facts_pending"
-                " WHERE state = 'pending' AND misses = 0"
-            )
-        }
-        counts: Counter[str] = Counter()
-        for (batch,) in self._db.rows("SELECT seq FROM batches WHERE complete"):
-            under_way, live, last, _ = plans.get(batch, (0, 0, BatchState.EMPTY.value, 0))
-            if under_way or (live and batch in fresh):
-                counts[BatchState.LEARNING.value] += 1
-            elif batch in fresh:
-                counts[BatchState.WAITING.value] += 1
-            else:
-                counts[BatchState.LIVE.value if live else last] += 1
-        return dict(counts)
+        rows = self._db.rows(
+            "SELECT CASE WHEN under_way OR (live AND fresh) THEN 'learning'"
+            " WHEN fresh THEN 'waiting' WHEN live THEN 'live' ELSE coalesce(last, 'empty') END,"
+            f" count(*) FROM (SELECT b.seq, total(p.state IN ({opened})) AS under_way,"
+            " total(p.state = 'live') AS live, p.state AS last, max(p.id),"
+            " b.seq IN (SELECT batch FROM facts INDEXED BY facts_pending"
+            " WHERE state = 'pending' AND misses = 0) AS fresh"
+            " FROM batches b LEFT JOIN plan_batches o ON o.batch = b.seq LEFT JOIN plans p"
+            " ON p.id = o.plan AND p.kind = 'learn' AND p.state <> 'cancelled'"
+            " WHERE b.complete GROUP BY b.seq) GROUP BY 1"
+        )
+        return {str(state): int(count) for state, count in rows}
 
     def plan_states(self) -> dict[str, int]:
         """How many plans are in each state."""

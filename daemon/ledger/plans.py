@@ -171,7 +171,7 @@ class Plans:
         found: dict[str, Any] = dict(zip(names, row, strict=True))
         batches = self._db.rows(
             "SELECT b.id FROM plan_batches p JOIN batches b ON b.seq = p.batch"
-            " WHERE p.plan = ? ORDER BY b.seq",
+            " WHERE p.plan = ? ORDER BY p.batch",  # by b.seq it would walk over all batches
             (found["id"],),
         )
         served = found.pop("served")
