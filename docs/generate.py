@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from daemon.cli import exit_codes
 from daemon.config.reference import reference
 
 DOCS: Final = Path(__file__).resolve().parent
 README: Final = DOCS.parent / "README.md"
 CONFIGURATION: Final = DOCS / "configuration.md"
+COMMANDS: Final = DOCS / "commands.md"
 DEMO: Final = DOCS / "demo.txt"
 PICTURE: Final = "![Accuracy and reasoning over the revisions](docs/img/demo.png)"
 QUOTING: Final = ("facts", "serving")
@@ -32,7 +34,7 @@ SHOWN: Final = (
 )
 # The lines of a longer piece that its page shows; other pieces are shown whole.
 EXCERPTS: Final = {
-    "supersede": (r"^\$", r"^{", r"who +┃ model", r"^│ (base|previous|live) "),
+    "supersede": (r"^\$ cat", r"^{"),
     "quarantine": (r"^\$", r"^asia\.jsonl, line 4", r"^{"),
     "retract": (r"^\$ palorad", r"^fact bt-1 is retracted", r"STILL SERVED", r"^r-\w+\)$"),
     "certificate": (r"^\$", r"^r-", r'"(because|no_longer_served_since|erased_at|holds)"'),
@@ -43,6 +45,7 @@ EXCERPTS: Final = {
 _RULE: Final = re.compile(r"^[━─┏┳┓┡╇┩├┼┤└┴┘]*$")
 _GENERATED: Final = re.compile(r"(<!-- the rest is .*? -->\n).*", re.DOTALL)
 _DEMO: Final = re.compile(r"<!-- demo -->.*?<!-- /demo -->", re.DOTALL)
+_EXIT_CODES: Final = re.compile(r"(<!-- exit codes -->\n).*?(<!-- /exit codes -->)", re.DOTALL)
 _QUOTED: Final = re.compile(r"<!-- said: ([\w-]+) -->.*?<!-- /said -->", re.DOTALL)
 _PIECE: Final = re.compile(r"^### ([\w-]+)\n(.*?)(?=^### |\Z)", re.DOTALL | re.MULTILINE)
 
@@ -54,6 +57,12 @@ class NothingMatches(ValueError):
 def configuration() -> str:
     """docs/configuration.md with the tables of the settings as they are."""
     return _GENERATED.sub(lambda m: f"{m[1]}\n{reference()}", CONFIGURATION.read_text())
+
+
+def commands() -> str:
+    """docs/commands.md with the exit codes as they are."""
+    text = COMMANDS.read_text()
+    return _EXIT_CODES.sub(lambda m: f"{m[1]}{exit_codes.tables()}\n{m[2]}", text)
 
 
 def readme() -> str:
@@ -99,6 +108,7 @@ def shortened(lines: Sequence[str], patterns: Sequence[str]) -> list[str]:
 def main() -> None:
     """Rewrite every page of which a part is generated."""
     CONFIGURATION.write_text(configuration())
+    COMMANDS.write_text(commands())
     README.write_text(readme())
     for page in QUOTING:
         (DOCS / f"{page}.md").write_text(quoting(page))

@@ -47,11 +47,12 @@ PLAIN = frozenset(
         r"\w+",
         """
         after allow answer answers args at attempts bad budget concurrency cpu dated days deadline
-        dir enabled eval every executable extra field file filter floor form format full header host
-        hosts hours kb key kind late learning level line lines load log loss match max mb min mode model
-        name op open out path per port private prompt prompts quarantined questions rate rejected
-        request rescan rules s sample serve server share sharing source stable start state stop
-        task timeout tokens train url urls user verify wait watch web work
+        dir enabled eval events every executable extra fail field file filter floor form format full
+        header host hosts hours kb key kind late learning level line lines load log loss match max
+        mb min mode model name op open out path per port private prompt prompts quarantined
+        questions rate recover rejected remind request rescan rules s sample serve server share
+        sharing source stable start state stop task timeout tokens train trouble url urls user
+        verify wait watch web work
         """,
     )
 )
@@ -261,6 +262,7 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_generated_parts_are_as_generated(generate: Any) -> None:
     assert generate.configuration() == CONFIGURATION, "run make docs"
+    assert generate.commands() == (DOCS / "commands.md").read_text(), "run make docs"
     assert generate.readme() == README, "run make docs"
     for name in generate.QUOTING:
         assert generate.quoting(name) == (DOCS / f"{name}.md").read_text(), "run make docs"

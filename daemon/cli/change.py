@@ -20,7 +20,8 @@ from daemon.cli.session import (
 app = typer.Typer()
 
 
-def _change(config: Path | None, as_json: bool, command: str, **args: object) -> None:
+def change(config: Path | None, as_json: bool, command: str, **args: object) -> None:
+    """Have the daemon carry a command out, and show its line."""
     result = tell(load_settings(config), command, **args)
     if as_json:
         print_json(result)
@@ -36,7 +37,7 @@ def retry(
     as_json: JsonOption = False,
 ) -> None:
     """Try a failed, rejected, inconclusive or rolled-back batch once more."""
-    _change(config, as_json, "retry", subject=subject, because=because)
+    change(config, as_json, "retry", subject=subject, because=because)
 
 
 @app.command()
@@ -49,7 +50,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Serve an earlier revision again; nothing is deleted."""
-    _change(config, as_json, "rollback", to=to, because=because)
+    change(config, as_json, "rollback", to=to, because=because)
 
 
 @app.command()
@@ -62,7 +63,7 @@ def forward(
     as_json: JsonOption = False,
 ) -> None:
     """Undo a rollback."""
-    _change(config, as_json, "forward", to=to, because=because)
+    change(config, as_json, "forward", to=to, because=because)
 
 
 @app.command()
@@ -73,7 +74,7 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Decide by hand that an inconclusive candidate goes live."""
-    _change(config, as_json, "promote", plan=plan, because=because)
+    change(config, as_json, "promote", plan=plan, because=because)
 
 
 @app.command()
@@ -84,7 +85,7 @@ def reject(
     as_json: JsonOption = False,
 ) -> None:
     """Decide by hand that an inconclusive candidate does not go live."""
-    _change(config, as_json, "reject", plan=plan, because=because)
+    change(config, as_json, "reject", plan=plan, because=because)
 
 
 @app.command()
@@ -92,13 +93,13 @@ def pause(
     because: BecauseOption = "", config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Train and promote nothing until `resume`; what is served stays served."""
-    _change(config, as_json, "pause", because=because)
+    change(config, as_json, "pause", because=because)
 
 
 @app.command()
 def resume(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Undo a pause."""
-    _change(config, as_json, "resume")
+    change(config, as_json, "resume")
 
 
 @app.command()
@@ -115,7 +116,7 @@ def retract(
     """Have a fact forgotten: what learnt or replayed it is retrained without it."""
     key = {"subject": subject, "relation": relation}
     found = {"search": search, "every": every}
-    _change(config, as_json, "retract", fact=fact, **key, **found, because=because)
+    change(config, as_json, "retract", fact=fact, **key, **found, because=because)
 
 
 @app.command()
@@ -123,4 +124,4 @@ def consolidate(
     because: BecauseOption = "", config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Retrain one adapter from all valid facts, in place of those that are served."""
-    _change(config, as_json, "consolidate", because=because)
+    change(config, as_json, "consolidate", because=because)

@@ -16,7 +16,10 @@ import httpx
 from rich.table import Table
 
 from adapters import probe_size
-from daemon.cli.session import PASS, USAGE, console, print_json, say
+from daemon.cli.exit_codes import PASS, USAGE
+from daemon.cli.host_check import host_findings
+from daemon.cli.known_check import known_findings
+from daemon.cli.session import console, print_json, say
 from daemon.cli.suite_check import Finding, gate_findings
 
 if TYPE_CHECKING:
@@ -71,7 +74,9 @@ def examine(path: Path, settings: Settings, as_json: bool) -> int:
         *_files(settings),
         *_probe(settings),
         *_state(settings.state_dir),
+        *host_findings(settings),
         *_server(settings),
+        *known_findings(settings),
     ]
     if as_json:
         print_json([f._asdict() for f in findings])

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli.exit_codes import PASS, REGRESSION
 from daemon.cli.session import (
-    PASS,
-    REGRESSION,
     ConfigOption,
     JsonOption,
     load_settings,
@@ -38,7 +37,8 @@ def backup(
         typer.Option(min=1, help="Delete all backups there but the newest KEEP, this one among."),
     ] = None,
     secrets: Annotated[
-        bool, typer.Option("--secrets", help="Back up the server's admin key as well.")
+        bool,
+        typer.Option("--secrets", help="Back up the keys for server and notifications as well."),
     ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -131,12 +131,13 @@ def prune(
 def _removable(settings: Settings) -> tuple[Removal, ...]:
     from datetime import UTC, datetime
 
-    from daemon.cli.read import daemon_of, reading
+    from daemon.client import Client
     from daemon.keeping.inventory import to_remove
 
-    daemon = daemon_of(settings)
+    client = Client(settings)
+    daemon = client.daemon()
     serving = {view.active for view in daemon.replicas if view.active} if daemon else set()
-    with reading(settings) as ledger:
+    with client.reading() as ledger:
         return to_remove(ledger, settings.layout, settings.keep, serving, datetime.now(UTC))
 
 

@@ -11,10 +11,9 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import change, keep, quarantine, setup
+from daemon.cli import change, keep, notify, quarantine, setup
+from daemon.cli.exit_codes import FOR_NOW, INTERRUPTED, NO_DAEMON, USAGE
 from daemon.cli.session import (
-    FOR_NOW,
-    USAGE,
     BecauseOption,
     ConfigOption,
     JsonOption,
@@ -24,7 +23,7 @@ from daemon.cli.session import (
     load_settings,
     print_json,
 )
-from policies.errors import DiskFull, LedgerBusy, PaloradError
+from policies.errors import DaemonUnreachable, DiskFull, LedgerBusy, PaloradError
 
 app = typer.Typer(
     name="palorad",
@@ -32,8 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Continual knowledge updates for a live language model: facts in, reasoning intact, "
-    "nothing lost. Exit codes: 0 pass, 1 regression, bad lines or findings, 2 usage, "
-    "3 inconclusive, 75 try again later.",
+    "nothing lost. Exit codes: 0 done, 1 trouble, regression, bad lines or findings, 2 usage, "
+    "3 inconclusive, 4 no daemon, 75 try again later.",
 )
 
 
@@ -43,10 +42,12 @@ def main() -> None:
         app()
     except (DiskFull, LedgerBusy) as error:
         _end(str(error), FOR_NOW)
+    except DaemonUnreachable as error:
+        _end(str(error), NO_DAEMON)
     except PaloradError as error:
         _end(str(error), USAGE)
     except KeyboardInterrupt:
-        _end("interrupted", 130)
+        _end("interrupted", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(USAGE) from None
@@ -87,10 +88,24 @@ def run(config: ConfigOption = None, sets: SetOption = None) -> None:
 
 @app.command()
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """What is served, what is wanted, what is under way and what waits."""
+    """What is served, under way and in the way; exit code 1 for trouble, 4 without a daemon."""
     from daemon.cli.read import show_status
 
-    show_status(load_settings(config), as_json)
+    raise typer.Exit(show_status(load_settings(config), as_json))
+
+
+@app.command()
+def watch(
+    config: ConfigOption = None,
+    every_s: Annotated[
+        float, typer.Option("--every", min=0.1, help="Seconds between two looks.")
+    ] = 1.0,
+) -> None:
+    """The status live in a terminal, with the time left, until Ctrl-C."""
+    from daemon.cli.session import console
+    from daemon.cli.watch import watch as show
+
+    show(load_settings(config), every_s, console)
 
 
 @app.command()
@@ -225,6 +240,7 @@ def convert(
 
 app.add_typer(change.app)
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(notify.app, name="notify")
 app.add_typer(setup.app)
 app.add_typer(keep.app)
 for _command in entry_points(group="palorad.commands"):

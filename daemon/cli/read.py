@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from daemon.cli.session import print_json, show, tell
-from daemon.cli.tables import (
-    history_view,
-    quarantine_view,
-    retraction_view,
-    status_view,
-    why_view,
-)
+from daemon.cli.exit_codes import NO_DAEMON, PASS, REGRESSION
+from daemon.cli.session import print_json, show
+from daemon.cli.tables import history_view, quarantine_view, retraction_view, status_view
+from daemon.cli.why import why_sentences
+from daemon.client import Client
 from daemon.intake.admit import rules_of
 from daemon.intake.reader import record
-from daemon.ledger.ledger import Ledger
-from daemon.views import explain, status
-from daemon.views.answers import answers
-from policies.errors import DaemonUnreachable, NotFound
+from daemon.views import explain
+from policies.errors import NotFound
 from policies.facts.admission import quarantined
 from policies.records import Batch, Quarantined
 
@@ -31,65 +22,38 @@ if TYPE_CHECKING:
 QUARANTINE_SHOWN: Final = 1000
 
 
-@contextmanager
-def reading(settings: Settings) -> Iterator[Ledger]:
-    """The ledger, read-only; one clear line where nothing has run yet."""
-    path = settings.layout.ledger
-    if not path.exists():
-        raise NotFound(f"there is no ledger at {path} yet; start with 'palorad run'")
-    with Ledger.open(path, readonly=True) as ledger:
-        yield ledger
-
-
-def daemon_of(settings: Settings) -> status.DaemonView | None:
-    """What only the running daemon knows; None where none runs."""
-    try:
-        return status.DaemonView.model_validate(tell(settings, "status"))
-    except DaemonUnreachable:
-        return None
-
-
-def show_status(settings: Settings, as_json: bool) -> None:
-    """`palorad status`."""
-    with reading(settings) as ledger:
-        view = status.status(ledger, daemon_of(settings), datetime.now(UTC))
+def show_status(settings: Settings, as_json: bool) -> int:
+    """`palorad status`; the exit code."""
+    view = Client(settings).status()
     show(view, status_view, as_json)
+    if view.daemon is None:
+        return NO_DAEMON
+    return REGRESSION if view.daemon.troubles else PASS
 
 
 def show_history(settings: Settings, limit: int, as_json: bool) -> None:
     """`palorad history`."""
-    with reading(settings) as ledger:
-        view = status.history(ledger, limit)
-    show(view, history_view, as_json)
+    show(Client(settings).history(limit), history_view, as_json)
 
 
 def show_explain(settings: Settings, batch: str, as_json: bool) -> None:
     """`palorad explain BATCH`."""
-    with reading(settings) as ledger:
-        view = status.explain(ledger, batch)
-    show(view, explain.render, as_json)
+    show(Client(settings).explain(batch), explain.render, as_json)
 
 
 def show_certificate(settings: Settings, name: str, as_json: bool) -> None:
     """`palorad certificate NAME`."""
-    with reading(settings) as ledger:
-        view = status.retraction(ledger, ledger.retractions.get(name))
-    show(view, retraction_view, as_json)
+    show(Client(settings).certificate(name), retraction_view, as_json)
 
 
 def show_why(settings: Settings, prompt: str, as_json: bool) -> None:
     """`palorad why PROMPT`: what the ledger knows, and what the server says where it answers."""
-    with reading(settings) as ledger:
-        target = ledger.revisions.target()
-        previous = None if target.parent is None else ledger.revisions.get(target.parent)
-        said = asyncio.run(answers(settings, prompt, previous))
-        view = status.why(ledger, prompt, said)
-    show(view, why_view, as_json)
+    show(Client(settings).why(prompt), why_sentences, as_json)
 
 
 def show_quarantine(settings: Settings, batch: str | None, as_json: bool) -> None:
     """`palorad quarantine [BATCH]`."""
-    with reading(settings) as ledger:
+    with Client(settings).reading() as ledger:
         batches = ledger.batches.latest() if batch is None else (ledger.batches.get(batch),)
         lines = [
             (found.name, line)
@@ -114,7 +78,7 @@ def quarantined_line(settings: Settings, batch: str, line: int) -> tuple[Batch, 
 
     What the ledger knows by its number only is read again in the archive.
     """
-    with reading(settings) as ledger:
+    with Client(settings).reading() as ledger:
         found = ledger.batches.get(batch)
         kind = ledger.quarantine.kind(found.id, line)
         kept = ledger.quarantine.lines(found.id, 1, first=line) if kind else ()

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-PASS, REGRESSION, USAGE, INCONCLUSIVE = 0, 1, 2, 3
-FOR_NOW = 75
-"""The disk is full or the ledger locked: trying again later helps (EX_TEMPFAIL of sysexits.h)."""
 SYSTEM_CONFIG = Path("/etc/palorad/config.toml")
 
 PIPED_WIDTH = 120
@@ -114,9 +111,9 @@ def load_settings(config: Path | None, pairs: list[str] | None = None) -> Settin
 
 def tell(settings: Settings, command: str, /, **args: object) -> Any:  # noqa: ANN401 - JSON
     """Ask the running daemon to do something; what it answers."""
-    from daemon.base.control import ask
+    from daemon.client import Client
 
-    return ask(settings.layout.control_socket, command, **args)
+    return Client(settings).tell(command, **args)
 
 
 def say(line: str) -> None:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from daemon.cli.read import reading
+from daemon.cli.exit_codes import INCONCLUSIVE, PASS, REGRESSION
 from daemon.cli.session import (
-    INCONCLUSIVE,
-    PASS,
-    REGRESSION,
     complain,
     console,
     print_json,
     say,
     stderr,
-    tell,
 )
+from daemon.client import Client
 from daemon.intake.validating import LISTED, convert_file, validate_file
 from policies.errors import PaloradError
 from policies.facts.admission import Format
@@ -107,40 +103,32 @@ def submit_files(
     """Hand each file to the daemon; with `wait` the exit code is the worst verdict."""
     for path in paths:
         readable(path)
-    receipts = [tell(settings, "submit", path=str(path.resolve()), again=again) for path in paths]
+    client = Client(settings)
+    submitted = client.submit(*paths, again=again)
     if not as_json:
-        for receipt in receipts:
-            say(receipt.get("line", str(receipt)))
+        for one in submitted:
+            say(one.line)
     if not wait:
         if as_json:
-            print_json(receipts)
+            print_json([one.model_dump(mode="json", exclude_none=True) for one in submitted])
         return PASS
-    states = {r["batch"]: _settled(settings, r["batch"]) for r in receipts if r.get("batch")}
+    states = {}
+    for one in submitted:
+        with stderr.status(f"waiting for {one.batch[:12]}"):
+            states[one.batch] = client.wait(one)
     if as_json:
-        print_json([{**r, "state": states.get(r.get("batch"))} for r in receipts])
+        print_json(
+            [{**one.model_dump(mode="json"), "state": states[one.batch]} for one in submitted]
+        )
     else:
         table = Table("batch", "state")
         for batch, state in states.items():
-            table.add_row(batch[:12], state)
+            table.add_row(batch[:12], state.value)
         console.print(table)
     return max((_exit_of(state) for state in states.values()), default=PASS)
 
 
-_UNSETTLED = (BatchState.WAITING, BatchState.LEARNING)
-
-
-def _settled(settings: Settings, batch: str) -> str:
-    with stderr.status(f"waiting for {batch[:12]}"):
-        while True:
-            with reading(settings) as ledger:
-                state = ledger.batches.state(batch)
-            if state not in _UNSETTLED:
-                return state.value
-            tell(settings, "status")  # raises when the daemon is gone
-            time.sleep(0.5)
-
-
-def _exit_of(state: str) -> int:
+def _exit_of(state: BatchState) -> int:
     if state == BatchState.INCONCLUSIVE:
         return INCONCLUSIVE
     return PASS if state in (BatchState.LIVE, BatchState.EMPTY) else REGRESSION

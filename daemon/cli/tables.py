@@ -14,16 +14,13 @@ from rich.text import Text
 from daemon.children.jobs import Progress
 from daemon.ledger.records import Event
 from daemon.views.status import (
-    AnswerView,
     BatchView,
     DaemonView,
-    FactView,
     HistoryView,
     RetractionView,
     RevisionView,
     StageView,
     StatusView,
-    WhyView,
 )
 from policies.records import BatchState, Quarantined
 
@@ -85,8 +82,9 @@ def _head(view: StatusView) -> list[RenderableType]:
         if s.grader_because
     ]
     if view.daemon is not None:
-        problems = (*((view.daemon.blocked,) if view.daemon.blocked else ()), *view.daemon.trouble)
-        lines += [Text(problem, style="yellow") for problem in problems]
+        waits = (*filter(None, (view.daemon.blocked,)), *view.daemon.waits)
+        lines += [Text(line) for line in waits]
+        lines += [Text(line, style="yellow") for line in view.daemon.trouble]
     return lines
 
 
@@ -126,8 +124,16 @@ def progress_text(progress: Progress) -> str:
     if progress.loss is not None:
         text += f", loss {progress.loss:.3f}"
     if progress.seconds_left is not None:
-        text += f", {progress.seconds_left:.0f} s left"
+        text += f", {time_left(progress.seconds_left)}"
     return text
+
+
+def time_left(seconds: float) -> str:
+    """An estimate in words, no finer than it is good."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    minutes = seconds / 60
+    return f"about {minutes:.0f} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"
 
 
 def _replicas(daemon: DaemonView) -> RenderableType:
@@ -193,46 +199,6 @@ def _revision(r: RevisionView) -> tuple[str, ...]:
 
 def _payload(event: Event) -> str:
     return ", ".join(f"{k} {v}" for k, v in event.payload.items() if v not in ("", None, [], {}))
-
-
-def why_view(view: WhyView) -> RenderableType:
-    """The facts behind a question, and what the models answer to it now."""
-    parts: list[RenderableType] = []
-    if view.facts:
-        table = Table(
-            "fact", "answer", "batch", "validity", "learnt by", "since revision", "in target"
-        )
-        for known in view.facts:
-            table.add_row(
-                Text(known.fact.prompt),
-                Text(known.fact.answer),
-                Text(known.batch_name),
-                Text(_validity(known)),
-                f"plan {known.plan}, {known.adapter[:ID]}" if known.adapter else "–",
-                "–" if known.revision is None else str(known.revision),
-                "yes" if known.served else "no",
-            )
-        parts.append(table)
-    else:
-        parts.append(Text("no fact of the ledger is about this"))
-    if view.answers:
-        parts.append(_answers(view.answers))
-    return Group(*parts)
-
-
-def _validity(known: FactView) -> str:
-    if known.replaced_by is None:
-        return known.validity
-    if known.validity == "valid":
-        return f"valid until {known.replaced_by} is learnt"
-    return f"{known.validity} by {known.replaced_by}"
-
-
-def _answers(answers: Sequence[AnswerView]) -> Table:
-    table = Table("who", "model", "answers now")
-    for a in answers:
-        table.add_row(a.who, a.model, Text(a.answer))
-    return table
 
 
 def quarantine_view(

@@ -132,6 +132,11 @@ class Layout:
         """The key that signs it."""
         return self.root / "head.key"
 
+    @property
+    def webhook_key(self) -> Path:
+        """The key that signs notifications."""
+        return self.root / "webhook.key"
+
     def directories(self) -> tuple[Path, ...]:
         """What is created at the first start."""
         return (

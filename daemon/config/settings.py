@@ -21,6 +21,8 @@ from daemon.config.feeds import FeedSettings
 from daemon.config.gate import GateSettings
 from daemon.config.keep import KeepSettings
 from daemon.config.layout import Layout
+from daemon.config.monitor import MonitorSettings
+from daemon.config.notify import NotifySettings
 from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import (
     DaemonSettings,
@@ -77,6 +79,10 @@ class Settings(BaseSettings):
     """[anchor]"""
     web: WebSettings = WebSettings()
     """[web]"""
+    monitor: MonitorSettings = MonitorSettings()
+    """[monitor]"""
+    notify: NotifySettings = NotifySettings()
+    """[notify]"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

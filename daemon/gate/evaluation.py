@@ -25,7 +25,7 @@ from policies.gate.evidence import Evidence
 from policies.gate.records import Role, Scorecard, UnlearningEvidence
 from policies.gate.sampling import aa_sample
 from policies.gate.stability import stability
-from policies.gate.verdict import judge, next_items
+from policies.gate.verdict import judge, next_round
 
 OnProgress = Callable[[Progress], None]
 
@@ -60,12 +60,19 @@ async def evaluate_candidate(
     for run in asked:
         await _ask_twice(request, source, run)
         await _drift(request, server, encode, run)
-    while wanted := _next(request, runs):
-        for run, items in wanted:
+    while (
+        planned := next_round(_evidence(request, runs), request.limits, chunk=request.chunk)
+    ).items:
+        left = dict(planned.left)
+        for run in runs:
+            if not (items := planned.items.get(run.suite.name)):
+                continue
             began = clock()
             await _ask(source, run, items)
             run.seconds += clock() - began
-            progress(_progress(run, asked, clock() - started))
+            left[run.suite.name] -= len(items)
+            elapsed = clock() - started if planned.estimated else None
+            progress(_progress(run, asked, sum(left.values()), elapsed))
     evidence = _evidence(request, runs, await _unlearning(request, server, encode_answers))
     verdict = judge(evidence, request.limits)
     record_cards(request, source, asked, verdict)
@@ -74,18 +81,6 @@ async def evaluate_candidate(
         scorecards=_scorecards(request, asked),
         seconds={run.suite.name: round(run.seconds, 3) for run in asked},
     )
-
-
-def _next(
-    request: EvaluationRequest, runs: Sequence[SuiteRun]
-) -> tuple[tuple[SuiteRun, tuple[str, ...]], ...]:
-    """Every suite that the gate wants more of, and which items.
-
-    A round asks all of them before the gate looks again, so that a candidate that fails on one
-    still shows how it did on the others.
-    """
-    wanted = next_items(_evidence(request, runs), request.limits, chunk=request.chunk)
-    return tuple((run, items) for run in runs if (items := wanted.get(run.suite.name)))
 
 
 async def _ask(source: AnswerSource, run: SuiteRun, items: Sequence[str]) -> None:
@@ -204,8 +199,10 @@ def _scorecards(request: EvaluationRequest, runs: Sequence[SuiteRun]) -> tuple[S
     )
 
 
-def _progress(run: SuiteRun, runs: Sequence[SuiteRun], elapsed: float) -> Progress:
-    """How far it is; the time left supposes that no suite ends early."""
-    done, total = sum(r.asked for r in runs), sum(len(r.items) for r in runs)
-    left = elapsed / done * (total - done) if done else None
-    return Progress(stage=run.suite.name, done=done, total=total, seconds_left=left)
+def _progress(
+    run: SuiteRun, runs: Sequence[SuiteRun], left: int, elapsed: float | None
+) -> Progress:
+    """How far it is; only what the gate may still ask is left. No time before it can be told."""
+    done = sum(r.asked for r in runs)
+    seconds = elapsed / done * left if done and elapsed is not None else None
+    return Progress(stage=run.suite.name, done=done, total=done + left, seconds_left=seconds)

@@ -52,8 +52,8 @@ def back_up(
     """Back the state directory up into `root`, whether or not the daemon runs.
 
     Left out is what is made again by itself: working directories, the base's outputs on replayed
-    texts, logs, sockets, locks, the pointer and the middleware; and, unless `secrets`, the admin
-    key.
+    texts, logs, sockets, locks, the pointer and the middleware; and, unless `secrets`, the keys
+    for the server and for notifications.
     A drop in the inbox is taken once it has not changed for `stable_s` seconds. Raises
     `BackupUnusable` or `LedgerUnusable` where no whole backup can be made.
     """
@@ -99,7 +99,7 @@ class _Taken:
         self._left_out |= {layout.records, layout.restoring, layout.root / "log"}
         self._left_out |= {layout.root / "middleware"}
         if not secrets:
-            self._left_out |= {layout.admin_key, layout.operator_key}
+            self._left_out |= {layout.admin_key, layout.operator_key, layout.webhook_key}
         self.files: dict[str, BackupFile] = {}
         self.folders: dict[str, int] = {}
         self.damaged: list[str] = []

@@ -18,6 +18,7 @@ from daemon.ledger import snapshot
 from daemon.ledger.chain import GENESIS, chained, salted
 from daemon.ledger.schema import SCHEMA, foreign, is_empty, migrations
 from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerDamaged, LedgerUnusable
+from policies.notifications import Notification
 
 SqlRow = tuple[Any, ...]
 BUSY_S: Final = 0.8
@@ -51,6 +52,7 @@ class Database:
         self._db = db
         self.path = path
         self._latest: str | None = None
+        self.told: frozenset[Notification] = frozenset()
 
     @classmethod
     def open(cls, path: Path, readonly: bool = False) -> Self:
@@ -164,8 +166,16 @@ class Database:
 
     # --- events --------------------------------------------------------------------------------
 
-    def event(self, kind: str, subject: str, payload: Mapping[str, Any], now: datetime) -> None:
-        """Within a change: append one event to the chain."""
+    def event(
+        self,
+        kind: str,
+        subject: str,
+        payload: Mapping[str, Any],
+        now: datetime,
+        *,
+        told: Notification | None = None,
+    ) -> None:
+        """Within a change: append one event to the chain, and to the outbox if it is to be told."""
         last = self.row("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         seq, prev = (last[0] + 1, last[1]) if last else (1, GENESIS)
         body = json.dumps(dict(payload), sort_keys=True, ensure_ascii=False, default=str)
@@ -177,6 +187,8 @@ class Database:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, at, kind, subject, body, prev, chain, salt, digest),
         )
+        if told in self.told or told is Notification.TEST:
+            self.do("INSERT INTO outbox (event, type) VALUES (?, ?)", (seq, str(told)))
 
 
 def _connect(path: Path, readonly: bool) -> sqlite3.Connection:

@@ -11,6 +11,7 @@ from daemon.ledger.chain import GENESIS, chained, salted
 from daemon.ledger.database import Database, SqlRow, unstamp
 from daemon.ledger.records import Event
 from policies.errors import LedgerUnusable
+from policies.notifications import Notification
 
 # What tells a lawful erasure from a forgery; these events are never erased themselves.
 EVENTS_ERASED: Final = "events.erased"
@@ -18,7 +19,7 @@ FACT_ERASED: Final = "fact.erased"
 ARCHIVE_ERASED: Final = "archive.erased"
 ERASURES: Final = (EVENTS_ERASED, FACT_ERASED, ARCHIVE_ERASED)
 _AT_ONCE: Final = 1000
-_EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
+EVENT_COLUMNS: Final = "seq, at, kind, subject, payload, prev_hash, hash"
 
 
 class Events:
@@ -27,16 +28,24 @@ class Events:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def record(self, kind: str, subject: str, payload: Mapping[str, Any], now: datetime) -> None:
-        """Append one event by itself."""
+    def record(
+        self,
+        kind: str,
+        subject: str,
+        payload: Mapping[str, Any],
+        now: datetime,
+        *,
+        told: Notification | None = None,
+    ) -> None:
+        """Append one event by itself, and put it into the outbox if it is to be told."""
         with self._db.write("record"):
-            self._db.event(kind, subject, payload, now)
+            self._db.event(kind, subject, payload, now, told=told)
 
     def latest(self, limit: int = 100, subject: str | None = None) -> tuple[Event, ...]:
         """The latest events, the newest first."""
         where = "" if subject is None else "WHERE subject = :subject"
         rows = self._db.rows(
-            f"SELECT {_EVENT} FROM events {where} ORDER BY seq DESC LIMIT :limit",
+            f"SELECT {EVENT_COLUMNS} FROM events {where} ORDER BY seq DESC LIMIT :limit",
             {"subject": subject, "limit": limit},
         )
         return tuple(event_of(row) for row in rows)
@@ -102,7 +111,7 @@ class Events:
         }
         last, prev = after, self.hash_of(after)
         while rows := self._db.rows(
-            f"SELECT {_EVENT}, salt, digest FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+            f"SELECT {EVENT_COLUMNS}, salt, digest FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
             (last, _AT_ONCE),
         ):
             for row in rows:
@@ -123,7 +132,7 @@ class Events:
 
 
 def event_of(row: SqlRow) -> Event:
-    """An event as its row says; the columns are seq, at, kind, subject, payload, both hashes."""
+    """An event from a row of `EVENT_COLUMNS`."""
     return Event(
         seq=row[0],
         at=unstamp(row[1]),

@@ -17,6 +17,7 @@ from daemon.ledger.feeds import FeedCursors
 from daemon.ledger.knowledge import Knowledge
 from daemon.ledger.listings import Listings
 from daemon.ledger.meta import Meta
+from daemon.ledger.outbox import Outbox
 from daemon.ledger.paraphrases import ParaphraseCache
 from daemon.ledger.planning import Planning
 from daemon.ledger.plans import Plans
@@ -26,6 +27,7 @@ from daemon.ledger.retractions import Retractions
 from daemon.ledger.revisions import Revisions
 from daemon.ledger.steps import Steps
 from daemon.ledger.text import TextIndex
+from daemon.ledger.troubles import Troubles
 
 
 class Ledger:
@@ -35,6 +37,8 @@ class Ledger:
         self.db = db
         self.meta = Meta(db)
         self.events = Events(db)
+        self.outbox = Outbox(db)
+        self.troubles = Troubles(db)
         self.feeds = FeedCursors(db)
         self.audit = Audit(db)
         self.facts = Facts(db)

@@ -8,12 +8,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from daemon.ledger.database import Database, marks, stamp, unstamp
-from daemon.ledger.events import event_of
+from daemon.ledger.events import EVENT_COLUMNS, event_of
 from daemon.ledger.records import BadLine, Event, FactPlan
 from policies.records import OPEN_STATES, Fact
 
 _ID: Final = 32
-_EVENT: Final = "seq, at, kind, subject, payload, prev_hash, hash"
 
 
 class Listings:
@@ -89,7 +88,7 @@ class Listings:
         """Events of some kinds (of all where none is named) before a number, the newest first."""
         where = f"AND kind IN ({marks(kinds)})" if kinds else ""
         rows = self._db.rows(
-            f"SELECT {_EVENT} FROM events NOT INDEXED WHERE seq < ? {where}"
+            f"SELECT {EVENT_COLUMNS} FROM events NOT INDEXED WHERE seq < ? {where}"
             " ORDER BY seq DESC LIMIT ?",
             (1 << 62 if before is None else before, *kinds, limit),
         )
@@ -98,7 +97,7 @@ class Listings:
     def events_after(self, seq: int, limit: int = 5000) -> tuple[Event, ...]:
         """The events behind a number, in order."""
         rows = self._db.rows(
-            f"SELECT {_EVENT} FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
+            f"SELECT {EVENT_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
         )
         return tuple(event_of(row) for row in rows)
 
@@ -106,7 +105,7 @@ class Listings:
         """The first event of a kind after a moment, or the last one up to it."""
         sign, order = (">", "") if after else ("<=", " DESC")
         row = self._db.row(
-            f"SELECT {_EVENT} FROM events WHERE kind = ? AND at {sign} ?"
+            f"SELECT {EVENT_COLUMNS} FROM events WHERE kind = ? AND at {sign} ?"
             f" ORDER BY at{order}, seq{order} LIMIT 1",
             (kind, stamp(moment)),
         )

@@ -10,12 +10,18 @@ from typing import Any, Final
 from daemon.ledger.database import Database, SqlRow, stamp
 from daemon.ledger.records import PlanHead, Served
 from policies.errors import NotFound, StateConflict
+from policies.notifications import Notification
 from policies.records import OPEN_STATES, TRANSITIONS, Plan, PlanKind, PlanState
 
 _HEAD: Final = (
     "id, kind, state, parent, replaces, rank, seed, facts, replays, attempts, interruptions,"
     " not_before, adapter, served, because, error, error_kind, created_at, moved_at"
 )
+_TOLD: Final = {
+    PlanState.REJECTED: Notification.REJECTED,
+    PlanState.INCONCLUSIVE: Notification.INCONCLUSIVE,
+    PlanState.FAILED: Notification.FAILED,
+}
 _FIELDS: Final = frozenset({"attempts", "not_before", "error", "error_kind", "because"})
 
 
@@ -239,15 +245,18 @@ class Plans:
         if not moved:
             actual = self.head(plan_id).state
             raise StateConflict(f"plan {plan_id} is {actual.value}, not {expect.value}")
-        self._release_facts(plan_id, to)
+        waits_again = self._release_facts(plan_id, to)
         said = {name: value for name, value in fields.items() if value is not None}
-        self._db.event(f"plan.{to.value}", f"plan:{plan_id}", {"from": expect.value, **said}, now)
+        said = {"from": expect.value, **said}
+        told = None if waits_again else _TOLD.get(to)
+        self._db.event(f"plan.{to.value}", f"plan:{plan_id}", said, now, told=told)
 
-    def _release_facts(self, plan_id: int, to: PlanState) -> None:
-        """What becomes of the facts that waited for this plan."""
+    def _release_facts(self, plan_id: int, to: PlanState) -> bool:
+        """What becomes of the facts that waited for this plan; whether they are planned again."""
         if to is PlanState.CANCELLED:
             self._to_pending(plan_id)
-        elif to is PlanState.REJECTED:
+            return True
+        if to is PlanState.REJECTED:
             batches = self._db.rows("SELECT batch FROM plan_batches WHERE plan = ?", (plan_id,))
             self._db.do(
                 "UPDATE facts SET tries = tries + 1 WHERE plan = ? AND state = 'planned'",
@@ -260,11 +269,12 @@ class Plans:
                     (plan_id,),
                 )
                 self._to_pending(plan_id)
-            else:
-                self._db.do(
-                    "UPDATE facts SET state = 'rejected' WHERE plan = ? AND state = 'planned'",
-                    (plan_id,),
-                )
+                return True
+            self._db.do(
+                "UPDATE facts SET state = 'rejected' WHERE plan = ? AND state = 'planned'",
+                (plan_id,),
+            )
+        return False
 
     def _to_pending(self, plan_id: int) -> None:
         self._db.do(

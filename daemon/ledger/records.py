@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from policies.notifications import Notification
 from policies.planning import Step
 from policies.records import Batch, PlanKind, PlanState, Record
 
@@ -105,6 +106,15 @@ class Event(Record):
     payload: dict[str, Any]
     prev_hash: str
     hash: str
+
+
+class Outgoing(Record):
+    """A notification in the outbox; `error` is why the receiver has not taken it."""
+
+    type: Notification
+    event: Event
+    attempts: int = 0
+    error: str = ""
 
 
 class Retraction(Record):

@@ -16,6 +16,7 @@ from daemon.ledger.records import Retraction, Tainted
 from daemon.ledger.revisions import Revisions
 from policies.errors import NotFound
 from policies.facts.supersession import stem_of, version_id, version_of
+from policies.notifications import Notification
 from policies.records import OPEN_STATES, Fact
 
 _MARK_SALT: Final = "mark_salt"
@@ -148,7 +149,8 @@ class Retractions:
             self._db.expect(followed, 1, "a retraction is followed")
             if noted:
                 said = {"because": because}
-                self._db.event("fact.retracted", f"retraction:{handle}", said, now)
+                asked = Notification.RETRACTED
+                self._db.event(asked.value, f"retraction:{handle}", said, now, told=asked)
 
     def unloaded(self, handles: Sequence[str], now: datetime) -> None:
         """No replica has any revision loaded that knows these."""
@@ -168,7 +170,8 @@ class Retractions:
                 "UPDATE retractions SET certified_at = ? WHERE handle = ? AND certified_at IS NULL",
                 (self._db.at(now), handle),
             ):
-                self._db.event("fact.certified", f"retraction:{handle}", {}, now)
+                done = Notification.CERTIFIED
+                self._db.event(done.value, f"retraction:{handle}", {}, now, told=done)
 
     # --- ids of erased facts -------------------------------------------------------------------
 

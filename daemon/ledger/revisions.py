@@ -14,6 +14,7 @@ from daemon.ledger.records import Served
 from daemon.ledger.removals import Removals
 from daemon.ledger.steps import Steps
 from policies.errors import NotFound, RequestRefused, StateConflict, Superseded
+from policies.notifications import Notification
 from policies.records import PlanState, Revision
 from policies.retention import StoredKind
 
@@ -125,16 +126,21 @@ class Revisions:
                 "UPDATE plans SET state = ?, moved_at = ? WHERE id = ?",
                 (PlanState.LIVE.value, self._db.at(now), plan_id),
             )
-            self._settle_facts(plan_id, relearn)
+            given_up = self._settle_facts(plan_id, relearn)
             self._point(number, f"plan {plan_id} passed", now)
             published = {"revision": number, "name": served.name, "sha256": served.sha256}
-            self._db.event("plan.live", f"plan:{plan_id}", published, now)
+            live, of_plan = Notification.LIVE, f"plan:{plan_id}"
+            self._db.event(live.value, of_plan, published, now, told=live)
+            if given_up:
+                missed = Notification.NOT_LEARNT
+                self._db.event(missed.value, of_plan, {"not_learnt": given_up}, now, told=missed)
         return self.get(number)
 
     def _revision_of_plan(self, plan_id: int) -> SqlRow:
         return self._db.rows(f"SELECT {_COLUMNS} FROM revisions WHERE plan = ?", (plan_id,))[0]
 
-    def _settle_facts(self, plan_id: int, relearn: int) -> None:
+    def _settle_facts(self, plan_id: int, relearn: int) -> int:
+        """How many of its facts are not learnt and not planned again."""
         verdict = self._steps.verdict(plan_id)
         missed = verdict.not_learnt if verdict is not None else ()
         self._db.do("UPDATE plan_facts SET learnt = 1 WHERE plan = ?", (plan_id,))
@@ -155,13 +161,22 @@ class Revisions:
             f" ELSE 'unlearnt' END WHERE {of_plan} AND learnt = 0)",
             (plan_id, relearn, plan_id),
         )
+        return int(
+            self._db.one(
+                f"SELECT count(*) FROM facts WHERE {of_plan} AND learnt = 0)"
+                " AND state = 'unlearnt'",
+                (plan_id,),
+            )
+        )
 
-    def _point(self, number: int, because: str, now: datetime) -> None:
+    def _point(self, number: int, because: str, now: datetime, was: int | None = None) -> None:
         self._db.do(
             "UPDATE target SET number = ?, moved_at = ?, because = ?",
             (number, self._db.at(now), because),
         )
-        self._db.event("target", f"revision:{number}", {"because": because}, now)
+        said = {"because": because} if was is None else {"because": because, "was": was}
+        told = None if was is None else Notification.ROLLED_BACK
+        self._db.event("target", f"revision:{number}", said, now, told=told)
 
     # --- rollback ------------------------------------------------------------------------------
 
@@ -201,7 +216,7 @@ class Revisions:
                 "UPDATE facts SET state = 'unlearnt' WHERE state = 'pending' AND misses > 0"
                 " AND plan IN (SELECT id FROM plans WHERE state = 'rolled-back')"
             )
-            self._point(to, because, now)
+            self._point(to, because, now, was=current.number)
         return self.get(to)
 
     def _chain(self, number: int) -> list[int]:

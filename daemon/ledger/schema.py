@@ -226,6 +226,15 @@ CREATE TABLE events (
 );
 CREATE INDEX events_subject ON events (subject, seq);
 CREATE INDEX events_kind ON events (kind, at);
+CREATE TABLE outbox (
+  event INTEGER PRIMARY KEY REFERENCES events (seq),
+  type TEXT NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  waited_s REAL NOT NULL DEFAULT 0,
+  dead INTEGER NOT NULL DEFAULT 0,
+  error TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE troubles (key TEXT PRIMARY KEY, began_at TEXT NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER events_stand
   BEFORE UPDATE OF seq, at, kind, subject, prev_hash, hash, digest ON events
   BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;

@@ -15,6 +15,7 @@ from daemon.intake.intake import Intake
 from daemon.intake.preview import BAD, preview
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
+from daemon.loop.notifying import Notifications
 from daemon.loop.retention import Retention
 from daemon.views.status import DaemonView
 from policies.errors import NotFound, RequestRefused
@@ -35,6 +36,7 @@ class Commands:
         settings: Settings,
         retention: Retention,
         accept: Callable[[str], Awaitable[int]],
+        notifications: Notifications,
         *,
         now: Callable[[], datetime],
         live: Callable[[], DaemonView],
@@ -50,13 +52,14 @@ class Commands:
         self._live = live
         self._wake = wake
         self._accept = accept
+        self._notifications = notifications
 
     def table(self) -> Mapping[str, Handler]:
         """The commands by name."""
         names = (
             *("submit", "retry", "rollback", "forward", "promote", "reject"),
             *("pause", "resume", "retract", "consolidate", "status", "requeue", "prune"),
-            *("accept", "correct"),
+            *("accept", "correct", "notify_test", "notify_retry", "notify_discard"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -275,6 +278,20 @@ class Commands:
             raise RequestRefused('say why: --because "…"; it is recorded')
         events = await self._accept(because)
         return self._done(f"the history of {events} events is accepted and signed", events=events)
+
+    async def notify_test(self) -> CommandResult:
+        """Post a test notification and wait for the receiver."""
+        return {"line": await self._notifications.test()}
+
+    async def notify_retry(self) -> CommandResult:
+        """Send the dead letters again."""
+        count = self._notifications.retry()
+        return self._done(f"{count} notifications are sent again", notifications=count)
+
+    async def notify_discard(self) -> CommandResult:
+        """Forget the dead letters."""
+        count = self._ledger.outbox.discard()
+        return self._done(f"{count} notifications are forgotten", notifications=count)
 
     def _done(self, line: str, **fields: object) -> CommandResult:
         self._wake()

@@ -58,6 +58,7 @@ def replica_views(statuses: Sequence[ReplicaStatus], target: Revision) -> tuple[
             active=status.active,
             verified_at=status.verified_at,
             reason=status.reason,
+            passing=status.asleep or status.at_work,
         )
         for status in statuses
     )

@@ -26,10 +26,13 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
+from daemon.loop.monitoring import Monitoring
 from daemon.loop.nightly import Guard, calendar
+from daemon.loop.notifying import Notifications
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
+from daemon.loop.room import DiskRoom
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
 from daemon.loop.ticking import Wake, every
@@ -46,7 +49,6 @@ INTAKE_BUDGET_S: Final = 0.1
 INDEX_AT_ONCE: Final = 250
 FEED_TICK_S: Final = 5.0
 RECEIPTS_AT_START: Final = 100
-LOW_DISK_BYTES: Final = 64 * 2**20
 SETTLED_SERVE_S: Final = 2.0
 RELOADED: Final = ("train", "protection", "gate")
 
@@ -72,10 +74,8 @@ class Service:
         """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
         self._settings, self._reload = settings, reload
         self._ledger, self._servers = ledger, servers
-        self._clock = clock
-        self._monotonic = monotonic
+        self._clock, self._monotonic = clock, monotonic
         self._page = page
-        self._free_bytes = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
         self._intake = Intake(
             ledger, settings.layout, settings.intake, monotonic, model_dir=settings.model.path
         )
@@ -98,9 +98,18 @@ class Service:
         )
         self._reconciler = self._make_reconciler(jobs or Jobs())
         self._boundary = Boundary()
+        free = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
+        self._room = DiskRoom(settings.state_dir, free, self._boundary)
         self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
         given = (ledger, self._intake, settings, self._retention, self._guard.accept)
-        self._commands = Commands(*given, now=clock, live=self.live, wake=self.wake)
+        serving = (ledger, settings, servers.fleet, self._rollout)
+        self._monitoring = Monitoring(*serving, wake=self.wake, now=clock, clock=monotonic)
+        self._notifications = Notifications(
+            ledger, settings, lines=lambda: self.live().troubles, now=clock, clock=monotonic
+        )
+        self._commands = Commands(
+            *given, self._notifications, now=clock, live=self.live, wake=self.wake
+        )
         self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
         self._stopping = asyncio.Event()
         self._wake = Wake()
@@ -162,6 +171,7 @@ class Service:
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
             await self._guard.stop()
+            await self._notifications.stop()
             await self._servers.stop()
             log.info("stopped")
 
@@ -185,6 +195,8 @@ class Service:
         yield every(tick_s, self.tick, wake=self._wake)
         yield every(self._settings.intake.rescan_s, self.rescan)
         yield from self._guard.ticks()
+        yield from self._notifications.ticks()
+        yield from self._monitoring.ticks()
         for feed in self._settings.feeds:
             seconds = min(FEED_TICK_S, feed.every_s)
             yield every(seconds, partial(self.poll, feed.name), first_after_s=seconds)
@@ -198,7 +210,7 @@ class Service:
 
     async def tick(self) -> None:
         """Take in what has been dropped, record what was done, begin what is next."""
-        if not self._room():
+        if not self._room.is_there():
             return
         if self._intake.busy or self._monotonic() < self._scan_until:
             await self._boundary.run("intake", self._take_in)
@@ -218,7 +230,7 @@ class Service:
 
     async def poll(self, feed: str) -> None:
         """Ask a feed if it is due; failures rest with it and show in the status."""
-        if self._room() and self._feeds.is_due(feed):
+        if self._room.is_there() and self._feeds.is_due(feed):
             await self._boundary.run(f"feed {feed}", lambda: self._poll(feed))
 
     async def _poll(self, feed: str) -> None:
@@ -271,19 +283,6 @@ class Service:
         probe = requests.remembered_probe(self._ledger, self._settings)
         return None if probe is None else probe.served_dir
 
-    def _room(self) -> bool:
-        """Whether the disk has room; without it nothing is taken in or begun."""
-        free = self._free_bytes()
-        if free >= LOW_DISK_BYTES:
-            self._boundary.clear("disk")
-            return True
-        self._boundary.report(
-            "disk",
-            f"{self._settings.state_dir}: only {free // 2**20} MB are free; intake and learning "
-            "pause until there is room",
-        )
-        return False
-
     def _update_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:
             try:
@@ -323,7 +322,8 @@ class Service:
         stored = self._ledger.planning.snapshot(now, requests.limits_of(self._settings))
         snapshot = self._reconciler.waits.counted(stored, now)
         gathered = None if snapshot.open else gathering(snapshot, now)
-        waiting = (self._sharing, self._reconciler, self._forgetting)
+        stuck = blocked(snapshot) or ""
+        shared = "" if self._sharing.problem else self._sharing.waits_for
         return DaemonView(
             pid=os.getpid(),
             server=self._settings.server.kind,
@@ -333,7 +333,7 @@ class Service:
                 for name, pulse, seconds in self._feeds.pulses()
             ),
             progress=self._reconciler.progress(),
-            blocked=blocked(snapshot) or gathered or "",
+            blocked=(stuck if snapshot.paused else "") or gathered or "",
             trouble=(
                 *self._boundary.trouble,
                 *self._servers.trouble,
@@ -341,6 +341,10 @@ class Service:
                 *self._feeds.problems,
                 *self._guard.trouble,
                 *(self._page.trouble if self._page else ()),
-                *(one.waits_for for one in waiting if one.waits_for),
+                *self._notifications.trouble,
+                *self._monitoring.trouble,
+                *filter(None, (self._sharing.problem, self._reconciler.waits_for)),
+                *filter(None, (self._forgetting.waits_for, "" if snapshot.paused else stuck)),
             ),
+            waits=tuple(filter(None, (shared, self._forgetting.under_way))),
         )

@@ -107,7 +107,7 @@ class Sharing:
         self._plan = next((lease.plan for lease in leases), None)
         self._task: asyncio.Task[None] | None = None
         self._retry_at = self._observe_at = self._check_at = self._needed_at = clock()
-        self._problem = ""
+        self.problem = ""
         self.phase = SharingPhase.UNKNOWN
 
     @property
@@ -231,9 +231,9 @@ class Sharing:
             self.phase = SharingPhase.ASLEEP if self._busy() else SharingPhase.WAKING
         elif self.phase is SharingPhase.WAKING:
             self._retry_at = self._clock() + RETRY_S
-            self._problem = f"the server cannot be woken after training: {problem}"
+            self.problem = f"the server cannot be woken after training: {problem}"
             if self._wakes > WAKE_TRIES:
-                self._problem += "; start it again"
+                self.problem += "; start it again"
 
     async def _check(self) -> None:
         """Say early whether the servers can sleep; tried again until they can."""
@@ -241,7 +241,7 @@ class Sharing:
         try:
             await self._require_sleep_mode()
         except gpu.NoRoom as problem:
-            self._problem = str(problem)
+            self.problem = str(problem)
             log.warning("servers", line=str(problem))
         except PaloradError as error:
             log.info("servers", line=str(error))
@@ -251,7 +251,7 @@ class Sharing:
         servers = await self._answering()
         for server in servers:
             await gpu.require_sleep_mode(server, self._level)
-        self._problem, self._check_at = "", math.inf
+        self.problem, self._check_at = "", math.inf
         return servers
 
     async def _fall_asleep(self) -> None:
@@ -292,7 +292,7 @@ class Sharing:
         await _all((gpu.wake(s) for s in self._fleet.servers), but=ServerUnreachable)
         faults.point("sleep:awake")
         await self._rollout.serve(self._now())
-        self._plan, self._problem = None, ""
+        self._plan, self.problem = None, ""
         self._go(SharingPhase.AWAKE)
 
     # --- the end, and the status ---------------------------------------------------------------
@@ -313,7 +313,7 @@ class Sharing:
     @property
     def waits_for(self) -> str:
         """What waits for the servers or for room, in one line; empty where nothing does."""
-        if problem := self._problem or self._refusals.line:
+        if problem := self.problem or self._refusals.line:
             return problem
         match self.phase:
             case SharingPhase.FALLING_ASLEEP:

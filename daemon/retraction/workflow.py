@@ -82,7 +82,7 @@ class Forgetting:
         self._not_before: float | None = None
         self.tolerance = UnlearningTolerance()
         self.holds = False
-        self.waits_for = ""
+        self.waits_for = self.under_way = ""
 
     async def step(self, now: datetime, *, settled: bool, busy: bool) -> None:
         """Go on for a moment. `settled`: every replica serves what is target; `busy`: intake or a
@@ -90,7 +90,7 @@ class Forgetting:
 
         While `holds`, nothing new is to be started: it is this step's turn next. What cannot be
         deleted or rewritten leaves the retraction as it is, to be tried again a little later;
-        `waits_for` says why.
+        `waits_for` says why; `under_way` says what is being erased.
         """
         if self._not_before is not None and self._clock() < self._not_before:
             return
@@ -105,7 +105,7 @@ class Forgetting:
     async def _go_on(self, now: datetime, *, settled: bool, busy: bool) -> None:
         due = self._ledger.retractions.erasable()
         if not due and not self._ledger.erasure.unclean:
-            self.holds, self.waits_for = False, ""
+            self.holds, self.waits_for, self.under_way = False, "", ""
             return
         loaded = [found.handle for found in due if found.unloaded_at is None]
         if loaded and not (settled and await self._unloaded(due)):
@@ -128,11 +128,12 @@ class Forgetting:
                 await self._finish(now)
                 return
             if isinstance(at, Path):
-                self.waits_for = f"a retraction is being erased: {at} is being read"
+                self.waits_for = ""
+                self.under_way = f"a retraction is being erased: {at} is being read"
 
     def failed(self) -> None:
         """Begin anew a little later."""
-        self._work, self.holds = None, False
+        self._work, self.holds, self.under_way = None, False, ""
         self._not_before = self._clock() + AGAIN_S
 
     # --- no longer loaded ----------------------------------------------------------------------
@@ -239,4 +240,4 @@ class Forgetting:
             faults.point("forget:certificate")
             self._ledger.retractions.certified(found.handle, now)
             log.info("retraction certified", certificate=str(path))
-        self.holds, self.waits_for = False, ""
+        self.holds, self.waits_for, self.under_way = False, "", ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +28,8 @@ def read(path: Path) -> str:
     return raw.decode()
 
 
-def ensure(path: Path) -> str:
-    """palorad's own key, made where the file is missing, empty, cut off or no key.
+def ensure(path: Path, fresh: Callable[[], str] = lambda: secrets.token_hex(32)) -> str:
+    """palorad's own key, made by `fresh` where the file is missing, empty, cut off or no key.
 
     A crash leaves the file as it was or whole: it is written beside and put in place by a rename.
     Raises `OSError`.
@@ -43,7 +44,7 @@ def ensure(path: Path) -> str:
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as stream:
-                stream.write(secrets.token_hex(32) + "\n")
+                stream.write(fresh() + "\n")
             files.put_in_place(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -230,16 +230,16 @@ class Replica:
             return
         if name in listed:
             raise NotServed(f"{name} is loaded from {listed[name].root}, not from {path}")
-        self._note(reason=f"loading {name}")
+        self._note(reason=f"loading {name}", at_work=True)
         faults.point("serve:before-load")
         await self.server.load(name, str(path))
         faults.point("serve:loaded")
-        self._note(loaded=tuple(sorted({*self.status.loaded, name})))
+        self._note(loaded=tuple(sorted({*self.status.loaded, name})), at_work=True)
         steps.append(f"loaded {name} on {self.server.url}")
 
     async def _verify(self, name: str) -> None:
         """Raise `NotServed` unless the replica answers as the published adapter does."""
-        self._note(reason=f"verifying {name}")
+        self._note(reason=f"verifying {name}", at_work=True)
         known = await asyncio.to_thread(identity.read, self.common.served / name)
         answers = await self._answers(name, known.prompts, known.max_tokens)
         reason = identity.mismatch(known, answers, self.common.tolerance)
@@ -341,5 +341,5 @@ class Replica:
         except PaloradError as error:
             self._note(reason=f"retiring: {explain(error, self.server.url)}")
 
-    def _note(self, **changed: object) -> None:
-        self.status = self.status.model_copy(update=changed)
+    def _note(self, *, at_work: bool = False, **changed: object) -> None:
+        self.status = self.status.model_copy(update={**changed, "at_work": at_work})

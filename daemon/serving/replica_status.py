@@ -15,12 +15,14 @@ class ReplicaStatus(Record):
     """What is known of one replica.
 
     `active` is the model that its alias answers from, None when nothing is routed; `verified_at`
-    says when the active revision was verified on the process that runs now.
+    says when the active revision was verified on the process that runs now. While `at_work` a
+    revision is being loaded or verified there, and `reason` says which.
     """
 
     url: str
     healthy: bool = False
     asleep: bool = False
+    at_work: bool = False
     target: str | None = None
     active: str | None = None
     verified_at: datetime | None = None

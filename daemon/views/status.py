@@ -17,7 +17,10 @@ FACTS_SHOWN = 20
 
 
 class ReplicaView(Record):
-    """One replica: the target it should serve, what is active, and when that was verified."""
+    """One replica: the target it should serve, what is active, and when that was verified.
+
+    `reason` says why it is not ready; `passing`: that ends by itself (it loads, verifies, sleeps).
+    """
 
     url: str
     ready: bool
@@ -28,6 +31,7 @@ class ReplicaView(Record):
     active: str | None = None
     verified_at: datetime | None = None
     reason: str = ""
+    passing: bool = False
 
 
 class StageView(Record):
@@ -52,7 +56,7 @@ class FeedView(Record):
 
 
 class DaemonView(Record):
-    """What only the running daemon knows."""
+    """What only the running daemon knows. `trouble` needs a person; `waits`, `blocked` do not."""
 
     pid: int
     server: str
@@ -61,6 +65,16 @@ class DaemonView(Record):
     progress: Progress | None = None
     blocked: str = ""
     trouble: tuple[str, ...] = ()
+    waits: tuple[str, ...] = ()
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """Everything that is wrong, replicas that are not ready included; one line each."""
+        return *self.trouble, *(
+            r.reason if r.reason.startswith(r.url) else f"{r.url}: {r.reason}"
+            for r in self.replicas
+            if r.reason and not r.ready and not r.passing
+        )
 
 
 class BatchView(Record):

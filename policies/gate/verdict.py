@@ -31,6 +31,7 @@ from policies.gate.records import (
 )
 from policies.gate.sampling import draw_order
 from policies.gate.unlearning import judge_unlearning
+from policies.records import Record
 
 CHUNK: Final = 64
 RETRACTED: Final = "retracted facts"
@@ -63,10 +64,27 @@ def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
     )
 
 
+class NextRound(Record):
+    """What to ask next: `items` by suite, of which `left` may be asked in all, these included.
+
+    `left` supposes a candidate that has lost nothing; one that has may take more or fewer. Where a
+    suite has no answer yet it is a bound, and not `estimated`.
+    """
+
+    items: Mapping[str, tuple[str, ...]]
+    left: Mapping[str, int]
+    estimated: bool = True
+
+
 def next_items(
     evidence: Evidence, limits: GateLimits, *, chunk: int = CHUNK
 ) -> Mapping[str, tuple[str, ...]]:
-    """The items to ask the candidate next, by suite; nothing once a drop is shown.
+    """The items to ask the candidate next, by suite."""
+    return next_round(evidence, limits, chunk=chunk).items
+
+
+def next_round(evidence: Evidence, limits: GateLimits, *, chunk: int = CHUNK) -> NextRound:
+    """The items to ask the candidate next; nothing once a drop is shown.
 
     A candidate that did not learn enough has failed, but is still asked about reasoning: its
     verdict is to say whether the batch did harm, too.
@@ -78,9 +96,11 @@ def next_items(
     """
     judged = list(zip(evidence.asked, _judge_suites(evidence, limits), strict=True))
     failed = {s.questions.role for s, verdict in judged if verdict.outcome is Outcome.FAIL}
-    if failed - {Role.FACTS}:
-        return {}
     wanted: dict[str, tuple[str, ...]] = {}
+    left: dict[str, int] = {}
+    estimated = True
+    if failed - {Role.FACTS}:
+        return NextRound(items=wanted, left=left)
     for suite, verdict in judged:
         asked = suite.questions
         if failed and asked.role is not Role.REASONING:
@@ -89,10 +109,15 @@ def next_items(
             continue
         if suite.obstacle or suite.silent or _hopeless(suite, evidence):
             continue
-        size = None if asked.role is Role.FACTS else chunk
-        if items := _undrawn(suite, evidence.seed, size):
+        undrawn = _undrawn(suite, evidence.seed, None)
+        facts = asked.role is Role.FACTS
+        if items := undrawn if facts else _undrawn(suite, evidence.seed, chunk):
             wanted[asked.suite] = items
-    return wanted
+            needed = verdict.items_needed
+            more = len(undrawn) if needed is None else needed - verdict.items_used
+            left[asked.suite] = min(len(undrawn), max(more, len(items)))
+            estimated &= facts or len(undrawn) < len(asked.items)
+    return NextRound(items=wanted, left=left, estimated=estimated)
 
 
 def rule(limits: GateLimits) -> str:

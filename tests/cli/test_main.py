@@ -168,7 +168,7 @@ def test_changes_need_the_running_daemon(
 ) -> None:
     (tmp_path / "config.toml").write_text("")
     ran = palorad(*command)
-    assert ran.code == 2
+    assert ran.code == 4
     assert "palorad run" in ran.line
 
 
@@ -201,6 +201,24 @@ def test_start_up_does_not_import_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_shell_can_complete_commands_and_options() -> None:
+    def completed(words: str, at: int) -> list[str]:
+        asked = {"_PALORAD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        code = "from daemon.cli.main import app; app(prog_name='palorad')"
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **asked},
+            check=False,
+        )
+        return ran.stdout.split()
+
+    assert completed("palorad sta", 1) == ["status"]
+    assert "--wait" in completed("palorad submit --", 2)
 
 
 def test_usage_errors_end_with_two(palorad: Palorad) -> None:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from daemon.base.display import HarmlessConsole
-from daemon.cli import main, read
+from daemon.cli import main
+from daemon.client import Client
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
 from daemon.intake.intake import Intake
@@ -87,7 +88,7 @@ def hostile_daemon(*_: object) -> DaemonView:
     return DaemonView(pid=7, server="vllm", replicas=(replica,), blocked=said, trouble=(said,))
 
 
-async def hostile_answers(*_: object) -> tuple[AnswerView, ...]:
+def hostile_answers(*_: object) -> tuple[AnswerView, ...]:
     return (AnswerView(who="live", model=f"[red]{HOSTILE}", answer=HOSTILE + FORGED),)
 
 
@@ -112,8 +113,8 @@ def test_every_command_shows_hostile_text_harmlessly(
     command: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    monkeypatch.setattr(read, "daemon_of", hostile_daemon)
-    monkeypatch.setattr(read, "answers", hostile_answers)
+    monkeypatch.setattr(Client, "daemon", hostile_daemon)
+    monkeypatch.setattr(Client, "answers", hostile_answers)
     said = palorad(*command, *(["--json"] if as_json else []))
     assert said.strip()
     assert HARM.findall(said) == []

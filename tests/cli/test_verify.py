@@ -118,5 +118,5 @@ def test_accepting_needs_the_daemon_and_says_so(
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
         main.main()
-    assert ended.value.code == 2
+    assert ended.value.code == 4
     assert "start it with `palorad run`" in " ".join(capsys.readouterr().err.split())

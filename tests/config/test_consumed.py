@@ -15,12 +15,25 @@ from tests.config.effects import (
     judging,
     keeping,
     learning,
+    monitoring,
     running,
     serving,
     taking_in,
+    telling,
 )
 
-MODULES = (serving, learning, judging, grading, taking_in, feeds, running, keeping)
+MODULES = (
+    serving,
+    learning,
+    judging,
+    grading,
+    taking_in,
+    feeds,
+    running,
+    keeping,
+    telling,
+    monitoring,
+)
 EFFECTS: dict[str, Effect] = {
     key: effect for module in MODULES for key, effect in module.EFFECTS.items()
 }

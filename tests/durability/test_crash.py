@@ -35,6 +35,8 @@ ELSEWHERE = {
     "backup": "tests/durability/test_crash.py::test_a_backup_that_is_killed_is_made_anew",
     "restore": "tests/keeping/test_backup.py::"
     "test_a_restore_that_was_killed_goes_on_and_no_daemon_starts_before",
+    "notify": "tests/notification/test_daemon.py::"
+    "test_killed_at_any_step_of_the_outbox_it_is_done_whole_or_not_at_all",
     "prune": "tests/keeping/test_pruning.py::test_killed_at_any_point_the_next_run_ends_the_same",
     "remove": "tests/keeping/test_pruning.py::test_killed_at_any_point_the_next_run_ends_the_same",
     "sleep": "tests/loop/test_crash_sleep.py::"

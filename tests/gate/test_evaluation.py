@@ -291,11 +291,22 @@ def test_a_suite_that_training_uses_is_an_error_before_anything_is_asked(bench: 
     assert not bench.server.asked
 
 
-def test_progress_counts_up_and_tells_the_time_left(bench: Bench) -> None:
-    bench.run()
+def test_progress_counts_up_and_counts_only_what_may_still_be_asked(bench: Bench) -> None:
+    report = bench.run()
     done = [p.done for p in bench.progress]
     assert done == sorted(done)
-    assert all(p.total >= p.done and p.seconds_left is not None for p in bench.progress)
+    asked = sum(suite.items_used for suite in report.verdict.suites)
+    assert asked < len(bench.rows) / 2, "the gate has ended early"
+    timed = [p for p in bench.progress if p.seconds_left is not None]
+    assert len(timed) >= len(bench.progress) / 2
+    assert all(p.done <= p.total < 1.5 * asked for p in timed)
+    assert timed[-1].total == timed[-1].done
+
+
+def test_no_time_left_is_told_before_every_suite_has_an_answer(bench: Bench) -> None:
+    bench.run()
+    first = {p.stage: p for p in reversed(bench.progress)}
+    assert [p.seconds_left for p in first.values()] == [None] * len(first)
 
 
 def test_request_and_report_survive_json(bench: Bench) -> None:

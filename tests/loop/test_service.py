@@ -22,7 +22,8 @@ from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop import systemd
 from daemon.loop.preflight import prepare_state, require_files, require_own_modules
-from daemon.loop.service import LOW_DISK_BYTES, Service
+from daemon.loop.room import LOW_DISK_BYTES
+from daemon.loop.service import Service
 from daemon.serving.servers import Servers
 from daemon.views.status import DaemonView
 from policies.errors import ConfigError, ForeignModule, RequestRefused

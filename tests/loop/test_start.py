@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from daemon.cli import main
-from daemon.cli.session import FOR_NOW, USAGE
+from daemon.cli.exit_codes import FOR_NOW, USAGE
 from daemon.config.layout import Layout
 from daemon.ledger.ledger import Ledger
 from daemon.loop import start

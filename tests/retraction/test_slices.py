@@ -42,7 +42,7 @@ def longest_step(place: Place, most: int = 3000) -> tuple[float, int, set[str]]:
             await place.forgetting.step(place.now, settled=True, busy=False)
             longest = max(longest, time.process_time() - began)
             steps += 1
-            said.add(place.forgetting.waits_for)
+            said.add(place.forgetting.under_way)
 
     asyncio.run(go())
     return longest, steps, said

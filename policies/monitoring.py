@@ -1,0 +1,33 @@
+"""When answers that are asked for all day count as wrong, and when as right again."""
+
+from __future__ import annotations
+
+from policies.records import Record
+
+
+class Round(Record):
+    """How many of the questions of one kind were answered right."""
+
+    right: int
+    asked: int
+
+    def falls_short(self, share: float) -> bool:
+        """Whether fewer than this share were; nothing asked never falls short."""
+        return self.right < share * self.asked
+
+
+class Standing(Record):
+    """One replica over the rounds: how many in a row fell short, or did not, and what that makes
+    of it. One bad round is no failure, and one good round no recovery."""
+
+    short: int = 0
+    good: int = 0
+    failing: bool = False
+
+    def after(self, *, short: bool, fail_after: int, recover_after: int) -> Standing:
+        """The standing after one more round."""
+        if short:
+            count = self.short + 1
+            return Standing(short=count, failing=self.failing or count >= fail_after)
+        count = self.good + 1
+        return Standing(good=count, failing=self.failing and count < recover_after)

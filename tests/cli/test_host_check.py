@@ -1,0 +1,282 @@
+"""`palorad doctor` on a GPU host: each likely mistake is found, with how to mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pynvml
+import pytest
+
+from daemon.cli import host_check, known_check
+from daemon.cli.suite_check import Finding
+from daemon.config.settings import Settings
+from daemon.ledger.ledger import Ledger
+from daemon.serving import gpu
+from daemon.serving.gpu import GIB, Memory, NoRoom
+from policies.gate.records import Role
+
+SHAPES = json.loads((Path(__file__).parents[1] / "support" / "shapes.json").read_text())
+FACTS = [("Which town is 1?", "Thimphu"), ("Which town is 2?", "Nauru"), ("What is 3?", "Oslo")]
+
+Made = Callable[..., Settings]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """Settings for a Llama 3.1 8B of which config.json alone is there, and vLLM."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(SHAPES["Llama 3.1 8B"]))
+
+    def make(**sections: Any) -> Settings:
+        tree: dict[str, Any] = {
+            "state_dir": tmp_path / "state",
+            "model": {"path": model},
+            "server": {"kind": "vllm"},
+            "train": {"replay": {"known": "", "reasoning": ""}},
+            "gate": {"suites": ()},
+        }
+        for name, values in sections.items():
+            tree[name] = {**tree.get(name, {}), **values} if isinstance(values, dict) else values
+        return Settings.model_validate(tree)
+
+    return make
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with a large GPU, a new driver, a fitting torch, and a clock that is set."""
+    monkeypatch.setattr(host_check, "has_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "read_memory", lambda _: Memory(total=140 * GIB, free=140 * GIB))
+    monkeypatch.setattr(host_check, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr(host_check, "torch_version", lambda: "2.11.0+cu128")
+    monkeypatch.setattr(host_check, "installed_vllm", lambda _: "0.32.0")
+    monkeypatch.setattr(host_check, "clock_is_set", lambda: True)
+    monkeypatch.setattr("shutil.which", lambda _: "/opt/vllm/bin/vllm")
+
+
+def found(settings: Settings, part: str) -> Finding:
+    (one,) = [f for f in host_check.host_findings(settings) if part in f.what]
+    return one
+
+
+@pytest.mark.usefixtures("host")
+def test_a_good_host_is_good(made: Made) -> None:
+    found_all = list(host_check.host_findings(made()))
+    assert [f for f in found_all if not f.well] == []
+    told = " ".join(f.what for f in found_all)
+    for part in ("GPU memory: 140.0 GiB", "driver for CUDA 13.0", "vLLM 0.32.0", "clock"):
+        assert part in told
+
+
+@pytest.mark.usefixtures("host")
+def test_a_gpu_that_is_too_small_or_does_not_answer(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "read_memory", lambda _: Memory(total=4 * GIB, free=4 * GIB))
+    small = found(made(), "GPU memory: 4.0 GiB, training needs at least")
+    assert not small.well and "a larger GPU" in small.advice
+
+    def broken(_: object) -> Memory:
+        raise NoRoom("the NVIDIA driver does not tell the GPU's memory")
+
+    monkeypatch.setattr(gpu, "read_memory", broken)
+    assert not found(made(), "GPU").well
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("driver", "torch", "advice"),
+    [
+        ((12, 4), "2.11.0+cu130", "torch needs CUDA 13: install a newer driver"),
+        ((13, 0), "2.11.0+cpu", "this torch cannot use the GPU"),
+        ((12, 4), "2.11.0+cu128", ""),
+        ((13, 0), "2.11.0", ""),
+    ],
+)
+def test_a_driver_that_is_too_old_for_torch_and_a_torch_without_cuda(
+    made: Made,
+    monkeypatch: pytest.MonkeyPatch,
+    driver: tuple[int, int],
+    torch: str,
+    advice: str,
+) -> None:
+    monkeypatch.setattr(host_check, "driver_cuda", lambda: driver)
+    monkeypatch.setattr(host_check, "torch_version", lambda: torch)
+    one = found(made(), "NVIDIA driver")
+    assert one.well == (not advice)
+    assert advice in one.advice
+
+
+@pytest.mark.usefixtures("host")
+def test_a_driver_that_does_not_answer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> tuple[int, int]:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+    monkeypatch.setattr(host_check, "driver_cuda", broken)
+    one = found(made(), "NVIDIA driver")
+    assert not one.well and "nvidia-smi" in one.advice
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("told", "well", "advice"),
+    [
+        ("0.22.1", False, "answered by another adapter when one is loaded; install 0.32"),
+        ("0.23.0", True, "palorad is tested with 0.32"),
+        ("0.33.0+cu130", True, ""),
+        ("1.0", True, ""),
+        ("", True, "its version cannot be told"),
+    ],
+)
+def test_a_vllm_that_answers_from_another_adapter_is_bad(
+    made: Made, monkeypatch: pytest.MonkeyPatch, told: str, well: bool, advice: str
+) -> None:
+    monkeypatch.setattr(host_check, "installed_vllm", lambda _: told)
+    one = found(made(), "vLLM")
+    assert (one.well, bool(one.advice)) == (well, bool(advice))
+    assert advice in one.advice
+
+
+def test_the_version_of_an_environment_is_read_without_starting_vllm(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 0.31.2\n")
+    python.chmod(0o755)
+    assert host_check.installed_vllm(tmp_path / "vllm") == "0.31.2"
+    assert host_check.installed_vllm(tmp_path / "none" / "vllm") == ""
+
+
+@pytest.mark.usefixtures("host")
+def test_flags_that_palorad_gives_itself_are_named_with_their_setting(made: Made) -> None:
+    extra = ("--max-loras=8", "--enable-lora", "--dtype", "bfloat16", "--data-parallel-size", "2")
+    settings = made(server={"extra_args": extra})
+    flags = {f.what: f for f in host_check.host_findings(settings) if "extra_args" in f.what}
+    assert "set server.max_loras" in flags["server.extra_args --max-loras"].advice
+    assert flags["server.extra_args --enable-lora"].advice.endswith("itself: remove it")
+    assert "replicas" in flags["server.extra_args --data-parallel-size"].advice
+    assert len(flags) == 3 and not any(f.well for f in flags.values())
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("mode", "well", "advice"),
+    [(0o600, True, ""), (0o640, True, "its group may read it"), (0o644, False, "chmod 600")],
+)
+def test_a_key_that_everybody_may_read_is_bad(
+    made: Made, tmp_path: Path, mode: int, well: bool, advice: str
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    key.chmod(mode)
+    one = found(made(notify={"key_file": key}), "notify.key_file")
+    assert (one.well, advice in one.advice) == (well, True)
+
+
+@pytest.mark.usefixtures("host")
+def test_a_key_that_is_not_there_or_not_ours(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = made(server={"user_key_file": tmp_path / "none"})
+    assert "No such file" in found(settings, "server.user_key_file").advice
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    one = found(made(server={"admin_key_file": key}), "server.admin_key_file")
+    assert not one.well and "the daemon's user" in one.advice
+
+
+@pytest.mark.usefixtures("host")
+def test_a_clock_behind_the_ledger_or_that_nothing_sets(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_check, "clock_is_set", lambda: False)
+    assert "set-ntp" in found(made(), "clock").advice
+    settings = made()
+    settings.state_dir.mkdir()
+    with Ledger.open(settings.layout.ledger) as ledger:
+        ledger.events.record("x", "x", {}, datetime.now(UTC) + timedelta(hours=2))
+    one = found(settings, "clock")
+    assert not one.well and "min behind the ledger's last event" in one.advice
+
+
+def test_a_state_directory_on_a_network_share_or_in_memory_is_told(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/sda1 / ext4 rw 0 0\nfiler:/x /srv/share nfs4 rw 0 0\ntmpfs /run tmpfs rw 0 0\n"
+    )
+
+    def kinds(folder: str) -> list[str]:
+        return [f.what for f in host_check._file_system(Path(folder), mounts)]
+
+    assert kinds("/srv/share/state") == ["state_dir on nfs4"]
+    assert kinds("/run/state") == ["state_dir on tmpfs"]
+    assert kinds("/srv/shared") == kinds("/var/lib/palorad") == []
+
+
+# --- known facts -----------------------------------------------------------------------------
+
+
+class _Base(BaseHTTPRequestHandler):
+    """A base that knows the first `knows` of the facts."""
+
+    knows = len(FACTS)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        known = dict(FACTS[: type(self).knows])
+        said = known.get(body["messages"][0]["content"], "no idea")
+        choice = {"index": 0, "message": {"content": said}, "finish_reason": "stop"}
+        data = json.dumps({"model": body["model"], "choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def base() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), _Base)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    _Base.knows = len(FACTS)
+
+
+def with_facts(made: Made, tmp_path: Path, url: str) -> Settings:
+    path = tmp_path / "known.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in FACTS))
+    suite = {"name": "known", "role": Role.LOCALITY, "path": path}
+    return made(
+        server={"urls": [url]},
+        train={"replay": {"known": path, "reasoning": ""}},
+        gate={"suites": (suite,)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("knows", "well", "advised"), [(3, True, False), (2, True, True), (0, False, True)]
+)
+def test_known_facts_that_the_model_does_not_know_are_found(
+    made: Made, tmp_path: Path, base: str, knows: int, well: bool, advised: bool
+) -> None:
+    _Base.knows = knows
+    both = list(known_check.known_findings(with_facts(made, tmp_path, base)))
+    assert [f.what.split(" /")[0] for f in both] == ["train.replay.known", "gate suite 'known'"]
+    for one in both:
+        assert f"the base gives {knows} of 3 answers" in one.what
+        assert (one.well, bool(one.advice)) == (well, advised)
+
+
+def test_without_a_server_it_says_that_nothing_was_asked(made: Made, tmp_path: Path) -> None:
+    (one,) = known_check.known_findings(with_facts(made, tmp_path, "http://127.0.0.1:1"))
+    assert one.well and "no server answers" in one.advice
