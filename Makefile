@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-page test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
 
 all: lint test
 
@@ -82,6 +82,17 @@ test-gpu: setup
 
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
+
+# Debian's Chromium drives the page; axe-core comes from npm and stays in build/. With PICTURES=docs/img
+# the pictures of the documents are taken anew.
+PICTURES ?=
+
+build/axe/package/axe.min.js:
+	mkdir -p build/axe
+	cd build/axe && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-*.tgz
+
+test-page: setup build/axe/package/axe.min.js
+	PALORAD_PAGE_PICTURES="$(PICTURES)" $(BIN)/python -m pytest -m page --timeout 300
 
 # Eight minutes at most: crashes, power cuts, faults and fuzzing of the real service, bounded.
 test-durability: setup

@@ -90,6 +90,7 @@ def write_config(folder: Path, options: DemoOptions) -> Path:
     tree["intake"]["stable_s"] = 0.5
     tree["server"]["urls"] = [f"http://127.0.0.1:{free_port()}"]
     tree["server"]["kind"] = options.server
+    tree["web"]["port"] = free_port()
     if options.server == "vllm":
         tree["server"]["executable"] = str(_vllm())
     path = folder / "config.toml"
