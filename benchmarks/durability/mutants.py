@@ -1,8 +1,9 @@
-"""Whether the fuzz machine finds what breaks palorad: one mutation after the other, in a copy.
+"""Whether the durability checks find what breaks palorad: one mutation after the other, in a copy.
 
     python -m benchmarks.durability --parts mutants
 
-Writes benchmarks/results/mutants.md. A mutant that lives through all its steps is not found.
+Each is fuzzed first; one that lives through all the steps meets the samples of power cuts, kills
+and faults. Writes benchmarks/results/mutants.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,22 +30,34 @@ COPIED: Final = ("adapters", "benchmarks", "daemon", "policies", "tests", "pypro
 STEPS: Final = 3000
 PATIENCE_S: Final = 900.0
 AT_ONCE: Final = 2
+PASSED, FAILED = 0, 1  # as pytest says it
+SAMPLES: Final = {
+    "power cuts": "tests/durability/test_power.py",
+    "kills": "tests/durability/test_crash.py",
+    "faults": "tests/durability/test_faults.py",
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a mutant ended: found after so many steps, by which sentence."""
+    """How a mutant ended: by what it was found, "" where by nothing, and by which sentence."""
 
     mutation: Mutation
-    found: bool
-    steps: int
+    by: str
     said: str
+
+    @property
+    def found(self) -> bool:
+        """Whether any check noticed it."""
+        return bool(self.by)
 
 
 def run() -> dict[str, Any]:
     """All mutants; how many there are, and how many were found."""
+    began = time.monotonic()
     results = attempt(MUTATIONS)
-    TABLE.write_text(table(results))
+    minutes = round((time.monotonic() - began) / 60)
+    TABLE.write_text(table(results, minutes))
     return {"mutants": len(results), "mutants_found": sum(result.found for result in results)}
 
 
@@ -69,51 +83,74 @@ def _attempt(mutation: Mutation) -> Result:
             raise ValueError(f"{mutation.name}: {mutation.file} has changed; mutate it anew")
         path.write_text(text.replace(mutation.old, mutation.new))
         result = _fuzzed(mutation, copy)
-    print(f"{mutation.name}: {result.found} after {result.steps}: {result.said}", flush=True)
+        for name, tests in SAMPLES.items():
+            result = result if result.found else _sampled(mutation, copy, name, tests)
+    print(f"{mutation.name}: {result.by or 'not found'}: {result.said}", flush=True)
     return result
 
 
 def _fuzzed(mutation: Mutation, copy: Path) -> Result:
     fuzz = [sys.executable, "-m", "benchmarks.durability.fuzz"]
     bounds = ["--lives", "1000", "--steps", str(STEPS), "--first"]
+    done = _run([*fuzz, *bounds], copy)
+    if done is None:
+        return Result(mutation, "", f"not within {PATIENCE_S:.0f} s")
+    lines = done.stdout.strip().splitlines()
+    if not lines:
+        raise RuntimeError(f"{mutation.name}: {done.stderr[-2000:]}")
+    answer = json.loads(lines[-1])
+    said = next(iter(answer["failures"].values()), "")
+    by = f"fuzzing, {answer['steps']} steps" if answer["failures"] else ""
+    return Result(mutation, by, said)
+
+
+def _sampled(mutation: Mutation, copy: Path, name: str, path: str) -> Result:
+    """The same through one sample of the durability tests."""
+    done = _run([sys.executable, "-m", "pytest", "-m", "durability", "-x", "-q", path], copy)
+    if done is None:
+        return Result(mutation, "", f"not within {PATIENCE_S:.0f} s")
+    if done.returncode not in (PASSED, FAILED):
+        raise RuntimeError(f"{mutation.name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return Result(mutation, name if done.returncode == FAILED else "", "".join(failed[:1]))
+
+
+def _run(command: Sequence[str], copy: Path) -> subprocess.CompletedProcess[str] | None:
+    """A command in a copy of the tree; None where it took too long."""
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
     try:
-        done = subprocess.run(
-            [*fuzz, *bounds],
+        return subprocess.run(
+            command,
             cwd=copy,
-            env={**os.environ, "PYTHONPATH": str(copy)},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Result(mutation, False, STEPS, f"not within {PATIENCE_S:.0f} s")
-    lines = done.stdout.strip().splitlines()
-    if not lines:
-        raise RuntimeError(f"{mutation.name}: {done.stderr[-2000:]}")
-    answer = json.loads(lines[-1])
-    said = next(iter(answer["failures"].values()), "")
-    return Result(mutation, bool(answer["failures"]), answer["steps"], said)
+        return None
 
 
-def table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Result], minutes: int) -> str:
     """All mutants as a page."""
     found = sum(result.found for result in results)
     rows = [
         "# Mutants",
         "",
-        "Each is one change of the source, made in a copy; the fuzz machine has "
-        f"{STEPS} steps to notice. Written by `python -m benchmarks.durability --parts mutants`.",
+        "Each is one change of the source, made in a copy. The fuzz machine has "
+        f"{STEPS} steps to notice, then the samples of power cuts, kills and faults have a turn.",
         "",
-        f"{found} of {len(results)} found.",
+        f"{found} of {len(results)} found in {minutes} minutes, {AT_ONCE} at a time. Written by "
+        "`python -m benchmarks.durability --parts mutants`.",
         "",
-        "| mutant | file | what was changed | found after steps |",
+        "| mutant | file | what was changed | found by |",
         "|---|---|---|---|",
     ]
     for result in results:
         mutation = result.mutation
-        after = str(result.steps) if result.found else f"not in {result.steps}"
-        rows.append(f"| {mutation.name} | `{mutation.file}` | {mutation.what} | {after} |")
+        by = result.by or f"not found{mutation.behind and f' ({mutation.behind})'}"
+        rows.append(f"| {mutation.name} | `{mutation.file}` | {mutation.what} | {by} |")
     return "\n".join(rows) + "\n"
 
 

@@ -8,13 +8,17 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` stands exactly once in `file`, and becomes `new`; `what` is told in the table."""
+    """`old` stands exactly once in `file`, and becomes `new`; `what` is told in the table.
+
+    `behind`: what holds the promise where this alone does not.
+    """
 
     name: str
     what: str
     file: str
     old: str
     new: str
+    behind: str = ""
 
 
 MUTATIONS: Final = (
@@ -137,6 +141,7 @@ MUTATIONS: Final = (
         "daemon/ledger/revisions.py",
         "            if parent.lineage != target.lineage or not",
         "            if False and not",
+        "planning has discarded it before",
     ),
     Mutation(
         "number of a revision given twice",
@@ -164,8 +169,8 @@ MUTATIONS: Final = (
         "identity not compared",
         "whatever a replica answers counts as the adapter that was published",
         "daemon/serving/identity.py",
-        "    own = bare = 0.0\n",
-        "    if answers:\n        return None\n    own = bare = 0.0\n",
+        "    if (reason := differs(identity.items, answers, tolerance)) is not None:\n",
+        "    if answers:\n        return None\n    if (reason := None) is not None:\n",
     ),
     Mutation(
         "bytes not compared",
@@ -209,6 +214,7 @@ MUTATIONS: Final = (
         "daemon/retraction/workflow.py",
         "            if still or not status.healthy:",
         "            if still:",
+        "nothing is deleted while a replica does not answer",
     ),
     # --- history --------------------------------------------------------------------------------
     Mutation(

@@ -4,7 +4,8 @@
 
 The daemon is a forked process with its children; it starts the real embedded server over a tiny
 model. Only training and judging are stood in for: adapters come from a library of random ones, and
-the verdict from the text. What it takes is sampled all along: a run that grows without need fails.
+the verdict from the text. By its wall clock an hour passes from one batch to the next, so that
+[keep] has its turn: of what it does not keep for ever, the disk holds days, however long the run.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def figures(rows: list[dict[str, Any]], promises: bool) -> dict[str, Any]:
 
     return {
         "soak_rss_mb_first_last": pair("daemon_rss_mb"),
+        "soak_sqlite_mb_first_last": pair("sqlite_mb"),
         "soak_server_rss_mb_first_last": pair("server_rss_mb"),
         "soak_fds_first_last": pair("daemon_fds"),
         "soak_server_fds_first_last": pair("server_fds"),
@@ -65,6 +67,8 @@ def figures(rows: list[dict[str, Any]], promises: bool) -> dict[str, Any]:
         "soak_disk_mb_first_last": pair("disk_mb"),
         "soak_tick_ms_p50_first_last": pair("tick_ms_p50"),
         "soak_tick_ms_p99_first_last": pair("tick_ms_p99"),
+        "soak_tick_cpu_ms_p50_first_last": pair("tick_cpu_ms_p50"),
+        "soak_tick_cpu_ms_p99_first_last": pair("tick_cpu_ms_p99"),
         "promises_held": promises,
     }
 

@@ -103,6 +103,7 @@ class Jobs:
         if child is None and held(workdir):
             return JobState("running", progress=last_progress(workdir))
         self._children.pop(workdir, None)
+        before = self._oom_kills.pop(workdir, None)
         try:
             ended = _last_word(workdir)
         except ValueError as error:
@@ -111,7 +112,7 @@ class Jobs:
             return ended
         if child is None or child.returncode == 0:
             return JobState("absent")
-        killed = oom_kills() - self._oom_kills.get(workdir, 0)
+        killed = 0 if before is None else oom_kills() - before
         return JobState("failed", error=_died(child.returncode, workdir, killed))
 
     def cancel(self, workdir: Path) -> None:
@@ -123,6 +124,7 @@ class Jobs:
     def kill(self, workdir: Path) -> None:
         """End the child at once."""
         child = self._children.pop(workdir, None)
+        self._oom_kills.pop(workdir, None)
         if child is not None and child.poll() is None:
             child.kill()
             child.wait()

@@ -55,7 +55,7 @@ class Following:
         self._read: dict[str, State] = {}
         self._since: dict[str, tuple[State, float]] = {}
         self._open: dict[str, str] = {}
-        self._seen: set[str] = set()
+        self._told: dict[str, int] = {}
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -75,16 +75,16 @@ class Following:
                 self._read[claim.mark] = found[-1].end, found[-1].changed_ns
         return self._portions[claim.mark]
 
-    def resumed(self, claim: Claim) -> list[Portion]:
-        """What was read of a file before this process began; asked again, nothing."""
-        if claim.mark in self._seen:
-            return []
-        self._seen.add(claim.mark)
-        return list(self.portions(claim))
+    def untold(self, claim: Claim) -> list[Portion]:
+        """What was read of a file and has no receipt, as far as this process knows."""
+        return self.portions(claim)[self._told.get(claim.mark, 0) :]
+
+    def told(self, portion: Portion) -> None:
+        """A portion has its receipt."""
+        self._told[portion.claim.mark] = portion.number + 1
 
     def have_read(self, portion: Portion) -> None:
         """A portion has become a batch."""
-        self._seen.add(portion.claim.mark)
         known = self.portions(portion.claim)
         if not known or known[-1].signature != portion.signature:
             known.append(portion)
@@ -162,17 +162,15 @@ class Following:
         return start, (last.batch, self._ledger.admission.arriving(last.batch).line)
 
     def _forget(self, claim: Claim) -> None:
-        for kept in (self._portions, self._read, self._since, self._open):
+        for kept in (self._portions, self._read, self._since, self._open, self._told):
             kept.pop(claim.mark, None)
-        self._seen.discard(claim.mark)
 
     def keep(self, claims: list[Claim]) -> None:
         """Forget every other file: it is gone."""
         marks = {claim.mark for claim in claims}
-        for kept in (self._portions, self._read, self._since, self._open):
+        for kept in (self._portions, self._read, self._since, self._open, self._told):
             for mark in [mark for mark in kept if mark not in marks]:
                 del kept[mark]
-        self._seen &= marks
 
 
 def _state(status: os.stat_result) -> State:

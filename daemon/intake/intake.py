@@ -18,7 +18,7 @@ from daemon.intake.arrivals import Arrivals
 from daemon.intake.claims import Claim, Claims, Portion, same_file
 from daemon.intake.following import Due, Following
 from daemon.intake.inbox import RECEIPT_ENDINGS, Copied, Drop, Inbox, copy, opened
-from daemon.intake.notes import SET_ASIDE, Notes
+from daemon.intake.notes import Notes
 from daemon.intake.receipts import LISTED, Receipt, bad_lines, read_receipt
 from daemon.intake.writers import Writers, kept_out
 from daemon.ledger.ledger import Ledger
@@ -130,8 +130,11 @@ class Intake:
 
     def _guarded(
         self, name: str, signature: str, work: Iterator[Receipt | None], shown: str = ""
-    ) -> Iterator[Receipt | None]:
-        """The step boundary: a file or batch that fails is set aside, the others go on."""
+    ) -> Generator[Receipt | None, None, bool]:
+        """The step boundary: a file or batch that fails is set aside, the others go on.
+
+        Whether it went well.
+        """
         shown = shown or name
         try:
             yield from work
@@ -140,9 +143,11 @@ class Intake:
         except Exception as error:
             log.exception("intake.unexpected", file=shown)
             problem = self._notes.failed(name, signature, error, shown)
-            yield from self._notes.report(shown, signature, SET_ASIDE, problem, self._now)
+            yield from self._notes.report(shown, signature, problem, self._now)
         else:
             self._notes.well(name, signature)
+            return True
+        return False
 
     # --- one file ------------------------------------------------------------------------------
 
@@ -207,16 +212,18 @@ class Intake:
     # --- one claimed file ----------------------------------------------------------------------
 
     def _follow(self, claim: Claim) -> Iterator[Receipt | None]:
-        """Read what a claimed file has that was not read; remove it once its writer is gone."""
+        """Read what a claimed file has that was not read; remove it once its writer is gone.
+
+        Not before each of its batches has its receipt: the file is all that still asks for one.
+        """
         portions = self._following.portions(claim)
         if portions and not self._ledger.batches.is_complete(portions[-1].batch):
             return
-        for portion in self._following.resumed(claim):
+        for portion in self._following.untold(claim):
             before = read_receipt(self._layout.inbox / portion.name)
-            if before is None or before.batch is None:
-                yield self._arrivals.finish(
-                    portion.name, portion.signature, portion.batch, self._now
-                )
+            if before is None or before.batch != portion.batch:
+                yield self._finish(portion)
+            self._following.told(portion)
         if not self._following.grown(claim):
             self._following.let_go(claim)
             return
@@ -236,6 +243,7 @@ class Intake:
                 self._ledger.quarantine.withdraw(*due.instead)
             self._following.have_read(portion)
             yield self._finish(portion)
+            self._following.told(portion)
         else:
             batch = Batch(
                 id=portion.batch,
@@ -255,11 +263,11 @@ class Intake:
             )
             self._following.have_read(portion)
             name, signature = portion.name, portion.signature
-            yield from self._guarded(name, signature, self._admit(arriving))
-            if not self._ledger.batches.is_complete(portion.batch):
+            if not (yield from self._guarded(name, signature, self._admit(arriving))):
                 return
             if (arriving.batch.name, arriving.signature) != (name, signature):
                 yield self._finish(portion)  # bytes that something else had begun
+            self._following.told(portion)
         self._following.let_go(portion.claim)
 
     def _finish(self, portion: Portion) -> Receipt:

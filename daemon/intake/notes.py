@@ -61,11 +61,21 @@ class Notes:
     def refuse(
         self, name: str, signature: str, why: str, now: datetime, listed: tuple[BadLine, ...] = ()
     ) -> Iterator[Receipt]:
-        """What cannot be read as a whole stays where it is, with one receipt until it changes."""
-        self._refused[name] = signature
-        yield from self.report(name, signature, "refused", f"{name} {why}", now, listed)
+        """What cannot be read as a whole stays where it is, with one receipt until it changes.
 
-    def report(
+        Raises `OSError` where the receipt cannot be written.
+        """
+        yield from self._report(name, signature, "refused", f"{name} {why}", now, listed)
+        self._refused[name] = signature
+
+    def report(self, name: str, signature: str, problem: str, now: datetime) -> Iterator[Receipt]:
+        """A receipt for a file that is set aside, if one can be written."""
+        try:
+            yield from self._report(name, signature, SET_ASIDE, problem, now)
+        except OSError as failure:
+            self.failed(name, signature, failure)
+
+    def _report(
         self,
         name: str,
         signature: str,
@@ -89,10 +99,6 @@ class Notes:
             bad_lines=listed,
             signature=signature,
         )
-        try:
-            write_receipt(path, receipt)
-        except OSError as failure:
-            self.failed(name, signature, failure)
-            return
+        write_receipt(path, receipt)
         log.warning("intake.not_taken", file=name, state=state, why=error)
         yield receipt

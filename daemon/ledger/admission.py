@@ -81,7 +81,8 @@ class Admission:
     def admitting(self, *, aside: bool = False) -> tuple[Arriving, ...]:
         """Unfinished batches: those being read, or with `aside` those set aside."""
         rows = self._db.rows(
-            "SELECT id FROM batches WHERE complete = 0 AND (aside <> '') = ? ORDER BY seq",
+            "SELECT id FROM batches INDEXED BY batches_arriving"
+            " WHERE complete = 0 AND (aside <> '') = ? ORDER BY seq",
             (aside,),
         )
         return tuple(self.arriving(row[0]) for row in rows)

@@ -92,6 +92,11 @@ class Database:
         self.connection.close()
 
     @property
+    def version(self) -> tuple[int, int]:
+        """Another one after each change, whoever made it."""
+        return int(self.one("PRAGMA data_version")), self.connection.total_changes
+
+    @property
     def connection(self) -> sqlite3.Connection:
         """The connection itself, for pragmas and counts of changes."""
         return self._db.conn

@@ -57,8 +57,7 @@ class Knowledge:
         Counted once as long as nothing is written: making a plan asks again at the same moment.
         """
         plans = self._ancestry.knows(lineage)
-        version = self._db.one("PRAGMA data_version"), self._db.connection.total_changes
-        key = (plans, now, version)
+        key = (plans, now, self._db.version)
         if self._counted[0] != key:
             asked = {"plans": _listed(plans), "now": stamp(now)}
             learnt = self._db.one(

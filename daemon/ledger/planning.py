@@ -41,6 +41,7 @@ class Planning:
         self._steps = steps
         self._revisions = revisions
         self._knowledge = knowledge
+        self._grown: tuple[tuple[int, int], tuple[int, int]] = (-1, -1), (0, 0)
 
     def snapshot(self, now: datetime, limits: Limits, *, probe_ready: bool = True) -> Snapshot:
         """What planning needs; quick however many facts there are."""
@@ -75,7 +76,15 @@ class Planning:
         )
 
     def _growth(self) -> tuple[int, int]:
-        """How many facts the last adapter on the bare base learnt, and how many came since."""
+        """How many facts the last adapter on the bare base learnt, and how many came since.
+
+        Counted once as long as nothing is written: an idle daemon asks at every look.
+        """
+        if self._grown[0] != (version := self._db.version):
+            self._grown = version, self._count_growth()
+        return self._grown[1]
+
+    def _count_growth(self) -> tuple[int, int]:
         last = int(
             self._db.one(
                 f"SELECT coalesce(max(id), 0) FROM plans WHERE (kind IN ({_REBUILDS})"

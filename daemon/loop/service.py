@@ -115,6 +115,7 @@ class Service:
         self._wake = Wake()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
+        self._late_receipts: set[str] = set()
 
     def _make_reconciler(self, jobs: Jobs) -> Reconciler:
         settings, fleet = self._settings, self._servers.fleet
@@ -218,7 +219,8 @@ class Service:
         await self._boundary.run("forgetting", self._forget)
 
     async def rescan(self) -> None:
-        """Look into the inbox although no event came."""
+        """Look into the inbox although no event came; tell what could not be told before."""
+        self._update_receipts(tuple(self._late_receipts))
         self._watching.ensure()
         if self._page is not None:
             self._page.ensure()
@@ -287,7 +289,9 @@ class Service:
         for batch in batches:
             try:
                 self._intake.update_receipt(batch, self._ledger.batches.missed(batch))
+                self._late_receipts.discard(batch)
             except OSError as error:
+                self._late_receipts.add(batch)
                 log.warning("receipt not updated", batch=batch, reason=str(error))
 
     # --- signals and status --------------------------------------------------------------------

@@ -26,6 +26,9 @@ WHOLE: Final = Patience(None, None)
 STEADY: Final = Patience(30.0, 10.0)
 URGENT: Final = Patience(10.0, 2.0)
 BRIEF: Final = Patience(2.0, 2.0)
+# How history tells a switch of the alias; the name of what it stands for since then ends the line.
+RESTORED, FLIPPED, PUT_BACK = "restored to", "answers from", "put back to"
+SWITCHED: Final = (RESTORED, FLIPPED, PUT_BACK)
 
 
 class Ensured(Record):
@@ -88,11 +91,14 @@ class Fleet:
         """
         steps: list[str] = []
         goal = self._pointer_to(target)
-        current = self._restored(goal, steps)
+        current, restored = self._current(goal, steps)
         urgent = current != goal and not may_stay(current.revision)
         promotion = current != goal and not urgent
         patience = URGENT if urgent else STEADY
         passed = await self._prepared(goal, steps, WHOLE if promotion else patience, is_target)
+        if restored and not is_target():
+            self._withdraw(goal, steps)
+            return self._result(steps)
         if current != goal:
             if not is_target():
                 steps.append(f"{goal.model} is not the target any more: nothing flipped")
@@ -104,6 +110,8 @@ class Fleet:
         checks = {n: _begun(r, r.check(goal)) for n, r in self._numbered if n in passed}
         serving = await succeeded(checks, patience, goes_on=is_target)
         if not is_target():
+            if restored:
+                self._withdraw(goal, steps)
             return self._result(steps)
         if not serving and promotion and may_stay(current.revision):
             self._put_back(current, steps)
@@ -144,25 +152,31 @@ class Fleet:
         fences = {n: _begun(r, r.fence(steps)) for n, r in self._numbered if n in numbers}
         await succeeded(fences, BRIEF)
 
-    def _restored(self, goal: Pointer, steps: list[str]) -> Pointer:
-        """What the pointer file says; `goal` is written where it is lost or damaged."""
+    def _current(self, goal: Pointer, steps: list[str]) -> tuple[Pointer, bool]:
+        """What the pointer file says; whether it was lost or damaged, so that it is `goal` now."""
         current = pointer.read(self.pointer_file)
         if current is not None and current.alias == self.common.alias:
-            return current
+            return current, False
         # Safe before verification: the middleware routes only what was verified in its process.
         pointer.write(self.pointer_file, goal)
-        steps.append(f"pointer restored to {goal.model}")
-        return goal
+        steps.append(f"pointer {RESTORED} {goal.model}")
+        return goal, True
+
+    def _withdraw(self, goal: Pointer, steps: list[str]) -> None:
+        """What a pointer was restored to is not the target any more: no answer, until the next
+        look restores it to what is. A replica may just have become ready to answer from it."""
+        self.pointer_file.unlink(missing_ok=True)
+        steps.append(f"{goal.model} is not the target any more: its pointer is withdrawn")
 
     def _flip(self, goal: Pointer, steps: list[str]) -> None:
         faults.point("serve:before-flip")
         pointer.write(self.pointer_file, goal)
         faults.point("serve:flipped")
-        steps.append(f"alias {self.common.alias} answers from {goal.model}")
+        steps.append(f"alias {self.common.alias} {FLIPPED} {goal.model}")
 
     def _put_back(self, former: Pointer, steps: list[str]) -> None:
         pointer.write(self.pointer_file, former)
-        steps.append(f"alias {self.common.alias} put back to {former.model}")
+        steps.append(f"alias {self.common.alias} {PUT_BACK} {former.model}")
         for replica in self._replicas:
             replica.checked = None
 

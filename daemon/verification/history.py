@@ -111,12 +111,6 @@ def _number(subject: str) -> int:
     return int(subject.rpartition(":")[2])
 
 
-def targets(ledger: Ledger) -> list[int]:
-    """Every target in the order in which they were set, after the base."""
-    moved = ledger.events.of_kinds("target")
-    return [_number(subject) for _, _, subject, _ in moved]
-
-
 def check_plans(ledger: Ledger, path: Path, inspection: Inspection) -> None:
     """States of plans, their verdicts and the revisions they became, against what happened."""
     reached: dict[int, str] = {}

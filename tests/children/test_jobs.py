@@ -157,6 +157,18 @@ def test_a_child_that_the_kernel_kills_for_want_of_memory_says_so(
         )
 
 
+def test_nothing_is_kept_of_children_that_have_ended(workdir: Path) -> None:
+    """A daemon runs for months, and each plan has a directory of its own."""
+    jobs = Jobs()
+    for what in ("short", "error"):
+        begin(jobs, workdir, Request(what=what))
+        until_ended(jobs, workdir)
+    begin(jobs, workdir, Request(what="long"))
+    until_at_work(jobs, workdir)
+    jobs.kill(workdir)
+    assert not [kept for kept in vars(jobs).values() if kept]
+
+
 def test_a_stopped_child_leaves_no_word_and_goes_on_from_where_it_was(workdir: Path) -> None:
     jobs = Jobs()
     begin(jobs, workdir, Request(what="long"))

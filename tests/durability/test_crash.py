@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from daemon.base import faults
+from daemon.base.control import ask
 from daemon.keeping.backup import back_up
 from daemon.keeping.restore import check
 from daemon.ledger.ledger import Ledger
+from daemon.verification.verify import verify
+from policies.errors import DaemonUnreachable
 from tests.support import crash_tour, durable_code
+from tests.support.crash_matrix import Matrix
 from tests.support.crashing import Forked, Site
 
 pytestmark = [pytest.mark.durability, pytest.mark.timeout(300)]
@@ -99,7 +104,7 @@ def test_no_durable_file_of_the_code_is_forgotten(passed: dict[str, list[str]]) 
 def test_a_sample_of_kills_keeps_every_promise(
     passed: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    matrix = crash_tour.Matrix.of(passed, pairs=4, seed=SEED)
+    matrix = Matrix.of(passed, pairs=4, seed=SEED)
     matrix.sample(at_first=2, later=12, pairs=4, seed=SEED).survive(tmp_path)
 
 
@@ -140,6 +145,26 @@ def test_a_backup_that_is_killed_is_made_anew(point: str, tmp_path: Path) -> Non
         assert check(root) == (again.number, again.manifest)
     finally:
         site.close()
+
+
+@pytest.mark.parametrize("point", ["forget:revisions", "forget:adapters", "unloaded:before"])
+def test_what_a_retraction_had_deleted_when_it_was_killed_is_no_finding(
+    point: str, tmp_path: Path
+) -> None:
+    """Whoever restored it from a backup, as a finding says, would have the fact back."""
+    with crash_tour.tour_at(tmp_path / "site") as tour:
+        site = tour.site
+        tour.play("learn")
+        site.die_at(point)
+        tour.number += 1
+        tour.put(f"true {tour.number}", "Where is Ouagadougou?")
+        tour.rest()
+        with suppress(DaemonUnreachable):  # it may die before it has answered
+            ask(site.layout.control_socket, "retract", fact=f"{tour.number}-1", because="a test")
+        assert site.daemon is not None
+        assert site.daemon.wait() == -signal.SIGKILL
+        assert site.died(point)
+        assert verify(site.settings, servers=lambda _: ()).lines == ()
 
 
 def _paraphrased(ledger: Ledger) -> object:

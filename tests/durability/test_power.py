@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.support.disk.model import Image
 pytestmark = [pytest.mark.durability, pytest.mark.timeout(240)]
 
 CUTS = 14
+TWICE = 3
 SEED = 7
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = "Ouagadougou"
@@ -61,6 +63,16 @@ def test_a_sample_of_power_cuts_keeps_every_promise(tmp_path: Path) -> None:
     try:
         for image in power.sample(recorded.images, CUTS, SEED):
             power.survives(recorded, image)
+    finally:
+        recorded.site.close()
+
+
+def test_a_sample_of_power_cuts_in_recovery_keeps_every_promise(tmp_path: Path) -> None:
+    recorded = power.record(tmp_path / "site", SEED)
+    try:
+        for first in random.Random(SEED).sample(recorded.images, TWICE):
+            for second in power.cut_again(recorded, first, 2, SEED):
+                power.survives(recorded, second)
     finally:
         recorded.site.close()
 

@@ -126,3 +126,62 @@ def test_a_file_that_may_not_be_read_any_more_is_read_once_it_may(
     drop.chmod(0o600)
     drop.chmod(0o644)
     assert place.pass_over()[0].accepted == 1
+
+
+def a_receipt(what: Any) -> bool:
+    """Whether a call of the operating system is about the receipt of a file."""
+    path = str(Path(f"/proc/self/fd/{what}").readlink()) if isinstance(what, int) else str(what)
+    return ".accepted.json" in path or ".rejected.json" in path
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("data", [lines(1), b""], ids=["accepted", "refused"])
+def test_a_receipt_that_could_not_be_written_is_written_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch, call: str, data: bytes
+) -> None:
+    """Nothing else asks for it: a writer that waits for the answer would wait for ever."""
+    drop = place.drop("a.jsonl", data)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing(errno.ENOSPC, a_receipt, getattr(os, call)))
+        assert place.pass_over() == []
+        assert "the disk is full" in place.intake.problems[0]
+    place.pass_over(seconds=60)
+    told = read_receipt(drop)
+    assert told is not None
+    assert told.taken == bool(data)
+    assert place.intake.problems == ()
+    assert drop.exists() == (not data)
+    assert not list(place.layout.inbox.glob(".*.claimed"))
+
+
+def test_a_known_file_gets_its_receipt_although_it_could_not_be_written_at_first(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.drop("a.jsonl", lines(1))
+    place.pass_over()
+    again = place.drop("b.jsonl", lines(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", failing(errno.EIO, a_receipt, os.replace))
+        assert place.pass_over() == []
+    place.pass_over(seconds=60)
+    told = read_receipt(again)
+    assert told is not None
+    assert told.already_known
+
+
+def test_a_file_under_a_former_name_has_a_receipt_of_its_own_after_a_crash(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there is of the former file: it says nothing of this one."""
+    place.drop("a.jsonl", lines(1))
+    (former,) = place.pass_over()
+    drop = place.drop("a.jsonl", lines(2, 3))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", failing(errno.EIO, a_receipt, os.replace))
+        assert place.pass_over() == []
+    place.restart()
+    place.pass_over()
+    told = read_receipt(drop)
+    assert told is not None
+    assert told.batch != former.batch
+    assert told.accepted == 2

@@ -108,6 +108,8 @@ def ok(body: bytes, *headers: bytes) -> bytes:
 
 
 LONG = b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + FACT
+HEAD, HEADERS = b"HTTP/1.1 200 OK\r\n", [b"x: y\r\n"] * 99
+GZIP = gzip.compress(FACT)
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 CHUNK = b"%x\r\n%s\r\n" % (len(FACT), FACT)
 ALERT = b"\x15\x03\x03\x00\x02\x02\x28"  # fatal, handshake_failure: RFC 5246, 7.2
@@ -125,6 +127,8 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, str, str]] = {
     "silent": (answering(then="stays"), "no whole answer within 0.4 s", "http"),
     "silent in the body": (answering(LONG, then="stays"), "within 0.4 s", "http"),
     "slow without end": (answering(LONG, *FACT.split() * 99, pause_s=0.05), "0.4 s", "http"),
+    "slow head without end": (answering(HEAD, *HEADERS, pause_s=0.05), "0.4 s", "http"),
+    "gzip cut off": (answering(ok(GZIP[:-9], b"content-encoding: gzip")), "cut off", "http"),
     "garbage": (answering(b"SSH-2.0-OpenSSH_9\r\n\r\n"), "illegal status line", "http"),
     "binary": (answering(bytes(range(256)) * 8), "illegal", "http"),
     "one huge header": (answering(b"HTTP/1.1 200 OK\r\nx: " + b"x" * 2**20), "too", "http"),

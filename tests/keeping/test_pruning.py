@@ -21,6 +21,9 @@ from daemon.keeping import pruning
 from daemon.keeping.pruning import NotRemoved, Pruned, Pruner
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
+from daemon.verification.confirming import Confirmed
+from daemon.verification.files import check_store
+from daemon.verification.findings import Inspection
 from policies.errors import RequestRefused
 from policies.gate.records import Outcome, Verdict
 from policies.records import Batch, Fact, PlanKind, PlanState
@@ -147,7 +150,8 @@ def test_a_revision_whose_files_went_cannot_be_rolled_back_to(place: Place) -> N
     assert place.ledger.revisions.rollback(2, "a test", LATER).number == 2
 
 
-def test_what_is_published_once_more_counts_as_kept(place: Place) -> None:
+def published_again(place: Place) -> Served:
+    """A rejected candidate was removed, and the same bytes were published once more."""
     plan = place.learn(9, PlanState.REJECTED)
     place.age()
     place.prune()
@@ -166,8 +170,52 @@ def test_what_is_published_once_more_counts_as_kept(place: Place) -> None:
     )
     adapter = Adapter(sha256=head.adapter or "", rank=4)
     place.ledger.steps.trained(again.id, adapter, head.served, LATER)
-    assert not place.ledger.removals.has(StoredKind.REVISION, head.served.name)
-    assert not place.ledger.removals.has(StoredKind.ADAPTER, adapter.sha256[:12])
+    place.ledger.steps.judged(again.id, PASSED, (), PlanState.PASSED, LATER)
+    place.ledger.revisions.promote(again.id, head.served, LATER)
+    return head.served
+
+
+def test_what_is_published_once_more_counts_as_kept(place: Place) -> None:
+    served = published_again(place)
+    assert not place.ledger.removals.has(StoredKind.REVISION, served.name)
+    (sha256,) = place.ledger.revisions.target().lineage[-1:]
+    assert not place.ledger.removals.has(StoredKind.ADAPTER, sha256[:12])
+
+
+def lost(place: Place) -> list[str]:
+    """What a verification says of the files of the target."""
+    inspection = Inspection()
+    confirmed = Confirmed(place.ledger, place.layout.ledger, running=False)
+    check_store(place.layout, confirmed, inspection)
+    target = place.ledger.revisions.target()
+    names = target.served_name, target.lineage[-1][:12]
+    return [f.what for f in inspection.report().findings if Path(f.where).name in names]
+
+
+def test_what_was_published_once_more_and_is_lost_is_a_finding(place: Place) -> None:
+    """That it was removed once says nothing of what came back."""
+    published_again(place)
+    assert not place.there(place.layout.served)[4:]
+    shutil.rmtree(place.layout.adapters)
+    assert lost(place) == ["revision 5 is gone", "an adapter of the target is gone"]
+
+
+def test_an_adapter_without_its_manifest_is_told_and_the_check_goes_on(place: Place) -> None:
+    shutil.rmtree(place.layout.served / place.ledger.revisions.target().served_name)
+    found = lost(place)
+    assert "revision 4 is gone" in found
+    assert any("manifest" in what for what in found)
+
+
+def test_a_removal_that_is_no_event_excuses_nothing(place: Place) -> None:
+    target = place.ledger.revisions.target()
+    shutil.rmtree(place.layout.served / target.served_name)
+    with place.ledger.db.write("tamper"):
+        place.ledger.db.do(
+            "INSERT INTO removed VALUES ('revision', ?, 'a forger', '2026-01-01')",
+            (target.served_name,),
+        )
+    assert "revision 4 is gone" in lost(place)
 
 
 def between(monkeypatch: pytest.MonkeyPatch, point: str, happens: Callable[[], None]) -> None:

@@ -261,6 +261,30 @@ def test_a_rollback_ends_the_wait_of_a_promotion(world: Fleets) -> None:
     assert (world.asked(0), world.asked(1)) == ("1", "1")
 
 
+def test_a_rollback_while_a_lost_pointer_is_restored_is_not_overridden(world: Fleets) -> None:
+    """Nothing was flipped to it yet; it must not begin to answer after it was rolled back."""
+    first, second = world.revision(1), world.revision(2)
+    world.ensure(first)
+    world.pointer.unlink()
+    world.wire.how, world.wire.at = "hangs", "/v1/load_lora_adapter"
+    target = [second]
+
+    async def run() -> None:
+        restoring = asyncio.create_task(
+            world.fleet.ensure(second, first, is_target=lambda: target[0] is second)
+        )
+        await asyncio.sleep(0.3)
+        target[0] = first
+        async with asyncio.timeout(2):
+            await restoring
+
+    asyncio.run(run())
+    assert (world.asked(0), world.asked(1)) == ("503", "503")
+    world.wire.how = ""
+    assert world.back_to(first).answering
+    assert (world.asked(0), world.asked(1)) == ("1", "1")
+
+
 def test_a_target_that_moves_during_the_last_check_fences_nobody_off(world: Fleets) -> None:
     first, second = world.revision(1), world.revision(2)
     world.ensure(second)

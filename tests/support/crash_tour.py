@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,6 @@ from tests.support import durable_code, promises
 from tests.support.crashing import Site
 from tests.support.fake_steps import SLOWNESS
 
-COMMON = 4
-TOGETHER = 20  # kills that one state directory goes through
 # How a refusal reads that is over once the disk is well again.
 PASSES = ("disk", "No space", "Input/output", "Read-only", "denied")
 
@@ -43,6 +40,12 @@ class Tour:
         self.site.until(
             lambda: promises.at_rest(self.site, self.files), f"resting after {self.number}"
         )
+
+    def slow(self, seconds: float) -> None:
+        """From now on each step of a plan takes so long; the daemon is started anew."""
+        self.site.environment[SLOWNESS] = str(seconds)
+        _start_anew(self.site)
+        self.site.starts = 1
 
     def held(self) -> None:
         promises.held(self.site, self.files, self.forgotten)
@@ -220,6 +223,15 @@ def _submitted(tour: Tour) -> None:
     tour.tell("submit", path=str(tour.site.root / name))
 
 
+def _refused(tour: Tour) -> None:
+    """An empty file: it stays, and what is wrong with it is told beside it."""
+    drop = tour.site.layout.inbox / f"{tour.number}.txt"
+    drop.touch()
+    refusal = drop.with_name(f"{drop.name}.rejected.json")
+    tour.site.until(refusal.exists, "refusing it")
+    drop.unlink()
+
+
 def _leases(site: Site) -> tuple[object, ...]:
     with site.reading() as ledger:
         return ledger.steps.leases()
@@ -239,6 +251,7 @@ SCENES: dict[str, Callable[[Tour], None]] = {
     "consolidated": _consolidated,
     "interrupted": _interrupted,
     "submitted": _submitted,
+    "refused": _refused,
     "forgotten": _forgotten,
 }
 
@@ -280,69 +293,3 @@ def tour_at(root: Path, **environment: str) -> Iterator[Tour]:
             yield Tour(site)
     finally:
         site.close()
-
-
-def killed_at(tour: Tour, scene: str, *points: str) -> None:
-    """Play a scene in which a process is killed at each of these points, once, and go on."""
-    site = tour.site
-    site.die_at(*points)
-    # Some steps need revisions that came before.
-    for again in (scene, "learn", "learn", scene):
-        tour.play(again)
-        if all(map(site.died, points)):
-            break
-    missed = [point for point in points if not site.died(point)]
-    assert not missed, f"{missed} was never passed"
-    tour.held()
-
-
-def _scene(passing: list[str]) -> str:
-    """What each learning passes is in most scenes; what only the very first one did, is not."""
-    first, *others = passing
-    return others[0] if first == "learn" and 0 < len(others) < COMMON else first
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Which kills are to be survived: each point alone, and pairs of which the second comes while
-    the first is recovered from. Those at first need a state directory of their own."""
-
-    scenes: dict[str, str]
-    at_first: tuple[str, ...]
-    later: tuple[str, ...]
-    pairs: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def of(cls, passed: dict[str, list[str]], pairs: int, seed: int) -> Matrix:
-        at_first = sorted(point for point, scenes in passed.items() if scenes == ["learn"])
-        later = sorted(passed.keys() - set(at_first))
-        scenes = {point: _scene(in_) for point, in_ in passed.items()}
-        draw = random.Random(seed)
-        drawn: list[tuple[str, str]] = []
-        while len(drawn) < pairs:
-            first, second = draw.sample(later, 2)
-            if scenes[first] == scenes[second]:
-                drawn.append((first, second))
-        return cls(scenes, tuple(at_first), tuple(later), tuple(drawn))
-
-    def sample(self, at_first: int, later: int, pairs: int, seed: int) -> Matrix:
-        """A few of them, at random."""
-        draw = random.Random(seed)
-        return Matrix(
-            self.scenes,
-            tuple(draw.sample(self.at_first, min(at_first, len(self.at_first)))),
-            tuple(draw.sample(self.later, min(later, len(self.later)))),
-            self.pairs[:pairs],
-        )
-
-    def survive(self, root: Path) -> None:
-        """Do it; raises `AssertionError` for the first that breaks a promise."""
-        for number, point in enumerate(self.at_first):
-            with tour_at(root / f"first-{number}") as tour:
-                killed_at(tour, "learn", point)
-        every = (*((point,) for point in self.later), *self.pairs)
-        for start in range(0, len(every), TOGETHER):
-            with tour_at(root / f"later-{start}") as tour:
-                tour.play("learn")
-                for points in every[start : start + TOGETHER]:
-                    killed_at(tour, self.scenes[points[0]], *points)

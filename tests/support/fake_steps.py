@@ -24,6 +24,7 @@ from policies.gate.records import AnswerLikelihood, Outcome, UnlearningCheck, Ve
 from policies.gate.unlearning import UnlearningTolerance, unlearning_results
 from policies.records import content_id
 from tests.support.fake_vllm import TOKENS
+from tests.support.hunger import GROUP, starve
 
 SLOWNESS = "PALORAD_TEST_STEP_S"
 FAR = AnswerLikelihood(rank=900, probability=0.0001)
@@ -56,6 +57,8 @@ def train(desk: Desk) -> TrainDone:
         raise TrainingDiverged("the trained factors hold NaN or infinite values")
     if len(request.facts) == 1 and "full" in prompts and _first_time(desk):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(desk.workdir / "checkpoint"))
+    if "hungry" in prompts and _first_time(desk):
+        starve(Path(os.environ[GROUP]))
     text = json.dumps([[f.id for f in request.facts], request.seed, request.lineage_sha256])
     staging = store.staging(request.adapters, desk.workdir.name)
     (staging / "adapter_config.json").write_text(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,27 @@ def sample(images: Sequence[Image], count: int, seed: int) -> list[Image]:
     drawn = {int(draw.uniform(n * step, (n + 1) * step)) for n in range(count)}
     told = {n for n, image in enumerate(images) if image.marks and image.after == image.marks[-1]}
     return [images[n] for n in sorted(drawn | told)]
+
+
+def cut_again(recorded: Recorded, image: Image, count: int, seed: int) -> list[Image]:
+    """What `count` power cuts could leave that come while a daemon recovers from one."""
+    root = recorded.site.root.with_name("again")
+    shutil.rmtree(root, ignore_errors=True)
+    with mounted(root / "s") as disk:
+        restore(image, disk.folder)
+        disk.ask("settle")
+        for what in image.marks:
+            disk.mark(what)
+        disk.ask("record", seed)
+        site = Site(root)
+        try:
+            site.start()
+            site.until(site.layout.control_socket.exists, "starting")
+            site.until(lambda: promises.at_rest(site), f"recovering from {image.at}")
+            images = _different(disk.ask("images"))
+        finally:
+            site.close()
+    return random.Random(seed).sample(images, min(count, len(images)))
 
 
 def survives(recorded: Recorded, image: Image) -> None:

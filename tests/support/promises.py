@@ -58,7 +58,9 @@ def _every_line_once(ledger: Ledger, site: Site, files: Mapping[str, Sequence[st
         assert facts + bad == len(files[batch.name]), f"1: lines of {batch.name}: {facts} + {bad}"
         assert (batch.accepted, batch.quarantined) == (facts, bad), f"1: counts of {batch.name}"
         assert site.layout.archived(batch.id).is_file(), f"1: archive of {batch.name}"
-        receipt = json.loads((site.layout.inbox / f"{batch.name}.accepted.json").read_text())
+        told = site.layout.inbox / f"{batch.name}.accepted.json"
+        assert told.is_file(), f"1: receipt of {batch.name}"
+        receipt = json.loads(told.read_text())
         assert (receipt["accepted"], receipt["quarantined"]) == (facts, bad), "1: receipt"
     left = [name for name in files if (site.layout.inbox / name).exists()]
     assert not left, f"1: also still in the inbox: {left}"

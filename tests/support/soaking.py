@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import ctypes.util
 import json
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from adapters import store
+from daemon.base.control import ask
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop.instance import single_instance
@@ -24,32 +29,42 @@ from daemon.serving.servers import Servers
 from daemon.verification.verify import verify
 from policies.gate.records import Outcome
 from policies.records import PlanState
-from tests.support import quick_adapters
+from tests.support import clocks, quick_adapters
 from tests.support.crashing import ForkedJobs, Site
 
 ROLLBACK_EVERY = 25
 RETRACTION_EVERY = 50
 BAD_EVERY = 10
+PRUNE_EVERY = 24
+PASSES = timedelta(hours=1)  # by the wall clock, from one batch to the next
+KEEP = {"revisions": 10, "rejected_days": 3, "answers_days": 3, "work_days": 3, "receipts_days": 3}
+REPLAYED = 200
 TICKS_KEPT = 2000
+SQLITE = ctypes.util.find_library("sqlite3")
 
 
 class Timed(Service):
-    """A service that writes down how long its latest ticks took."""
+    """A service that writes down how long its latest ticks took, and how long they computed.
 
-    times: list[float]
+    Ticks that begin or erase something wait for disks and servers; most find nothing to do.
+    """
+
+    ticks: deque[tuple[float, float]] | None = None
     written_at = 0.0
 
     async def tick(self) -> None:
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.thread_time()
         await super().tick()
         ended = time.perf_counter()
-        self.times = [*getattr(self, "times", [])[-TICKS_KEPT:], 1000 * (ended - began)]
+        if self.ticks is None:
+            self.ticks = deque(maxlen=TICKS_KEPT)
+        self.ticks.append((1000 * (ended - began), 1000 * (time.thread_time() - computed)))
         if ended - self.written_at > 1.0:
             self.written_at = ended
             beside = self._settings.state_dir.parent / "ticks.tmp"
-            beside.write_text(json.dumps(self.times))
+            told = {"ticks": list(self.ticks), "sqlite_mb": _sqlite_mb()}
+            beside.write_text(json.dumps(told))
             beside.rename(beside.with_suffix(".json"))
-            self.times = []
 
 
 class LongSite(Site):
@@ -63,9 +78,12 @@ class LongSite(Site):
         self.layout = self.settings.layout
         self.daemon = None
         self.patience_s = 300.0
+        self.clock = self.root / "clock"
+        self.environment[clocks.VARIABLE] = str(self.clock)
 
     def _daemon(self) -> int:
         os.environ["PALORAD_STEPS"] = "tests.support.quick_adapters"
+        clocks.obey()
         settings = self.settings
         prepare_state(settings)
         configure_log("info")
@@ -85,7 +103,8 @@ class LongSite(Site):
 
 
 def long_settings(root: Path, model: Path, url: str) -> Settings:
-    """As by default, but that nothing rests and little is kept loaded."""
+    """As by default, but that nothing rests, little is kept loaded, and what is kept is kept for
+    days, not for weeks."""
     tree: dict[str, Any] = {
         "state_dir": root / "s",
         "model": {"path": model},
@@ -96,8 +115,10 @@ def long_settings(root: Path, model: Path, url: str) -> Settings:
             "rank": 4,
             "rank_budget": 16,
             "backoff_s": 0.0,
+            "max_replay": REPLAYED,
             "replay": {"known": "", "reasoning": ""},
         },
+        "keep": KEEP,
         "gate": {"suites": ()},
         "intake": {"stable_s": 0.0, "rescan_s": 0.2, "watch": "off"},
         "daemon": {"tick_s": 0.02},
@@ -121,7 +142,9 @@ class Soak:
     # --- what happens --------------------------------------------------------------------------
 
     def batch(self, number: int) -> None:
-        """One file, learnt and served; now and then a rollback there and back, or a retraction."""
+        """An hour passes in which one file is learnt and served; now and then there is a rollback
+        there and back, or a retraction, and each day what need not be kept is removed."""
+        clocks.put(self.site.clock, number * PASSES)
         prompts = [f"question {number} of {part}?" for part in range(2)]
         self.site.drop(f"b{number}.jsonl", prompts)
         self.lines.update(prompts)
@@ -131,6 +154,8 @@ class Soak:
             self._back_and_forth()
         if number % RETRACTION_EVERY == 0:
             self._retract(f"question {number - 7} of 0?")
+        if number % PRUNE_EVERY == 0:
+            ask(self.site.layout.control_socket, "prune")
 
     def _bad(self, number: int) -> None:
         name = f"bad{number}.jsonl"
@@ -148,8 +173,6 @@ class Soak:
             self.site.point("forward", target.number)
 
     def _retract(self, prompt: str) -> None:
-        from daemon.base.control import ask
-
         ask(self.site.layout.control_socket, "retract", fact=prompt, because="a soak")
         self.retracted.append(prompt)
         self.site.until(self._all_certified, f"forgetting {prompt}")
@@ -168,15 +191,13 @@ class Soak:
         """Memory in MiB, descriptors, milliseconds, and what lies on the disk."""
         daemon = self.site.alive().pid
         server = self._server()
-        times = sorted(json.loads((self.site.root / "ticks.json").read_text()))
+        told = json.loads((self.site.root / "ticks.json").read_text())
+        times, computed = (sorted(of_one) for of_one in zip(*told["ticks"], strict=True))
         root = self.site.layout.root
-        sizes = {
-            folder.name: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            for folder in root.iterdir()
-            if folder.is_dir()
-        }
+        sizes = {folder.name: _size(folder) for folder in root.iterdir() if folder.is_dir()}
         return {
             "daemon_rss_mb": _rss_mb(daemon),
+            "sqlite_mb": told["sqlite_mb"],
             "daemon_fds": _fds(daemon),
             "server_rss_mb": _rss_mb(server),
             "server_fds": _fds(server),
@@ -185,6 +206,8 @@ class Soak:
             "entries": {name: len(list((root / name).iterdir())) for name in sorted(sizes)},
             "tick_ms_p50": round(times[len(times) // 2], 2),
             "tick_ms_p99": round(times[len(times) * 99 // 100], 2),
+            "tick_cpu_ms_p50": round(computed[len(computed) // 2], 2),
+            "tick_cpu_ms_p99": round(computed[len(computed) * 99 // 100], 2),
         }
 
     def _server(self) -> int:
@@ -258,10 +281,29 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder; what is removed meanwhile counts for nothing."""
+    found = 0
+    for home, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += Path(home, name).stat().st_size
+    return found
+
+
 def _rss_mb(pid: int) -> float:
     fields = Path(f"/proc/{pid}/status").read_text().splitlines()
     (line,) = [line for line in fields if line.startswith("RssAnon:")] or ["RssAnon: 0 kB"]
     return round(int(line.split()[1]) / 1024, 1)
+
+
+def _sqlite_mb() -> float | None:
+    """What SQLite has taken in this process: its page cache grows with the ledger, to 64 MiB."""
+    if SQLITE is None:
+        return None
+    used = ctypes.CDLL(SQLITE).sqlite3_memory_used
+    used.restype = ctypes.c_int64
+    return round(int(used()) / 2**20, 1)
 
 
 def _fds(pid: int) -> int:

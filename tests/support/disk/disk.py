@@ -118,6 +118,8 @@ class _Server:
                 return list(state.hit)
             case "free":
                 state.free = value
+            case "settle":
+                self.files.settle()
             case "left":
                 return self.files.left()
         return None
@@ -244,9 +246,9 @@ def mounted(folder: Path) -> Iterator[Disk]:
 
 
 def restore(image: Image, folder: Path) -> None:
-    """Make `folder` what was left on the disk."""
+    """Make `folder` what was left on the disk; an empty disk may be mounted there."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, kept in image.content.items():
         path = folder / name
         if kept is None:

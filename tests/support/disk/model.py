@@ -111,6 +111,13 @@ class Files:
             self._keep(naming, {n: i.kept_entries for n, i in self.inodes.items() if i.is_folder})
         return bool(here)
 
+    def settle(self) -> None:
+        """Everything as it is now is on the disk."""
+        self.namings = []
+        for inode in self.inodes.values():
+            inode.kept, inode.unsynced = bytes(inode.data), []
+            inode.kept_entries = dict(inode.entries)
+
     @staticmethod
     def _keep(naming: Naming, folders: dict[int, dict[str, int]]) -> None:
         for folder, name, number in naming:

@@ -30,6 +30,13 @@ class Drops(Stage):
     def drop_carelessly(self, kinds: list[str], pick: int) -> None:
         self.writers.careless(self._lines(kinds, pick))
 
+    @rule(kinds=KINDS, pick=st.integers(0, 30), when=WHEN, power=st.booleans())
+    def die_over_a_file(self, kinds: list[str], pick: int, when: int, power: bool) -> None:
+        """Killed, or cut off, while a file is taken."""
+        self.writers.drop(self._lines(kinds, pick))
+        self.site.tick(3.0)
+        self._dies_in_a_tick(when, power, 3.0)
+
     @precondition(lambda self: self.writers.dropped)
     @rule(pick=st.integers(0, 30))
     def drop_again(self, pick: int) -> None:

@@ -37,12 +37,15 @@ class Weights:
 
 
 class Engine:
-    """One replica that can be killed, started again and made to load the wrong bytes once."""
+    """One replica: killed, started again, cut off, or made to load the wrong bytes once.
+
+    Nobody reaches one that is cut off, but what it has loaded stays loaded.
+    """
 
     def __init__(self, gateway: AdminGateway, url: str) -> None:
         self.gateway = gateway
         self.url = url
-        self.garbles = self.garbled = False
+        self.garbles = self.garbled = self.cut_off = False
         self.heard: Callable[[str], Awaitable[None]] | None = None
         self.start()
 
@@ -65,16 +68,16 @@ class Engine:
         """One request over the wire."""
         if self.heard is not None:
             await self.heard(request.url.path)
-        if not self.up:
+        if not self.up or self.cut_off:
             raise httpx.ConnectError("connection refused", request=request)
         response = await self._inner.handle_async_request(request)
-        if not self.up:
+        if not self.up or self.cut_off:
             raise httpx.ReadError("connection reset", request=request)
         return response
 
     async def ask(self, alias: str, prompt: str) -> Answer | None:
         """What a user of the alias is answered; None where nobody answers."""
-        if not self.up:
+        if not self.up or self.cut_off:
             return None
         body = {"model": alias, "prompt": [prompt], "max_tokens": 4}
         request = httpx.Request("POST", f"{self.url}/v1/completions", json=body)

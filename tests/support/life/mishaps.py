@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from datetime import timedelta
 
 from hypothesis import strategies as st
@@ -12,8 +11,7 @@ from hypothesis.stateful import precondition, rule
 
 from policies.gate.records import Outcome
 from tests.support.life.children import Broken, Told
-from tests.support.life.site import Killed
-from tests.support.life.stage import Stage
+from tests.support.life.stage import Stage, killer
 
 WHEN = st.integers(0, 40)
 PASSES = st.sampled_from(
@@ -51,7 +49,7 @@ class Mishaps(Stage):
     @precondition(lambda self: self.site.world.running())
     @rule(when=WHEN, power=st.booleans())
     def child_dies_at(self, when: int, power: bool) -> None:
-        self.site.at_call = when, _killer(power)
+        self.site.at_call = when, killer(power)
         self.site.finish(Told())
         self._after(power)
 
@@ -81,10 +79,7 @@ class Mishaps(Stage):
         if learns:
             self.site.tick(1.0)
             self.site.finish(Told())
-        deaths = self.site.deaths
-        self.site.at_call = when, _killer(power)
-        self.site.tick(seconds)
-        self._after(power and self.site.deaths > deaths)
+        self._dies_in_a_tick(when, power, seconds)
 
     @rule(
         when=WHEN,
@@ -116,7 +111,7 @@ class Mishaps(Stage):
     def prune(self, when: int, dies: bool) -> None:
         """What need not be kept is removed, or half of it."""
         if dies:
-            self.site.at_call = when, _killer(False)
+            self.site.at_call = when, killer(False)
         self.site.prune()
 
     # --- replicas ------------------------------------------------------------------------------
@@ -130,14 +125,12 @@ class Mishaps(Stage):
         self.site.engines[which].kill()
         self.site.engines[which].start()
 
+    @rule(which=st.integers(0, 1), cut_off=st.booleans())
+    def replica_is_cut_off(self, which: int, cut_off: bool) -> None:
+        """The network to it breaks, or is mended."""
+        self.site.engines[which].cut_off = cut_off
+
     @rule(which=st.integers(0, 1))
     def replica_loads_something_else(self, which: int) -> None:
         """The next adapter that it loads is not what lies on the disk."""
         self.site.engines[which].garbles = True
-
-
-def _killer(power: bool) -> Callable[[], None]:
-    def act() -> None:
-        raise Killed(power)
-
-    return act

@@ -51,14 +51,29 @@ class People(Stage):
     @rule(pick=st.integers(0, 30), when=st.integers(0, 12), seconds=st.sampled_from([0.5, 3.0]))
     def rollback_meanwhile(self, pick: int, when: int, seconds: float) -> None:
         """A rollback is acknowledged while the daemon waits for a replica."""
+        self._meanwhile(when, self._rolls_back(pick), seconds)
 
+    @rule(pick=st.integers(0, 30), when=st.integers(0, 24))
+    def rollback_during_a_promotion(self, pick: int, when: int) -> None:
+        """A rollback is acknowledged while replicas prepare for a revision that passed."""
+        before = self.site.ledger.revisions.target().number
+        for _ in range(8):
+            self.site.tick(3.0, serves=False)
+            self.site.finish(Told())
+            if self.site.ledger.revisions.target().number != before:
+                break
+        self.site.at_request = when, self._rolls_back(pick)
+        self.site.serve()
+        self.site.at_request = None
+
+    def _rolls_back(self, pick: int) -> Callable[[], Awaitable[None]]:
         async def act() -> None:
             to = self._revision(pick)
             with suppress(RequestRefused):
                 table = self.site._service._commands.table()
                 await table["rollback"](to=to, because="meanwhile")
 
-        self._meanwhile(when, act, seconds)
+        return act
 
     @rule(pick=st.integers(0, 30), when=st.integers(0, 12))
     def retract_meanwhile(self, pick: int, when: int) -> None:
@@ -188,4 +203,5 @@ class People(Stage):
         self._content()
 
     def _content(self) -> None:
-        assert self.site.verified() == ()
+        found = self.site.verified()
+        assert found == (), found

@@ -82,7 +82,11 @@ class Promises:
             assert sha == revision.sha256, f"revision {revision.number}: other bytes were judged"
             may = outcome is Outcome.PASS or revision.plan_id in self.decided
             assert may, f"revision {revision.number} went live with {outcome}"
-            assert revision.lineage[-1] == ledger.plans.head(revision.plan_id).adapter
+            head = ledger.plans.head(revision.plan_id)
+            assert revision.lineage[-1] == head.adapter
+            built_on, followed = ledger.revisions.get(head.parent), revision.parent or 0
+            same = built_on.lineage == ledger.revisions.get(followed).lineage
+            assert same, f"revision {revision.number} follows {followed}, not what it builds on"
         numbers = sorted(self._revisions)
         assert numbers == list(range(1, len(numbers) + 1))
         for head in ledger.plans.heads(limit=1000):
@@ -117,6 +121,8 @@ class Promises:
         assert self.site.wrong_flips == [], (
             f"flipped to what is not the target: {self.site.wrong_flips}"
         )
+        self._served |= self.site.flips
+        self.site.flips.clear()
         for engine in self.site.engines:
             answer = self.site.loop.run_until_complete(
                 engine.ask(self.site.settings.model.alias, "prompt 0")

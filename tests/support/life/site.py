@@ -78,6 +78,7 @@ class Site:
         self.service: Service | None = None
         self.deaths = 0
         self._dead, self._safe = False, True
+        self.flips: set[int] = set()  # to what was target at that moment
         self.wrong_flips: list[tuple[int, int]] = []
         self._copy = root / "ledger-before"
         self._looked_at = 0.0
@@ -129,6 +130,8 @@ class Site:
         self.loop = asyncio.new_event_loop()
         prepare_state(self.settings)
         self.ledger = Ledger.open(self.layout.ledger)
+        # Some builds of SQLite blank what they free; nothing may rest on that.
+        self.ledger.db.connection.execute("PRAGMA secure_delete=OFF")
         self._safe = _keeps_commits(self.ledger.db.connection)
         self._remember_ledger()
         self.service = Service(
@@ -222,6 +225,7 @@ class Site:
         target = self.ledger.revisions.target().number
         if said is not None and said.revision != target:
             self.wrong_flips.append((said.revision, target))
+        self.flips.add(target)
 
     async def _asked(self, _path: str) -> None:
         if self.at_request is not None:
@@ -237,7 +241,7 @@ class Site:
 
     # --- what the daemon does ------------------------------------------------------------------
 
-    def tick(self, seconds: float) -> None:
+    def tick(self, seconds: float, *, serves: bool = True) -> None:
         """Time passes, and all that comes again and again comes once."""
         self.seconds += seconds
         service = self._service
@@ -246,7 +250,8 @@ class Site:
             self.do(service.rescan)
         self.do(self._service.tick)
         self.do(self._service._guard.sign)
-        self.serve()
+        if serves:
+            self.serve()
 
     def serve(self) -> None:
         self.do(self._service.serve)
@@ -299,7 +304,7 @@ class Site:
         """All faults are over: nothing is left to do after a while, or it raises."""
         self.full = False
         for engine in self.engines:
-            engine.garbles = False
+            engine.garbles = engine.cut_off = False
             if engine.garbled or not engine.up:
                 engine.kill()
                 engine.start()

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from policies.errors import PaloradError
 from tests.support.life.promises import Promises
-from tests.support.life.site import Site
+from tests.support.life.site import Killed, Site
 from tests.support.life.writers import Line, Writers
 
 STEPS = {"taken": 0}
+
+
+def killer(power: bool) -> Callable[[], None]:
+    """What ends the process, or cuts the power, where it is called."""
+
+    def act() -> None:
+        raise Killed(power)
+
+    return act
 
 
 class Stage(RuleBasedStateMachine):
@@ -78,6 +88,13 @@ class Stage(RuleBasedStateMachine):
     def _crash(self, power: bool, linger: bool = False) -> None:
         self.site.crash(power, linger)
         self._after(power)
+
+    def _dies_in_a_tick(self, when: int, power: bool, seconds: float) -> None:
+        """Killed, or cut off, right before one of the durable calls of a tick."""
+        deaths = self.site.deaths
+        self.site.at_call = when, killer(power)
+        self.site.tick(seconds)
+        self._after(power and self.site.deaths > deaths)
 
     def _after(self, power: bool) -> None:
         if power:
