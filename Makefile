@@ -12,6 +12,7 @@ VENV_VLLM ?= .venv-vllm
 WORKERS ?= 2
 TORCH_INDEX ?=
 SERVER ?= embedded
+MODEL ?= mini
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -25,7 +26,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-skill lock audit clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-page test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
 
 all: lint test
 
@@ -49,18 +50,21 @@ $(VENV_VLLM)/.ready: deploy/setup-vllm.sh
 # The demonstration has the machine for itself: all cores.
 demo demo-docs: export OMP_NUM_THREADS = $(CORES)
 
-demo: setup $(if $(filter vllm,$(SERVER)),setup-vllm)
-	$(BIN)/palorad demo --server $(SERVER) $(DEMO_ARGS)
+SMOL := $(if $(filter smol,$(MODEL)),smol-known)
+RECORDED := demo$(if $(filter-out mini,$(MODEL)),-$(MODEL))
+
+demo: setup $(SMOL) $(if $(filter vllm,$(SERVER)),setup-vllm)
+	$(BIN)/palorad demo --model $(MODEL) --server $(SERVER) $(DEMO_ARGS)
 
 docs: setup
 	$(BIN)/python docs/generate.py
 
 # What README shows: run once with the real parts, then quoted.
-demo-docs: setup
+demo-docs: setup $(SMOL)
 	mkdir -p build
-	COLUMNS=140 $(BIN)/palorad demo --report build/demo.json --picture build/demo.png > build/demo.txt
-	mv build/demo.json build/demo.txt docs/
-	mv build/demo.png docs/img/
+	COLUMNS=140 $(BIN)/palorad demo --model $(MODEL) --report build/$(RECORDED).json --picture build/$(RECORDED).png > build/$(RECORDED).txt
+	mv build/$(RECORDED).json build/$(RECORDED).txt docs/
+	mv build/$(RECORDED).png docs/img/
 	$(BIN)/python docs/generate.py
 
 test: setup
@@ -78,6 +82,17 @@ test-gpu: setup
 
 test-vllm: setup setup-vllm
 	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m vllm --timeout 600
+
+# Debian's Chromium drives the page; axe-core comes from npm and stays in build/. With PICTURES=docs/img
+# the pictures of the documents are taken anew.
+PICTURES ?=
+
+build/axe/package/axe.min.js:
+	mkdir -p build/axe
+	cd build/axe && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-*.tgz
+
+test-page: setup build/axe/package/axe.min.js
+	PALORAD_PAGE_PICTURES="$(PICTURES)" $(BIN)/python -m pytest -m page --timeout 300
 
 # Eight minutes at most: crashes, power cuts, faults and fuzzing of the real service, bounded.
 test-durability: setup
@@ -120,6 +135,10 @@ format: setup
 # The one real language model that a package index carries, and a fine-tune of it (half an hour).
 real-model: setup
 	$(BIN)/python -m smol.checkpoint
+
+# What it knows and can do, as it says it: minutes, once.
+smol-known: real-model
+	$(BIN)/python -m smol.known
 
 smol-skill: export OMP_NUM_THREADS = $(CORES)
 

@@ -14,21 +14,32 @@ from torch import Tensor
 
 from adapters.examples import IGNORED, Encoded, PaddedBatch, length
 from adapters.passes import Passes
+from adapters.template_prefix import ReadPrefix, shared, without
 
 
-def learnt_logits(model: Any, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+def learnt_logits(
+    model: Any, batch: PaddedBatch, prefix: ReadPrefix | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits (m, vocabulary) in fp32 and targets (m,) of the m learnt tokens of a batch.
 
     The output matrix is applied to those positions alone, which for short answers saves most of
     its cost.
     """
-    states, targets = learnt_states(model, batch)
+    states, targets = learnt_states(model, batch, prefix)
     return to_logits(model, states), targets
 
 
-def learnt_states(model: Any, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
-    """Last hidden states (m, hidden size) before the m learnt tokens, and those tokens (m,)."""
-    hidden = _plain(model).get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
+def learnt_states(
+    model: Any, batch: PaddedBatch, prefix: ReadPrefix | None = None
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states (m, hidden size) before the m learnt tokens, and those tokens (m,).
+
+    The texts of the batch follow `prefix` where one is given.
+    """
+    past = None if prefix is None else prefix.cache(len(batch.ids))
+    hidden = decoder(model)(
+        input_ids=batch.ids, past_key_values=past, use_cache=past is not None
+    ).last_hidden_state
     targets = batch.labels[:, 1:]
     learnt = targets != IGNORED
     return hidden[:, :-1][learnt], targets[learnt]
@@ -38,6 +49,11 @@ def to_logits(model: Any, states: Tensor) -> Tensor:
     """Logits (m, vocabulary) in fp32 of hidden states, by the output matrix; it is not trained."""
     logits: Tensor = _plain(model).get_output_embeddings()(states)
     return logits.float()
+
+
+def decoder(model: Any) -> Any:
+    """The model without its output matrix."""
+    return _plain(model).get_decoder()
 
 
 def _plain(model: Any) -> Any:
@@ -89,6 +105,10 @@ class Objective:
     temperature: float = 1.0
 
 
+_Part = tuple[Encoded, KLTerm | None]
+"""A text of a step, and the KL term that it belongs to; None for facts."""
+
+
 def accumulate_gradients(
     model: Any,
     objective: Objective,
@@ -103,6 +123,7 @@ def accumulate_gradients(
     texts = [*objective.new, *objective.replayed]
     texts += chain.from_iterable(term.texts for term in objective.kl_terms)
     tokens = sum(len(one.ids) for one in texts)
+    tokens -= len(passes.prefix) * len(passes.parted(texts, lambda one: one)[0])
     while True:
         try:
             with around(tokens):
@@ -115,19 +136,36 @@ def accumulate_gradients(
 
 
 def _accumulate(model: Any, objective: Objective, passes: Passes) -> tuple[float, dict[str, float]]:
+    texts: list[_Part] = [(one, None) for one in (*objective.new, *objective.replayed)]
+    texts += [(one, term) for term in objective.kl_terms for one in term.texts]
+    with_prefix, others = passes.parted(texts, lambda one: one[0])
+    loss, of_facts = _pass_through(model, objective, passes, others, None)
+    if with_prefix:
+        with shared(decoder(model), passes.prefix, passes.device) as prefix:
+            more, of_more = _pass_through(model, objective, passes, with_prefix, prefix)
+        loss, of_facts = loss + more, of_facts | of_more
+    return loss, of_facts
+
+
+def _pass_through(
+    model: Any,
+    objective: Objective,
+    passes: Passes,
+    texts: Sequence[_Part],
+    prefix: ReadPrefix | None,
+) -> tuple[float, dict[str, float]]:
+    """Add the gradients of these texts of a step, all of which follow `prefix` if there is one."""
     total = _learnt(objective.new)
     loss, of_facts = 0.0, {}
-    texts: list[tuple[Encoded, KLTerm | None]] = [
-        (one, None) for one in (*objective.new, *objective.replayed)
-    ]
-    texts += [(one, term) for term in objective.kl_terms for one in term.texts]
-    for group in passes.groups(texts, lambda one: length(one[0])):
+    cut = () if prefix is None else passes.prefix
+    for group in passes.groups(texts, lambda one: length(one[0]) - len(cut)):
         facts = [one for one, term in group if term is None]
         parts = [(term, [one for one, its in group if its is term]) for term in objective.kl_terms]
         parts = [(term, kept) for term, kept in parts if kept]
         before = [term.reference(kept) for term, kept in parts]
-        batch = passes.batch([*facts, *chain.from_iterable(kept for _, kept in parts)])
-        logits, targets = learnt_logits(model, batch)
+        read = [*facts, *chain.from_iterable(kept for _, kept in parts)]
+        batch = passes.batch([without(one, cut) for one in read] if cut else read)
+        logits, targets = learnt_logits(model, batch, prefix)
         sizes = [_learnt(facts), *(_learnt(kept) for _, kept in parts)]
         answers, *now = torch.split(logits, sizes)
         losses = F.cross_entropy(answers, targets[: sizes[0]], reduction="none")

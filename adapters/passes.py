@@ -10,6 +10,7 @@ import torch
 
 from adapters.config import TrainConfig
 from adapters.examples import Encoded, PaddedBatch, buckets, collate
+from adapters.template_prefix import begins_with, constant_prefix
 
 CPU_TOKENS: Final = 512
 GPU_TOKENS: Final = 4096
@@ -26,16 +27,29 @@ class Passes:
     device: torch.device
     pad: int
     max_tokens: int
+    prefix: tuple[int, ...] = ()
+    """The chat template's constant prefix, where it is worth reading once for all texts."""
 
     @classmethod
     def of(cls, config: TrainConfig, device: torch.device, tokenizer: Any) -> Passes:
         """As configured, or as suits the device."""
         usual = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
-        return cls(device, int(tokenizer.pad_token_id), config.max_tokens or usual)
+        tokens = config.max_tokens or usual
+        return cls(device, int(tokenizer.pad_token_id), tokens, constant_prefix(tokenizer))
 
     def batch(self, texts: Sequence[Encoded]) -> PaddedBatch:
         """The texts as one padded batch on the device."""
         return collate(texts, self.pad).to(self.device)
+
+    def parted(
+        self, texts: Iterable[Text], text: Callable[[Text], Encoded]
+    ) -> tuple[list[Text], list[Text]]:
+        """Those whose `text` begins with the prefix, and all others."""
+        with_prefix: list[Text] = []
+        others: list[Text] = []
+        for one in texts:
+            (with_prefix if begins_with(text(one), self.prefix) else others).append(one)
+        return with_prefix, others
 
     def groups(self, texts: Iterable[Text], size: Callable[[Text], int]) -> list[list[Text]]:
         """Groups of texts that each fit into one pass where a single text does."""

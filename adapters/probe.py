@@ -51,7 +51,8 @@ class Protection(Record):
 
 @dataclass(frozen=True)
 class Probe:
-    """Per matrix: singular values σ (n,), the seeds' δ (seeds, n) and the inputs' moments.
+    """Per matrix: the inputs' moments, and unless these were fitted alone, singular values σ (n,)
+    and the seeds' δ (seeds, n).
 
     Moments of wide inputs lie in files of their own and are read when they are asked for.
     """
@@ -81,8 +82,20 @@ class Probe:
             )
         return Probe(directory, card, tensors)
 
-    def require(self, share: float) -> None:
-        """Raise `ConfigError` where it keeps fewer than `share` of a matrix's directions."""
+    @property
+    def has_svf(self) -> bool:
+        """Whether SVF factors were fitted, not the moments alone."""
+        return bool(self.card["settings"]["seeds"])
+
+    def require(self, share: float, *, svf: bool = False) -> None:
+        """Raise `ConfigError` where it keeps fewer than `share` of a matrix's directions, or no
+        `svf` factors though they are read.
+        """
+        if svf and not self.has_svf:
+            raise ConfigError(
+                f"{self.directory}: holds moments alone, and SVF factors are asked for; remove "
+                "this directory and a new probe is fitted"
+            )
         lacking = probe_size.shortfall(self.card, share)
         if lacking is not None:
             raise ConfigError(

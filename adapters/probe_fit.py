@@ -22,7 +22,7 @@ from adapters.errors import ProbeMismatch, UnusableExamples
 from adapters.examples import Encoded, PaddedBatch, buckets, collate, encode_example, length
 from adapters.losses import mean_loss
 from adapters.probe import BASES, CARD, MOMENTS, TENSORS, Probe
-from adapters.probe_card import ProbeConfig, describe
+from adapters.probe_card import ProbeConfig, SVFFit, describe
 from policies.records import Example
 
 __all__ = ["FitProgress", "ProbeConfig", "fit_probe", "fold_expert"]
@@ -73,12 +73,13 @@ def fit_probe(
 
     Decompositions, moments and finished seeds are kept beside `out` until the end: a fit that was
     interrupted continues from them. Every tenth example is held out to measure the skill's loss.
-    Raises `ConfigError` where a fitted one keeps too few directions.
+    Without seeds there are only moments. Raises `ConfigError` where a fitted one keeps too few
+    directions, or no singular values where they are asked for.
     """
     base = models.base_hash(model_dir)
     if out.exists():
         found = Probe.load(out, base)
-        found.require(settings.share)
+        found.require(settings.share, svf=bool(settings.seeds))
         return found
     tokenizer = models.load_tokenizer(model_dir)
     pool = [encode_example(tokenizer, example, limit=settings.max_length) for example in skill]
@@ -94,24 +95,18 @@ def fit_probe(
     matrices = models.matrices(model)
     timer = _Clock(progress, clock)
     pad = int(tokenizer.pad_token_id)
-    sigmas = _decompose(matrices, work / BASES, settings.keep_bases, timer)
+    if settings.seeds:
+        _decompose(matrices, work / BASES, settings.keep_bases, timer)
     batches = _batches(pool, settings, pad, device)
     moment_files.gather(
         model, matrices, batches, work / MOMENTS, settings.share, partial(timer.tick, "moments")
     )
-    held_out = _batches(pool[::HELD_OUT_EVERY], settings, pad, device)
-    before = mean_loss(model, held_out)
-    training = [p for i, p in enumerate(pool) if i % HELD_OUT_EVERY]
-    deltas, after = _seeds(model, matrices, training, settings, pad, held_out, work, timer)
-    tensors = {}
-    for name in matrices:
-        tensors[f"{name}.sigma"] = sigmas[name].float()
-        tensors[f"{name}.delta"] = torch.stack([d[name] for d in deltas]).float()
+    fitted = _svf(model, matrices, pool, settings, pad, work, timer) if settings.seeds else None
     moment_of = moment_files.reader(work / MOMENTS, matrices)
-    card = describe(model, matrices, tensors, moment_of, settings, before, after)
+    card = describe(model, matrices, fitted, moment_of, settings)
     card |= {"base_hash": base, "base": model_dir.name}
     card["skill"] |= {"examples": len(skill)}
-    return _publish(work, out, tensors, card, settings.keep_bases)
+    return _publish(work, out, fitted.tensors if fitted else {}, card, settings.keep_bases)
 
 
 def fold_expert(
@@ -129,7 +124,7 @@ def fold_expert(
     where an expert is there whose probe keeps too few directions.
     """
     if out.exists():
-        Probe.load(out / "probe", models.base_hash(out)).require(settings.share)
+        Probe.load(out / "probe", models.base_hash(out)).require(settings.share, svf=True)
         return out
     device = models.pick_device()
     tokenizer = models.load_tokenizer(model_dir)
@@ -164,16 +159,13 @@ def fold_expert(
     return store.publish(staging, out.parent, {"expert_of": card["expert_of"]}, lambda _: out.name)
 
 
-def _decompose(
-    matrices: Mapping[str, nn.Linear], folder: Path, exact: bool, timer: _Clock
-) -> dict[str, Tensor]:
-    """σ of every matrix; the narrow side's vectors go to `folder`, where they are not there yet.
+def _decompose(matrices: Mapping[str, nn.Linear], folder: Path, exact: bool, timer: _Clock) -> None:
+    """Write σ of every matrix and the narrow side's vectors to `folder`, unless they are there.
 
     The vectors are in fp32 where `exact` says so, else in the precision of the weights, in which
     the fit applies them.
     """
     folder.mkdir(exist_ok=True)
-    sigmas = {}
     for done, (name, matrix) in enumerate(matrices.items()):
         timer.tick("decompose", done, len(matrices))
         path = folder / f"{name}.safetensors"
@@ -183,10 +175,29 @@ def _decompose(
             moment_files.save(
                 path, {"sigma": sigma.cpu(), "vectors": vectors.to(kind).cpu().contiguous()}
             )
-        with safe_open(path, framework="pt") as kept:
-            sigmas[name] = kept.get_tensor("sigma")
     timer.tick("decompose", len(matrices), len(matrices))
-    return sigmas
+
+
+def _svf(
+    model: Any,
+    matrices: Mapping[str, nn.Linear],
+    pool: Sequence[Sequence[Encoded]],
+    settings: ProbeConfig,
+    pad: int,
+    work: Path,
+    timer: _Clock,
+) -> SVFFit:
+    """Train the factors with every seed on nine tenths of the pool, and measure on the last."""
+    held_out = _batches(pool[::HELD_OUT_EVERY], settings, pad, torch.device(model.device))
+    before = mean_loss(model, held_out)
+    training = [p for i, p in enumerate(pool) if i % HELD_OUT_EVERY]
+    deltas, after = _seeds(model, matrices, training, settings, pad, held_out, work, timer)
+    tensors = {}
+    for name in matrices:
+        with safe_open(work / BASES / f"{name}.safetensors", framework="pt") as kept:
+            tensors[f"{name}.sigma"] = kept.get_tensor("sigma").float()
+        tensors[f"{name}.delta"] = torch.stack([d[name] for d in deltas]).float()
+    return SVFFit(tensors, before, after)
 
 
 def _seeds(
@@ -246,7 +257,7 @@ def _write(
     small, card["skill"]["tokens"] = moment_files.settle(gathered, directory / MOMENTS)
     every = {**tensors, **small}
     finite = all(bool(torch.isfinite(t).all()) for t in every.values())
-    if not finite or any(not math.isfinite(x) for x in card["skill"]["loss_after"]):
+    if not finite or any(not math.isfinite(x) for x in card["skill"].get("loss_after", ())):
         raise ProbeMismatch(
             "the fitted probe holds NaN or infinite values; lower its learning rate"
         )
@@ -255,7 +266,7 @@ def _write(
 
 
 def _publish(
-    work: Path, out: Path, tensors: dict[str, Tensor], card: dict[str, Any], keep_bases: bool
+    work: Path, out: Path, tensors: Mapping[str, Tensor], card: dict[str, Any], keep_bases: bool
 ) -> Probe:
     staging = store.staging(out.parent, out.name)
     _write(staging, tensors, card, work / MOMENTS)

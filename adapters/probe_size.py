@@ -91,18 +91,28 @@ class Need:
     """The protected directions while an adapter is trained (hard form), on the host as well."""
 
 
-def need(shapes: Shapes, share: float, *, keep_bases: bool = False, precision: int = 2) -> Need:
-    """What a probe with `share` of the directions takes; `precision` is the weights' bytes."""
+def need(
+    shapes: Shapes,
+    share: float,
+    *,
+    svf: bool = True,
+    keep_bases: bool = False,
+    precision: int = 2,
+) -> Need:
+    """What a probe with `share` of the directions takes; `precision` is the weights' bytes.
+
+    Without `svf` it holds the moments alone.
+    """
     kept = [(n, kept_directions(n, share)) for n in shapes.inputs]
     stored = sum(
         SINGLE
         * (n * (n + 1) // 2 if n <= STORED_WHOLE else n * k + (n if n <= FULL_SPECTRUM else k))
         for n, k in kept
     )
-    values = 3 * shapes.narrow * SINGLE * 4  # σ and the δ of three seeds
+    values = 3 * shapes.narrow * SINGLE * 4 if svf else 0  # σ and the δ of three seeds
     disk = shapes.layers * (stored + values)
     each = SINGLE if keep_bases else precision
-    bases = 3 * shapes.layers * shapes.narrow**2
+    bases = 3 * shapes.layers * shapes.narrow**2 if svf else 0
     if keep_bases and shapes.narrow >= STORED_WHOLE:
         disk += bases * SINGLE
     gathered = shapes.layers * sum(moment_bytes(n) for n in shapes.inputs)
@@ -111,7 +121,7 @@ def need(shapes: Shapes, share: float, *, keep_bases: bool = False, precision: i
         disk=disk,
         fit_disk=disk + (0 if keep_bases else bases * each),
         fit_memory=max(
-            DOUBLE * (shapes.hidden * shapes.intermediate + 3 * shapes.narrow**2),
+            DOUBLE * (shapes.hidden * shapes.intermediate + 3 * shapes.narrow**2) if svf else 0,
             summing + max(_search_bytes(n, k) for n, k in kept),
             bases * precision,
         ),

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from adapters import cache
 from adapters.examples import Encoded, length
-from adapters.losses import learnt_logits, learnt_states, to_logits
+from adapters.losses import decoder, learnt_logits, learnt_states, to_logits
 from adapters.passes import Passes
+from adapters.template_prefix import ReadPrefix, read, without
 
 FORMAT: Final = 1
 PREFIX: Final = "reference-"
@@ -89,35 +90,43 @@ def record(
     Of more texts than fit in a gigabyte the first are recorded. A new record takes the place of
     those of other texts. Without a folder nothing is kept.
     """
-    chosen = _fitting(texts, model)
+    chosen = _fitting(texts, model, passes)
     path = None if folder is None or not chosen else folder / _name(chosen, base_hash)
     cached = None if path is None else cache.load(path)
     kept = None if cached is None else Predictions(cached["states"], cached["entropy"])
     if kept is None and chosen:
         with torch.no_grad(), entered() as reference:
-            kept = Predictions.joined(
-                [
-                    one
-                    for part in passes.groups(chosen, length)
-                    for one in _predict(reference, part, passes)
-                ]
-            )
+            kept = _predicted(reference, chosen, passes)
         if path is not None:
             cache.save(path, {"states": kept.states, "entropy": kept.entropy}, PREFIX)
     nothing = Predictions(torch.empty(0, 0), torch.empty(0))
     return Reference(model, entered, kept or nothing, _laid_out(chosen), passes)
 
 
+def _predicted(model: Any, texts: Sequence[Encoded], passes: Passes) -> Predictions:
+    """The model's predictions on texts, in the order in which `_fitting` leaves them."""
+    with_prefix, others = passes.parted(texts, lambda one: one)
+    found = [
+        one for part in passes.groups(others, length) for one in _predict(model, part, passes, None)
+    ]
+    if with_prefix:
+        prefix = read(decoder(model), passes.prefix, passes.device)
+        for part in passes.groups(with_prefix, lambda one: length(one) - len(passes.prefix)):
+            found += _predict(model, part, passes, prefix)
+    return Predictions.joined(found)
+
+
 def _key(text: Encoded) -> tuple[tuple[int, ...], int]:
     return text.ids, text.start
 
 
-def _fitting(texts: Sequence[Encoded], model: Any) -> list[Encoded]:
-    """As many as may be recorded, in the order in which `buckets` leaves them."""
+def _fitting(texts: Sequence[Encoded], model: Any, passes: Passes) -> list[Encoded]:
+    """As many as may be recorded, in the order in which they are passed through the base."""
     each = int(model.config.hidden_size) * model.dtype.itemsize
     ends = accumulate((len(text.ids) - text.start) * each for text in texts)
     chosen = [text for text, end in zip(texts, ends, strict=True) if end <= MOST_BYTES]
-    return sorted(chosen, key=lambda text: len(text.ids))
+    with_prefix, others = passes.parted(sorted(chosen, key=length), lambda one: one)
+    return [*others, *with_prefix]
 
 
 def _laid_out(texts: Sequence[Encoded]) -> dict[tuple[tuple[int, ...], int], slice]:
@@ -128,10 +137,13 @@ def _laid_out(texts: Sequence[Encoded]) -> dict[tuple[tuple[int, ...], int], sli
     }
 
 
-def _predict(model: Any, texts: Sequence[Encoded], passes: Passes) -> list[Predictions]:
+def _predict(
+    model: Any, texts: Sequence[Encoded], passes: Passes, prefix: ReadPrefix | None
+) -> list[Predictions]:
     """The model's predictions on texts, half of them at a time where the memory is too small."""
     try:
-        states, _ = learnt_states(model, passes.batch(texts))
+        rest = texts if prefix is None else [without(one, passes.prefix) for one in texts]
+        states, _ = learnt_states(model, passes.batch(rest), prefix)
         logs = F.log_softmax(to_logits(model, states), dim=-1)
         return [Predictions(states.cpu(), -(logs.exp() * logs).sum(dim=-1).cpu())]
     except torch.OutOfMemoryError:
@@ -139,7 +151,8 @@ def _predict(model: Any, texts: Sequence[Encoded], passes: Passes) -> list[Predi
             raise
         torch.cuda.empty_cache()
     half = len(texts) // 2
-    return [one for part in (texts[:half], texts[half:]) for one in _predict(model, part, passes)]
+    halves = (texts[:half], texts[half:])
+    return [one for part in halves for one in _predict(model, part, passes, prefix)]
 
 
 def _name(texts: Sequence[Encoded], base_hash: str) -> str:

@@ -18,12 +18,15 @@ class EndpointFailed(PaloradError):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of the demonstration; `group` is the file or family it belongs to."""
+    """One question of the demonstration; `group` is the file or family it belongs to, and an answer
+    in `also` is right as well.
+    """
 
     id: str
     group: str
     prompt: str
     answer: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ class Endpoint:
                 text, revision = await self._chat(client, question.prompt, max_tokens)
             done += 1
             tick(done)
-            return Answer(question, text, revision, grade(text, question.answer))
+            correct = any(grade(text, said) for said in (question.answer, *question.also))
+            return Answer(question, text, revision, correct)
 
         client = httpx.AsyncClient(
             base_url=self.url, timeout=self.timeout_s, transport=Connections(self.url)

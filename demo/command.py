@@ -23,6 +23,7 @@ def demo(
     fit_probe: Annotated[
         bool, typer.Option("--fit-probe", help="Fit the probe instead of using the committed one.")
     ] = False,
+    model: Annotated[str, typer.Option(help="mini: palorad-mini; or smol: a real one.")] = "mini",
     server: Annotated[str, typer.Option(help="embedded or vllm.")] = "embedded",
     items: Annotated[
         int, typer.Option(min=1, help="At most so many problems and known facts are asked.")
@@ -34,10 +35,15 @@ def demo(
         Path | None, typer.Option("--picture", metavar="FILE", help="Where the PNG goes.")
     ] = None,
 ) -> None:
-    """The main job from end to end with the small model: learn, gate, serve, reject, roll back."""
+    """The main job from end to end: learn, gate, serve, reject, roll back."""
     from demo.run import DemoOptions, run_demo
+    from demo.scenario import SCENARIOS
+    from demo.setup import DemoFailed
 
+    if model not in SCENARIOS:
+        raise DemoFailed(f"--model {model}: it is {' or '.join(SCENARIOS)}")
     options = DemoOptions(
+        scenario=SCENARIOS[model],
         facts=tuple(facts or ()) + tuple(more or ()),
         keep=keep,
         fit_probe=fit_probe,

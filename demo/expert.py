@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def expert_correct(
     settings: Settings, questions: Sequence[Question], max_tokens: int
 ) -> list[bool] | None:
-    """Which questions the expert of the probe's first seed answers; None without a probe."""
+    """Which questions the expert of the probe's first seed answers; None without SVF factors."""
     base = models.base_hash(settings.model.path)
     probe = _probe(settings, base)
-    if probe is None:
+    if probe is None or not probe.has_svf:
         return None
     generator = Generator(settings.model.path)
     for name, matrix in models.matrices(generator.model).items():

@@ -49,10 +49,11 @@ class Settled:
 class Follow:
     """One running daemon as a user sees it."""
 
-    def __init__(self, settings: Settings, daemon: DaemonProcess) -> None:
+    def __init__(self, settings: Settings, daemon: DaemonProcess, batch_s: float = BATCH_S) -> None:
         self.settings = settings
         self.layout = settings.layout
         self.daemon = daemon
+        self.batch_s = batch_s
         self.dropped = datetime.now(UTC)
 
     def status(self, text: str) -> AbstractContextManager[Status]:
@@ -80,7 +81,9 @@ class Follow:
         shutil.copyfile(file, beside)
         beside.replace(target)
         with self.status(f"{file.name}: in the inbox"):
-            self._until(lambda: read_receipt(target) is not None, BATCH_S, f"reading {file.name}")
+            self._until(
+                lambda: read_receipt(target) is not None, self.batch_s, f"reading {file.name}"
+            )
         receipt = read_receipt(target)
         if receipt is None:
             raise DemoFailed(f"{file.name}: its receipt is gone again")
@@ -104,7 +107,7 @@ class Follow:
                 status.update(f"{name}: {self._doing()}")
                 return self._settled(batch)
 
-            self._until(settled, BATCH_S, f"learning {name}")
+            self._until(settled, self.batch_s, f"learning {name}")
             began = time.monotonic()
             self._until(lambda: self.served() == self.target(), FLIP_S, "serving what is target")
             return self._what_became(batch, time.monotonic() - began)

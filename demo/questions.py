@@ -11,14 +11,14 @@ from pathlib import Path
 from daemon.gate.suites import parse_items
 from demo.ask import Answer, Endpoint, Question
 from demo.report import Example
-from demo.setup import MODEL, DemoFailed
+from demo.scenario import MINI, Scenario
+from demo.setup import DemoFailed
 from policies.errors import InvalidFacts
 from policies.facts.admission import parse_facts
 from policies.facts.heldout import with_held_out
 from policies.facts.templates import questions
 from policies.gate.grading import grade
 
-FACT_TOKENS, REASONING_TOKENS = 24, 160
 EXAMPLES_A_FILE = 2
 
 Tick = Callable[[int, int], None]
@@ -40,15 +40,19 @@ class Questions:
     accuracy: tuple[Question, ...]
     reasoning: tuple[Question, ...]
     locality: tuple[Question, ...]
+    scenario: Scenario = MINI
 
     @classmethod
-    def read(cls, files: Sequence[Path], limit: int) -> Questions:
-        """The held-out paraphrases of the files' facts, and the small model's report split.
+    def read(cls, files: Sequence[Path], limit: int, scenario: Scenario = MINI) -> Questions:
+        """The held-out paraphrases of the files' facts, and the model's report split.
 
         At most `limit` problems and as many known facts.
         """
         accuracy = tuple(q for file in files for q in held_out_questions(file))
-        return cls(accuracy, _split("reasoning-report")[:limit], _split("locality-report")[:limit])
+        problems, known = (
+            _split(scenario, name)[:limit] for name in ("reasoning-report", "locality-report")
+        )
+        return cls(accuracy, problems, known, scenario)
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -76,10 +80,11 @@ class Questions:
                 asked, partial(grade, grader), max_tokens, lambda n: tick(before + n, total)
             )
 
+        its = self.scenario
         return Measured(
-            part(self.accuracy, "normalised", FACT_TOKENS),
-            part(self.reasoning, "final", REASONING_TOKENS),
-            part(self.locality, "normalised", FACT_TOKENS),
+            part(self.accuracy, its.fact_grader, its.fact_tokens),
+            part(self.reasoning, its.skill_grader, its.skill_tokens),
+            part(self.locality, its.fact_grader, its.fact_tokens),
         )
 
 
@@ -98,12 +103,14 @@ def held_out_questions(file: Path) -> tuple[Question, ...]:
     )
 
 
-def _split(name: str) -> tuple[Question, ...]:
-    path = MODEL / "data" / f"{name}.jsonl"
+def _split(scenario: Scenario, name: str) -> tuple[Question, ...]:
+    path = scenario.data / f"{name}.jsonl"
     if not path.exists():
-        raise DemoFailed(f"{path} is missing: the demo runs from a clone of the repository")
+        raise DemoFailed(f"{path} is missing: {scenario.missing}")
     items = parse_items(path.read_text(), str(path))
-    return tuple(Question(item.id, item.stratum, item.prompt, item.answer) for item in items)
+    return tuple(
+        Question(item.id, item.stratum, item.prompt, item.answer, item.also) for item in items
+    )
 
 
 def examples(before: Measured, after: Measured, stems: Sequence[str]) -> list[Example]:

@@ -85,6 +85,7 @@ class Goal(_Part):
 class Report(_Part):
     """Everything, as `--report` writes it."""
 
+    model: str = "palorad-mini"
     server: str
     revisions: list[RevisionReport]
     base: BaseFigures

@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +19,6 @@ from demo.expert import expert_correct
 from demo.follow import Follow
 from demo.picture import draw
 from demo.questions import (
-    REASONING_TOKENS,
     Measured,
     Questions,
     examples,
@@ -38,7 +38,6 @@ from demo.report import (
     versions_in_use,
 )
 from demo.setup import (
-    FALSE_FACTS,
     DaemonProcess,
     DemoFailed,
     DemoOptions,
@@ -143,9 +142,10 @@ class _Demonstration:
     ) -> None:
         self.settings = settings
         self.files = files
-        self.questions = Questions.read(files, options.items)
+        self.scenario = options.scenario
+        self.questions = Questions.read(files, options.items, options.scenario)
         self.endpoint = Endpoint(settings.server.urls[0], settings.model.alias)
-        self.follow = Follow(settings, daemon)
+        self.follow = Follow(settings, daemon, options.scenario.batch_s)
         self.revisions: list[RevisionReport] = []
         self.started = time.monotonic()
 
@@ -153,14 +153,17 @@ class _Demonstration:
         self._say(f"starting the daemon with its {self.settings.server.kind} server")
         self.follow.until_serving()
         self._say(f"{self.endpoint.url} answers as {self.endpoint.model}")
+        if self.scenario.note:
+            self._say(self.scenario.note)
         before = self._measure(None, None, None, {})
         after = before
         for file in self.files:
             after = self._learn(file, before)
         expert = self._expert()
-        rejected = [self._refuse(FALSE_FACTS, after)]
+        rejected = [self._refuse(self.scenario.false_facts, after)]
         rollback_ok = self._roll(after)
         return Report(
+            model=self.settings.model.path.name,
             server=self.settings.server.kind,
             revisions=self.revisions,
             base=BaseFigures(
@@ -235,9 +238,8 @@ class _Demonstration:
 
     def _ask_facts(self) -> Measured:
         with self.follow.status("asking the endpoint"):
-            return Questions(self.questions.accuracy, (), ()).measure(
-                self.endpoint, lambda _done, _total: None
-            )
+            facts = replace(self.questions, reasoning=(), locality=())
+            return facts.measure(self.endpoint, lambda _done, _total: None)
 
     def _roll(self, live: Measured) -> bool:
         """Back to the revision before the last one and forward again, as clients see it."""
@@ -265,9 +267,10 @@ class _Demonstration:
 
     def _expert(self) -> float | None:
         with self.follow.status("measuring the probe's expert"):
-            correct = expert_correct(self.settings, self.questions.reasoning, REASONING_TOKENS)
+            problems, tokens = self.questions.reasoning, self.scenario.skill_tokens
+            correct = expert_correct(self.settings, problems, tokens)
         if not correct:
-            self._say("no probe, so no expert")
+            self._say("no SVF factors, so no expert")
             return None
         expert = sum(correct) / len(correct)
         self._say(f"the probe's expert, without any facts: reasoning {percent(expert)}")

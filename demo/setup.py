@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo.scenario import MINI, ROOT, Scenario
 from policies.errors import PaloradError
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "palorad-mini"
-FALSE_FACTS = ROOT / "examples" / "false-arithmetic.jsonl"
+MODEL = MINI.model
 STOP_S = 20.0
-FILES = 3
 
 
 class DemoFailed(PaloradError):
@@ -29,9 +27,10 @@ class DemoFailed(PaloradError):
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the command line says; `model` is palorad-mini but in tests."""
+    """What the command line says; `model` is the scenario's own but in tests."""
 
-    model: Path = MODEL
+    scenario: Scenario = MINI
+    model: Path | None = None
     facts: tuple[Path, ...] = ()
     keep: Path | None = None
     fit_probe: bool = False
@@ -40,12 +39,18 @@ class DemoOptions:
     report: Path | None = None
     picture: Path | None = None
 
+    @property
+    def base(self) -> Path:
+        """The model's folder."""
+        return self.model or self.scenario.model
+
 
 def fact_files(options: DemoOptions) -> tuple[Path, ...]:
     """The files to drop, in their order; the first committed ones unless others are named."""
-    files = options.facts or tuple(sorted((ROOT / "examples" / "facts").glob("*.jsonl"))[:FILES])
+    folder = options.scenario.facts
+    files = options.facts or tuple(sorted(folder.glob("*.jsonl"))[: options.scenario.files])
     if not files:
-        raise DemoFailed(f"there are no files of facts in {ROOT / 'examples' / 'facts'}")
+        raise DemoFailed(f"there are no files of facts in {folder}")
     stems = [f.stem for f in files]
     if len(set(stems)) != len(stems):
         raise DemoFailed(f"two files have the same name: {', '.join(stems)}")
@@ -56,9 +61,11 @@ def check_parts(options: DemoOptions) -> None:
     """Fail early and clearly when a part of the repository is missing."""
     if options.server not in ("embedded", "vllm"):
         raise DemoFailed(f"--server {options.server}: it is embedded or vllm")
-    for path in (ROOT / "config.toml", options.model / "config.json", FALSE_FACTS):
+    scenario = options.scenario
+    parts = (scenario.false_facts, options.base / "config.json", scenario.data)
+    for path in (ROOT / "config.toml", *parts):
         if not path.exists():
-            raise DemoFailed(f"{path} is missing: the demo runs from a clone of the repository")
+            raise DemoFailed(f"{path} is missing: {scenario.missing}")
     if options.server == "vllm" and not _vllm().exists():
         raise DemoFailed(f"there is no vLLM at {_vllm()}; install it with 'make setup-vllm'")
 
@@ -71,11 +78,10 @@ def write_config(folder: Path, options: DemoOptions) -> Path:
     """The repository's own config.toml with absolute paths, a free port and a state in `folder`."""
     tree = tomllib.loads((ROOT / "config.toml").read_text())
     tree["state_dir"] = str(folder / "state")
-    tree["model"]["path"] = str(options.model)
+    tree["model"]["path"] = str(options.base)
     _absolute(tree["probe"], "skill", "path")
     _absolute(tree["train"]["replay"], "known", "reasoning")
-    for suite in tree["gate"]["suites"]:
-        _absolute(suite, "path")
+    _adapt(tree, options.scenario)
     if options.fit_probe:
         tree["probe"]["path"] = str(folder / "no-probe-yet")
     # What was not learnt is named and not tried again: a further plan would take minutes.
@@ -84,11 +90,23 @@ def write_config(folder: Path, options: DemoOptions) -> Path:
     tree["intake"]["stable_s"] = 0.5
     tree["server"]["urls"] = [f"http://127.0.0.1:{free_port()}"]
     tree["server"]["kind"] = options.server
+    tree["web"]["port"] = free_port()
     if options.server == "vllm":
         tree["server"]["executable"] = str(_vllm())
     path = folder / "config.toml"
     path.write_text("# palorad demo: the embedded default with its own state\n" + dump(tree))
     return path
+
+
+def _adapt(tree: dict[str, Any], scenario: Scenario) -> None:
+    """The settings and suites of a scenario in place of the repository's."""
+    for section, changes in scenario.settings.items():
+        for key, value in changes.items():
+            both = isinstance(value, Mapping)
+            tree[section][key] = {**tree[section][key], **value} if both else value
+    for suite in tree["gate"]["suites"]:
+        suite["path"] = str(scenario.data / Path(suite["path"]).name)
+        suite.update(scenario.suite)
 
 
 def _absolute(table: dict[str, Any], *keys: str) -> None:

@@ -105,3 +105,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` was probably meant to be."""
     found = difflib.get_close_matches(word[:64].lower(), list(known), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things in words: "1 fact", "2 facts"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

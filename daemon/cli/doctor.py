@@ -150,8 +150,12 @@ def _probe(settings: Settings) -> Iterator[Finding]:
 
 
 def _needs(settings: Settings, shapes: probe_size.Shapes) -> Finding:
+    by_svf = "svf" in settings.protection.kind
     need = probe_size.need(
-        shapes, settings.protection.share, keep_bases="svf" in settings.protection.kind
+        shapes,
+        settings.protection.share,
+        svf=by_svf or settings.probe.serve == "expert",
+        keep_bases=by_svf,
     )
     what = (
         f"probe of {shapes.layers} layers, {shapes.hidden} and {shapes.intermediate} wide: "

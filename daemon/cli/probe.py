@@ -77,19 +77,29 @@ def show(settings: Settings, as_json: bool) -> None:
     """The card and the spectra of the probe in use; raises `NotFound` where there is none."""
     directory = _in_force(settings)
     card = json.loads((directory / CARD).read_text())
-    found = _spectra(directory, card)
+    found = _spectra(directory, card) if "overlap" in card else {}
     if as_json:
         drawn = {name: one.model_dump() for name, one in found.items()}
         print_json({"path": str(directory), **card, "spectra": drawn})
         return
-    overlap, skill = card["overlap"], card["skill"]
+    skill = card["skill"]
     say(f"{directory}: probe of {card['base']} ({card['base_hash'][:12]})")
-    say(
-        f"skill: {skill['examples']} examples, {skill['tokens']} tokens; held-out loss "
-        f"{skill['loss_before']:.4f} before, "
-        + ", ".join(f"{loss:.4f}" for loss in skill["loss_after"])
-        + " with each seed's z"
-    )
+    read = f"skill: {skill['examples']} examples, {skill['tokens']} tokens"
+    if not found:
+        say(read)
+        say("moments alone; z is fitted where protection by svf or the SVF expert reads it")
+        console.print(_matrices(card))
+        return
+    after = ", ".join(f"{loss:.4f}" for loss in skill["loss_after"])
+    say(f"{read}; held-out loss {skill['loss_before']:.4f} before, {after} with each seed's z")
+    _say_z(card)
+    console.print(_matrices(card, "critical", "overlap", "chance"))
+    console.print(_drawn(found))
+
+
+def _say_z(card: dict[str, Any]) -> None:
+    """How many factors there are, how far the seeds agree, and what that is worth."""
+    overlap = card["overlap"]
     say(
         f"z: {card['values_per_seed']} values a seed, {card['share_of_base']:.4%} of the base "
         f"(at Llama 3.1 8B's shapes {card['at_llama_3_1_8b']['share_of_base']:.4%})"
@@ -99,8 +109,6 @@ def show(settings: Settings, as_json: bool) -> None:
         f"{overlap['chance']:.3f}"
     )
     say(_worth(card))
-    console.print(_matrices(card))
-    console.print(_drawn(found))
 
 
 def _worth(card: dict[str, Any]) -> str:
@@ -133,8 +141,9 @@ def _spectra(directory: Path, card: dict[str, Any]) -> dict[str, Spectrum]:
     return spectra(Probe.load(directory, card["base_hash"]))
 
 
-def _matrices(card: dict[str, Any]) -> Table:
-    table = _of_matrices("in", "out", "critical", "overlap", "chance")
+def _matrices(card: dict[str, Any], *of_svf: str) -> Table:
+    """A row for each matrix: its sizes, its entries `of_svf`, and directions for energy."""
+    table = _of_matrices("in", "out", *of_svf)
     table.caption = "last columns: how many input directions hold this share of the skill's energy"
     shares = sorted(
         {s for m in card["matrices"].values() for s in m["input_directions_for_energy"]}
@@ -147,9 +156,7 @@ def _matrices(card: dict[str, Any]) -> Table:
             _short(name),
             str(m["inputs"]),
             str(m["outputs"]),
-            str(m["critical"]),
-            f"{m['overlap']:.3f}",
-            f"{m['chance']:.3f}",
+            *(f"{m[key]:.3f}" if isinstance(m[key], float) else str(m[key]) for key in of_svf),
             *(str(directions.get(share, "–")) for share in shares),
         )
     return table

@@ -23,6 +23,7 @@ from daemon.views.status import (
     StatusView,
 )
 from policies.records import BatchState, Quarantined
+from policies.text import counted
 
 ID: Final = 12
 _RETRACTIONS: Final = {
@@ -63,24 +64,22 @@ def _head(view: StatusView) -> list[RenderableType]:
     lines.append(
         Text(
             f"target: revision {view.target.number}, {view.target.name}, "
-            f"{view.target.adapters} adapters, rank {view.target.rank}"
+            f"{counted(view.target.adapters, 'adapter')}, rank {view.target.rank}"
         )
     )
-    facts = f"{view.facts} facts"
+    facts = counted(view.facts, "fact")
     if view.not_learnt:
         facts += f", {view.not_learnt} of them not learnt"
     if view.quarantined:
-        facts += f"; {view.quarantined} lines in quarantine"
+        facts += f"; {counted(view.quarantined, 'line')} in quarantine"
     lines.append(Text(facts))
     lines += [Text(line, style="yellow") for line in _retractions(view)]
     lines += [
         Text(f"suite {s.suite}: blind: {s.blind}", style="yellow") for s in view.suites if s.blind
     ]
-    lines += [
-        Text(f"suite {s.suite}: graded by {s.grader!r} ({s.grader_because})")
-        for s in view.suites
-        if s.grader_because
-    ]
+    chosen = [f"{s.suite} by {s.grader!r}" for s in view.suites if s.grader_because]
+    if chosen:
+        lines.append(Text(f"graders that fit the base's answers: {', '.join(chosen)}"))
     if view.daemon is not None:
         waits = (*filter(None, (view.daemon.blocked,)), *view.daemon.waits)
         lines += [Text(line) for line in waits]

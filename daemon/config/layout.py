@@ -118,6 +118,11 @@ class Layout:
         return self.root / "admin.key"
 
     @property
+    def operator_key(self) -> Path:
+        """The operator token, which whoever changes something on the page must give."""
+        return self.root / "operator.key"
+
+    @property
     def anchor(self) -> Path:
         """The signed head of the ledger's chain of events."""
         return self.root / "head.json"

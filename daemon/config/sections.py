@@ -110,7 +110,8 @@ class ProbeSettings(Section):
     """What is served as the base: the model in model.path, or its SVF expert (that model with the
     factors z that were trained on the skill folded in)."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    """Factors z are trained once per seed; a component is critical if it is for at least two."""
+    """Factors z are trained once per seed; a component is critical if it is for at least two. They
+    are fitted where something reads them: protection by svf, or the SVF expert."""
     steps: int = Field(default=300, ge=1)
     """Optimiser steps per seed."""
     learning_rate: float = Field(default=0.002, gt=0)

@@ -34,6 +34,7 @@ from daemon.config.sections import (
 )
 from daemon.config.training import TrainSettings
 from daemon.config.verification import AnchorSettings
+from daemon.config.web import WebSettings
 from policies.errors import ConfigError
 from policies.facts.paraphrases import ParaphrasePolicy
 
@@ -76,6 +77,8 @@ class Settings(BaseSettings):
     """[daemon]"""
     anchor: AnchorSettings = AnchorSettings()
     """[anchor]"""
+    web: WebSettings = WebSettings()
+    """[web]"""
     monitor: MonitorSettings = MonitorSettings()
     """[monitor]"""
     notify: NotifySettings = NotifySettings()

@@ -65,8 +65,8 @@ class TrainSettings(AdapterChoices, Section):
     seed: int = 0
     """Seed of the first plan with some facts; each further try of these facts adds one."""
     deadline_s: float = Field(default=3600, gt=0)
-    """How long one stage of a plan (probe, train or evaluate) may take. A child that takes longer
-    is killed, and the stage counts as failed."""
+    """How long one stage of a plan (probe, train or evaluate) may go without any progress. A child
+    that stands still for longer is killed, and the stage counts as failed."""
     attempts: int = Field(default=3, ge=1)
     """How often the stages of a plan may fail, all together, before the plan fails."""
     backoff_s: float = Field(default=5.0, ge=0)

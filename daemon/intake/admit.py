@@ -102,7 +102,7 @@ def admit(
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
             read = []
             for number, raw in enumerate(taken, start=1):
-                read.append((raw, _read(records, raw, rules)))
+                read.append((raw, read_record(records, raw, rules)))
                 if number % AT_ONCE == 0:
                     yield None
             try:
@@ -154,7 +154,9 @@ def _admit_alone(
         records = Records(source, rules.limits, *begins)
         for raw in records.take(1, PIECE_BYTES):
             try:
-                _admit(ledger, batch_id, records, [(raw, _read(records, raw, rules))], rules, now)
+                _admit(
+                    ledger, batch_id, records, [(raw, read_record(records, raw, rules))], rules, now
+                )
             except _ELSEWHERE:
                 raise
             except Exception as error:
@@ -180,7 +182,7 @@ def count_bad(path: Path, rules: Rules, shown: int) -> Generator[None, None, Cou
         records = Records(source, rules.limits)
         while taken := records.take(PIECE_LINES, PIECE_BYTES):
             for number, raw in enumerate(taken, start=1):
-                parsed = _read(records, raw, rules)
+                parsed = read_record(records, raw, rules)
                 lines += parsed is not None
                 if isinstance(parsed, Quarantined):
                     bad += 1
@@ -210,7 +212,9 @@ def retry_quarantined(
         while records.number < last and (taken := records.take(AT_ONCE, PIECE_BYTES)):
             begins, ends = max(first, taken[0].number), min(last, taken[-1].number)
             numbers = ledger.quarantine.line_numbers(batch_id, begins, ends)
-            read = [(raw, _read(records, raw, rules)) for raw in taken if raw.number in numbers]
+            read = [
+                (raw, read_record(records, raw, rules)) for raw in taken if raw.number in numbers
+            ]
             yield len(read), _readmit(ledger, batch_id, read, rules, now)
 
 
@@ -238,7 +242,7 @@ def _readmit(
     return len(bad)
 
 
-def _read(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:
+def read_record(records: Records, raw: Raw, rules: Rules) -> Fact | Quarantined | None:
     """What a record says, in the paraphrases to learn, if the model can take it; None for a
     blank."""
     try:

@@ -79,6 +79,14 @@ class Feeds:
                 found.append(f"feed {name}: {pulse.problem}")
         return tuple(found)
 
+    def pulses(self) -> tuple[tuple[str, Pulse, float], ...]:
+        """Each feed, how its last polls went, and the seconds until it is asked next."""
+        return tuple(
+            (name, pulse, max(0.0, pulse.due - self._clock()))
+            for name in self._feeds
+            for pulse in (self._pulses.get(name) or Pulse(due=self._clock()),)
+        )
+
     def due(self) -> tuple[str, ...]:
         """The feeds to be asked now."""
         return tuple(name for name in self._feeds if self.is_due(name))

@@ -13,7 +13,7 @@ import structlog
 
 from daemon.config.layout import Layout
 from daemon.config.sections import IntakeSettings
-from daemon.intake.admit import begin, count_bad, rules_of
+from daemon.intake.admit import Rules, begin, count_bad, rules_of
 from daemon.intake.arrivals import Arrivals
 from daemon.intake.claims import Claim, Claims, Portion, same_file
 from daemon.intake.following import Due, Following
@@ -62,6 +62,11 @@ class Intake:
         self._now = datetime.min.replace(tzinfo=UTC)
         self._work: Iterator[Receipt | None] | None = None
         self._clean_up()
+
+    @property
+    def rules(self) -> Rules:
+        """How lines become facts."""
+        return self._arrivals.rules
 
     @property
     def problems(self) -> tuple[str, ...]:

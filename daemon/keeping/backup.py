@@ -99,7 +99,7 @@ class _Taken:
         self._left_out |= {layout.records, layout.restoring, layout.root / "log"}
         self._left_out |= {layout.root / "middleware"}
         if not secrets:
-            self._left_out |= {layout.admin_key, layout.webhook_key}
+            self._left_out |= {layout.admin_key, layout.operator_key, layout.webhook_key}
         self.files: dict[str, BackupFile] = {}
         self.folders: dict[str, int] = {}
         self.damaged: list[str] = []

@@ -143,7 +143,9 @@ def _present(layout: Layout, manifest: BackupManifest) -> Iterator[Path]:
     """What lies in the state directory and would be in the way."""
     stays = {layout.lock, layout.restoring}
     stays |= {
-        key for key in (layout.admin_key, layout.webhook_key) if key.name not in manifest.files
+        key
+        for key in (layout.admin_key, layout.operator_key, layout.webhook_key)
+        if key.name not in manifest.files
     }
     yield from (path for path in sorted(layout.root.iterdir()) if path not in stays)
 

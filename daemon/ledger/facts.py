@@ -101,7 +101,9 @@ class Facts:
 
     def unlearnt_count(self) -> int:
         """How many facts were given up because no candidate learnt them."""
-        return int(self._db.one("SELECT count(*) FROM facts WHERE state = 'unlearnt'"))
+        # Left to itself SQLite counts by a larger index, which holds every fact.
+        counted = "SELECT count(*) FROM facts INDEXED BY facts_unlearnt WHERE state = 'unlearnt'"
+        return int(self._db.one(counted))
 
     def waiting(self, now: datetime, limit: int) -> tuple[Waiting, ...]:
         """Facts to be learnt, urgent ones first, then as they came."""

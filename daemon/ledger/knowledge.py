@@ -113,6 +113,10 @@ class Knowledge:
                 return self._ancestry.maker(sha256)
         return None
 
+    def behind(self, sha256: str) -> tuple[int | None, frozenset[int]]:
+        """The plan that made an adapter, and the plans whose facts the adapter knows."""
+        return self._ancestry.maker(sha256), frozenset(self._ancestry.knows([sha256]))
+
     def batches(self, lineage: Iterable[str]) -> tuple[int, ...]:
         """Row numbers of the batches from which a lineage learnt facts."""
         rows = self._db.rows(

@@ -15,6 +15,7 @@ from daemon.ledger.events import Events
 from daemon.ledger.facts import Facts
 from daemon.ledger.feeds import FeedCursors
 from daemon.ledger.knowledge import Knowledge
+from daemon.ledger.listings import Listings
 from daemon.ledger.meta import Meta
 from daemon.ledger.outbox import Outbox
 from daemon.ledger.paraphrases import ParaphraseCache
@@ -53,6 +54,7 @@ class Ledger:
         self.erasure = Erasure(db)
         self.admission = Admission(db, self.batches, self.feeds, self.retractions)
         self.quarantine = Quarantine(db, self.admission)
+        self.listings = Listings(db)
         self.planning = Planning(
             db, self.meta, self.facts, self.plans, self.steps, self.revisions, self.knowledge
         )

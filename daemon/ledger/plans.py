@@ -132,9 +132,12 @@ class Plans:
         *,
         batch_id: str | None = None,
         limit: int = 100,
+        before: int | None = None,
     ) -> tuple[PlanHead, ...]:
-        """Plans without their facts, the newest first."""
+        """Plans without their facts, the newest first; those below the number `before`."""
         where, parameters = ["1"], []
+        if before is not None:
+            where.append(f"id < {int(before)}")
         if states is not None:
             where.append(f"state IN ({','.join('?' * len(states))})")
             parameters += [state.value for state in states]
@@ -174,7 +177,7 @@ class Plans:
         found: dict[str, Any] = dict(zip(names, row, strict=True))
         batches = self._db.rows(
             "SELECT b.id FROM plan_batches p JOIN batches b ON b.seq = p.batch"
-            " WHERE p.plan = ? ORDER BY b.seq",
+            " WHERE p.plan = ? ORDER BY p.batch",  # by b.seq it would walk over all batches
             (found["id"],),
         )
         served = found.pop("served")

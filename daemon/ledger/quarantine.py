@@ -54,6 +54,16 @@ class Quarantine:
         with self._db.write("withdraw"):
             self._admission.bad_lines.take_back(batch_id, line)
 
+    def correct(self, batch_id: str, line: int, by: str, now: datetime) -> None:
+        """A line leaves quarantine: batch `by` has it as a person has corrected it.
+
+        Raises `NotFound` where it is not in quarantine.
+        """
+        with self._db.write("correct"):
+            if not self._admission.bad_lines.take_out(self._seq(batch_id), [line]):
+                raise NotFound(f"batch {batch_id[:12]} has no line {line} in quarantine")
+            self._db.event("line.corrected", batch_id, {"line": line, "by": by}, now)
+
     def _seq(self, batch_id: str) -> int:
         return int(self._db.one("SELECT seq FROM batches WHERE id = ?", (batch_id,)) or 0)
 

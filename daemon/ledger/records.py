@@ -149,6 +149,31 @@ class Tainted(Record):
     models: tuple[str, ...]
 
 
+class FactPlan(Record):
+    """A plan that had a fact: whether its candidate learnt it (None: not judged), the adapter and
+    the revision that it made."""
+
+    plan: int
+    kind: PlanKind
+    state: PlanState
+    learnt: bool | None
+    moved_at: datetime
+    adapter: str | None
+    revision: int | None
+
+
+class BadLine(Record):
+    """One line in quarantine with the batch that it came in; `place` orders all of them."""
+
+    place: int
+    batch: str
+    name: str
+    line: int
+    kind: str
+    reason: str
+    text: str
+
+
 class FactCounts(Record):
     """How many facts of a batch stand where; `idle` ones are not to be learnt."""
 

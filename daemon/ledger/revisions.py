@@ -17,6 +17,7 @@ from policies.errors import NotFound, RequestRefused, StateConflict, Superseded
 from policies.notifications import Notification
 from policies.records import PlanState, Revision
 from policies.retention import StoredKind
+from policies.text import counted
 
 _COLUMNS: Final = "number, plan, parent, lineage, served_name, sha256, created_at"
 
@@ -193,7 +194,7 @@ class Revisions:
         known = self._knowledge.forbidden_count(chosen.lineage)
         if known and chosen.lineage != current.lineage:
             raise RequestRefused(
-                f"revision {to} knows {known} facts that were retracted; it is not served again"
+                f"revision {to} knows {counted(known, 'retracted fact')}; it is not served again"
             )
         if self._removals.has(StoredKind.REVISION, chosen.served_name):
             raise RequestRefused(

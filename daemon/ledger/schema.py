@@ -168,6 +168,7 @@ CREATE TABLE revisions (
   sha256 TEXT,
   created_at TEXT NOT NULL
 );
+CREATE INDEX revisions_plan ON revisions (plan);
 CREATE TABLE target (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   number INTEGER NOT NULL REFERENCES revisions (number),
@@ -224,6 +225,7 @@ CREATE TABLE events (
   digest TEXT NOT NULL
 );
 CREATE INDEX events_subject ON events (subject, seq);
+CREATE INDEX events_kind ON events (kind, at);
 CREATE TABLE outbox (
   event INTEGER PRIMARY KEY REFERENCES events (seq),
   type TEXT NOT NULL,

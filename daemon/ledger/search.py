@@ -9,6 +9,7 @@ from typing import Any, Final
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 RARE: Final = 2000
+FEW: Final = 200
 _TERMS: Final = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab(main, facts_text, instance)"
 )
@@ -33,12 +34,29 @@ def near(rows: Rows, text: str, limit: int) -> list[str]:
     known = sorted((word for word in counts if counts[word]), key=counts.__getitem__)
     if not known:
         return []
-    ranked = _NEAR if counts[known[0]] <= RARE else _ANY
-    found = [row[0] for row in rows(ranked, (" AND ".join(map(_quoted, known)), limit))]
     rare = [word for word in known if counts[word] <= RARE]
+    found = _narrowed(rows, rare, known, limit) if rare else None
+    if found is None:
+        ranked = _NEAR if rare else _ANY
+        found = [row[0] for row in rows(ranked, (" AND ".join(map(_quoted, known)), limit))]
     if len(found) < limit and rare:
         found += [row[0] for row in rows(_NEAR, (" OR ".join(map(_quoted, rare)), limit))]
     return list(dict.fromkeys(found))[:limit]
+
+
+def _narrowed(
+    rows: Rows, rare: Sequence[str], known: Sequence[str], limit: int
+) -> list[str] | None:
+    """The bodies with all rare words, those with most of the others first; None where they are too
+    many to look at each.
+
+    To have the index find the others as well would read all that it holds of them.
+    """
+    found = [row[0] for row in rows(_NEAR, (" AND ".join(map(_quoted, rare)), FEW + 1))]
+    if len(found) > max(FEW, limit):
+        return None
+    words = frozenset(known)
+    return sorted(found, key=lambda body: -len(words.intersection(_split(body))))[:limit]
 
 
 def _counts(rows: Rows, words: Sequence[str]) -> dict[str, int]:
@@ -50,9 +68,12 @@ def _counts(rows: Rows, words: Sequence[str]) -> dict[str, int]:
 
 def _words(text: str) -> list[str]:
     """The words of a text as the index keeps them: in lower case, without marks."""
+    return list(dict.fromkeys(_split(text)))[:32]
+
+
+def _split(text: str) -> list[str]:
     plain = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
-    words = "".join(c if c.isalnum() else " " for c in plain.lower()).split()
-    return list(dict.fromkeys(words))[:32]
+    return "".join(c if c.isalnum() else " " for c in plain.lower()).split()
 
 
 def _quoted(word: str) -> str:

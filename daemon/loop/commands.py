@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from daemon.base.control import Handler
 from daemon.config.settings import Settings
 from daemon.intake.intake import Intake
+from daemon.intake.preview import BAD, preview
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.notifying import Notifications
@@ -57,7 +59,7 @@ class Commands:
         names = (
             *("submit", "retry", "rollback", "forward", "promote", "reject"),
             *("pause", "resume", "retract", "consolidate", "status", "requeue", "prune"),
-            *("accept", "notify_test", "notify_retry", "notify_discard"),
+            *("accept", "correct", "notify_test", "notify_retry", "notify_discard"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -163,6 +165,24 @@ class Commands:
             ) from None
         summary = f"{read - bad} of {read} quarantined lines are admitted now"
         return self._done(summary, read=read, admitted=read - bad)
+
+    async def correct(self, batch: str, line: int, text: str) -> CommandResult:
+        """Submit a quarantined line as a person has corrected it; then it leaves quarantine."""
+        found = self._ledger.batches.get(batch)
+        if self._ledger.quarantine.kind(found.id, line) is None:
+            raise NotFound(f"{found.name} has no line {line} in quarantine")
+        with TemporaryDirectory(prefix="palorad-") as folder:
+            path = Path(folder) / f"{Path(found.name).stem}.line-{line}.jsonl"
+            path.write_text(text.strip() + "\n", encoding="utf-8")
+            now, rules = self._now(), self._intake.rules
+            verdicts = list(preview(self._ledger, path, rules, now, 2))
+            if len(verdicts) != 1:
+                raise RequestRefused("that is not one line; a corrected line is one JSON object")
+            if verdicts[0].verdict == BAD:
+                raise RequestRefused(f"the line would not be admitted: {verdicts[0].reason}")
+            by, _ = self._intake.submit(path)
+        self._ledger.quarantine.correct(found.id, line, by, now)
+        return self._done(f"line {line} of {found.name} is submitted as {by[:12]}", batch=by)
 
     async def prune(self) -> CommandResult:
         """Begin to remove what need not be kept; what that is."""

@@ -41,6 +41,7 @@ def require_files(settings: Settings) -> None:
         "train.replay.reasoning": replay.reasoning,
         "server.admin_key_file": settings.server.admin_key_file,
         "server.user_key_file": settings.server.user_key_file,
+        "web.token_file": settings.web.token_file,
         "notify.key_file": settings.notify.key_file,
     }
     for n, suite in enumerate(settings.gate.suites):

@@ -218,9 +218,10 @@ class Reconciler:
         workdir = self._layout.workdir(lease.plan, lease.step)
         seen = self._jobs.poll(workdir)
         if seen.outcome == "running":
-            if self.waits.overdue(lease):
+            at = seen.progress
+            if self.waits.overdue(lease, None if at is None else (at.stage, at.done)):
                 self._jobs.kill(workdir)
-                late = f"the {lease.step} stage took longer than train.deadline_s"
+                late = f"the {lease.step} stage made no progress for train.deadline_s"
                 late += f" ({lease.allowed_s:.0f} s)"
                 self._lease_failed(lease, JobError(kind="Deadline", error=late), now)
         elif seen.outcome == "absent":

@@ -40,7 +40,8 @@ from daemon.loop.watching import Watching
 from daemon.retraction.workflow import Forgetting
 from daemon.serving.servers import Servers
 from daemon.training.paraphrasing import Paraphraser
-from daemon.views.status import DaemonView
+from daemon.views.status import DaemonView, FeedView
+from daemon.web.page import Page
 from policies.errors import PaloradError
 from policies.planning import Clear, Promote, blocked, gathering
 
@@ -68,12 +69,13 @@ class Service:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[], int] | None = None,
+        page: Page | None = None,
     ) -> None:
         """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
         self._settings, self._reload = settings, reload
         self._ledger, self._servers = ledger, servers
-        self._clock = clock
-        self._monotonic = monotonic
+        self._clock, self._monotonic = clock, monotonic
+        self._page = page
         self._intake = Intake(
             ledger, settings.layout, settings.intake, monotonic, model_dir=settings.model.path
         )
@@ -143,6 +145,8 @@ class Service:
         await self._guard.begin()
         control = ControlServer(self._settings.layout.control_socket, self._commands.table())
         await control.start()
+        if self._page is not None:
+            self._page.begin(self._commands.table(), self._intake.rules)
         latest = self._ledger.batches.latest(RECEIPTS_AT_START)
         self._update_receipts(tuple(batch.id for batch in latest))
         self._watching.ensure()
@@ -163,6 +167,8 @@ class Service:
             await asyncio.gather(*ticks, return_exceptions=True)
             self._watching.stop()
             await control.stop()
+            if self._page is not None:
+                await self._page.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
             await self._guard.stop()
@@ -216,6 +222,8 @@ class Service:
         """Look into the inbox although no event came; tell what could not be told before."""
         self._update_receipts(tuple(self._late_receipts))
         self._watching.ensure()
+        if self._page is not None:
+            self._page.ensure()
         self._scan_until = max(self._scan_until, self._monotonic() + 1)
 
     async def _take_in(self) -> None:
@@ -307,6 +315,8 @@ class Service:
         self._settings = self._settings.model_copy(update=taken)
         self._reconciler.settings = self._settings
         self._commands.settings = self._settings
+        if self._page is not None:
+            self._page.use(self._settings)
         waits = sorted({*changed} - {*taken})
         log.info("settings reloaded", taken=sorted(taken), needs_restart=waits)
 
@@ -322,6 +332,10 @@ class Service:
             pid=os.getpid(),
             server=self._settings.server.kind,
             replicas=replica_views(self._servers.fleet.statuses, self._ledger.revisions.target()),
+            feeds=tuple(
+                FeedView(**pulse.model_dump(exclude={"due"}), name=name, due_in_s=seconds)
+                for name, pulse, seconds in self._feeds.pulses()
+            ),
             progress=self._reconciler.progress(),
             blocked=(stuck if snapshot.paused else "") or gathered or "",
             trouble=(
@@ -330,6 +344,7 @@ class Service:
                 *self._intake.problems,
                 *self._feeds.problems,
                 *self._guard.trouble,
+                *(self._page.trouble if self._page else ()),
                 *self._notifications.trouble,
                 *self._monitoring.trouble,
                 *filter(None, (self._sharing.problem, self._reconciler.waits_for)),

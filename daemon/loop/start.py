@@ -19,6 +19,7 @@ from daemon.loop.preflight import FULL, prepare_state, require_files, require_ow
 from daemon.loop.service import Service
 from daemon.loop.systemd import notify
 from daemon.serving.servers import Servers
+from daemon.web.page import Page
 from policies.backoff import pause_s
 from policies.errors import DiskFull, LedgerBusy
 
@@ -84,4 +85,5 @@ def patiently(
 
 
 async def _run(settings: Settings, ledger: Ledger, reload: Callable[[], Settings] | None) -> None:
-    await Service(settings, ledger, Servers(settings), reload=reload).run()
+    page = Page(settings) if settings.web.enabled else None
+    await Service(settings, ledger, Servers(settings), reload=reload, page=page).run()

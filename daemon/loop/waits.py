@@ -11,6 +11,8 @@ from policies.backoff import LONGEST_PAUSE_S
 from policies.planning import OpenPlan, Snapshot, Waiting
 
 _Step = tuple[int, str, int, str]
+Mark = tuple[str, int] | None
+"""How far a step says it is: the stage that it is at, and what it has done of it."""
 
 
 class Waits:
@@ -24,20 +26,26 @@ class Waits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives seconds that only ever grow."""
         self._clock = clock
-        self._steps: dict[_Step, float] = {}
+        self._steps: dict[_Step, tuple[float, Mark]] = {}
         self._paused: tuple[tuple[int, datetime], float] | None = None
         self._gathers: tuple[str, float] | None = None
         self._looked = False
 
-    def overdue(self, lease: Lease) -> bool:
-        """Whether a step has run for as long as its lease allows."""
-        since = self._steps.setdefault(_step(lease), self._clock())
-        return self._clock() - since >= lease.allowed_s
+    def overdue(self, lease: Lease, mark: Mark = None) -> bool:
+        """Whether a step has been at the same `mark` of its progress for as long as its lease
+        allows.
+        """
+        now = self._clock()
+        since, reached = self._steps.get(_step(lease), (now, mark))
+        if reached != mark:
+            since = now
+        self._steps[_step(lease)] = since, mark
+        return now - since >= lease.allowed_s
 
     def seen(self, leases: Sequence[Lease]) -> None:
         """These steps run, and no others."""
-        now = self._clock()
-        self._steps = {step: self._steps.get(step, now) for step in map(_step, leases)}
+        begun = self._clock(), None
+        self._steps = {step: self._steps.get(step, begun) for step in map(_step, leases)}
 
     def counted(self, snapshot: Snapshot, now: datetime) -> Snapshot:
         """The snapshot with its stored moments moved to where their waits end by `now`."""

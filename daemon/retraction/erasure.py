@@ -287,7 +287,8 @@ def erase_rest(layout: Layout, traces: Sequence[Trace]) -> Iterator[Path]:
         layout.records,
         layout.root / "expert",
     }
-    spared = {layout.admin_key, layout.lock, layout.anchor, layout.anchor_key}
+    spared = {layout.admin_key, layout.operator_key, layout.lock}
+    spared |= {layout.anchor, layout.anchor_key}
     for path in sorted(_files(layout.root, mine)):
         if path.name.startswith(f"{layout.ledger.name}{BEFORE}"):
             path.unlink()

@@ -36,8 +36,9 @@ def probe(desk: Desk) -> ProbeReport:
     request = ProbeRequest.model_validate_json(desk.request)
     begun = time.monotonic()
     base = models.base_hash(request.model_dir)
+    reads_svf = "svf" in request.protection.kind or request.settings.serve == "expert"
     fit = FitSettings(
-        seeds=request.settings.seeds,
+        seeds=request.settings.seeds if reads_svf else (),
         steps=request.settings.steps,
         learning_rate=request.settings.learning_rate,
         share=request.protection.share,
@@ -45,7 +46,7 @@ def probe(desk: Desk) -> ProbeReport:
     )
     skill = tuple(read_examples(request.settings.skill, "solution"))
     named, own = request.settings.path, request.probes / base[:12]
-    at = _ready(named, base, fit.share) or _ready(own, base, fit.share)
+    at = _ready(named, base, fit) or _ready(own, base, fit)
     fitted = at is None
     if at is None:
         at = own
@@ -139,12 +140,12 @@ def read_examples(path: Path | None, completion: str) -> Iterator[Example]:
                 yield Example(prompt=prompt, completion=text, kind="reasoning")
 
 
-def _ready(directory: Path | None, base: str, share: float) -> Path | None:
-    """The directory, if it holds a probe of this base that keeps `share` of the directions."""
+def _ready(directory: Path | None, base: str, fit: FitSettings) -> Path | None:
+    """The directory, if it holds a probe of this base with all that this fit would give."""
     if directory is None or not directory.is_dir():
         return None
     try:
-        Probe.load(directory, base).require(share)
+        Probe.load(directory, base).require(fit.share, svf=bool(fit.seeds))
     except (ProbeMismatch, ConfigError):
         return None
     return directory

@@ -25,6 +25,9 @@ class ReplicaView(Record):
     url: str
     ready: bool
     target: str
+    healthy: bool = False
+    asleep: bool = False
+    loaded: tuple[str, ...] = ()
     active: str | None = None
     verified_at: datetime | None = None
     reason: str = ""
@@ -41,12 +44,24 @@ class StageView(Record):
     progress: Progress | None = None
 
 
+class FeedView(Record):
+    """One feed: how its last polls went. `open`: it failed so often that it is asked less often;
+    `due_in_s` are the seconds until it is asked next."""
+
+    name: str
+    failures: int = 0
+    open: bool = False
+    problem: str = ""
+    due_in_s: float = 0.0
+
+
 class DaemonView(Record):
     """What only the running daemon knows. `trouble` needs a person; `waits`, `blocked` do not."""
 
     pid: int
     server: str
     replicas: tuple[ReplicaView, ...] = ()
+    feeds: tuple[FeedView, ...] = ()
     progress: Progress | None = None
     blocked: str = ""
     trouble: tuple[str, ...] = ()
@@ -187,7 +202,7 @@ def status(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> StatusVi
         running=daemon is not None,
         paused=ledger.meta.paused,
         daemon=daemon,
-        target=_revision(ledger, target, target),
+        target=revision_view(ledger, target, target),
         stages=tuple(stages),
         batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches.latest(BATCHES_SHOWN)),
         facts=totals["accepted"] - totals["known"],
@@ -236,7 +251,7 @@ def history(ledger: Ledger, limit: int) -> HistoryView:
     """The latest revisions and events."""
     target = ledger.revisions.target()
     return HistoryView(
-        revisions=tuple(_revision(ledger, r, target) for r in ledger.revisions.all(limit)),
+        revisions=tuple(revision_view(ledger, r, target) for r in ledger.revisions.all(limit)),
         events=ledger.events.latest(limit),
     )
 
@@ -275,7 +290,7 @@ def _fact(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> FactView:
     if plan_id is not None:
         head = ledger.plans.head(plan_id)
         adapter = head.adapter
-        revision = next((r.number for r in ledger.revisions.all() if r.plan_id == head.id), None)
+        revision = ledger.listings.revision_of(head.id)
     batch = ledger.batches.get(standing["batch"])
     return FactView(
         fact=fact,
@@ -304,7 +319,8 @@ def _batch(ledger: Ledger, batch_id: str, now: datetime) -> BatchView:
     )
 
 
-def _revision(ledger: Ledger, revision: Revision, target: Revision) -> RevisionView:
+def revision_view(ledger: Ledger, revision: Revision, target: Revision) -> RevisionView:
+    """A revision, and whether it is the target."""
     head = None if revision.plan_id is None else ledger.plans.head(revision.plan_id)
     return RevisionView(
         number=revision.number,

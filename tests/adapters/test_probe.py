@@ -68,6 +68,24 @@ def test_probe_fit_goes_on_where_it_was_cut_off(llama: Fitted, tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["probe"]
 
 
+def test_moments_alone_protect_as_those_of_a_whole_fit(llama: Fitted, tmp_path: Path) -> None:
+    alone = FIT.model_copy(update={"seeds": ()})
+    stages: set[str] = set()
+    found = fit_probe(
+        llama.model_dir, SKILL, tmp_path / "probe", alone, lambda e: stages.add(e.stage)
+    )
+    assert stages == {"moments"}
+    for name, weight in llama.weights().items():
+        guards = [one.protected(name, weight, Protection()) for one in (found, llama.probe)]
+        assert torch.equal(guards[0].inputs, guards[1].inputs)
+    found.require(FIT.share)
+    with pytest.raises(ConfigError, match="holds moments alone"):
+        found.require(FIT.share, svf=True)
+    with pytest.raises(ConfigError, match="remove this directory"):
+        fit_probe(llama.model_dir, SKILL, tmp_path / "probe", FIT)
+    assert fit_probe(llama.model_dir, SKILL, llama.folder / "probe", alone).has_svf
+
+
 def test_probe_needs_examples(llama: Fitted, tmp_path: Path) -> None:
     with pytest.raises(UnusableExamples, match="at least 2 examples"):
         fit_probe(llama.model_dir, SKILL[:1], tmp_path / "probe", FIT)

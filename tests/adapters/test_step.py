@@ -20,8 +20,12 @@ from adapters.plans import TrainPlan
 from adapters.probe import Protection
 from adapters.projection import lora_layers
 from adapters.recipe import protect
+from adapters.reference import record
+from adapters.template_prefix import constant_prefix
 from policies.records import Example
 from tests.support.fitted import SKILL, Fitted
+
+SYSTEM = "You are a helpful assistant that answers in one short sentence. "
 
 
 @pytest.mark.parametrize("max_tokens", [1, 24, 4096])
@@ -67,6 +71,41 @@ def test_a_step_is_the_sum_of_its_terms_however_it_is_cut(llama: Fitted, max_tok
     assert weight.grad is not None
     assert torch.allclose(weight.grad, expected, rtol=1e-3, atol=1e-6)
     assert loss > 0.0
+
+
+@pytest.mark.parametrize("max_tokens", [1, 24, 4096])
+def test_reading_the_templates_prefix_once_changes_no_gradient(
+    fitted: Fitted, max_tokens: int
+) -> None:
+    """Facts and a KL term, some of them behind a system prompt that is the same in all."""
+    device = torch.device("cpu")
+    tokenizer = models.load_tokenizer(fitted.model_dir)
+    tokenizer.chat_template = SYSTEM + "{% for one in messages %}{{ one.content }}? {% endfor %}"
+    pad = int(tokenizer.pad_token_id)
+    plan = fitted.plan(rank=4, protection=Protection(share=0.3))
+    texts = [text for one in SKILL[:6] for text in encode_example(tokenizer, one)]
+    prefix = constant_prefix(tokenizer)
+    assert tokenizer.decode(prefix).strip() == SYSTEM.strip()
+    found = []
+    for shared in ((), prefix):
+        attached = _begun(fitted, plan)
+        passes = Passes(device, pad, max_tokens, shared)
+        recorded = record(
+            attached.model, attached.reference, texts[6:], passes, base_hash="b", folder=None
+        )
+        terms = [losses.KLTerm(texts[6:], 3.0, recorded.logits)]
+        objective = losses.Objective(texts[:4], texts[4:6], terms, 2.0)
+        around = partial(_shared, attached.model, 0)
+        result = losses.accumulate_gradients(attached.model, objective, passes, around)
+        parameters = attached.model.named_parameters()
+        found.append((result, {n: p.grad for n, p in parameters if p.requires_grad}))
+    (alone, apart), (together, joined) = found
+    assert together[0] == pytest.approx(alone[0], rel=1e-4)
+    assert together[1] == pytest.approx(alone[1], rel=1e-3)
+    for name, expected in apart.items():
+        assert expected is not None and joined[name] is not None
+        assert torch.allclose(joined[name], expected, rtol=1e-3, atol=1e-6), name
+        assert float(expected.norm()) > 0.0
 
 
 @pytest.mark.parametrize("tokens", [0, 1 << 40], ids=["factors", "weights"])

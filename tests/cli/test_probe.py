@@ -64,6 +64,26 @@ def test_every_matrix_is_drawn_with_its_critical_components(
     assert set(found) == set(probe.matrices)
 
 
+def test_moments_alone_are_shown_without_what_was_not_fitted(
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    model = probe.directory.parent / "base"
+    alone = fit_probe(model, SKILL, tmp_path / "probe", ProbeConfig(seeds=()))
+    (tmp_path / "config.toml").write_text(
+        f'[model]\npath = "{model}"\n[probe]\npath = "{alone.directory}"\n'
+    )
+    code, out, _ = show(alone, monkeypatch, capsys)
+    assert code == 0 and "moments alone" in out
+    assert "overlap" not in out and "critical" not in out
+    for name in alone.matrices:
+        assert out.count(name.removeprefix("model.layers.")) == 1
+    _, said, _ = show(alone, monkeypatch, capsys, "--json")
+    assert json.loads(said)["spectra"] == {}
+
+
 def test_a_probe_that_is_not_informative_says_what_speaks_against_it(
     probe: Probe,
     monkeypatch: pytest.MonkeyPatch,

@@ -33,6 +33,8 @@ ELSEWHERE = {
     "test_what_only_some_settings_store_is_kept_all_or_none",
     "withdraw": "tests/durability/test_crash.py::"
     "test_what_only_some_settings_store_is_kept_all_or_none",
+    "correct": "tests/durability/test_crash.py::"
+    "test_what_only_some_settings_store_is_kept_all_or_none",
     "set_feed_cursor": "tests/durability/test_crash.py::"
     "test_what_only_some_settings_store_is_kept_all_or_none",
     "backup": "tests/durability/test_crash.py::test_a_backup_that_is_killed_is_made_anew",
@@ -179,6 +181,13 @@ RARE: dict[str, tuple[Callable[[Ledger], object], Callable[[Ledger], object]]] =
     "set_feed_cursor": (
         lambda ledger: ledger.feeds.set_cursor("news", "7", NOW),
         lambda ledger: ledger.feeds.cursor("news"),
+    ),
+    "correct": (
+        lambda ledger: ledger.quarantine.correct(ledger.batches.get("a.jsonl").id, 2, "b", NOW),
+        lambda ledger: (
+            ledger.quarantine.last(ledger.batches.get("a.jsonl").id),
+            ledger.events.latest(1)[0].kind == "line.corrected",
+        ),
     ),
     "withdraw": (
         lambda ledger: ledger.quarantine.withdraw(ledger.batches.get("a.jsonl").id, 2),

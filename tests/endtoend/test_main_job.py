@@ -12,7 +12,8 @@ import pytest
 
 from demo.ask import Endpoint, rate
 from demo.follow import Follow
-from demo.questions import FACT_TOKENS, held_out_questions
+from demo.questions import held_out_questions
+from demo.scenario import MINI
 from demo.setup import ROOT
 from policies.gate.grading import normalised
 from tests.support.real import NEEDS_MODEL, configure, running
@@ -58,7 +59,7 @@ def _story(config: Path, follow: Follow) -> None:
     assert follow.served() == follow.target() == 1
     (config.parent / "good.jsonl").write_text("".join(file.read_text().splitlines(True)[:-1]))
     questions = held_out_questions(config.parent / "good.jsonl")
-    assert rate(endpoint.ask(questions, normalised, FACT_TOKENS)) >= 0.8
+    assert rate(endpoint.ask(questions, normalised, MINI.fact_tokens)) >= 0.8
 
     status = json.loads(palorad(config, "status", "--json").stdout)
     assert status["running"] and status["target"]["number"] == 1

@@ -52,6 +52,7 @@ class Place:
             ledger.meta.pause(True, "first", NOW)
         (self.layout.archive / "b1.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
         self.layout.admin_key.write_text("secret")
+        self.layout.operator_key.write_text("token")
         self.layout.webhook_key.write_text("another")
         self.served = publish(self.layout.served, 1)
 
@@ -113,11 +114,13 @@ def test_a_restored_directory_is_what_was_backed_up(place: Place) -> None:
 
 
 def test_keys_are_left_out_unless_asked_for_and_one_that_is_there_stays(place: Place) -> None:
-    assert not {"admin.key", "webhook.key"} & {*place.back_up().manifest.files}
+    keys = {"admin.key", "operator.key", "webhook.key"}
+    assert not keys & {*place.back_up().manifest.files}
     files = place.back_up(secrets=True).manifest.files
-    assert files["admin.key"].mode == files["webhook.key"].mode == 0o644
+    assert {files[key].mode for key in keys} == {0o644}
     restore(place.layout, place.root, 1, aside=place.root.parent / "aside")
     assert place.layout.admin_key.read_text() == "secret"
+    assert place.layout.operator_key.read_text() == "token"
     assert place.layout.webhook_key.read_text() == "another"
 
 

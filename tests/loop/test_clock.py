@@ -291,7 +291,9 @@ def test_a_deadline_is_counted_and_not_read_off_the_clock(tmp_path: Path) -> Non
     assert world.running is not None
     world.tick(20)
     assert world.running is None
-    assert "took longer than train.deadline_s (3600 s)" in (world.ledger.plans.head(1).error or "")
+    assert "made no progress for train.deadline_s (3600 s)" in (
+        world.ledger.plans.head(1).error or ""
+    )
 
 
 def test_a_server_that_was_away_is_asked_again(tmp_path: Path) -> None:

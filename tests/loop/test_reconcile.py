@@ -301,7 +301,7 @@ def test_what_cannot_get_better_is_not_tried_again(world: World) -> None:
     assert world.ledger.plans.get(1).state is PlanState.FAILED
 
 
-def test_a_child_that_takes_too_long_is_ended(world: World) -> None:
+def test_a_child_that_stands_still_too_long_is_ended(world: World) -> None:
     world.drop(1)
     world.tick()
     world.tick()
@@ -309,7 +309,21 @@ def test_a_child_that_takes_too_long_is_ended(world: World) -> None:
     assert world.running is None
     head = world.ledger.plans.head(1)
     assert head.attempts == 1
-    assert "took longer than train.deadline_s (3600 s)" in (head.error or "")
+    assert "made no progress for train.deadline_s (3600 s)" in (head.error or "")
+
+
+def test_a_child_that_goes_on_is_left_to_it_and_ended_once_it_stands_still(world: World) -> None:
+    world.drop(1)
+    world.tick()
+    world.tick()
+    allowed = world.settings.train.deadline_s
+    for done in range(5):
+        world.report_progress("train", done)
+        world.tick(0.9 * allowed)
+    assert world.running is not None
+    world.tick(1.1 * allowed)
+    assert world.running is None
+    assert world.ledger.plans.head(1).attempts == 1
 
 
 def test_a_killed_daemon_goes_on_where_it_was_and_counts_no_failure(world: World) -> None:

@@ -36,6 +36,7 @@ from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.alias import AdminGateway
 from daemon.serving.servers import Servers
+from daemon.web.page import Page
 from policies.errors import DaemonUnreachable, LedgerBusy, LedgerUnusable, RequestRefused
 from policies.records import BatchState
 from tests.support import clocks
@@ -122,6 +123,8 @@ class Site:
     starts: int = 0
     deaths: int = 0
     patience_s: float = PATIENCE_S
+    page_port: int = 0
+    changed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         model = self.root / "model"
@@ -151,6 +154,8 @@ class Site:
                 "gate": {"suites": ()},
                 "intake": {"stable_s": 0.0, "rescan_s": 0.2, "watch": "off"},
                 "daemon": {"tick_s": 0.01},
+                **({"web": {"port": self.page_port}} if self.page_port else {}),
+                **self.changed,
             }
         ).rooted(self.root)
         self.layout = self.settings.layout
@@ -167,7 +172,7 @@ class Site:
         return 0
 
     def _daemon(self) -> int:
-        os.environ["PALORAD_STEPS"] = "tests.support.fake_steps"
+        os.environ.setdefault("PALORAD_STEPS", "tests.support.fake_steps")
         clocks.obey()
         settings = self.settings
         prepare_state(settings)
@@ -176,7 +181,12 @@ class Site:
 
             async def run() -> None:
                 service = Service(
-                    settings, ledger, Servers(settings), reload=self._changed, jobs=ForkedJobs()
+                    settings,
+                    ledger,
+                    Servers(settings),
+                    reload=self._changed,
+                    jobs=ForkedJobs(),
+                    page=Page(settings) if self.page_port else None,
                 )
                 await service.run()
 

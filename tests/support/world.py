@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from daemon.children.jobs import JobError, Jobs, JobState
+from daemon.children.jobs import JobError, Jobs, JobState, Progress
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.database import Database
@@ -38,6 +38,7 @@ class FakeJobs(Jobs):
         self.prepared: dict[Path, BaseModel] = {}
         self.requests: dict[Path, BaseModel] = {}
         self.outcomes: dict[Path, JobState] = {}
+        self.progress: dict[Path, Progress] = {}
         self.started: list[tuple[str, Path]] = []
 
     def prepare(self, workdir: Path, request: BaseModel) -> None:
@@ -54,7 +55,9 @@ class FakeJobs(Jobs):
         if workdir in self.outcomes:
             self.requests.pop(workdir, None)
             return self.outcomes[workdir]
-        return JobState("running" if workdir in self.requests else "absent")
+        if workdir not in self.requests:
+            return JobState("absent")
+        return JobState("running", progress=self.progress.get(workdir))
 
     def kill(self, workdir: Path) -> None:
         self.requests.pop(workdir, None)
@@ -198,6 +201,12 @@ class World:
         assert workdir is not None
         report = report_for(self.jobs.requests[workdir], self.root, outcome, missed)
         self.jobs.outcomes[workdir] = JobState("finished", report=report.model_dump(mode="json"))
+
+    def report_progress(self, stage: str, done: int) -> None:
+        """The running child says how far it is."""
+        workdir = self.running
+        assert workdir is not None
+        self.jobs.progress[workdir] = Progress(stage=stage, done=done, total=10)
 
     def fail(self, kind: str = "Broken", final: bool = False) -> None:
         workdir = self.running

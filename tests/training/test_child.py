@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from adapters import models, store
 from adapters.config import STACKED, AdapterChoices, TrainConfig
 from adapters.models import base_hash
+from adapters.probe import Probe
 from adapters.probe_fit import ProbeConfig as FitSettings
 from adapters.probe_fit import fit_probe
 from adapters.schedule import steps_needed
@@ -114,6 +115,38 @@ def test_a_probe_is_fitted_once_and_an_adapter_becomes_a_servable_revision(
     assert not store.verify(adapter)
     assert json.loads((served / "identity.json").read_text())["differs"]
     assert state.progress is not None
+
+
+@pytest.mark.parametrize("reads", ["svf", "svf+activations", "expert"])
+def test_svf_factors_are_fitted_where_something_reads_them(
+    reads: str, model: Path, skill: Path, tmp_path: Path
+) -> None:
+    settings = ProbeSettings(skill=skill, path=None, seeds=(0, 1), steps=2)
+    request = ProbeRequest(
+        model_dir=model, probes=tmp_path / "probe", experts=tmp_path / "expert", settings=settings
+    )
+    state = finish("probe", tmp_path / "work" / "0-probe", request)
+    alone = ProbeReport.model_validate(state.report)
+    assert not Probe.load(alone.probe, alone.base_sha256).has_svf
+
+    changed: dict[str, object] = {"path": alone.probe}
+    if reads == "expert":
+        changed["serve"] = "expert"
+        protection = ProtectionSettings()
+    else:
+        protection = ProtectionSettings.model_validate({"kind": reads})
+    request = request.model_copy(
+        update={
+            "probes": tmp_path / "other",
+            "settings": settings.model_copy(update=changed),
+            "protection": protection,
+        }
+    )
+    state = finish("probe", tmp_path / "work" / "1-probe", request)
+    assert state.outcome == "finished", state.error
+    whole = ProbeReport.model_validate(state.report)
+    assert whole.fitted and whole.probe != alone.probe
+    assert Probe.load(whole.probe, whole.served_sha256).has_svf
 
 
 def test_a_probe_with_too_few_directions_is_not_used_and_never_replaced(

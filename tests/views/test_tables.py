@@ -117,7 +117,7 @@ def test_a_blind_suite_and_a_grader_that_was_found_are_said() -> None:
         ),
     )
     said = text(status_view(view))
-    assert line(said, "suite known") == "suite known: graded by 'contains' (it fits)"
+    assert line(said, "graders") == "graders that fit the base's answers: known by 'contains'"
     assert line(said, "suite sums") == "suite sums: blind: base has 0.0 % right"
     assert not any("suite other" in one for one in said)
 

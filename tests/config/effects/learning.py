@@ -247,14 +247,15 @@ SKILL = {
     "probe.skill": rows("solution", 8),
     "probe.path": "",
 }
+SVF = {**SKILL, "protection.kind": "svf"}
 STACK = {"train.lineage": "stack"}
 EFFECTS: dict[str, Effect] = {
     "probe.skill": Effect(fit, rows("solution", 9), SKILL),
     "probe.path": Effect(fit, own_probe, SKILL),
     "probe.serve": Effect(fit, "expert", {**SKILL, "probe.path": own_probe}),
-    "probe.seeds": Effect(fit, (0, 1), SKILL),
-    "probe.steps": Effect(fit, 7, SKILL),
-    "probe.learning_rate": Effect(fit, 0.01, SKILL),
+    "probe.seeds": Effect(fit, (0, 1), SVF),
+    "probe.steps": Effect(fit, 7, SVF),
+    "probe.learning_rate": Effect(fit, 0.01, SVF),
     "protection.kind": Effect(learnt, "none", TEXT),
     "protection.form": Effect(learnt, "soft", TEXT),
     "protection.share": Effect(learnt, 0.1, TEXT),

@@ -12,6 +12,7 @@ from unittest import mock
 
 import httpx
 import structlog
+import uvicorn
 
 from daemon.children.jobs import JobState
 from daemon.config.settings import Settings
@@ -23,6 +24,7 @@ from daemon.loop.nightly import Guard
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.servers import Servers
+from daemon.web import page as pages
 from policies.gate.records import Outcome
 from policies.records import Batch
 from tests.config.effects import Effect
@@ -177,6 +179,33 @@ def logged(settings: Settings, root: Path) -> object:
     return [word for word in ("fine", "coarse") if word in said.getvalue()]
 
 
+def paged(settings: Settings, root: Path) -> object:
+    """The page of a started daemon: where it listens, and whose token opens it."""
+    prepare_state(settings)
+    with mock.patch.object(start, "Service") as service:
+        service.return_value.run = mock.AsyncMock()
+        asyncio.run(start._run(settings, mock.Mock(), None))
+    page = service.call_args.kwargs["page"]
+    if page is None:
+        return None
+
+    async def begin() -> None:
+        page.begin({}, mock.Mock())
+        await page.stop()
+
+    with (
+        mock.patch.object(pages, "_listening") as listening,
+        mock.patch.object(uvicorn.Server, "run"),
+    ):
+        asyncio.run(begin())
+    return listening.call_args, settings.layout.operator_key.exists()
+
+
+def token(root: Path) -> str:
+    (root / "token").write_text("0123456789abcdef\n")
+    return "token"
+
+
 TWO = {"intake.model_paraphrases": 2}
 EFFECTS: dict[str, Effect] = {
     "model.path": Effect(served, "another"),
@@ -188,6 +217,10 @@ EFFECTS: dict[str, Effect] = {
     "daemon.stop_s": Effect(run, 5.0),
     "daemon.log_level": Effect(logged, "debug"),
     "daemon.check_at": Effect(run, "30 4 * * *"),
+    "web.enabled": Effect(paged, False),
+    "web.host": Effect(paged, "::1"),
+    "web.port": Effect(paged, 8711),
+    "web.token_file": Effect(paged, token),
     "anchor.file": Effect(sent_out, "heads.jsonl"),
     "anchor.webhook": Effect(sent_out, "https://example.org/heads"),
 }

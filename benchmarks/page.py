@@ -1,0 +1,260 @@
+"""How long the page takes beside a large ledger, while a child computes.
+
+    python -m benchmarks.page
+
+A ledger of `--batches` batches of 100 facts, each learnt by a plan that went live, one line of
+each tenth batch in quarantine. A daemon process over it serves the page; a process beside it uses a
+core, as a training child does. Measured by a client over HTTP, one request after another:
+`page_p95_ms` of each page and its JSON (the 95th percentile, in ms), `metrics_p95_ms` of
+`/metrics`, and `tick_max_s`, the longest time that the daemon's loop took to answer its control
+socket meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from benchmarks.planning import EACH, NOW, admit, fact, learn
+from daemon.base.control import ask
+from daemon.config.settings import Settings
+from daemon.ledger.ledger import Ledger
+from daemon.loop import start
+from demo.report import machine_in_use, versions_in_use
+from demo.setup import free_port
+from policies.errors import DaemonUnreachable
+from policies.gate.records import (
+    ItemResult,
+    Outcome,
+    Rate,
+    Role,
+    Scorecard,
+    SuiteScore,
+    SuiteVerdict,
+    Verdict,
+)
+from policies.records import PlanKind
+
+DOCUMENTED: Final = Path("benchmarks/results/page.json")
+SUITES: Final = ("reasoning", "known facts", "earlier facts")
+ITEMS: Final = 400
+JUDGED: Final = 40
+PAGES: Final = (
+    *("/", "/timeline", "/timeline?moment=2027-01-01", "/plans", "/plans/{plan}", "/plans/7"),
+    *("/revisions/{plan}", "/revisions/9", "/facts", "/facts?q=capital+of+Republic+0000123"),
+    *("/facts?q=Port", "/facts/fact-0000500", "/batches/batch-000005", "/drop", "/quarantine"),
+    *("/retention", "/feeds", "/replicas", "/capacity", "/probe"),
+    *("/api/now", "/api/timeline", "/api/live-at?moment=2027-01-01", "/api/plans"),
+    *("/api/plans/{plan}", "/api/revisions/{plan}", "/api/facts?q=Republic+0000123"),
+    *("/api/facts/fact-0000500", "/api/quarantine", "/api/retention", "/api/capacity"),
+)
+
+
+def built(root: Path, batches: int) -> Ledger:
+    """A ledger that has learnt so many batches, each by a warm start from the one before."""
+    ledger = Ledger.open(root / "ledger.db")
+    ledger.db.connection.execute("PRAGMA synchronous=OFF")
+    ledger.db.connection.execute("PRAGMA journal_mode=MEMORY")
+    ledger.revisions.ensure_base("base", NOW)
+    for number in range(batches):
+        first = number * EACH
+        admit(ledger, f"batch-{number:06}", first, EACH)
+        target = ledger.revisions.target()
+        plan = ledger.plans.create(
+            PlanKind.LEARN,
+            parent=target.number,
+            replaces=target.lineage,
+            fact_ids=[fact(n).id for n in range(first, first + EACH)],
+            replays=min(first, 2000),
+            rank=128,
+            seed=0,
+            because="benchmark",
+            now=NOW,
+        )
+        learn(ledger, plan)
+    return ledger
+
+
+def judge(ledger: Ledger, plans: int) -> None:
+    """The latest plans have verdicts with suites, and scorecards of some hundred items."""
+    roles = Role.REASONING, Role.LOCALITY, Role.RETENTION
+    rate = Rate(value=0.8, low=0.76, high=0.84, items=ITEMS)
+    verdict = Verdict(
+        outcome=Outcome.PASS,
+        rule="benchmark",
+        reasons=(),
+        suites=tuple(
+            SuiteVerdict(
+                suite=name,
+                role=role,
+                outcome=Outcome.PASS,
+                reason="non-inferior",
+                base=rate,
+                live=rate,
+                candidate=rate,
+                items_used=ITEMS,
+            )
+            for name, role in zip(SUITES, roles, strict=True)
+        ),
+    )
+    with ledger.db.write("benchmark"):
+        for plan in range(max(1, plans - JUDGED), plans + 1):
+            head = ledger.plans.head(plan)
+            step = max(1, plan * 100 // ITEMS)
+            scores = tuple(
+                SuiteScore(
+                    suite="earlier facts",
+                    role=Role.RETENTION,
+                    fingerprint="f",
+                    results=tuple(
+                        ItemResult(id=f"fact-{n * step:07}#0", correct=n % 9 > 0, output="Port")
+                        for n in range(ITEMS)
+                    ),
+                )
+                for _ in (0,)
+            )
+            name = head.served.name if head.served else ""
+            card = Scorecard(model=name, sha256="0" * 64, suites=scores)
+            ledger.db.do(
+                "UPDATE verdicts SET body = ? WHERE plan = ?", (verdict.model_dump_json(), plan)
+            )
+            ledger.db.do(
+                "INSERT OR REPLACE INTO scorecards VALUES (?, ?, ?, ?)",
+                (plan, name, card.sha256, card.model_dump_json()),
+            )
+        ledger.db.do(
+            "INSERT INTO quarantine (batch, line, kind, reason, text)"
+            " SELECT seq, 101, 'missing', 'has no answer', '{}' FROM batches WHERE seq % 10 = 0"
+        )
+        ledger.db.do("UPDATE batches SET quarantined = 1 WHERE seq % 10 = 0")
+
+
+def busy() -> None:
+    """What a training child does to the machine: one core, for as long as it is let."""
+    while True:
+        sum(range(100_000))
+
+
+def serve(settings: Settings) -> None:
+    """The daemon, its log aside."""
+    os.dup2(os.open(settings.state_dir / "log.txt", os.O_WRONLY | os.O_CREAT, 0o644), 2)
+    start.run(settings)
+
+
+def settings_for(root: Path) -> Settings:
+    """A daemon that waits for an attached server which is not there: the page needs none."""
+    (root / "model").mkdir(exist_ok=True)
+    (root / "model" / "config.json").write_text("{}")
+    return Settings.model_validate(
+        {
+            "state_dir": root,
+            "model": {"path": root / "model"},
+            "server": {"mode": "attach", "urls": [f"http://127.0.0.1:{free_port()}"]},
+            "probe": {"skill": root / "model" / "config.json", "path": None},
+            "train": {"replay": {"known": "", "reasoning": ""}},
+            "gate": {"suites": ()},
+            "daemon": {"check_at": ""},
+            "keep": {"prune_at": ""},
+            "web": {"port": free_port()},
+        }
+    ).rooted(root)
+
+
+def p95(took: list[float]) -> float:
+    """The 95th percentile in ms, to a tenth."""
+    return round(1000 * statistics.quantiles(took, n=20)[-1], 1)
+
+
+def measure(settings: Settings, plans: int, repeats: int) -> dict[str, Any]:
+    """Each page `repeats` times, in turn, after one round that warms caches."""
+    longest, done = [0.0], threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.05):
+            began = time.perf_counter()
+            ask(settings.layout.control_socket, "status")
+            longest[0] = max(longest[0], time.perf_counter() - began)
+
+    took: dict[str, list[float]] = {}
+    with httpx.Client(base_url=f"http://127.0.0.1:{settings.web.port}", timeout=60) as client:
+        ticking = threading.Thread(target=tick)
+        for number in range(repeats + 1):
+            for path in (*PAGES, "/metrics"):
+                began = time.perf_counter()
+                client.get(path.format(plan=plans)).raise_for_status()
+                if number:
+                    took.setdefault(path, []).append(time.perf_counter() - began)
+            if not number:
+                ticking.start()
+        done.set()
+        ticking.join()
+    return {
+        "page_p95_ms": {path: p95(took[path]) for path in PAGES},
+        "metrics_p95_ms": p95(took["/metrics"]),
+        "tick_max_s": round(longest[0], 3),
+    }
+
+
+def reachable(settings: Settings) -> bool:
+    """Whether the daemon answers and its page does."""
+    try:
+        ask(settings.layout.control_socket, "status")
+        httpx.get(f"http://127.0.0.1:{settings.web.port}/login")
+    except (DaemonUnreachable, httpx.TransportError):
+        return False
+    return True
+
+
+def main() -> None:
+    """Build, serve, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--root", type=Path, help="a ledger built before is used again")
+    parser.add_argument("--out", type=Path, default=DOCUMENTED)
+    given = parser.parse_args()
+    root = (given.root or Path(tempfile.mkdtemp(prefix="palorad-page-"))).resolve()
+    if not (root / "ledger.db").exists():
+        root.mkdir(exist_ok=True)
+        with built(root, given.batches) as ledger:
+            while ledger.text.index(20_000):
+                pass
+            judge(ledger, given.batches)
+    settings = settings_for(root)
+    children = [
+        multiprocessing.Process(target=serve, args=(settings,)),
+        multiprocessing.Process(target=busy),
+    ]
+    try:
+        for child in children:
+            child.start()
+        until = time.monotonic() + 60
+        while not reachable(settings) and time.monotonic() < until:
+            time.sleep(0.2)
+        found = measure(settings, given.batches, given.repeats)
+    finally:
+        for child in children:
+            child.terminate()
+            child.join()
+    report = {
+        "setup": {"batches": given.batches, "facts": 100 * given.batches, "repeats": given.repeats},
+        **found,
+        "machine": machine_in_use(),
+        "versions": versions_in_use(),
+    }
+    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What a model is taken to know is what it says twice; every part is its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from adapters.generate import Generation, Request
+from daemon.gate.suites import parse_items
+from smol import known
+
+
+@dataclass
+class Scripted:
+    """Answers each prompt by a function instead of a model."""
+
+    asked: list[str]
+
+    def __init__(self, _model: Path) -> None:
+        self.asked = []
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        self.asked.append(messages[0]["content"])
+        return (len(self.asked) - 1,)
+
+    def generate(self, _adapter: None, requests: Sequence[Request]) -> list[Generation]:
+        said = [self.say(self.asked[request.prompt_ids[0]]) for request in requests]
+        return [Generation(text, (), (), (), "stop", 1) for text in said]
+
+    def say(self, prompt: str) -> str:
+        """Right about all plurals, all capitals but Rome when asked again, and nothing else."""
+        question = prompt.removeprefix("Please answer in one sentence: ")
+        if question.startswith("What is the plural of "):
+            word = question.removeprefix("What is the plural of ").rstrip("?")
+            return f"The plural of {word} is {known.plural(word)}. There is more to say"
+        if question == "What is the capital of Italy?" and question != prompt:
+            return "The capital of Italy is Milan."
+        right = {one.prompt: one.answers[0] for one in known.questions() if one.family == "capital"}
+        return f"The answer is {right.get(question, 'unknown')}. It is"
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_said_twice_is_kept_in_the_models_words_and_every_part_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "Generator", Scripted)
+    data = known.make(tmp_path)
+    parts = {path.stem: rows(path) for path in data.iterdir()}
+    facts = ("known-replay", "locality", "locality-report")
+    prompts = [row["prompt"] for name in facts for row in parts[name]]
+    capitals = {one.prompt for one in known.questions() if one.family == "capital"}
+    assert set(prompts) == capitals - {"What is the capital of Italy?"}
+    assert len(set(prompts)) == len(prompts)
+    assert all(row["answer"] != "" for row in parts["known-replay"])
+    replayed = parts["known-replay"][0]
+    assert str(replayed["answer"]).startswith("The answer is ")
+    assert str(replayed["answer"]).endswith(".")
+    words = [row["prompt"] for n in known.WORDS for row in parts[n]]
+    assert len(set(words)) == len(words) == sum(known.WORDS.values())
+    for name in ("locality", "locality-report", "reasoning-gate", "reasoning-report"):
+        path = data / f"{name}.jsonl"
+        assert parse_items(path.read_text(), str(path), "contains")
+    assert known.make(tmp_path) == data
+
+
+def test_a_wrong_answer_is_no_trace_of_the_skill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(Scripted):
+        def say(self, prompt: str) -> str:
+            return super().say(prompt).replace("ies", "ys")
+
+    monkeypatch.setattr(known, "Generator", Wrong)
+    data = known.make(tmp_path)
+    traces = [str(row["solution"]) for row in rows(data / "skill.jsonl")]
+    assert len(traces) > 50
+    expected = {f"The plural of {w} is {known.plural(w)}." for w in known.nouns()}
+    assert set(traces) <= {one for one in expected if "ies" not in one}
+    assert len(rows(data / "reasoning-gate.jsonl")) == known.WORDS["reasoning-gate"]
+
+
+@pytest.mark.parametrize(
+    ("noun", "expected"),
+    [
+        ("table", "tables"),
+        ("dish", "dishes"),
+        ("fox", "foxes"),
+        ("toy", "toys"),
+        ("pony", "ponies"),
+    ],
+)
+def test_plurals_are_formed_by_rule(noun: str, expected: str) -> None:
+    assert known.plural(noun) == expected
+
+
+def test_no_noun_is_listed_twice() -> None:
+    assert len(set(known.nouns())) == len(known.nouns()) >= sum(known.WORDS.values())
+
+
+def test_only_a_whole_first_sentence_is_taken() -> None:
+    assert known.first_sentence("It is 3.5 km. It is far") == "It is 3.5 km."
+    assert known.first_sentence("It goes on and") == "It goes on and"
+
+
+def test_an_answer_counts_in_a_sentence_alone_where_it_is_asserted() -> None:
+    one = known.Asked("capital", "?", ("Brasília", "Brasilia"))
+    assert one.said("The capital is Brasilia.")
+    assert not one.said("It is not Brasilia.")
