@@ -22,6 +22,7 @@ Palorad = Callable[..., tuple[int, str]]
 def palorad(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Palorad:
+    monkeypatch.setenv("COLUMNS", "160")
     config = tmp_path / "config.toml"
     config.write_text("")
     (tmp_path / "state").mkdir()

@@ -25,7 +25,7 @@ TEXTS = {
     for path in [
         ROOT / "README.md",
         *sorted((ROOT / "docs").glob("*.md")),
-        *sorted(DEPLOY.iterdir()),
+        *sorted(path for path in DEPLOY.rglob("*") if path.is_file()),
     ]
 }
 ANALYZE = shutil.which("systemd-analyze")

@@ -86,7 +86,7 @@ def test_every_command_answers_in_one_line(one: Site) -> None:
     assert answer["still_served"]
     one.until(lambda: one._rests("facts.jsonl") and _target(one) == 3, "forgetting")
     refused = {
-        ("rollback", ("to", 1)): "knows 1 retracted fact that were retracted",
+        ("rollback", ("to", 1)): "knows 1 retracted fact;",
         ("rollback", ("to", 9)): "no revision 9",
         ("promote", ("plan", 1)): "only inconclusive ones are decided",
         ("retry", ("subject", "facts.jsonl")): "nothing to retry",
