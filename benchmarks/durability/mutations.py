@@ -154,7 +154,7 @@ MUTATIONS: Final = (
         "target moved without a word",
         "that the target moved is no event",
         "daemon/ledger/revisions.py",
-        '        self._db.event("target", f"revision:{number}", {"because": because}, now)\n',
+        '        self._db.event("target", f"revision:{number}", said, now, told=told)\n',
         "",
     ),
     # --- serving --------------------------------------------------------------------------------
