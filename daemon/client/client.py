@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +14,8 @@ from daemon.base.control import ask as ask_daemon
 from daemon.config.settings import Settings
 from daemon.intake.receipts import read_receipt
 from daemon.ledger.ledger import Ledger
-from daemon.serving.client import HttpServer, Timeouts
-from daemon.serving.protocol import Completion
 from daemon.views import status as views
+from daemon.views.answers import ANSWER_TOKENS, answered_by, answers, answers_of
 from daemon.views.explain import Explanation
 from policies.errors import (
     DaemonUnreachable,
@@ -24,11 +23,9 @@ from policies.errors import (
     PaloradError,
     RequestRefused,
     ServerRefused,
-    ServerUnreachable,
 )
-from policies.records import BatchState, Record, Revision
+from policies.records import BatchState, Record
 
-ANSWER_TOKENS: Final = 48
 LOOK_S: Final = 0.5
 UNSETTLED: Final = (BatchState.WAITING, BatchState.LEARNING)
 
@@ -176,13 +173,13 @@ class Client:
         Raises `ServerUnreachable` and `ServerRefused`.
         """
         name = model or self.settings.model.alias
-        (answer,) = asyncio.run(self._answers((name,), question, max_tokens))
+        (answer,) = asyncio.run(answers_of(self.settings, (name,), question, max_tokens))
         if isinstance(answer, ServerRefused):
             raise answer
         revision = answer.headers.get("x-palorad-revision", "")
         return Answer(
             text=answer.text.strip(),
-            model=answer.headers.get("x-palorad-model", answer.model),
+            model=answered_by(answer),
             revision=int(revision) if revision.isdigit() else None,
         )
 
@@ -191,58 +188,6 @@ class Client:
         with self.reading() as ledger:
             target = ledger.revisions.target()
             previous = None if target.parent is None else ledger.revisions.get(target.parent)
-        answers = self.answers(question, previous)
+        found = asyncio.run(answers(self.settings, question, previous))
         with self.reading() as ledger:
-            return views.why(ledger, question, answers)
-
-    def answers(self, question: str, previous: Revision | None) -> tuple[views.AnswerView, ...]:
-        """What base, the revision before and the alias answer; nothing where no server does."""
-        asked = {"base": self.settings.model.name}
-        if previous is not None and previous.number > 0:
-            asked["previous"] = previous.served_name
-        asked["live"] = self.settings.model.alias
-        try:
-            found = asyncio.run(self._answers([*asked.values()], question, ANSWER_TOKENS))
-        except ServerUnreachable:
-            return ()
-        return tuple(
-            views.AnswerView(who=who, model=model, answer=f"(refused: {answer})")
-            if isinstance(answer, ServerRefused)
-            else views.AnswerView(
-                who=who,
-                model=answer.headers.get("x-palorad-model", answer.model),
-                answer=answer.text.strip(),
-            )
-            for (who, model), answer in zip(asked.items(), found, strict=True)
-        )
-
-    async def _answers(
-        self, models: Sequence[str], question: str, max_tokens: int
-    ) -> list[Completion | ServerRefused]:
-        key = self.settings.server.user_key_file
-        server = HttpServer(
-            self.settings.server.urls[0],
-            user_key=key.read_text().strip() if key else None,
-            timeouts=Timeouts(request_s=self.settings.server.request_timeout_s),
-        )
-        found: list[Completion | ServerRefused] = []
-        try:
-            for model in models:
-                try:
-                    found.append(await _answer(server, model, question, max_tokens))
-                except ServerRefused as refused:
-                    found.append(refused)
-        finally:
-            await server.aclose()
-        return found
-
-
-async def _answer(server: HttpServer, model: str, question: str, max_tokens: int) -> Completion:
-    """As a chat message, or as plain text where the model has no chat template."""
-    try:
-        return await server.chat(model, question, max_tokens=max_tokens)
-    except ServerRefused as refused:
-        if refused.status != 400:
-            raise
-    (answer,) = await server.complete(model, (question,), max_tokens=max_tokens)
-    return answer
+            return views.why(ledger, question, found)
