@@ -133,6 +133,14 @@ def forget_probe(ledger: Ledger) -> None:
     ledger.meta.remember(PROBE, "")
 
 
+def served_dir(ledger: Ledger, settings: Settings) -> Path | None:
+    """The model that is served; None while an SVF expert is still to be fitted."""
+    if settings.probe.serve == "base":
+        return settings.model.path
+    probe = remembered_probe(ledger, settings)
+    return None if probe is None else probe.served_dir
+
+
 # --- train and evaluate ----------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -90,7 +89,7 @@ class Service:
             settings,
             servers.fleet,
             self._rollout,
-            serving=lambda: self._model_dir() is not None,
+            serving=lambda: requests.served_dir(ledger, self._settings) is not None,
             busy=lambda: self._reconciler.on_gpu(),  # noqa: PLW0108 - it is made below
             restart=servers.restart,
             now=clock,
@@ -265,7 +264,7 @@ class Service:
         if self._sharing.away:
             await self._sharing.watch()
             return
-        model_dir = self._model_dir()
+        model_dir = requests.served_dir(self._ledger, self._settings)
         if model_dir is None:
             return
         await self._servers.start(model_dir)
@@ -278,12 +277,6 @@ class Service:
         ensured = await self._rollout.serve(self._clock())
         self._sharing.look()
         self._rests_until = self._monotonic() + (SETTLED_SERVE_S if ensured.done else 0.0)
-
-    def _model_dir(self) -> Path | None:
-        if self._settings.probe.serve == "base":
-            return self._settings.model.path
-        probe = requests.remembered_probe(self._ledger, self._settings)
-        return None if probe is None else probe.served_dir
 
     def _update_receipts(self, batches: tuple[str, ...]) -> None:
         for batch in batches:

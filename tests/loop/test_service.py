@@ -308,7 +308,7 @@ def test_an_event_wakes_it_long_before_the_scan(one: Site) -> None:
             end = time.monotonic() + 30
             await asyncio.sleep(3)
             drop.write_text('{"prompt": "one", "answer": "1"}\n')
-            while drop.exists():
+            while not ledger.batches.latest():
                 assert time.monotonic() < end
                 await asyncio.sleep(0.02)
 
