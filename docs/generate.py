@@ -34,7 +34,7 @@ SHOWN: Final = (
 )
 # The lines of a longer piece that its page shows; other pieces are shown whole.
 EXCERPTS: Final = {
-    "supersede": (r"^\$ cat", r"^{"),
+    "supersede": (r"^\$", r"^{", r"^Asked now", r"^The (revision before|base) "),
     "quarantine": (r"^\$", r"^asia\.jsonl, line 4", r"^{"),
     "retract": (r"^\$ palorad", r"^fact bt-1 is retracted", r"STILL SERVED", r"^r-\w+\)$"),
     "certificate": (r"^\$", r"^r-", r'"(because|no_longer_served_since|erased_at|holds)"'),
