@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli import main
+from daemon.cli import main, session
 from daemon.ledger.ledger import Ledger
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,7 +22,7 @@ Palorad = Callable[..., tuple[int, str]]
 def palorad(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Palorad:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(session.console, "_width", 160)
     config = tmp_path / "config.toml"
     config.write_text("")
     (tmp_path / "state").mkdir()

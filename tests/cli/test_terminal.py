@@ -88,7 +88,7 @@ def hostile_daemon(*_: object) -> DaemonView:
     return DaemonView(pid=7, server="vllm", replicas=(replica,), blocked=said, trouble=(said,))
 
 
-def hostile_answers(*_: object) -> tuple[AnswerView, ...]:
+async def hostile_answers(*_: object) -> tuple[AnswerView, ...]:
     return (AnswerView(who="live", model=f"[red]{HOSTILE}", answer=HOSTILE + FORGED),)
 
 
@@ -114,7 +114,7 @@ def test_every_command_shows_hostile_text_harmlessly(
     as_json: bool,
 ) -> None:
     monkeypatch.setattr(Client, "daemon", hostile_daemon)
-    monkeypatch.setattr(Client, "answers", hostile_answers)
+    monkeypatch.setattr("daemon.client.client.answers", hostile_answers)
     said = palorad(*command, *(["--json"] if as_json else []))
     assert said.strip()
     assert HARM.findall(said) == []
