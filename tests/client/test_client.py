@@ -35,8 +35,8 @@ def file(root: Path, *prompts: str) -> Path:
 
 def test_a_file_is_submitted_waited_for_and_explained(site: Site, tmp_path: Path) -> None:
     site.start()
-    site.until(site.layout.control_socket.exists, "starting")
     client = Client(site.settings)
+    site.until(lambda: client.daemon() is not None, "starting")
     (submitted,) = client.submit(file(tmp_path, "one", "two"))
     assert (submitted.file, submitted.known) == (str(tmp_path / "facts.jsonl"), False)
     assert client.wait(submitted, timeout_s=30) is BatchState.LIVE
@@ -58,8 +58,8 @@ def test_a_rejected_batch_and_one_that_a_person_decides_are_states_not_errors(
     site: Site, tmp_path: Path
 ) -> None:
     site.start()
-    site.until(site.layout.control_socket.exists, "starting")
     client = Client(site.settings)
+    site.until(lambda: client.daemon() is not None, "starting")
     for word, state in (("false", BatchState.REJECTED), ("unsure", BatchState.INCONCLUSIVE)):
         (submitted,) = client.submit(file(tmp_path, word))
         assert client.wait(submitted, timeout_s=30) is state
@@ -69,8 +69,8 @@ def test_a_file_that_is_refused_as_a_whole_is_not_waited_for(site: Site, tmp_pat
     intake = site.settings.intake.model_copy(update={"bad_lines": "reject"})
     site.settings = site.settings.model_copy(update={"intake": intake})
     site.start()
-    site.until(site.layout.control_socket.exists, "starting")
     client = Client(site.settings)
+    site.until(lambda: client.daemon() is not None, "starting")
     path = file(tmp_path, "one")
     path.write_text(path.read_text() + "no JSON\n")
     (submitted,) = client.submit(path)
@@ -82,8 +82,8 @@ def test_a_file_that_is_refused_as_a_whole_is_not_waited_for(site: Site, tmp_pat
 
 def test_waiting_ends_with_the_time_or_with_the_daemon(site: Site, tmp_path: Path) -> None:
     site.start()
-    site.until(site.layout.control_socket.exists, "starting")
     client = Client(site.settings)
+    site.until(lambda: client.daemon() is not None, "starting")
     client.tell("pause")
     (submitted,) = client.submit(file(tmp_path, "one"))
     with pytest.raises(WaitedTooLong, match="is waiting after 0 s"):
