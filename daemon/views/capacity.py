@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from adapters.schedule import steps_needed
+from daemon.config.layout import Layout
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from policies.records import PlanState, Record
 
 RUNS: Final = 8
-FOLDERS: Final = ("adapters", "served", "archive", "probe", "answers", "work", "records")
 
 
 class PastRun(Record):
@@ -80,7 +80,7 @@ def capacity_view(ledger: Ledger, settings: Settings) -> CapacityView:
         not_learnt=ledger.facts.unlearnt_count(),
         next_run=_next_run(settings, waiting, learnt, runs) if waiting else None,
         runs=runs,
-        stored=tuple(_stored(settings.state_dir)),
+        stored=tuple(_stored(settings.layout)),
         disk_free=disk.free,
         disk_total=disk.total,
     )
@@ -127,11 +127,20 @@ def _runs(ledger: Ledger, settings: Settings) -> Iterator[PastRun]:
         )
 
 
-def _stored(state_dir: Path) -> Iterator[Stored]:
-    yield Stored(what="ledger", bytes=(state_dir / "ledger.db").stat().st_size)
-    for name in FOLDERS:
-        if (state_dir / name).is_dir():
-            yield Stored(what=name, bytes=_size(state_dir / name))
+def _stored(layout: Layout) -> Iterator[Stored]:
+    yield Stored(what="ledger", bytes=layout.ledger.stat().st_size)
+    folders = (
+        layout.adapters,
+        layout.served,
+        layout.archive,
+        layout.probes,
+        layout.answers,
+        layout.work,
+        layout.records,
+    )
+    for folder in folders:
+        if folder.is_dir():
+            yield Stored(what=folder.name, bytes=_size(folder))
 
 
 def _size(folder: Path) -> int:

@@ -8,6 +8,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
 from daemon.views.status import DaemonView, StatusView, status
 from policies.records import Record
+from policies.text import counted
 
 
 class Undecided(Record):
@@ -56,7 +57,7 @@ def now_view(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> NowVie
 def _trouble(shown: StatusView) -> tuple[str, ...]:
     blind = tuple(f"suite {s.suite} is blind: {s.blind}" for s in shown.suites if s.blind)
     served = sum(r.state == "still served" for r in shown.retractions)
-    retracted = (f"{served} retracted facts are still served",) if served else ()
+    retracted = (f"{counted(served, 'retracted fact')} still served",) if served else ()
     if shown.daemon is None:
         return ("the daemon's loop does not answer; look at its log", *retracted, *blind)
     away = tuple(
@@ -73,13 +74,17 @@ def _next(shown: StatusView, waiting: int, opened: PlanHead | None, now: datetim
     if opened is not None:
         return _of_plan(shown, opened, now)
     if shown.daemon is not None and shown.daemon.blocked:
-        return f"{waiting} facts wait: {shown.daemon.blocked}."
+        return f"{_waiting(waiting)}: {shown.daemon.blocked}."
     if waiting:
         dated = next((b.not_before for b in reversed(shown.batches) if b.not_before), None)
         if dated is not None:
-            return f"{waiting} facts wait; the next becomes valid at {dated:%Y-%m-%d %H:%M} UTC."
-        return f"{waiting} facts wait; a plan is made of them at the next tick."
+            return f"{_waiting(waiting)}; the next becomes valid at {dated:%Y-%m-%d %H:%M} UTC."
+        return f"{_waiting(waiting)}; a plan is made at the next tick."
     return "Nothing waits. Drop a file of facts, or paste some."
+
+
+def _waiting(count: int) -> str:
+    return "1 fact waits" if count == 1 else f"{count} facts wait"
 
 
 def _of_plan(shown: StatusView, plan: PlanHead, now: datetime) -> str:
