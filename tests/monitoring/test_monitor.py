@@ -164,7 +164,7 @@ def test_a_replica_that_hangs_holds_up_nothing_else(place: Monitored) -> None:
             await hangs.wait()
             raise ServerUnreachable("gone")
 
-        place.replicas[0].complete = place.replicas[0].chat = chat  # type: ignore[method-assign, assignment]
+        place.replicas[0].complete = place.replicas[0].chat = chat  # type: ignore[method-assign, assignment]  # a server that says this
         step, ticks = asyncio.create_task(place.monitor.step()), 0
         while ticks < 20:
             await asyncio.sleep(0.01)

@@ -37,7 +37,9 @@ def told(settings: Settings, root: Path) -> object:
         return httpx.AsyncClient(transport=httpx.MockTransport(answer))
 
     async def run() -> object:
-        lines = lambda: ["the disk is full"] if seconds[0] < 5000 else []  # noqa: E731
+        def lines() -> list[str]:
+            return ["the disk is full"] if seconds[0] < 5000 else []
+
         notifications = Notifications(
             ledger,
             settings,
