@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,9 +58,7 @@ class Fact(Record):
     @property
     def key(self) -> tuple[str, ...]:
         """What the fact is about: two facts with one key compete for one answer."""
-        if self.subject and self.relation:
-            return (self.subject.casefold(), self.relation.casefold())
-        return (self.prompt.strip().casefold(),)
+        return key_of(self.prompt, self.subject, self.relation)
 
     @property
     def training_prompts(self) -> tuple[str, ...]:
@@ -69,6 +67,22 @@ class Fact(Record):
         return tuple(
             p for p in dict.fromkeys((self.prompt, *self.paraphrases)) if p not in held_out
         )
+
+
+def key_of(prompt: str, subject: str | None, relation: str | None) -> tuple[str, ...]:
+    """What a fact is about: its subject and relation, or its prompt if one of them is missing."""
+    if subject and relation:
+        return (subject.casefold(), relation.casefold())
+    return (prompt.strip().casefold(),)
+
+
+class Outline(NamedTuple):
+    """Of a fact what it takes to draw it for the gate; light, since it is drawn of thousands."""
+
+    id: str
+    key: tuple[str, ...]
+    subject: str | None
+    op: Operation = Operation.ASSERT
 
 
 INBOX: Final = "inbox"

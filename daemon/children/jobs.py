@@ -1,6 +1,6 @@
 """Leased children: whatever takes longer than a second runs in a process of its own.
 
-A child works in one directory: it reads `request.json`, appends to `progress.jsonl`, and ends by
+A child works in one directory: it reads its request, appends to `progress.jsonl`, and ends by
 writing `report.json` or `error.json` atomically. It holds `flock` on `lock`, so that no two ever
 work in one directory, and dies with the daemon.
 """
@@ -21,13 +21,16 @@ from pydantic import BaseModel, ValidationError
 
 from adapters import files
 from daemon.base import faults
+from daemon.children import request
 from daemon.children.endings import EXIT_NO_ROOM, how_it_ended, oom_kills
+from daemon.children.request import Rows
 from daemon.children.threads import threads
 from policies.records import Record
 
 TERMINATE_S: Final = 10.0
 LOG_TAIL_BYTES: Final = 4096
 NO_ROOM: Final = "DiskFull"
+NO_ROWS: Final[Rows] = {}
 
 
 class Progress(Record):
@@ -66,11 +69,11 @@ class Jobs:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._oom_kills: dict[Path, int] = {}
 
-    def prepare(self, workdir: Path, request: BaseModel) -> None:
+    def prepare(self, workdir: Path, record: BaseModel, rows: Rows = NO_ROWS) -> None:
         """Write what the next child of `workdir` is asked for: seconds, where it is a rebuild."""
         files.make_folder(workdir)
         (workdir / "error.json").unlink(missing_ok=True)
-        files.write_text(workdir / "request.json", request.model_dump_json(indent=1))
+        request.write(workdir, record, rows)
 
     def start(self, step: str, workdir: Path) -> int:
         """Start the child of `step` in `workdir`, which is prepared; returns its pid.

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from adapters import files
 from daemon.base import faults
+from daemon.children import request
 from daemon.children.endings import EXIT_NO_ROOM, no_room
 from daemon.children.jobs import JobError, Progress
 from policies.errors import PaloradError
@@ -63,7 +64,7 @@ class Desk:
     @property
     def request(self) -> str:
         """The request as JSON text."""
-        return (self.workdir / "request.json").read_text(encoding="utf-8")
+        return request.read(self.workdir)
 
     @property
     def stopping(self) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -243,10 +244,11 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     return LedgerDamaged(f"{path}: {text}; restore it from a backup or move it away")
 
 
-def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(values: Iterable[str]) -> Iterator[Sequence[str]]:
     """Pieces small enough for one statement."""
-    for start in range(0, len(values), _CHUNK):
-        yield values[start : start + _CHUNK]
+    left = iter(values)
+    while piece := list(islice(left, _CHUNK)):
+        yield piece
 
 
 def marks(values: Sequence[Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -10,7 +10,8 @@ from daemon.ledger.database import Database, SqlRow, chunks, marks, stamp, unsta
 from daemon.ledger.records import FactCounts
 from policies.errors import NotFound
 from policies.planning import Waiting
-from policies.records import Fact
+from policies.records import Fact, Operation, Outline
+from policies.records import key_of as record_key
 
 VALID: Final = (
     "f.validity = 'valid' AND (f.valid_from IS NULL OR f.valid_from <= :now)"
@@ -58,6 +59,28 @@ class Facts:
         sql = f"SELECT body FROM facts f WHERE {' AND '.join(where)} ORDER BY seq"
         bound = "" if limit is None else f" LIMIT {int(limit)}"
         return tuple(Fact.model_validate_json(r[0]) for r in self._db.rows(sql + bound, parameters))
+
+    def bodies(self, ids: Iterable[str]) -> Iterator[list[tuple[str, str]]]:
+        """Ids and facts as JSON in the order asked for, a piece at a time."""
+        for chunk in chunks(ids):
+            sql = f"SELECT id, body FROM facts WHERE id IN ({marks(chunk)})"
+            found: dict[str, str] = dict(self._db.rows(sql, chunk))
+            yield [(name, found[name]) for name in chunk if name in found]
+
+    def outlines(self, ids: Sequence[str]) -> Iterator[tuple[str, Outline]]:
+        """The batch of each fact, and its outline, in the order asked for."""
+        for chunk in chunks(ids):
+            found: dict[str, tuple[str, Outline]] = {
+                row[0]: (row[1], Outline(row[0], record_key(*row[2:5]), row[3], Operation(row[5])))
+                for row in self._db.rows(
+                    "SELECT f.id, b.id, json_extract(f.body, '$.prompt'),"
+                    " json_extract(f.body, '$.subject'), json_extract(f.body, '$.relation'), f.op"
+                    " FROM facts f JOIN batches b ON b.seq = f.batch"
+                    f" WHERE f.id IN ({marks(chunk)})",
+                    chunk,
+                )
+            }
+            yield from (found[name] for name in chunk if name in found)
 
     def _by_id(self, ids: Sequence[str]) -> Iterator[Fact]:
         for (body,) in self._db.rows(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from daemon.ledger.ancestry import Ancestry
 from daemon.ledger.database import Database, stamp
@@ -21,13 +22,22 @@ _MISSED: Final = (
 )
 # Of all facts, few are invalid or missed: those are looked up, not the known ones.
 _NOT_KNOWN: Final = (
-    f"FROM facts f INDEXED BY facts_validity WHERE (NOT ({VALID})"
+    "FROM facts f INDEXED BY facts_validity WHERE f.seq >= :first AND f.seq < :end"
+    f" AND ((NOT ({VALID})"
     " AND EXISTS (SELECT 1 FROM plan_facts p WHERE p.fact = f.seq AND {learnt}))"
     " OR (f.seq IN (SELECT fact FROM plan_facts WHERE learnt = 0)"
     " AND EXISTS (SELECT 1 FROM plan_facts p WHERE p.fact = f.seq AND {learnt})"
     " AND NOT EXISTS (SELECT 1 FROM plan_facts p WHERE p.fact = f.seq AND {learnt}"
-    " AND NOT {missed}))"
+    " AND NOT {missed})))"
 ).format(learnt=_LEARNT, missed=_MISSED)
+_NEXT_EDGES: Final = (
+    "SELECT min(CASE WHEN valid_from > :now THEN valid_from END),"
+    " min(CASE WHEN valid_until > :now THEN valid_until END) FROM facts INDEXED BY facts_validity"
+)
+_END: Final = 1 << 62
+_NEVER: Final = "9999-99"
+_WINDOW: Final = 20_000
+_PIECE: Final = 1000
 _SUPERSEDED: Final = (
     "SELECT f.id, n.id, p.plan, f.lost_after FROM facts f INDEXED BY facts_replaced"
     " JOIN facts n ON n.id = f.replaced_by JOIN plan_facts p ON p.fact = f.seq"
@@ -42,30 +52,48 @@ _RETRACTED: Final = (
 )
 
 
+class _Counted(NamedTuple):
+    """How many facts a lineage knows, at any moment from `since` to before `until`."""
+
+    key: tuple[tuple[str, ...], tuple[int, int]]
+    since: str
+    until: str
+    known: int
+
+
 class Knowledge:
     """Facts by the lineage that learnt them; derived from its plans, not kept for each fact."""
 
     def __init__(self, db: Database, ancestry: Ancestry) -> None:
         self._db = db
         self._ancestry = ancestry
-        self._counted: tuple[object, int] = None, 0
+        self._counted: _Counted | None = None
         self._seen: tuple[tuple[int, int], dict[Any, frozenset[int]]] = (0, 0), {}
 
     def known_count(self, lineage: Iterable[str], now: datetime) -> int:
         """How many valid facts the adapters of a lineage know.
 
-        Counted once as long as nothing is written: making a plan asks again at the same moment.
+        Counted once as long as nothing is written and no fact begins or ends to be valid: while
+        facts gather it is asked for at every look.
         """
-        plans = self._ancestry.knows(lineage)
-        key = (plans, now, self._db.version)
-        if self._counted[0] != key:
-            asked = {"plans": _listed(plans), "now": stamp(now)}
-            learnt = self._db.one(
-                f"SELECT count(DISTINCT p.fact) FROM plan_facts p WHERE {_LEARNT}", asked
-            )
-            lost = self._db.one(f"SELECT count(*) {_NOT_KNOWN}", asked)
-            self._counted = key, int(learnt) - int(lost)
-        return self._counted[1]
+        asked, key = stamp(now), (tuple(lineage), self._db.version)
+        seen = self._counted
+        if seen is None or seen.key != key or not seen.since <= asked < seen.until:
+            seen = self._count(key, asked)
+            if not self._db.connection.in_transaction:  # what is not kept yet may still be undone
+                self._counted = seen
+        return seen.known
+
+    def _count(self, key: tuple[tuple[str, ...], tuple[int, int]], now: str) -> _Counted:
+        plans = _listed(self._ancestry.knows(key[0]))
+        asked = {"plans": plans, "now": now, "first": 0, "end": _END}
+        learnt = self._db.one(
+            f"SELECT count(DISTINCT p.fact) FROM plan_facts p WHERE {_LEARNT}", asked
+        )
+        lost = self._db.one(f"SELECT count(*) {_NOT_KNOWN}", asked)
+        edges = self._db.row(_NEXT_EDGES, {"now": now}) or ()
+        until = min((edge for edge in edges if edge is not None), default=_NEVER)
+        return _Counted(key, now, until, int(learnt) - int(lost))
 
     def known_ids(
         self, lineage: Iterable[str], now: datetime, limit: int | None = None, *, seed: int = 0
@@ -74,17 +102,38 @@ class Knowledge:
 
         The sample takes from every batch its share and depends on `seed`.
         """
+        lineage = tuple(lineage)
+        if limit is None:
+            return tuple(self.each_known(lineage, now))
+        places = even_sample(self.known_count(lineage, now), limit, seed)
+        return tuple(self._ids(_at(places, self._known(lineage, now))))
+
+    def each_known(self, lineage: Iterable[str], now: datetime) -> Iterator[str]:
+        """All valid facts that a lineage knows, read a piece at a time."""
+        return self._ids(self._known(tuple(lineage), now))
+
+    def _known(self, lineage: tuple[str, ...], now: datetime) -> Iterator[int]:
+        """Their row numbers in ascending order."""
         asked = {"plans": _listed(self._ancestry.knows(lineage)), "now": stamp(now)}
-        learnt = self._db.rows(f"SELECT p.fact FROM plan_facts p WHERE {_LEARNT}", asked)
-        lost = self._db.rows(f"SELECT f.seq {_NOT_KNOWN}", asked)
-        known = sorted({seq for (seq,) in learnt}.difference(seq for (seq,) in lost))
-        wanted = len(known) if limit is None else limit
-        chosen = [known[place] for place in even_sample(len(known), wanted, seed)]
-        found = self._db.rows(
-            "SELECT f.id FROM json_each(?) c CROSS JOIN facts f ON f.seq = c.value ORDER BY c.key",
-            (json.dumps(chosen),),
-        )
-        return tuple(row[0] for row in found)
+        end = int(self._db.one("SELECT coalesce(max(seq), 0) FROM facts")) + 1
+        for first in range(0, end, _WINDOW):
+            window = {**asked, "first": first, "end": first + _WINDOW}
+            learnt = self._db.rows(
+                "SELECT p.fact FROM plan_facts p"
+                f" WHERE p.fact >= :first AND p.fact < :end AND {_LEARNT}",
+                window,
+            )
+            lost = self._db.rows(f"SELECT f.seq {_NOT_KNOWN}", window)
+            yield from sorted({seq for (seq,) in learnt}.difference(seq for (seq,) in lost))
+
+    def _ids(self, numbers: Iterator[int]) -> Iterator[str]:
+        while piece := list(islice(numbers, _PIECE)):
+            for (identity,) in self._db.rows(
+                "SELECT f.id FROM json_each(?) c CROSS JOIN facts f ON f.seq = c.value"
+                " ORDER BY c.key",
+                (json.dumps(piece),),
+            ):
+                yield identity
 
     def superseded_ids(
         self, lineage: Iterable[str], plan_id: int, now: datetime, limit: int
@@ -174,6 +223,14 @@ class Knowledge:
         ):
             lost[plan] = max(since, lost.get(plan, 0))
         return self._ancestry.tainted(lost)
+
+
+def _at(places: Iterable[int], values: Iterator[int]) -> Iterator[int]:
+    """The values at these places, which ascend; those that there are."""
+    gone = 0
+    for place in places:
+        yield from islice(values, place - gone, place - gone + 1)
+        gone = place + 1
 
 
 def _listed(plans: Iterable[int]) -> str:

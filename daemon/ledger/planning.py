@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
@@ -159,6 +160,12 @@ class Planning:
         if plan.kind not in REBUILDS:
             return self._plans.fact_ids(plan.id)
         return self._knowledge.known_ids(plan.replaces, plan.created_at, limit)
+
+    def each_to_learn(self, plan: PlanHead) -> Iterator[str]:
+        """All that a plan learns, in the same order, read a piece at a time."""
+        if plan.kind not in REBUILDS:
+            return iter(self._plans.fact_ids(plan.id))
+        return self._knowledge.each_known(plan.replaces, plan.created_at)
 
     def to_replay(self, plan: PlanHead) -> tuple[str, ...]:
         """What a plan replays: an even sample over what the lineage that it builds on knows and

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -149,9 +150,8 @@ class Reconciler:
                 return False
             if step is Step.TRAIN and not await self._trainable(plan):
                 return False
-            request = await requests.child_request(
-                self._ledger, self.settings, plan, step, probe, now
-            )
+            write = partial(self._jobs.prepare, self._layout.workdir(plan.id, step))
+            await requests.write_request(self._ledger, self.settings, plan, step, probe, now, write)
         except LedgerBusy:
             raise
         except PaloradError as error:
@@ -160,7 +160,6 @@ class Reconciler:
             )
             self._failed(plan, step, broken, now)
             return False
-        await asyncio.to_thread(self._jobs.prepare, self._layout.workdir(plan.id, step), request)
         # Somebody may have decided otherwise while the request was put together.
         room = step is not Step.TRAIN or await self._sharing.room(plan.id, step)
         unmoved = self._ledger.plans.head(plan.id).state is plan.state

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from daemon.children.request import Rows
 from daemon.config.settings import Settings
 from daemon.gate.messages import (
     EvaluationRequest,
@@ -31,7 +32,7 @@ from policies.facts.model_paraphrases import with_model_paraphrases
 from policies.gate.grading import AUTO, JUDGE, grade
 from policies.gate.sampling import draw_earlier
 from policies.planning import REBUILDS, Limits, Step
-from policies.records import Fact, Revision, content_id
+from policies.records import Fact, Outline, Revision, content_id
 
 PROBE: Final = "probe"
 EARLIER_POOL: Final = 4000
@@ -144,34 +145,37 @@ def served_dir(ledger: Ledger, settings: Settings) -> Path | None:
 # --- train and evaluate ----------------------------------------------------------------------
 
 
-async def child_request(
+async def write_request(
     ledger: Ledger,
     settings: Settings,
     plan: PlanHead,
     step: Step,
     probe: ProbeReport,
     now: datetime,
-) -> TrainRequest | JudgingRequest:
-    """What the child of a step is asked for, put together in a thread with its own reader.
+    write: Callable[[BaseModel, Rows], None],
+) -> None:
+    """Have `write` write what the child of a step is asked for, in a thread with its own reader.
 
-    A request holds thousands of facts, that of a rebuild all of them: reading them takes longer
-    than the loop may stand still.
+    A request holds thousands of facts, that of a rebuild all of them: they are read while they are
+    written, and take longer than the loop may stand still.
     """
 
-    def build(reader: Ledger) -> TrainRequest | JudgingRequest:
+    def build(reader: Ledger) -> None:
         if step is Step.TRAIN:
-            return train_request(reader, settings, plan, probe)
-        return evaluate_request(reader, settings, plan, probe, now)
+            write(*train_request(reader, settings, plan, probe))
+        else:
+            write(*evaluate_request(reader, settings, plan, probe, now))
 
     path = ledger.db.path
-    if not path.exists():  # a ledger in memory has no other reader
-        return build(ledger)
 
-    def read() -> TrainRequest | JudgingRequest:
+    def read() -> None:
         with Ledger.open(path, readonly=True) as reader:
-            return build(reader)
+            build(reader)
 
-    return await asyncio.to_thread(read)
+    if path.exists():
+        await asyncio.to_thread(read)
+    else:  # a ledger in memory has no other reader
+        build(ledger)
 
 
 # --- train -----------------------------------------------------------------------------------
@@ -179,12 +183,16 @@ async def child_request(
 
 def train_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport
-) -> TrainRequest:
+) -> tuple[TrainRequest, Rows]:
     """One adapter that goes on from what the plan's parent serves, or on top or in place of it."""
+    rows = {
+        "facts": _with_model_paraphrases(ledger, ledger.planning.each_to_learn(plan)),
+        "replay": _with_model_paraphrases(ledger, ledger.planning.to_replay(plan)),
+    }
     kept = [s for s in ledger.revisions.get(plan.parent).lineage if s not in plan.replaces]
     goes_on = () if plan.kind in REBUILDS else plan.replaces
     protected = settings.protection.kind != "none"
-    return TrainRequest(
+    request = TrainRequest(
         kind=plan.kind,
         number=ledger.revisions.all(1)[-1].number + 1,
         rank=plan.rank,
@@ -192,8 +200,6 @@ def train_request(
         model_dir=probe.served_dir,
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
-        facts=_with_model_paraphrases(ledger, ledger.planning.to_learn(plan)),
-        replay=_with_model_paraphrases(ledger, ledger.planning.to_replay(plan)),
         config=settings.train.config,
         paraphrases=settings.paraphrase_policy,
         known=settings.train.replay.known,
@@ -208,13 +214,19 @@ def train_request(
         served=settings.layout.served,
         records=settings.layout.records,
     )
+    return request, rows
 
 
-def _with_model_paraphrases(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact, ...]:
+def _with_model_paraphrases(ledger: Ledger, ids: Iterable[str]) -> Iterator[str]:
     """The facts with the paraphrases that the live model gave."""
-    further = ledger.paraphrases.of(ids)
-    facts = ledger.facts.find(ids=ids)
-    return tuple(with_model_paraphrases(fact, further.get(fact.id, ())) for fact in facts)
+    for piece in ledger.facts.bodies(ids):
+        further = ledger.paraphrases.of([name for name, _ in piece])
+        for name, body in piece:
+            if name not in further:
+                yield body
+                continue
+            fact = with_model_paraphrases(Fact.model_validate_json(body), further[name])
+            yield fact.model_dump_json(exclude_defaults=True)
 
 
 # --- evaluate --------------------------------------------------------------------------------
@@ -222,11 +234,12 @@ def _with_model_paraphrases(ledger: Ledger, ids: tuple[str, ...]) -> tuple[Fact,
 
 def evaluate_request(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
-) -> JudgingRequest:
+) -> tuple[JudgingRequest, Rows]:
     """Judge the candidate, which the first replica has loaded, as it would be served."""
     server = settings.server
-    return JudgingRequest(
-        evaluation=_evaluation(ledger, settings, plan, probe, now),
+    evaluation, rows = _evaluation(ledger, settings, plan, probe, now)
+    request = JudgingRequest(
+        evaluation=evaluation,
         url=server.urls[0],
         admin_key_file=server.admin_key_file or settings.layout.admin_key,
         user_key_file=server.user_key_file,
@@ -235,6 +248,7 @@ def evaluate_request(
         answers=settings.layout.answers,
         model_dir=probe.served_dir,
     )
+    return request, {f"evaluation.{field}": items for field, items in rows.items()}
 
 
 def _judge(settings: Settings) -> JudgeSource | None:
@@ -244,7 +258,7 @@ def _judge(settings: Settings) -> JudgeSource | None:
 
 def _evaluation(
     ledger: Ledger, settings: Settings, plan: PlanHead, probe: ProbeReport, now: datetime
-) -> EvaluationRequest:
+) -> tuple[EvaluationRequest, Rows]:
     """What to ask of a candidate, and of whom else.
 
     A rebuild is asked about the facts it was trained on, at most `train.max_facts` of them.
@@ -254,11 +268,16 @@ def _evaluation(
     if plan.served is None:
         raise StateConflict(f"plan {plan.id} has published nothing to judge")
     gate, target = settings.gate, ledger.revisions.target()
-    facts = ledger.facts.find(ids=ledger.planning.to_learn(plan, settings.train.max_facts))
-    standing = _earlier(ledger, target, now)
-    earlier = draw_earlier(standing, facts, gate.earlier_facts, plan.id)
+    new = ledger.planning.to_learn(plan, settings.train.max_facts)
+    known = ledger.knowledge.known_ids(target.lineage, now, EARLIER_POOL)
+    earlier = _earlier(ledger, known, new, gate.earlier_facts, plan.id)
     superseded = _superseded(ledger, settings, plan, target, now)
-    return EvaluationRequest(
+    rows = {
+        "facts": _bodies(ledger, new),
+        "earlier": _of_batches(ledger, earlier),
+        "standing": _bodies(ledger, known),
+    }
+    request = EvaluationRequest(
         engine=settings.server.kind,
         base=ServedModel(name=settings.model.name, sha256=probe.served_sha256),
         live=_served(target),
@@ -266,10 +285,7 @@ def _evaluation(
         order=f"{probe.served_sha256} {target.number // gate.revisions_per_draw}",
         suites=tuple(SuiteSource(**suite.model_dump()) for suite in gate.suites),
         trained_on=settings.trained_on,
-        facts=tuple(facts),
-        earlier=earlier,
         earlier_complete=len(earlier) < gate.earlier_facts,
-        standing=tuple(chain.from_iterable(standing.values())),
         superseded=superseded,
         superseded_complete=len(superseded) < gate.earlier_facts,
         unlearn=_to_unlearn(ledger, settings) if plan.kind in REBUILDS else (),
@@ -282,6 +298,7 @@ def _evaluation(
         paraphrases=gate.held_out_paraphrases,
         aa_sample=gate.aa_sample,
     )
+    return request, rows
 
 
 def _to_unlearn(ledger: Ledger, settings: Settings) -> tuple[Fact, ...]:
@@ -313,10 +330,22 @@ def _superseded(
     )
 
 
-def _earlier(ledger: Ledger, target: Revision, now: datetime) -> dict[str, list[Fact]]:
-    ids = ledger.knowledge.known_ids(target.lineage, now, EARLIER_POOL)
-    batches = ledger.batches.of_facts(ids)
-    found: defaultdict[str, list[Fact]] = defaultdict(list)
-    for fact in ledger.facts.find(ids=ids):
-        found[batches[fact.id]].append(fact)
-    return found
+def _earlier(
+    ledger: Ledger, known: Sequence[str], new: Sequence[str], size: int, seed: int
+) -> dict[str, str]:
+    """A sample of the known facts, in the order drawn, each with its batch."""
+    pool: defaultdict[str, list[Outline]] = defaultdict(list)
+    for batch, fact in ledger.facts.outlines(known):
+        pool[batch].append(fact)
+    drawn = draw_earlier(pool, [fact for _, fact in ledger.facts.outlines(new)], size, seed)
+    return {fact.id: batch for batch, fact in drawn}
+
+
+def _of_batches(ledger: Ledger, batches: Mapping[str, str]) -> Iterator[str]:
+    for piece in ledger.facts.bodies(batches):
+        yield from (f"[{json.dumps(batches[name])}, {body}]" for name, body in piece)
+
+
+def _bodies(ledger: Ledger, ids: Iterable[str]) -> Iterator[str]:
+    for piece in ledger.facts.bodies(ids):
+        yield from (body for _, body in piece)

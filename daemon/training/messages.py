@@ -57,7 +57,7 @@ class TrainRequest(Record):
     model_dir: Path
     base_name: str
     base_sha256: str
-    facts: tuple[Fact, ...]
+    facts: tuple[Fact, ...] = ()
     replay: tuple[Fact, ...] = ()
     config: TrainConfig
     paraphrases: ParaphrasePolicy

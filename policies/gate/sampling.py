@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from policies.gate.records import ItemResult, Role, SuiteItem
-from policies.records import Fact, Operation, content_id
+from policies.records import Operation, Outline, content_id
 
 
 def draw_earlier(
-    by_batch: Mapping[str, Sequence[Fact]], new: Sequence[Fact], size: int, seed: int
-) -> tuple[tuple[str, Fact], ...]:
+    by_batch: Mapping[str, Sequence[Outline]], new: Sequence[Outline], size: int, seed: int
+) -> tuple[tuple[str, Outline], ...]:
     """At most `size` pairs (batch, fact) of the valid facts learnt before, in a random order.
 
     Facts near to a new one (the same key, else the same subject) come first, up to half of the
@@ -45,8 +45,8 @@ def draw_earlier(
 
 
 def _near(
-    pool: Mapping[str, Sequence[Fact]], new: Sequence[Fact], keys: set[tuple[str, ...]]
-) -> list[tuple[str, Fact]]:
+    pool: Mapping[str, Sequence[Outline]], new: Sequence[Outline], keys: set[tuple[str, ...]]
+) -> list[tuple[str, Outline]]:
     subjects = {fact.subject.casefold() for fact in new if fact.subject}
     return [
         (batch, fact)
@@ -56,8 +56,10 @@ def _near(
     ]
 
 
-def _evenly(queues: dict[str, list[Fact]], size: int, rng: random.Random) -> list[tuple[str, Fact]]:
-    chosen: list[tuple[str, Fact]] = []
+def _evenly(
+    queues: dict[str, list[Outline]], size: int, rng: random.Random
+) -> list[tuple[str, Outline]]:
+    chosen: list[tuple[str, Outline]] = []
     while queues and len(chosen) < size:
         batches = rng.sample(sorted(queues), len(queues))
         for batch in batches[: size - len(chosen)]:

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 from pydantic import BaseModel
 
+from daemon.children.request import Rows
 from daemon.serving.replica_status import NotServed
 from daemon.training.messages import TrainRequest
 from daemon.views import status
@@ -61,10 +62,10 @@ def test_writing_a_large_request_does_not_hold_up_the_loop(world: World) -> None
     goes_on = threading.Event()
     prepare = world.jobs.prepare
 
-    def slowly(workdir: Path, request: BaseModel) -> None:
+    def slowly(workdir: Path, record: BaseModel, *rows: Rows) -> None:
         loop.call_soon_threadsafe(goes_on.set)
         assert goes_on.wait(10), "the loop stood still beside it"
-        prepare(workdir, request)
+        prepare(workdir, record, *rows)
 
     with asyncio.Runner() as runner, mock.patch.object(world.jobs, "prepare", slowly):
         loop = runner.get_loop()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from daemon.children.jobs import Jobs
+from daemon.children.request import read
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.records import Adapter, Served
+from daemon.ledger.records import Adapter, PlanHead, Served
 from daemon.loop import requests
 from daemon.training.messages import ProbeReport, TrainRequest
 from policies.gate.records import Outcome, Verdict
@@ -67,6 +70,15 @@ def go_live(ledger: Ledger, plan: int) -> None:
     ledger.revisions.promote(plan, served, NOW)
 
 
+async def written(
+    ledger: Ledger, settings: Settings, plan: PlanHead, step: Step, workdir: Path
+) -> None:
+    """The request of a plan's child, as `Jobs` writes it."""
+    write = partial(Jobs().prepare, workdir)
+    probe = probe_in(settings.state_dir)
+    await requests.write_request(ledger, settings, plan, step, probe, NOW, write)
+
+
 def test_a_request_is_read_in_another_thread_and_holds_no_more_than_max_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,10 +97,9 @@ def test_a_request_is_read_in_another_thread_and_holds_no_more_than_max_replay(
             return real(path, readonly)
 
         monkeypatch.setattr(Ledger, "open", noted)
-        request = asyncio.run(
-            requests.child_request(ledger, settings, plan, Step.TRAIN, probe_in(tmp_path), NOW)
-        )
-    assert isinstance(request, TrainRequest)
+        workdir = tmp_path / "5-train"
+        asyncio.run(written(ledger, settings, plan, Step.TRAIN, workdir))
+    request = TrainRequest.model_validate_json(read(workdir))
     assert [fact.id for fact in request.facts] == ["new-0", "new-1", "new-2"]
     assert len(request.replay) == 8
     assert {fact.id.partition("-")[0] for fact in request.replay} == {"b0", "b1", "b2", "b3"}
@@ -104,15 +115,14 @@ def test_a_plan_that_is_cancelled_while_its_request_is_put_together_starts_no_ch
     world.tick()
     world.tick()
     world.finish()  # the probe
-    real = requests.child_request
+    real = requests.write_request
 
-    async def interrupted(*arguments: Any) -> Any:
-        request = await real(*arguments)
+    async def interrupted(*arguments: Any) -> None:
+        await real(*arguments)
         world.ledger.plans.move(1, PlanState.PLANNED, PlanState.CANCELLED, world.now)
-        return request
 
     with monkeypatch.context() as patch:
-        patch.setattr(requests, "child_request", interrupted)
+        patch.setattr(requests, "write_request", interrupted)
         for _ in range(3):
             assert not isinstance(world.tick(), Run)
     assert world.running is None

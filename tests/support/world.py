@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from daemon.children.jobs import JobError, Jobs, JobState, Progress
+from daemon.children.jobs import NO_ROWS, JobError, Jobs, JobState, Progress
+from daemon.children.request import Rows, with_rows
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.database import Database
@@ -41,8 +42,10 @@ class FakeJobs(Jobs):
         self.progress: dict[Path, Progress] = {}
         self.started: list[tuple[str, Path]] = []
 
-    def prepare(self, workdir: Path, request: BaseModel) -> None:
-        self.prepared[workdir] = request
+    def prepare(self, workdir: Path, record: BaseModel, rows: Rows = NO_ROWS) -> None:
+        lines = [f'["{field}", {item}]' for field, items in rows.items() for item in items]
+        text = with_rows(record.model_dump_json(), lines)
+        self.prepared[workdir] = type(record).model_validate_json(text)
 
     def start(self, step: str, workdir: Path) -> int:
         assert workdir not in self.requests, "two children in one directory"

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.gate.sampling import draw_earlier
-from policies.records import Fact, Operation
+from policies.records import Operation, Outline, key_of
 
 
 def fact(
     name: str, *, subject: str | None = None, relation: str = "r", op: Operation = Operation.ASSERT
-) -> Fact:
-    return Fact(id=name, prompt=f"{name}?", answer="a", subject=subject, relation=relation, op=op)
+) -> Outline:
+    return Outline(name, key_of(f"{name}?", subject, relation), subject, op)
 
 
-def batches(sizes: list[int]) -> dict[str, list[Fact]]:
+def batches(sizes: list[int]) -> dict[str, list[Outline]]:
     return {f"b{n}": [fact(f"{n}-{k}") for k in range(size)] for n, size in enumerate(sizes)}
 
 

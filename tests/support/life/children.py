@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from adapters import files, store
 from daemon.base import faults
+from daemon.children import request
 from daemon.children.jobs import JobError, Jobs
 from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.records import Adapter, Served
@@ -119,7 +120,7 @@ class LocalJobs(Jobs):
 def work(world: World, child: Child, told: Told) -> None:
     """Have a child do its step to the end; whatever a fault point raises passes through."""
     if not (child.workdir / "report.json").exists():
-        text = (child.workdir / "request.json").read_text()
+        text = request.read(child.workdir)
         try:
             if told.fault is not None:
                 raise told.fault
