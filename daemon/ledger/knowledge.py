@@ -36,7 +36,7 @@ _NEXT_EDGES: Final = (
 )
 _END: Final = 1 << 62
 _NEVER: Final = "9999-99"
-_WINDOW: Final = 20_000
+_WINDOW: Final = 5000
 _PIECE: Final = 1000
 _SUPERSEDED: Final = (
     "SELECT f.id, n.id, p.plan, f.lost_after FROM facts f INDEXED BY facts_replaced"

@@ -15,6 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, started_at
+from daemon.children.request import remove_rows
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import Ledger
@@ -255,6 +256,7 @@ class Reconciler:
             self._ledger.steps.judged(lease.plan, judged.verdict, judged.scorecards, to, now)
             log.info("judged", plan=lease.plan, outcome=judged.verdict.outcome.value)
             self._changed(head.batches)
+        remove_rows(self._layout.workdir(lease.plan, lease.step))
 
     def _lease_failed(self, lease: Lease, error: JobError, now: datetime) -> None:
         if lease.plan == WITHOUT_PLAN:
@@ -300,7 +302,9 @@ class Reconciler:
 
     def _tidy(self, plan_id: int) -> None:
         for step in Step:
-            shutil.rmtree(self._layout.workdir(plan_id, step) / "checkpoint", ignore_errors=True)
+            workdir = self._layout.workdir(plan_id, step)
+            shutil.rmtree(workdir / "checkpoint", ignore_errors=True)
+            remove_rows(workdir)  # a kill may have come before
 
     # --- what status and the GPU's sharing ask ---------------------------------------------------
 

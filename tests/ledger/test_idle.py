@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     made.close()
 
 
-def learn(ledger: Ledger, number: int) -> None:
+def learn(ledger: Ledger, number: int, **validity: datetime) -> None:
     """A batch of one fact, and the plan by which it went live."""
     batch = Batch(
         id=f"b{number}",
@@ -44,7 +44,8 @@ def learn(ledger: Ledger, number: int) -> None:
         accepted=0,
         quarantined=0,
     )
-    admit(ledger, batch, [Fact(id=f"f{number}", prompt=f"What is {number}?", answer="x")])
+    fact = Fact(id=f"f{number}", prompt=f"What is {number}?", answer="x", **validity)
+    admit(ledger, batch, [fact])
     target = ledger.revisions.target()
     plan = ledger.plans.create(
         PlanKind.LEARN,
@@ -87,6 +88,47 @@ def test_a_look_without_anything_new_reads_through_no_table(ledger: Ledger) -> N
         for *_, step in ledger.db.rows(f"EXPLAIN QUERY PLAN {sql}"):
             short = any(f"SCAN {table}" in step for table in (*SHORT, *UNFINISHED))
             assert short or "SCAN" not in step, f"{step}: {sql}"
+
+
+def wait_for_more(ledger: Ledger, **validity: datetime) -> None:
+    """One fact that was learnt, with these dates, and one that waits for others to be learnt."""
+    learn(ledger, 9, **validity)
+    facts = [Fact(id="waits", prompt="What waits?", answer="x")]
+    batch = Batch(id="b10", name="f10", received_at=NOW, source="inbox", accepted=0, quarantined=0)
+    admit(ledger, batch, facts)
+
+
+def counts(asked: list[str]) -> list[str]:
+    return [sql for sql in asked if "plan_facts" in sql]
+
+
+def test_a_look_while_facts_gather_does_not_count_what_is_known_again(ledger: Ledger) -> None:
+    wait_for_more(ledger)
+    asked: list[str] = []
+    before = ledger.planning.snapshot(NOW, LIMITS)
+    ledger.db.connection.set_trace_callback(asked.append)
+    for second in range(1, 4):
+        now = NOW + timedelta(seconds=second)
+        assert ledger.planning.snapshot(now, LIMITS) == before
+    ledger.db.connection.set_trace_callback(None)
+    assert len(before.waiting) == 1
+    assert before.known == 9
+    assert asked
+    assert not counts(asked)
+
+
+@pytest.mark.parametrize("date", ["valid_from", "valid_until"])
+def test_a_fact_that_begins_or_ends_to_be_valid_is_counted_then(ledger: Ledger, date: str) -> None:
+    day = timedelta(days=1)
+    wait_for_more(ledger, **{date: NOW + day})
+    valid_first = date == "valid_until"
+
+    def known(days: int) -> int:
+        return ledger.planning.snapshot(NOW + days * day, LIMITS).known
+
+    assert known(0) == 8 + valid_first
+    assert known(1) == 8 + (not valid_first)
+    assert known(0) == 8 + valid_first, "a clock that was set back"
 
 
 def test_what_was_counted_once_is_counted_again_after_a_change(ledger: Ledger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from daemon.children.jobs import Jobs
 from daemon.children.request import read
 from daemon.config.settings import Settings
+from daemon.gate.messages import JudgingRequest
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, PlanHead, Served
 from daemon.loop import requests
@@ -24,6 +26,7 @@ from policies.records import Batch, Fact, PlanKind, PlanState
 from tests.support.admitting import admit
 from tests.support.world import World
 
+REBUILT = PlanKind.CONSOLIDATE
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PASSED = Verdict(outcome=Outcome.PASS, rule="", reasons=(), suites=())
 
@@ -105,6 +108,55 @@ def test_a_request_is_read_in_another_thread_and_holds_no_more_than_max_replay(
     assert {fact.id.partition("-")[0] for fact in request.replay} == {"b0", "b1", "b2", "b3"}
     assert opened
     assert threading.get_ident() not in opened
+
+
+def evaluated(ledger: Ledger, settings: Settings, workdir: Path) -> None:
+    """A new plan of three facts is trained, and the request to judge it is written."""
+    plan = learn(ledger, settings, "new", 3)
+    served = Served(name="palora-new", sha256="s")
+    ledger.steps.trained(plan, Adapter(sha256="a", rank=4), served, NOW)
+    asyncio.run(written(ledger, settings, ledger.plans.head(plan), Step.EVALUATE, workdir))
+
+
+def test_a_request_to_judge_holds_the_new_facts_a_sample_and_all_that_is_known(
+    tmp_path: Path,
+) -> None:
+    settings = settings_in(tmp_path)
+    workdir = tmp_path / "work" / "5-evaluate"
+    with Ledger.open(settings.layout.ledger) as ledger:
+        ledger.revisions.ensure_base("base", NOW)
+        for batch in range(4):
+            go_live(ledger, learn(ledger, settings, f"b{batch}", 5))
+        evaluated(ledger, settings, workdir)
+        known = ledger.facts.find(ids=[f"b{batch}-{n}" for batch in range(4) for n in range(5)])
+    asked = JudgingRequest.model_validate_json(read(workdir)).evaluation
+    assert [fact.id for fact in asked.facts] == ["new-0", "new-1", "new-2"]
+    assert sorted(asked.standing, key=lambda fact: fact.id) == list(known)
+    assert {fact.id for _, fact in asked.earlier} == {fact.id for fact in known}
+    assert all(fact.id.startswith(f"{batch}-") for batch, fact in asked.earlier)
+
+
+def test_the_daemons_memory_does_not_grow_with_the_facts_of_a_request(tmp_path: Path) -> None:
+    """A rebuild asks for every fact that there is."""
+    settings = settings_in(tmp_path, max_facts=10_000)
+    peaks = []
+    with Ledger.open(settings.layout.ledger) as ledger:
+        ledger.revisions.ensure_base("base", NOW)
+        for name, count in (("few", 2000), ("many", 6000)):
+            go_live(ledger, learn(ledger, settings, name, count))
+            lineage = ledger.revisions.target().lineage
+            action = MakePlan(kind=REBUILT, rank=4, seed=0, because="", replaces=lineage)
+            plan = ledger.planning.make_plan(action, NOW, max_replay=0)
+            workdir = tmp_path / name
+            tracemalloc.start()
+            asyncio.run(written(ledger, settings, plan, Step.TRAIN, workdir))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            asked = TrainRequest.model_validate_json(read(workdir))
+            assert len(asked.facts) == ledger.knowledge.known_count(lineage, NOW)
+            ledger.plans.move(plan.id, PlanState.PLANNED, PlanState.CANCELLED, NOW)
+    few, many = peaks
+    assert many < few + 2**20, "six thousand facts more take less than a megabyte"
 
 
 def test_a_plan_that_is_cancelled_while_its_request_is_put_together_starts_no_child(
