@@ -21,6 +21,7 @@ from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
+from daemon.loop.beginning import Beginning
 from daemon.loop.failures import Failures
 from daemon.loop.rollout import Rollout
 from daemon.loop.sharing import ON_GPU, Separate, Sharing
@@ -95,13 +96,19 @@ class Reconciler:
         self._not_before = clock()
         self.waits_for: str = ""
         self._failures = Failures(ledger, self._end)
+        self.beginning = Beginning()
 
     # --- planning ------------------------------------------------------------------------------
 
     async def tick(self, now: datetime) -> Action | None:
-        """Record what children did, then begin at most one action; which one."""
+        """Record what children did, then begin at most one action; which one, once it is begun.
+
+        What waits for the server, or for a request of many facts, goes on beside later ticks.
+        """
         for lease in self._ledger.steps.leases():
             self._collect(lease, now)
+        if self.beginning.under_way:
+            return await self.beginning.outcome()
         if self._holds():
             return None
         probe = requests.remembered_probe(self._ledger, self.settings)
@@ -113,7 +120,7 @@ class Reconciler:
             now, requests.limits_of(self.settings), probe_ready=probe is not None
         )
         action = next_action(self.waits.counted(snapshot, now), now)
-        return action if action and await self._do(action, probe, now) else None
+        return await self.beginning.begin(action, self._do(action, probe, now)) if action else None
 
     async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> bool:
         """Begin an action; whether that was possible now."""
@@ -324,6 +331,7 @@ class Reconciler:
 
     async def stop(self, patience_s: float) -> None:
         """End the children at their next checkpoint, at last by force; nothing counts as failed."""
+        await self.beginning.stop()
         leases = self._ledger.steps.leases()
         for lease in leases:
             self._jobs.cancel(self._layout.workdir(lease.plan, lease.step))

@@ -247,9 +247,8 @@ class Service:
 
     async def _forget(self) -> None:
         now = self._clock()
-        busy = self._intake.busy or bool(
-            self._ledger.steps.leases() or self._ledger.admission.admitting()
-        )
+        busy = self._intake.busy or self._reconciler.beginning.under_way
+        busy = busy or bool(self._ledger.steps.leases() or self._ledger.admission.admitting())
         try:
             await self._forgetting.step(now, settled=self._rollout.settled, busy=busy)
         except Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -397,6 +398,34 @@ def test_pausing_stops_what_is_new_and_nothing_else(world: World) -> None:
     assert world.serve().done
     world.ledger.meta.pause(False, "", world.now)
     assert world.tick() == Run(plan=1, step=Step.TRAIN)
+
+
+def test_a_candidate_that_takes_long_to_load_does_not_hold_up_the_ticks(world: World) -> None:
+    """The weights of a large model take the server longer than a tick may wait."""
+    world.drop(1)
+    for _ in range(3):
+        world.tick()
+        if world.running is not None:
+            world.finish()  # the probe, and the training
+    loaded = asyncio.Event()
+    stage = world.fleet.stage
+
+    async def slowly(name: str) -> object:
+        await loaded.wait()
+        return await stage(name)
+
+    async def go() -> None:
+        began = time.monotonic()
+        with mock.patch.object(world.fleet, "stage", slowly):
+            assert [await world.reconciler.tick(world.now) for _ in range(2)] == [None, None]
+            assert world.reconciler.beginning.under_way
+            assert time.monotonic() - began < 1, "both ticks together"
+            loaded.set()
+            assert await world.reconciler.tick(world.now) == Run(plan=1, step=Step.EVALUATE)
+        assert not world.reconciler.beginning.under_way
+
+    asyncio.run(go())
+    assert world.running is not None
 
 
 def test_a_server_that_is_away_is_waited_for_without_counting(world: World) -> None:
