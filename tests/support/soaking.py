@@ -31,6 +31,7 @@ from policies.gate.records import Outcome
 from policies.records import PlanState
 from tests.support import clocks, quick_adapters
 from tests.support.crashing import ForkedJobs, Site
+from tests.support.standstill import Standstill
 
 ROLLBACK_EVERY = 25
 RETRACTION_EVERY = 50
@@ -50,9 +51,11 @@ class Timed(Service):
     """
 
     ticks: deque[tuple[float, float]] | None = None
+    standstill: Standstill | None = None
     written_at = 0.0
 
     async def tick(self) -> None:
+        self.standstill = self.standstill or Standstill()
         began, computed = time.perf_counter(), time.thread_time()
         await super().tick()
         ended = time.perf_counter()
@@ -62,7 +65,12 @@ class Timed(Service):
         if ended - self.written_at > 1.0:
             self.written_at = ended
             beside = self._settings.state_dir.parent / "ticks.tmp"
-            told = {"ticks": list(self.ticks), "sqlite_mb": _sqlite_mb()}
+            told = {
+                "ticks": list(self.ticks),
+                "sqlite_mb": _sqlite_mb(),
+                "standstill_ms_max": round(self.standstill.longest_ms, 1),
+                "standstill_cpu_ms_max": round(self.standstill.longest_cpu_ms, 1),
+            }
             beside.write_text(json.dumps(told))
             beside.rename(beside.with_suffix(".json"))
 
@@ -196,8 +204,9 @@ class Soak:
         root = self.site.layout.root
         sizes = {folder.name: _size(folder) for folder in root.iterdir() if folder.is_dir()}
         return {
-            "daemon_rss_mb": _rss_mb(daemon),
+            "daemon_rss_mb": (rss := _rss_mb(daemon)),
             "sqlite_mb": told["sqlite_mb"],
+            "own_mb": round(rss - (told["sqlite_mb"] or 0), 1),
             "daemon_fds": _fds(daemon),
             "server_rss_mb": _rss_mb(server),
             "server_fds": _fds(server),
@@ -206,8 +215,11 @@ class Soak:
             "entries": {name: len(list((root / name).iterdir())) for name in sorted(sizes)},
             "tick_ms_p50": round(times[len(times) // 2], 2),
             "tick_ms_p99": round(times[len(times) * 99 // 100], 2),
+            "tick_ms_max": round(times[-1], 2),
             "tick_cpu_ms_p50": round(computed[len(computed) // 2], 2),
             "tick_cpu_ms_p99": round(computed[len(computed) * 99 // 100], 2),
+            "standstill_ms_max": told["standstill_ms_max"],
+            "standstill_cpu_ms_max": told["standstill_cpu_ms_max"],
         }
 
     def _server(self) -> int:
