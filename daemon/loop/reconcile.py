@@ -21,7 +21,7 @@ from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Lease, PlanHead
 from daemon.loop import requests
-from daemon.loop.beginning import Beginning
+from daemon.loop.beside import Beside
 from daemon.loop.failures import Failures
 from daemon.loop.rollout import Rollout
 from daemon.loop.sharing import ON_GPU, Separate, Sharing
@@ -96,7 +96,7 @@ class Reconciler:
         self._not_before = clock()
         self.waits_for: str = ""
         self._failures = Failures(ledger, self._end)
-        self.beginning = Beginning()
+        self.beginning: Beside[Action | None] = Beside()
 
     # --- planning ------------------------------------------------------------------------------
 
@@ -120,10 +120,10 @@ class Reconciler:
             now, requests.limits_of(self.settings), probe_ready=probe is not None
         )
         action = next_action(self.waits.counted(snapshot, now), now)
-        return await self.beginning.begin(action, self._do(action, probe, now)) if action else None
+        return await self.beginning.begin(self._do(action, probe, now)) if action else None
 
-    async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> bool:
-        """Begin an action; whether that was possible now."""
+    async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> Action | None:
+        """Begin an action; None where that is not possible now."""
         match action:
             case MakePlan():
                 plan = self._ledger.planning.make_plan(
@@ -131,9 +131,8 @@ class Reconciler:
                 )
                 log.info("plan made", plan=plan.id, kind=plan.kind, because=action.because)
             case Run():
-                return await self._run(
-                    self._ledger.plans.head(action.plan), action.step, probe, now
-                )
+                head = self._ledger.plans.head(action.plan)
+                return action if await self._run(head, action.step, probe, now) else None
             case Promote():
                 self._promote(self._ledger.plans.head(action.plan), now)
             case Discard():
@@ -144,7 +143,7 @@ class Reconciler:
                 self._end(head, PlanState.FAILED, now, because=because)
             case Clear():
                 self._ledger.revisions.rollback(0, action.because, now)
-        return True
+        return action
 
     async def _run(
         self, plan: PlanHead, step: Step, probe: ProbeReport | None, now: datetime

@@ -166,13 +166,11 @@ async def write_request(
         else:
             write(*evaluate_request(reader, settings, plan, probe, now))
 
-    path = ledger.db.path
-
     def read() -> None:
-        with Ledger.open(path, readonly=True) as reader:
+        with Ledger.open(ledger.db.path, readonly=True) as reader:
             build(reader)
 
-    if path.exists():
+    if ledger.db.path.exists():
         await asyncio.to_thread(read)
     else:  # a ledger in memory has no other reader
         build(ledger)

@@ -23,6 +23,7 @@ from daemon.intake.feeds import Feeds
 from daemon.intake.intake import Intake
 from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
+from daemon.loop.beside import Beside
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
 from daemon.loop.monitoring import Monitoring
@@ -97,6 +98,7 @@ class Service:
         )
         self._reconciler = self._make_reconciler(jobs or Jobs())
         self._boundary = Boundary()
+        self._erasing: Beside[None] = Beside()
         free = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)
         self._room = DiskRoom(settings.state_dir, free, self._boundary)
         self._retention = Retention(ledger, settings, servers.fleet, self._boundary, clock)
@@ -168,6 +170,7 @@ class Service:
             await control.stop()
             if self._page is not None:
                 await self._page.stop()
+            await self._erasing.stop()
             await self._reconciler.stop(self._settings.daemon.stop_s)
             await self._sharing.stop()
             await self._guard.stop()
@@ -212,6 +215,9 @@ class Service:
         """Take in what has been dropped, record what was done, begin what is next."""
         if not self._room.is_there():
             return
+        if self._erasing.under_way:
+            await self._boundary.run("forgetting", self._erasing.outcome)
+            return
         if self._intake.busy or self._monotonic() < self._scan_until:
             await self._boundary.run("intake", self._take_in)
         await self._boundary.run("work", self._reconcile)
@@ -249,11 +255,8 @@ class Service:
         now = self._clock()
         busy = self._intake.busy or self._reconciler.beginning.under_way
         busy = busy or bool(self._ledger.steps.leases() or self._ledger.admission.admitting())
-        try:
-            await self._forgetting.step(now, settled=self._rollout.settled, busy=busy)
-        except Exception:
-            self._forgetting.failed()
-            raise
+        step = self._forgetting.step(now, settled=self._rollout.settled, busy=busy)
+        await self._erasing.begin(step)
 
     async def serve(self) -> None:
         """Start the server where that is ours to do, and bring it to the target."""

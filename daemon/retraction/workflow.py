@@ -101,6 +101,9 @@ class Forgetting:
             which, why = error.filename or self._layout.root, error.strerror or str(error)
             self.waits_for = f"a retraction waits: {which} cannot be erased: {why}"
             log.warning("retraction waits", path=str(which), reason=why, again_in_s=AGAIN_S)
+        except Exception:
+            self.failed()
+            raise
 
     async def _go_on(self, now: datetime, *, settled: bool, busy: bool) -> None:
         due = self._ledger.retractions.erasable()

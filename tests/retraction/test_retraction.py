@@ -15,6 +15,7 @@ from daemon.base import faults
 from daemon.base.control import ask
 from daemon.views import status
 from policies.errors import DaemonUnreachable, RequestRefused
+from policies.planning import Step
 from policies.records import BatchState, PlanKind
 from tests.support.crashing import Site
 
@@ -86,6 +87,8 @@ def test_nothing_of_a_retracted_fact_is_left_but_its_certificate(tmp_path: Path)
         taken_at = archived.stat().st_mtime_ns
         with one.reading() as ledger:
             old = [r.served_name for r in ledger.revisions.all() if r.number]
+        with (one.layout.workdir(1, Step.TRAIN) / "log").open("a") as log:
+            log.write(f"a child's log may quote it: The {SECRET} of Ulm\n")
         before = holding(one, SECRET)
         assert {name.split("/")[0] for name in before} >= {"archive", "ledger.db", "work"}
 
