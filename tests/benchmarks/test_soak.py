@@ -17,7 +17,7 @@ def samples(batches: int = 1000, **growing: float) -> list[dict[str, Any]]:
         "ledger_mb": 1.0,
         "disk_mb": 2.0,
         "tick_ms_p99": 300.0,
-        "standstill_cpu_ms_max": 200.0,
+        "standstill_ms_max": 200.0,
     }
     return [
         {"batch": number}
@@ -40,7 +40,7 @@ def test_what_stays_flat_is_within_its_bounds() -> None:
         ("disk_mb", 100.0),
         ("sqlite_mb", 15.0),
         ("tick_ms_p99", 800.0),
-        ("standstill_cpu_ms_max", 900.0),
+        ("standstill_ms_max", 900.0),
     ],
 )
 def test_what_grows_is_told(key: str, by: float) -> None:

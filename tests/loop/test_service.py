@@ -29,6 +29,7 @@ from daemon.views.status import DaemonView
 from policies.errors import ConfigError, ForeignModule, RequestRefused
 from policies.records import BatchState
 from tests.support.crashing import Site
+from tests.support.standstill import others_s
 
 
 @pytest.fixture
@@ -220,10 +221,10 @@ def test_nothing_holds_the_loop_for_a_second(one: Site) -> None:
         async def beat() -> None:
             end = time.monotonic() + 60
             while not (ledger.batches.latest() and int(ledger.meta.get("indexed") or 0) >= 20_000):
-                before, work = time.monotonic() - _others(), time.thread_time()
+                before, work = time.monotonic() - others_s(), time.thread_time()
                 assert time.monotonic() < end, "the file is not taken in"
                 await asyncio.sleep(0.01)
-                gaps.append(time.monotonic() - _others() - before)
+                gaps.append(time.monotonic() - others_s() - before)
                 worked.append(time.thread_time() - work)
 
         # What other tests have left in this process is not the daemon's to look through.
@@ -238,9 +239,41 @@ def test_nothing_holds_the_loop_for_a_second(one: Site) -> None:
     assert max(gaps) < 1.0
 
 
-def _others() -> float:
-    """Seconds that this thread has waited for a processor which other processes held."""
-    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+def test_no_tick_waits_for_an_erasure_and_nothing_is_changed_beside_it(
+    one: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewriting a large ledger takes minutes, in which nobody else may use it."""
+    prepare_state(one.settings)
+    begun: list[str] = []
+
+    async def go() -> None:
+        service = service_of(one, ledger)
+        rewritten = asyncio.Event()
+
+        async def slowly(*_: Any, **__: Any) -> None:
+            begun.append("erasure")
+            await rewritten.wait()
+
+        def taken(*_: Any) -> bool:
+            begun.append("intake")
+            return False
+
+        monkeypatch.setattr(service._forgetting, "step", slowly)
+        monkeypatch.setattr(service._intake, "step", taken)
+        service.look()
+        for _ in range(4):
+            began = time.monotonic()
+            await service.tick()
+            assert time.monotonic() - began < 1.0
+        assert begun == ["intake", "erasure"]
+        rewritten.set()
+        await service.tick()
+        await service.tick()
+        assert begun == ["intake", "erasure"] * 2
+
+    with Ledger.open(one.layout.ledger) as ledger:
+        ledger.revisions.ensure_base("base", datetime.now(UTC))
+        asyncio.run(asyncio.wait_for(go(), 20))
 
 
 def test_a_full_disk_pauses_and_room_goes_on(one: Site) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 EACH_S = 0.01
 
 
 class Standstill:
-    """The longest time between two looks, in milliseconds: by the clock, and how long the loop's
-    own thread computed in any of them. The rest of a standstill is other processes, disk and locks.
+    """The longest time between two looks, in milliseconds: without what its thread waited for a
+    processor that others held (`longest_ms`), and what the thread computed (`longest_cpu_ms`).
     """
 
     def __init__(self) -> None:
@@ -20,9 +21,14 @@ class Standstill:
 
     async def _watch(self) -> None:
         while True:
-            began, computed = time.perf_counter(), time.thread_time()
+            began, computed = time.monotonic() - others_s(), time.thread_time()
             await asyncio.sleep(EACH_S)
-            stood = 1000 * (time.perf_counter() - began - EACH_S)
+            stood = 1000 * (time.monotonic() - others_s() - began - EACH_S)
             cpu = 1000 * (time.thread_time() - computed)
             self.longest_ms = max(self.longest_ms, stood)
             self.longest_cpu_ms = max(self.longest_cpu_ms, min(cpu, stood))
+
+
+def others_s() -> float:
+    """Seconds that this thread has waited for a processor which other processes held."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
