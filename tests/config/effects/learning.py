@@ -13,7 +13,7 @@ from unittest import mock
 from adapters.plans import TrainProgress
 from adapters.trainer import train_adapter
 from daemon.children.jobs import Progress
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.config.settings import Settings
 from daemon.loop.requests import probe_request
 from daemon.training import child
@@ -171,7 +171,7 @@ class At:
 
 def fit(settings: Settings, root: Path) -> object:
     """What is fitted on which skill, and the probe and the model that are then used."""
-    desk = cast(Desk, At(probe_request(settings).model_dump_json(), root))
+    desk = cast(StepContext, At(probe_request(settings).model_dump_json(), root))
     with (
         mock.patch.object(child, "fit_probe") as fit_probe,
         mock.patch.object(child, "fold_expert", return_value=fitted(root).model_dir) as fold,
