@@ -96,6 +96,12 @@ class LearningRun:
         # What the facts of a batch already say, or `auto_batch`.
         nothing |= {"paraphrases", "prefixed", "paraphrase_source", "reversed_questions"}
         nothing |= {"batch_preset"}
+        usual = TrainConfig()
+        nothing |= {
+            name
+            for name in ("orthogonal", "reference_rate")
+            if getattr(trained, name) == getattr(usual, name)
+        }
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": method.protection.model_dump(mode="json"),

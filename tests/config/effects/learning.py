@@ -259,6 +259,7 @@ EFFECTS: dict[str, Effect] = {
     "protection.kind": Effect(learnt, "none", TEXT),
     "protection.form": Effect(learnt, "soft", TEXT),
     "protection.share": Effect(learnt, 0.1, TEXT),
+    "train.method": Effect(planned(2, 2), "palora"),
     "train.rank": Effect(planned(20), 8, STACK),
     "train.rank_budget": Effect(planned(2), 64),
     "train.lineage": Effect(planned(2, 2), "stack"),
