@@ -186,8 +186,12 @@ def erase_work(
         plan = folder.name.split("-")[0]
         if not folder.is_dir() or (plan.isdigit() and int(plan) in open_plans):
             continue
-        if not folder.name.startswith(HALF) and (yield from _tells(folder, traces)):
+        if folder.name.startswith(HALF):
+            continue
+        if (yield from _tells(folder, traces)):
             folder.rename(folder.with_name(f"{GONE}{folder.name}"))
+        else:
+            files.sync(folder)  # what its stage's end removed may not be gone from the disk yet
     for parent in (layout.work, layout.adapters, layout.served, layout.probes):
         for half in parent.glob(f"{HALF}*"):
             yield from scanning.removal(half)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from adapters import checkpoint, files, store
+from daemon.children import request
+from daemon.children.jobs import Jobs
 from daemon.config.layout import Layout
 from daemon.config.settings import Settings
 from daemon.intake.admit import Rules
@@ -162,6 +164,21 @@ def _answers(layout: Layout) -> None:
 
 def _traces() -> list[Trace]:
     return [trace_of("h", FACT, [FACT.prompt])]
+
+
+def test_facts_that_a_stages_end_removed_do_not_come_back_after_an_erasure(
+    disk: Disk, tmp_path: Path
+) -> None:
+    layout = Layout(disk.folder)
+    for folder in layout.directories():
+        files.make_folder(folder)
+    workdir = layout.work / "1-train"
+    Jobs().prepare(workdir, FACT, {"facts": [FACT.model_dump_json()]})
+    files.write_text(workdir / "request.json", "{}")
+    request.remove_rows(workdir)
+    for _ in erasure.erase_work(layout, _traces(), ()):
+        pass
+    assert not list((kept(disk, tmp_path) / "work").rglob("facts.jsonl"))
 
 
 @pytest.mark.parametrize(
