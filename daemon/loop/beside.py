@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
-AT_ONCE_S: Final = 0.25
+AT_ONCE_S = 0.25
 
 T = TypeVar("T")
 
