@@ -57,6 +57,8 @@ def test_what_is_dropped_is_served_and_status_tells(one: Site) -> None:
     one.until(lambda: live(one).replicas[0].ready, "being ready")
     status = live(one)
     daemon = one.alive()
+    asked = {path.name for path in one.layout.work.rglob("*")} & {"request.json", "facts.jsonl"}
+    assert asked == {"request.json"}, "nobody reads the facts of what is done"
     assert status.pid == daemon.pid
     assert (status.blocked, status.trouble) == ("", ())
     (replica,) = status.replicas
