@@ -184,8 +184,8 @@ def train_request(
 ) -> tuple[TrainRequest, Rows]:
     """One adapter that goes on from what the plan's parent serves, or on top or in place of it."""
     rows = {
-        "facts": _with_model_paraphrases(ledger, ledger.planning.each_to_learn(plan)),
-        "replay": _with_model_paraphrases(ledger, ledger.planning.to_replay(plan)),
+        "facts": trained_facts(ledger, ledger.planning.each_to_learn(plan)),
+        "replay": trained_facts(ledger, ledger.planning.to_replay(plan)),
     }
     kept = [s for s in ledger.revisions.get(plan.parent).lineage if s not in plan.replaces]
     goes_on = () if plan.kind in REBUILDS else plan.replaces
@@ -215,8 +215,8 @@ def train_request(
     return request, rows
 
 
-def _with_model_paraphrases(ledger: Ledger, ids: Iterable[str]) -> Iterator[str]:
-    """The facts with the paraphrases that the live model gave."""
+def trained_facts(ledger: Ledger, ids: Iterable[str]) -> Iterator[str]:
+    """Facts as JSON, with the paraphrases that the live model gave."""
     for piece in ledger.facts.bodies(ids):
         further = ledger.paraphrases.of([name for name, _ in piece])
         for name, body in piece:

@@ -12,7 +12,7 @@ from daemon.config.paraphrases import paraphrase_policy
 from daemon.config.sections import IntakeSettings
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
-from daemon.loop.requests import _with_model_paraphrases
+from daemon.loop.requests import trained_facts
 from daemon.training.paraphrasing import Paraphraser
 from policies.facts.model_paraphrases import candidates, survives, with_model_paraphrases
 from policies.records import Batch, Fact, PlanKind
@@ -102,7 +102,8 @@ def test_what_the_answer_survives_is_learnt_and_asked_for_once(tmp_path: Path) -
     assert place.run() == 2
     asked = place.server.count("live")
     assert asked == 3 * 3
-    facts = _with_model_paraphrases(place.ledger, ("f0", "f1", "f2"))
+    rows = trained_facts(place.ledger, ("f0", "f1", "f2"))
+    facts = [Fact.model_validate_json(row) for row in rows]
     assert [fact.paraphrases for fact in facts] == [(f"Which is {n} of X?",) for n in range(3)]
     assert place.run() == 1
     assert place.server.count("live") == asked
