@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -15,9 +16,6 @@ from daemon.serving import pointer
 from policies.retention import (
     Holdings,
     KeepLimits,
-    KnownBatch,
-    KnownPlan,
-    KnownRevision,
     Removal,
     StoredItem,
     StoredKind,
@@ -25,14 +23,14 @@ from policies.retention import (
 )
 
 HALF: Final = ".tmp-"
-EVERY: Final = -1
 
 
 def to_remove(
     ledger: Ledger, layout: Layout, limits: KeepLimits, serving: Collection[str], now: datetime
 ) -> tuple[Removal, ...]:
     """What may go now; `serving` names what replicas have loaded."""
-    return removable(standing(ledger, layout, serving, now), list(items(layout)), limits)
+    found = list(items(layout, archives=bool(limits.archive_days)))
+    return removable(standing(ledger, layout, serving, now, found, limits), found, limits)
 
 
 def path_of(layout: Layout, kind: StoredKind, name: str) -> Path:
@@ -51,54 +49,48 @@ _HOMES: Final[dict[StoredKind, Callable[[Layout, str], Path]]] = {
 }
 
 
-def standing(ledger: Ledger, layout: Layout, serving: Collection[str], now: datetime) -> Holdings:
-    """What the ledger, the replicas and the alias say of what is needed."""
+def standing(
+    ledger: Ledger,
+    layout: Layout,
+    serving: Collection[str],
+    now: datetime,
+    found: Sequence[StoredItem],
+    limits: KeepLimits,
+) -> Holdings:
+    """What the ledger, the replicas and the alias say of what is needed, and of what was found."""
+    names: defaultdict[StoredKind, set[str]] = defaultdict(set)
+    for item in found:
+        names[item.kind].add(item.name)
     routed = pointer.read(layout.alias)
+    served = frozenset(serving) | ({routed.model} if routed is not None else set())
+    adapters = names[StoredKind.ADAPTER]
+    running = frozenset(lease.plan for lease in ledger.steps.leases())
+    ids = {name.partition("-")[0] for name in names[StoredKind.WORK]} | {str(n) for n in running}
+    plans = tuple(ledger.stored.plans(ids, names[StoredKind.REVISION], adapters))
+    target = ledger.revisions.target().number
+    numbers = ledger.stored.reachable(target, limits.revisions) | {plan.parent for plan in plans}
     unfinished = [found.handle for found in ledger.retractions.all(unfinished=True)]
     tainted = ledger.retractions.tainted(unfinished)
     return Holdings(
         now=now,
-        target=ledger.revisions.target().number,
+        target=target,
         base=ledger.meta.get(BASE),
         revisions=tuple(
-            KnownRevision(
-                number=revision.number,
-                parent=revision.parent,
-                name=revision.served_name,
-                lineage=revision.lineage,
-                sha256=revision.sha256,
-            )
-            for revision in ledger.revisions.all()
+            ledger.stored.revisions(numbers, served | names[StoredKind.REVISION], adapters)
         ),
-        plans=tuple(
-            KnownPlan(
-                id=head.id,
-                state=head.state,
-                parent=head.parent,
-                adapter=head.adapter,
-                served=head.served.name if head.served else None,
-                sha256=head.served.sha256 if head.served else None,
-                moved_at=head.moved_at,
-            )
-            for head in ledger.plans.heads(limit=EVERY)
-        ),
+        plans=plans,
         batches=tuple(
-            KnownBatch(
-                id=batch.id,
-                name=batch.name,
-                received_at=batch.received_at,
-                state=ledger.batches.state(batch.id),
-                quarantined=batch.quarantined,
+            ledger.stored.batches(
+                names[StoredKind.ARCHIVE], {_drop(name) for name in names[StoredKind.RECEIPT]}
             )
-            for batch in ledger.batches.latest(EVERY)
         ),
-        running=frozenset(lease.plan for lease in ledger.steps.leases()),
-        serving=frozenset(serving) | ({routed.model} if routed is not None else set()),
+        running=running,
+        serving=served,
         tainted=frozenset({*tainted.adapters, *tainted.served, *tainted.models}),
     )
 
 
-def items(layout: Layout) -> Iterator[StoredItem]:
+def items(layout: Layout, *, archives: bool) -> Iterator[StoredItem]:
     """Everything on the disk of which some may go; what vanishes meanwhile is left out."""
     for kind, folder in (
         (StoredKind.ADAPTER, layout.adapters),
@@ -113,7 +105,7 @@ def items(layout: Layout) -> Iterator[StoredItem]:
         for path in _entries(folder):
             if path.name.startswith(HALF):
                 yield from _item(StoredKind.HALF, f"{folder.name}/{path.name}", path)
-    for path in _entries(layout.archive):
+    for path in _entries(layout.archive) if archives else ():
         if path.suffix == ".jsonl" and not path.name.startswith("."):
             yield from _item(StoredKind.ARCHIVE, path.stem, path)
     for path in _entries(layout.inbox):

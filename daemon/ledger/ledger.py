@@ -26,6 +26,7 @@ from daemon.ledger.removals import Removals
 from daemon.ledger.retractions import Retractions
 from daemon.ledger.revisions import Revisions
 from daemon.ledger.steps import Steps
+from daemon.ledger.stored import Stored
 from daemon.ledger.text import TextIndex
 from daemon.ledger.troubles import Troubles
 
@@ -47,6 +48,7 @@ class Ledger:
         self.plans = Plans(db)
         self.batches = Batches(db, self.plans)
         self.removals = Removals(db)
+        self.stored = Stored(db, self.batches)
         self.steps = Steps(db, self.plans, self.removals)
         self.knowledge = Knowledge(db, Ancestry(db))
         self.revisions = Revisions(db, self.plans, self.steps, self.knowledge, self.removals)

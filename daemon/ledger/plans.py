@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from daemon.ledger.database import Database, SqlRow, stamp
+from daemon.ledger.database import Database, SqlRow, marks, stamp
 from daemon.ledger.records import PlanHead, Served
 from policies.errors import NotFound, StateConflict
 from policies.notifications import Notification
@@ -158,6 +158,16 @@ class Plans:
     ) -> tuple[Plan, ...]:
         """Plans with all their facts, the newest first; `heads` is lighter."""
         return tuple(self.get(head.id) for head in self.heads(states, limit=limit))
+
+    def went_live(self, kinds: Collection[PlanKind]) -> Iterator[int]:
+        """Numbers of the plans of these kinds that went live, the newest first."""
+        live, told = (PlanState.LIVE, PlanState.ROLLED_BACK), sorted(kinds)
+        for (plan_id,) in self._db.rows(
+            f"SELECT id FROM plans WHERE kind IN ({marks(told)}) AND state IN ({marks(live)})"
+            " ORDER BY id DESC",
+            (*told, *live),
+        ):
+            yield plan_id
 
     def open_plan(self) -> PlanHead | None:
         """The plan under way: of those that are open the one that has come furthest.

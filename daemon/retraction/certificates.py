@@ -11,7 +11,6 @@ from daemon.ledger.records import Retraction, Tainted
 from policies.gate.records import UnlearningResult
 from policies.gate.unlearning import UnlearningTolerance
 from policies.planning import REBUILDS
-from policies.records import PlanState
 
 NOT_PROMISED: Final = (
     "that the base model does not know the fact from its own training: what it answers is what it "
@@ -82,9 +81,9 @@ def _verified(ledger: Ledger, found: Retraction, tolerance: UnlearningTolerance)
 
 
 def _measured(ledger: Ledger, names: set[str | None]) -> tuple[int, UnlearningResult] | None:
-    for head in ledger.plans.heads({PlanState.LIVE, PlanState.ROLLED_BACK}, limit=1000):
-        verdict = ledger.steps.verdict(head.id) if head.kind in REBUILDS else None
+    for plan_id in ledger.plans.went_live(REBUILDS):
+        verdict = ledger.steps.verdict(plan_id)
         for figures in verdict.unlearning if verdict else ():
             if figures.fact in names:
-                return head.id, figures
+                return plan_id, figures
     return None
