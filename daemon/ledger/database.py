@@ -23,6 +23,7 @@ from policies.notifications import Notification
 
 SqlRow = tuple[Any, ...]
 BUSY_S: Final = 0.8
+IMPATIENT_S: Final = 0.1
 BEFORE: Final = ".before-"
 # SQLite before 3.32 takes 999 parameters; one chunk of names stays below that.
 _CHUNK: Final = 900
@@ -149,6 +150,17 @@ class Database:
             raise translated(error, self.path) from error
         faults.point(f"{name}:after")
 
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """While this process itself holds the ledger by another connection: who finds it in use is
+        told so after `IMPATIENT_S`. The loop's tasks would wait `BUSY_S` each, one after the other.
+        """
+        self.connection.execute(f"PRAGMA busy_timeout={1000 * IMPATIENT_S:.0f}")
+        try:
+            yield
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout={1000 * BUSY_S:.0f}")
+
     def at(self, now: datetime) -> str:
         """`now` as history stores it: never before what was stored last, whatever the clock says.
 
@@ -232,7 +244,7 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     if "disk is full" in text or "disk I/O error" in text:
         return DiskFull(f"{path}: {text}; free some space; work resumes by itself")
     if "locked" in text or "busy" in text:
-        return LedgerBusy(f"{path}: in use by another process for more than {BUSY_S} s")
+        return LedgerBusy(f"{path}: in use by another process; try again in a moment")
     if "readonly" in text and path.with_name(f"{path.name}-journal").exists():
         return LedgerUnusable(
             f"{path}: a crash cut off a transaction, which the daemon undoes when it starts"

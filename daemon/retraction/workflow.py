@@ -229,7 +229,8 @@ class Forgetting:
 
     async def _finish(self, now: datetime) -> None:
         if self._ledger.erasure.unclean:
-            await asyncio.to_thread(self._ledger.erasure.compact)
+            with self._ledger.db.impatient():
+                await asyncio.to_thread(self._ledger.erasure.compact)
             faults.point("forget:compacted")
             self._ledger.erasure.cleaned()
         erased = [

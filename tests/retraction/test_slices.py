@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from daemon.intake import following, intake
 from daemon.intake.intake import Intake
 from daemon.intake.writers import Writers
 from daemon.retraction import workflow
+from policies.errors import LedgerBusy
 from tests.retraction.test_certificates import LINE, SECRET, Place
 
 MB = 2**20
@@ -73,6 +76,42 @@ def test_no_step_of_a_retraction_holds_up_the_loop(
     assert place.forgetting.waits_for == ""
     left = {path.name for path in place.layout.work.iterdir()}
     assert left == {"0-train", "1-train"}
+
+
+def test_whoever_needs_the_ledger_while_it_is_rewritten_is_told_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the loop's tasks would wait for it, one after the other, and everything with them."""
+    place.drop("a.jsonl", LINE)
+    place.retract()
+    begun = threading.Event()
+    waited: list[float] = []
+
+    def rewriting() -> None:
+        with closing(sqlite3.connect(place.layout.ledger, isolation_level=None)) as own:
+            own.execute("BEGIN EXCLUSIVE")
+            begun.set()
+            time.sleep(0.7)
+
+    async def meanwhile() -> None:
+        while not begun.is_set():  # noqa: ASYNC110 - a thread sets it
+            await asyncio.sleep(0.005)
+        began = time.monotonic()
+        with pytest.raises(LedgerBusy):
+            place.ledger.revisions.target()
+        waited.append(time.monotonic() - began)
+
+    async def go() -> None:
+        other = asyncio.create_task(meanwhile())
+        while not list(place.layout.certificates.glob("*.json")):
+            await place.forgetting.step(place.now, settled=True, busy=False)
+            await asyncio.sleep(0)
+        await other
+
+    monkeypatch.setattr(place.ledger.erasure, "compact", rewriting)
+    asyncio.run(asyncio.wait_for(go(), 60))
+    assert waited[0] < 0.5
+    assert place.ledger.db.one("PRAGMA busy_timeout") == 800
 
 
 def test_a_mention_on_two_lines_of_a_log_is_erased(place: Place) -> None:
