@@ -1,13 +1,14 @@
 """How long the page takes beside a large ledger, while a child computes.
 
-    python -m benchmarks.page
+    python -m benchmarks.page --ledger FOLDER
 
 A ledger of `--batches` batches of 100 facts, each learnt by a plan that went live, one line of
-each tenth batch in quarantine. A daemon process over it serves the page; a process beside it uses a
-core, as a training child does. Measured by a client over HTTP, one request after another:
-`page_p95_ms` of each page and its JSON (the 95th percentile, in ms), `metrics_p95_ms` of
-`/metrics`, and `tick_max_s`, the longest time that the daemon's loop took to answer its control
-socket meanwhile.
+each tenth batch in quarantine, and each batch's file in the archive. It is built once and kept in
+the folder; a copy of it is served. A daemon process over it serves the page; a process beside it
+uses a core, as a training child does. Measured by a client over HTTP, one request after another:
+`page_p95_ms` of each page and its JSON (the 95th percentile, in ms), `page_median_ms`,
+`metrics_p95_ms` of `/metrics`, `first_scrape_ms` of the first one after the start, and
+`tick_max_s`, the longest time that the daemon's loop took to answer its control socket meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import threading
@@ -27,6 +29,7 @@ import httpx
 
 from benchmarks.planning import EACH, NOW, admit, fact, learn
 from daemon.base.control import ask
+from daemon.config.layout import Layout
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop import start
@@ -186,6 +189,9 @@ def measure(settings: Settings, plans: int, repeats: int) -> dict[str, Any]:
             longest[0] = max(longest[0], time.perf_counter() - began)
 
     took: dict[str, list[float]] = {}
+    began = time.perf_counter()
+    httpx.get(f"http://127.0.0.1:{settings.web.port}/metrics", timeout=60).raise_for_status()
+    first_s = time.perf_counter() - began
     with httpx.Client(base_url=f"http://127.0.0.1:{settings.web.port}", timeout=60) as client:
         ticking = threading.Thread(target=tick)
         for number in range(repeats + 1):
@@ -200,7 +206,9 @@ def measure(settings: Settings, plans: int, repeats: int) -> dict[str, Any]:
         ticking.join()
     return {
         "page_p95_ms": {path: p95(took[path]) for path in PAGES},
+        "page_median_ms": {path: round(1000 * statistics.median(took[path]), 1) for path in PAGES},
         "metrics_p95_ms": p95(took["/metrics"]),
+        "first_scrape_ms": round(1000 * first_s, 1),
         "tick_max_s": round(longest[0], 3),
     }
 
@@ -220,17 +228,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--root", type=Path, help="a ledger built before is used again")
+    parser.add_argument("--ledger", type=Path, help="a ledger built before is used again")
     parser.add_argument("--out", type=Path, default=DOCUMENTED)
     given = parser.parse_args()
-    root = (given.root or Path(tempfile.mkdtemp(prefix="palorad-page-"))).resolve()
-    if not (root / "ledger.db").exists():
-        root.mkdir(exist_ok=True)
-        with built(root, given.batches) as ledger:
+    with tempfile.TemporaryDirectory(prefix="palorad-page-") as name:
+        kept = (given.ledger or Path(name) / "built").resolve()
+        if not (kept / "ledger.db").exists():
+            build(kept, given.batches)
+        root = Path(name) / "served"
+        root.mkdir()
+        shutil.copyfile(kept / "ledger.db", root / "ledger.db")
+        archive(root, given.batches)
+        found = served(settings_for(root), given.batches, given.repeats)
+    report = {
+        "setup": {"batches": given.batches, "facts": 100 * given.batches, "repeats": given.repeats},
+        **found,
+        "machine": machine_in_use() | {"load_at_end": [round(x, 1) for x in os.getloadavg()]},
+        "versions": versions_in_use(),
+    }
+    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+def build(kept: Path, batches: int) -> None:
+    """Put the ledger into a folder, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix="palorad-page-") as name:
+        with built(Path(name), batches) as ledger:
             while ledger.text.index(20_000):
                 pass
-            judge(ledger, given.batches)
-    settings = settings_for(root)
+            judge(ledger, batches)
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.move(Path(name) / "ledger.db", kept / "ledger.db")
+
+
+def archive(root: Path, batches: int) -> None:
+    """The file of each batch, as intake keeps it."""
+    folder = Layout(root).archive
+    folder.mkdir()
+    for number in range(batches):
+        (folder / f"batch-{number:06}.jsonl").write_text("{}\n")
+
+
+def served(settings: Settings, plans: int, repeats: int) -> dict[str, Any]:
+    """What is measured of a daemon over this state, which ends afterwards."""
     children = [
         multiprocessing.Process(target=serve, args=(settings,)),
         multiprocessing.Process(target=busy),
@@ -241,19 +281,11 @@ def main() -> None:
         until = time.monotonic() + 60
         while not reachable(settings) and time.monotonic() < until:
             time.sleep(0.2)
-        found = measure(settings, given.batches, given.repeats)
+        return measure(settings, plans, repeats)
     finally:
         for child in children:
             child.terminate()
             child.join()
-    report = {
-        "setup": {"batches": given.batches, "facts": 100 * given.batches, "repeats": given.repeats},
-        **found,
-        "machine": machine_in_use(),
-        "versions": versions_in_use(),
-    }
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

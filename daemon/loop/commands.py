@@ -91,11 +91,12 @@ class Commands:
             if plan.state is PlanState.FAILED:
                 self._ledger.plans.retry(plan.id, because, self._now())
                 return self._done(f"plan {plan.id} is tried again")
-            if not plan.batches:
+            batches = self._ledger.plans.batches(plan.id)
+            if not batches:
                 raise RequestRefused(
                     f"plan {plan.id} is {plan.state.value}: there is nothing to retry"
                 )
-            facts = sum(self._ledger.batches.retry(b, because, self._now()) for b in plan.batches)
+            facts = sum(self._ledger.batches.retry(b, because, self._now()) for b in batches)
         else:
             batch = self._ledger.batches.get(subject)
             facts = self._ledger.batches.retry(batch.id, because, self._now())

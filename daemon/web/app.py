@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from daemon.web import deciding, intake, knowledge, looking, metrics
 from daemon.web.desk import Desk
+from daemon.web.gathering import Gathering
 from daemon.web.guard import Guard
 from daemon.web.operators import NotAllowed
 from daemon.web.render import HERE, Renderer
@@ -42,10 +43,17 @@ STATUS: Final[tuple[tuple[type[PaloradError], int], ...]] = (
 def build(desk: Desk) -> FastAPI:
     """The application over a desk."""
 
+    figures = metrics.Figures(desk)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        gathered: tuple[Gathering[Any], ...] = (figures.gathering, desk.sizes)
+        for gathering in gathered:
+            gathering.begin()
         yield
+        for gathering in gathered:
+            gathering.end()
 
     app = FastAPI(
         title="palorad",
@@ -59,7 +67,7 @@ def build(desk: Desk) -> FastAPI:
     renderer = Renderer(desk)
     for room in (looking, deciding, knowledge, intake):
         app.include_router(room.routes(desk, renderer))
-    app.include_router(metrics.routes(desk))
+    app.include_router(metrics.routes(figures))
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     _errors(app, renderer)
     app.add_middleware(Guard)

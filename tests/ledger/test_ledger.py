@@ -239,7 +239,7 @@ def test_a_fact_waits_for_one_plan_only(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     plan = make(ledger)
     assert ledger.planning.to_learn(plan) == ("f1-a", "f2-a")
-    assert ledger.plans.get(plan.id).batch_ids == ("a-0123",)
+    assert ledger.plans.batches(plan.id) == ("a-0123",)
     with pytest.raises(StateConflict):
         ledger.plans.create(
             PlanKind.LEARN, parent=0, fact_ids=["f1-a"], rank=4, seed=0, because="", now=NOW
