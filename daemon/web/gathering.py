@@ -12,7 +12,7 @@ import structlog
 from policies.errors import PaloradError
 
 T = TypeVar("T")
-PATIENCE_S: Final = 0.02
+PATIENCE_S: Final = 0.01
 # What is gathered in less time is gathered whenever somebody asks; else at most this share.
 CHEAP_S: Final = 0.02
 SHARE: Final = 0.05

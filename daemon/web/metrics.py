@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from daemon.ledger.ledger import Ledger
 from daemon.views.counts import Counts, Spans
 from daemon.views.status import DaemonView
+from daemon.web import adapters
 from daemon.web.desk import Desk
 from daemon.web.gathering import Gathering
 from policies.gate.records import Rate
@@ -58,6 +59,9 @@ class Figures(Collector):
         self._version: object = None
         self._waiting_since: datetime | None = None
         self.gathering = Gathering(self._gather, EVERY_S, "figures")
+        self.adapters = Gathering(
+            lambda _: adapters.told_by_replicas(desk.settings), adapters.EVERY_S, "adapters"
+        )
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: names are known once something is collected."""
@@ -79,6 +83,7 @@ class Figures(Collector):
             yield _by("children", "children at work", "stage", {s: stages.count(s) for s in stages})
             yield _gauge("paused", "1 while paused", int(ledger.meta.paused))
         yield from _loop(self._desk.live.now())
+        yield from adapters.families(self.adapters.latest() or {}, self._desk.settings.model.name)
 
     def _gather(self, former: tuple[Metric, ...] | None) -> tuple[Metric, ...]:
         """In the gathering's thread: what the ledger tells, read again once it has changed."""
