@@ -63,10 +63,12 @@ class PlansView(Record):
 class RevisionPage(Record):
     """`/api/revisions/{number}`: what can be served, what it is made of and what was built on it.
 
-    `retracted` counts the retracted facts that it knows: it is never served again then.
+    `retracted` counts the retracted facts that it knows: it is never served again then. `target`
+    is the number of the target.
     """
 
     revision: RevisionView
+    target: int
     lineage: tuple[str, ...]
     ancestors: tuple[int, ...]
     children: tuple[int, ...]
@@ -121,6 +123,7 @@ def revision_page(ledger: Ledger, layout: Layout, number: int) -> RevisionPage:
     revision, target = ledger.revisions.get(number), ledger.revisions.target()
     return RevisionPage(
         revision=revision_view(ledger, revision, target),
+        target=target.number,
         lineage=revision.lineage,
         ancestors=ledger.listings.ancestors_of(number, SHOWN),
         children=ledger.listings.children_of(number),

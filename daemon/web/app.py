@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from daemon.web import deciding, intake, knowledge, looking, metrics
 from daemon.web.desk import Desk
@@ -40,7 +41,7 @@ STATUS: Final[tuple[tuple[type[PaloradError], int], ...]] = (
 )
 
 
-def build(desk: Desk) -> FastAPI:
+def build(desk: Desk) -> ASGIApp:
     """The application over a desk."""
 
     figures = metrics.Figures(desk)
@@ -48,7 +49,7 @@ def build(desk: Desk) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-        gathered: tuple[Gathering[Any], ...] = (figures.gathering, desk.sizes)
+        gathered: tuple[Gathering[Any], ...] = (figures.gathering, figures.adapters, desk.sizes)
         for gathering in gathered:
             gathering.begin()
         yield
@@ -70,8 +71,7 @@ def build(desk: Desk) -> FastAPI:
     app.include_router(metrics.routes(figures))
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     _errors(app, renderer)
-    app.add_middleware(Guard)
-    return app
+    return Guard(app)
 
 
 def _errors(app: FastAPI, renderer: Renderer) -> None:

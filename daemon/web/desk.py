@@ -121,6 +121,7 @@ class Desk:
         try:
             return cast("dict[str, Any]", asked.result(ANSWER_S))
         except TimeoutError:
+            asked.cancel()  # else it would be done while it is asked for once more
             raise DaemonUnreachable(
                 f"the daemon has not answered {command} in {ANSWER_S:.0f} s; look again in a moment"
             ) from None
