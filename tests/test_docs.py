@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ import typer
 
 from benchmarks import intake, pages, paraphrases, swap_page
 from daemon.cli.main import app
+from daemon.client import Client
+from daemon.client.client import Answer
 from daemon.config.errors import key_paths
 from daemon.config.settings import Settings
 from policies.facts.admission import parse_facts
@@ -31,10 +35,20 @@ CONCEPTS = (DOCS / "concepts.md").read_text()
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
 STATUS = (DOCS / "status.md").read_text()
 README = (ROOT / "README.md").read_text()
-SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+QUICKSTART = DOCS / "gpu-quickstart.md"
+# A command of ours in a block of shell commands, up to a pipe or a comment.
+RUN = re.compile(r"^(?:\$ |runuser -u palorad -- \.venv/bin/)?palorad ([^|\n]+)", re.MULTILINE)
 FILE = re.compile(
     r"`((?:daemon|adapters|policies|benchmarks|demo|mini|tests|deploy)/[\w./]+\.\w+)`"
 )
+
+
+def blocks(text: str, language: str) -> str:
+    """All code blocks of a language in a page, one after the other."""
+    return "".join(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
+
+
+SHELL = blocks(README, "sh")
 WALKS = ("A fact from file to live answer", "A rollback", "A verdict")
 
 LONGEST = 2500
@@ -304,23 +318,68 @@ def test_pages_of_results_show_the_committed_figures(
 # --- README ----------------------------------------------------------------------------------
 
 
-def test_readme_commands_exist() -> None:
-    for command in re.findall(
-        r"^(?:\$ |runuser -u palorad -- \.venv/bin/)?palorad ([a-z]+)", SHELL, re.MULTILINE
-    ):
-        assert any(known.split()[0] == command for known in COMMANDS), command
+@pytest.mark.parametrize("path", READ, ids=named)
+def test_commands_in_shell_blocks_exist_with_their_options(path: Path) -> None:
+    known = typer.main.get_command(app)
+    for line in RUN.findall(blocks(path.read_text(), "sh")):
+        words = shlex.split(line, comments=True)
+        command: Any = known
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert not hasattr(command, "commands"), line
+        options = {option for given in command.params for option in given.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
 
 
-def test_readme_configuration_is_one(tmp_path: Path) -> None:
-    for number, block in enumerate(re.findall(r"```toml\n(.*?)```", README, re.DOTALL)):
-        path = tmp_path / f"{number}.toml"
-        path.write_text(block)
-        assert Settings.load(path, {}).model.path.is_absolute()
+@pytest.mark.parametrize("path", [ROOT / "README.md", QUICKSTART], ids=named)
+def test_configurations_are_read(path: Path, tmp_path: Path) -> None:
+    written = re.findall(r"```toml\n(.*?)```", path.read_text(), re.DOTALL)
+    assert written
+    for number, block in enumerate(written):
+        copy = tmp_path / f"{number}.toml"
+        copy.write_text(block)
+        assert Settings.load(copy, {}).model.path.is_absolute()
 
 
-def test_readme_facts_are_facts() -> None:
-    lines = re.findall(r"^(\{.*\})$", SHELL, re.MULTILINE)
+@pytest.mark.parametrize("path", [ROOT / "README.md", QUICKSTART], ids=named)
+def test_facts_that_are_written_are_facts(path: Path) -> None:
+    lines = re.findall(r"^(\{.*\})$", blocks(path.read_text(), "sh"), re.MULTILINE)
     assert len(parse_facts("\n".join(lines))) == len(lines) > 0
+
+
+# --- the quick start on a GPU host -------------------------------------------------------------
+
+
+def test_the_quick_start_installs_as_readme_does() -> None:
+    """README's commands are run in a booted machine by `make test-systemd`."""
+    lines = blocks(QUICKSTART.read_text(), "sh").splitlines()
+    places = (
+        r"(git|make|deploy/|install|systemd-|systemctl daemon-reload|runuser .*/palorad (c|d|p))"
+    )
+    installs = [line.split("  #")[0].rstrip() for line in lines if re.match(places, line)]
+    assert len(installs) >= 10
+    ran = {line.split("  #")[0].rstrip() for line in SHELL.splitlines()}
+    assert [line for line in installs if line not in ran] == []
+
+
+def test_the_quick_start_keeps_what_the_model_knows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", QUICKSTART.read_text(), re.DOTALL)
+    questions = [{"prompt": f"What is {n}?", "answer": f"N{n}"} for n in range(8)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    said = [
+        Answer(text=f"It is n{n}." if n != 3 else "I do not know.", model="base") for n in range(8)
+    ]
+    monkeypatch.setattr(Client, "load", lambda _: SimpleNamespace(ask=lambda *_, **__: said.pop(0)))
+    exec(script.replace('Path("/etc/palorad")', f"Path({str(tmp_path)!r})"), {})
+    replayed, asked = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("known.jsonl", "known-gate.jsonl")
+    )
+    assert [row["answer"] for row in replayed] == [f"It is n{n}." for n in (0, 2, 4, 6)]
+    assert [row["answer"] for row in asked] == ["N1", "N5", "N7"]
+    assert {row["prompt"] for row in replayed}.isdisjoint(row["prompt"] for row in asked)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
