@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -261,6 +262,56 @@ def test_the_page_on_status_explains_lines_that_are_printed() -> None:
     assert len(lines) > 25
     for fragment in re.findall(r"`(.+?)`", "".join(lines)):
         assert fragment in code or fragment == "NAME: Permission denied", fragment
+
+
+# Where a line of the status is put together: the properties and fields that hold it.
+SAID = frozenset({"trouble", "troubles", "problem", "problems", "waits_for", "reason", "under_way"})
+TOLD_IN = ("loop", "intake/notes.py", "intake/feeds.py", "monitoring", "notification", "retraction")
+# Parts of lines that say nothing by themselves.
+PARTS = ("notify.webhook \0://\0", "a retraction waits: \0 \0")
+
+
+def lines_of_the_status() -> Iterator[str]:
+    """Every text in the source that becomes such a line, with \\0 where a value stands."""
+    for told in (*TOLD_IN, "serving", "verification", "web/page.py"):
+        place = ROOT / "daemon" / told
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            for root in filter(holds_a_line, ast.walk(ast.parse(path.read_text()))):
+                texts = root.body if isinstance(root, ast.FunctionDef) else [root]
+                for found in texts:
+                    yield from filter(
+                        lambda text: " " in text and re.search("[a-z]{4}", text), texts_in(found)
+                    )
+
+
+def holds_a_line(node: ast.AST) -> bool:
+    if isinstance(node, ast.FunctionDef):
+        return node.name in SAID
+    if isinstance(node, ast.keyword):
+        return node.arg in SAID
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return any(getattr(t, "attr", getattr(t, "id", "")) in SAID for t in targets)
+
+
+def texts_in(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return  # a docstring
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, str):
+            yield node.value
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts_in(child)
+
+
+def test_every_line_of_the_status_is_explained() -> None:
+    rows = re.findall(r"^\| (`.+?`(?:, `.+?`)*) \|", STATUS, re.MULTILINE)
+    explained = re.findall(r"`(.+?)`", "".join(rows))
+    found = {*lines_of_the_status()} - {*PARTS}
+    assert len(found) > 25
+    assert [line for line in found if not any(part in line for part in explained)] == []
 
 
 # --- what is quoted and generated ------------------------------------------------------------
