@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 
+import benchmarks.page
 from benchmarks import intake, pages, paraphrases, swap_page
 from daemon.cli.main import app
 from daemon.client import Client
@@ -350,20 +351,39 @@ def of_paraphrases(page: Path) -> None:
     pages.fill(page, {"paraphrases": paraphrases.table(figures["runs"])})
 
 
+def of_page(page: Path) -> None:
+    figures = json.loads((RESULTS / "page.json").read_text())
+    pages.fill(page, {"page": benchmarks.page.table(figures)})
+
+
 def of_swap(page: Path) -> None:
     swap_page.fill(json.loads((RESULTS / "swap.json").read_text()), page)
 
 
 @pytest.mark.parametrize(
-    ("name", "fill"),
-    [("intake", of_intake), ("paraphrases", of_paraphrases), ("swap", of_swap)],
+    ("page", "fill"),
+    [
+        (RESULTS / "intake.md", of_intake),
+        (RESULTS / "paraphrases.md", of_paraphrases),
+        (RESULTS / "swap.md", of_swap),
+        (DOCS / "page.md", of_page),
+    ],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
-def test_pages_of_results_show_the_committed_figures(
-    name: str, fill: Callable[[Path], None], tmp_path: Path
+def test_pages_show_the_committed_figures(
+    page: Path, fill: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    copy = Path(shutil.copy(RESULTS / f"{name}.md", tmp_path))
+    copy = Path(shutil.copy(page, tmp_path))
     fill(copy)
-    assert copy.read_text() == (RESULTS / f"{name}.md").read_text()
+    assert copy.read_text() == page.read_text()
+
+
+def test_the_operator_s_page_is_quick_beside_a_large_ledger() -> None:
+    figures = json.loads((RESULTS / "page.json").read_text())
+    assert figures["setup"] == {"batches": 10_000, "facts": 1_000_000, "repeats": 40}
+    assert {path: ms for path, ms in figures["page_p95_ms"].items() if ms > 100} == {}
+    assert figures["metrics_p95_ms"] <= 50
+    assert figures["tick_max_s"] < 1
 
 
 # --- README ----------------------------------------------------------------------------------

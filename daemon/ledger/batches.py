@@ -90,9 +90,12 @@ class Batches:
 
     def totals(self) -> dict[str, int]:
         """Counts over everything that has arrived."""
-        row = self._db.row(
-            "SELECT count(*), coalesce(sum(accepted), 0), coalesce(sum(known), 0),"
-            " coalesce(sum(quarantined), 0) FROM batches WHERE complete"
+        row = self._db.counted(
+            "totals",
+            lambda: self._db.row(
+                "SELECT count(*), coalesce(sum(accepted), 0), coalesce(sum(known), 0),"
+                " coalesce(sum(quarantined), 0) FROM batches WHERE complete"
+            ),
         )
         names = ("batches", "accepted", "known", "quarantined")
         return dict(zip(names, row or (0, 0, 0, 0), strict=True))

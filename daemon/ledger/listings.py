@@ -49,6 +49,9 @@ class Listings:
 
     def learnt(self) -> int:
         """How many facts the plans that are live have learnt."""
+        return self._db.counted("learnt", self._learnt)
+
+    def _learnt(self) -> int:
         planned = self._db.one(
             "SELECT coalesce(sum(facts), 0) FROM plans WHERE state = 'live' AND kind = 'learn'"
         )

@@ -14,7 +14,7 @@ from daemon.serving.client import GatewayState, HttpServer
 from daemon.serving.replicas import connect
 from policies.errors import ServerRefused, ServerUnreachable
 
-EVERY_S: Final = 10.0
+EVERY_S: Final = 5.0
 LIMIT_S: Final = 5.0
 _LABELS: Final = ("replica", "adapter")
 

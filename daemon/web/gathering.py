@@ -47,6 +47,11 @@ class Gathering(Generic[T]):
             self._ending = True
             self._changed.notify_all()
 
+    @property
+    def known(self) -> T | None:
+        """What was gathered last, without having it gathered anew."""
+        return self._found
+
     def latest(self, patience_s: float = PATIENCE_S) -> T | None:
         """What is known, gathered anew where that takes but a moment; None where nothing is."""
         with self._changed:

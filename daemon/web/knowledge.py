@@ -103,7 +103,7 @@ def _learning(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
 
     def capacity() -> CapacityView:
         with desk.reading() as ledger:
-            return capacity_view(ledger, desk.settings, desk.sizes.latest() or ())
+            return capacity_view(ledger, desk.settings, desk.sizes.known or ())
 
     def probe() -> ProbeView:
         with desk.reading() as ledger:

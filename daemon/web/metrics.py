@@ -83,7 +83,7 @@ class Figures(Collector):
             yield _by("children", "children at work", "stage", {s: stages.count(s) for s in stages})
             yield _gauge("paused", "1 while paused", int(ledger.meta.paused))
         yield from _loop(self._desk.live.now())
-        yield from adapters.families(self.adapters.latest() or {}, self._desk.settings.model.name)
+        yield from adapters.families(self.adapters.known or {}, self._desk.settings.model.name)
 
     def _gather(self, former: tuple[Metric, ...] | None) -> tuple[Metric, ...]:
         """In the gathering's thread: what the ledger tells, read again once it has changed."""
