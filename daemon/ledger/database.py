@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 import sqlite_utils
 
@@ -22,6 +22,7 @@ from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerDamaged, L
 from policies.notifications import Notification
 
 SqlRow = tuple[Any, ...]
+T = TypeVar("T")
 BUSY_S: Final = 0.8
 IMPATIENT_S: Final = 0.1
 BEFORE: Final = ".before-"
@@ -54,6 +55,7 @@ class Database:
         self._db = db
         self.path = path
         self._latest: str | None = None
+        self._counts: tuple[tuple[int, int], dict[str, Any]] = (0, 0), {}
         self.told: frozenset[Notification] = frozenset()
 
     @classmethod
@@ -98,6 +100,21 @@ class Database:
         """Another one after each change, whoever made it."""
         return int(self.one("PRAGMA data_version")), self.connection.total_changes
 
+    def counted(self, what: str, count: Callable[[], T]) -> T:
+        """What `count` gives, once for each version of the ledger: for what walks over a table.
+
+        What a change under way has written may still be undone: it is counted each time.
+        """
+        if self.connection.in_transaction:
+            return count()
+        version = self.version
+        if self._counts[0] != version:
+            self._counts = version, {}
+        kept = self._counts[1]
+        if what not in kept:
+            kept[what] = count()
+        return cast(T, kept[what])
+
     @property
     def connection(self) -> sqlite3.Connection:
         """The connection itself, for pragmas and counts of changes."""
@@ -111,6 +128,8 @@ class Database:
             return cast(list[SqlRow], self.connection.execute(sql, parameters).fetchall())
         except sqlite3.DatabaseError as error:
             raise translated(error, self.path) from error
+        except OverflowError:  # beyond 64 bits: no row has such a number
+            return []
 
     def row(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> SqlRow | None:
         """The first row, if there is one."""
