@@ -205,8 +205,8 @@ MUTATIONS: Final = (
         "free pages left",
         "the ledger's file is not rewritten after an erasure",
         "daemon/retraction/workflow.py",
-        "            await asyncio.to_thread(self._ledger.erasure.compact)\n",
-        "",
+        "                await asyncio.to_thread(self._ledger.erasure.compact)\n",
+        "                pass\n",
     ),
     Mutation(
         "replica that does not answer",
