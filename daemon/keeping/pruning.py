@@ -106,6 +106,7 @@ class Pruner:
 
         def look() -> tuple[int, tuple[Removal, ...]]:
             with Ledger.open(self._ledger.db.path, readonly=True) as reader:
+                reader.db.read_through()
                 head = reader.removals.head
                 return head, to_remove(reader, self._layout, self._limits, serving, now)
 

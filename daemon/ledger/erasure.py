@@ -175,8 +175,7 @@ class Erasure:
                 sqlite3.connect(self._db.path, timeout=VACUUM_WAIT_S, isolation_level=None)
             ) as own:
                 make_durable(own)
-                # It reads through once: a cache would only leave its size in each thread's arena.
-                own.execute("PRAGMA cache_size=-256")
+                Database.over(own, self._db.path).read_through()
                 own.execute("VACUUM")
         except sqlite3.DatabaseError as error:
             raise translated(error, self._db.path) from error

@@ -168,6 +168,7 @@ async def write_request(
 
     def read() -> None:
         with Ledger.open(ledger.db.path, readonly=True) as reader:
+            reader.db.read_through()
             build(reader)
 
     if ledger.db.path.exists():

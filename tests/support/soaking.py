@@ -67,7 +67,8 @@ class Timed(Service):
             beside = self._settings.state_dir.parent / "ticks.tmp"
             told = {
                 "ticks": list(self.ticks),
-                "sqlite_mb": _sqlite_mb(),
+                "sqlite_mb": _sqlite_mb("sqlite3_memory_used"),
+                "sqlite_mb_max": _sqlite_mb("sqlite3_memory_highwater", 0),
                 "standstill_ms_max": round(self.standstill.longest_ms, 1),
                 "standstill_cpu_ms_max": round(self.standstill.longest_cpu_ms, 1),
             }
@@ -206,7 +207,7 @@ class Soak:
         return {
             "daemon_rss_mb": (rss := _rss_mb(daemon)),
             "sqlite_mb": told["sqlite_mb"],
-            "own_mb": round(rss - (told["sqlite_mb"] or 0), 1),
+            "own_mb": round(rss - (told["sqlite_mb_max"] or 0), 1),
             "daemon_fds": _fds(daemon),
             "server_rss_mb": _rss_mb(server),
             "server_fds": _fds(server),
@@ -309,13 +310,14 @@ def _rss_mb(pid: int) -> float:
     return round(int(line.split()[1]) / 1024, 1)
 
 
-def _sqlite_mb() -> float | None:
-    """What SQLite has taken in this process: its page cache grows with the ledger, to 64 MiB."""
+def _sqlite_mb(name: str, *arguments: int) -> float | None:
+    """What SQLite has taken in this process, or at most had: its page cache grows with the ledger,
+    to 64 MiB. What it gives back stays in the heap, for whoever comes next."""
     if SQLITE is None:
         return None
-    used = ctypes.CDLL(SQLITE).sqlite3_memory_used
+    used = getattr(ctypes.CDLL(SQLITE), name)
     used.restype = ctypes.c_int64
-    return round(int(used()) / 2**20, 1)
+    return round(int(used(*arguments)) / 2**20, 1)
 
 
 def _fds(pid: int) -> int:
