@@ -141,7 +141,6 @@ MUTATIONS: Final = (
         "daemon/ledger/revisions.py",
         "            if parent.lineage != target.lineage or not",
         "            if False and not",
-        "planning has discarded it before",
     ),
     Mutation(
         "number of a revision given twice",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
@@ -66,7 +67,18 @@ class People(Stage):
         self.site.serve()
         self.site.at_request = None
 
-    def _rolls_back(self, pick: int) -> Callable[[], Awaitable[None]]:
+    @rule(pick=st.integers(0, 30))
+    def rollback_right_before_a_promotion(self, pick: int) -> None:
+        """A rollback is acknowledged between the decision to promote and the promotion."""
+        for _ in range(8):
+            judged = any(child.step == "evaluate" for child in self.site.world.running())
+            self.site.finish(Told())
+            if judged:
+                self.site.tick_beside(3.0, self._rolls_back(pick))
+                return
+            self.site.tick(3.0, serves=False)
+
+    def _rolls_back(self, pick: int) -> Callable[[], Coroutine[Any, Any, None]]:
         async def act() -> None:
             to = self._revision(pick)
             with suppress(RequestRefused):

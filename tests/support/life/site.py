@@ -256,6 +256,17 @@ class Site:
         if serves:
             self.serve()
 
+    def tick_beside(self, seconds: float, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A tick, and what somebody does right after it has decided and before it has begun."""
+        self.seconds += seconds
+
+        async def both() -> None:
+            other = asyncio.ensure_future(act())
+            await self._service.tick()
+            await other
+
+        self.do(both)
+
     def serve(self) -> None:
         self.do(self._service.serve)
 
