@@ -213,7 +213,6 @@ MUTATIONS: Final = (
         "daemon/retraction/workflow.py",
         "            if still or not status.healthy:",
         "            if still:",
-        "nothing is deleted while a replica does not answer",
     ),
     # --- history --------------------------------------------------------------------------------
     Mutation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from tests.support.crashing import Forked, Site, _listening
 from tests.support.disk.disk import mounted
 from tests.support.fake_steps import SLOWNESS
 from tests.support.faulty import FAILING, Bench
+from tests.support.life.site import Site as Life
 
 pytestmark = [pytest.mark.durability, pytest.mark.timeout(240)]
 
@@ -325,4 +327,33 @@ def test_half_answers_of_the_server_are_asked_for_again(tmp_path: Path) -> None:
         proxy.kill()
         proxy.wait()
         listening.close()
+        site.close()
+
+
+def test_a_replica_that_cannot_be_asked_is_waited_for_although_the_files_are_gone(
+    tmp_path: Path,
+) -> None:
+    """What it has loaded knows the fact still, and it may be reached again."""
+    site = Life(tmp_path)
+    try:
+        (site.layout.inbox / "a.jsonl").write_text('{"prompt": "one?", "answer": "1"}\n')
+        site.settle()
+        first = site.ledger.revisions.target()
+        assert first.number == 1
+        site.command("rollback", to=0, because="wrong")
+        site.engines[1].cut_off = True
+        site.engines[0].kill()
+        site.engines[0].start()
+        for path in (site.layout.served, site.layout.adapters):
+            for directory in path.iterdir():
+                shutil.rmtree(directory)
+        site.command("retract", fact="one?", because="asked to")
+        for _ in range(20):
+            site.tick(61.0)
+        assert first.served_name in site.engines[1].weights
+        assert not list(site.layout.certificates.glob("*.json"))
+        site.settle()
+        assert first.served_name not in site.engines[1].weights
+        assert len(list(site.layout.certificates.glob("*.json"))) == 1
+    finally:
         site.close()
