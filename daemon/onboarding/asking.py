@@ -14,6 +14,7 @@ from adapters import files
 from daemon.gate.asking import Asker, Query
 from daemon.gate.suites import PromptForm, has_chat_template
 from daemon.serving.client import HttpServer, Timeouts
+from policies.errors import ServerUnusable
 from policies.records import content_id
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class ServedBase:
     def answer(
         self, prompts: Sequence[str], max_tokens: int, sample: int = 0
     ) -> Sequence[Reply | None]:
-        """As the protocol says; raises `ModelNotServed` and `ServerUnreachable`."""
+        """As the protocol says; raises `ModelNotServed`, `ServerUnreachable`, `ServerUnusable`."""
         return asyncio.run(self._answer(prompts, max_tokens, sample))
 
     async def _answer(
@@ -135,6 +136,8 @@ class ServedBase:
             replies = await asker.ask(self._name, queries, max_tokens=max_tokens)
         finally:
             await server.aclose()
+        if replies and all(reply.text is None for reply in replies):
+            raise ServerUnusable(f"{self._url} answers no question: {replies[0].problem}")
         return [None if r.text is None else Reply(r.text.strip(), r.cut) for r in replies]
 
 

@@ -31,7 +31,8 @@ class ServerLook(Record):
 
     def lines(self) -> tuple[str, ...]:
         """The same for people."""
-        kind = f"vLLM {self.version}" if self.version else "no vLLM"
+        other = "palorad's own server" if self.gateway else "no vLLM"
+        kind = f"vLLM {self.version}" if self.version else other
         rank = "it does not tell" if self.rank is None else str(self.rank)
         return (
             f"{kind}, serves {self.model!r}" + (f" from {self.root}" if self.root else ""),

@@ -49,7 +49,7 @@ def weaknesses(
         )
     if len(known) < FEW_KNOWN:
         yield Weakness(
-            what=f"{counted(len(known), 'known fact')} of more than {FEW_KNOWN} that would be good",
+            what=f"only {counted(len(known), 'known fact')}; {FEW_KNOWN} or more would be good",
             advice="add questions that it can answer (--questions, --logs)",
         )
     cut = [one for rows in skill.parts.values() for one in rows if one.reply.cut]
