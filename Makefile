@@ -13,6 +13,7 @@ WORKERS ?= 2
 TORCH_INDEX ?=
 SERVER ?= embedded
 MODEL ?= mini
+METHOD ?= palorad
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -54,7 +55,7 @@ SMOL := $(if $(filter smol,$(MODEL)),smol-known)
 RECORDED := demo$(if $(filter-out mini,$(MODEL)),-$(MODEL))
 
 demo: setup $(SMOL) $(if $(filter vllm,$(SERVER)),setup-vllm)
-	$(BIN)/palorad demo --model $(MODEL) --server $(SERVER) $(DEMO_ARGS)
+	$(BIN)/palorad demo --model $(MODEL) --server $(SERVER) --method $(METHOD) $(DEMO_ARGS)
 
 docs: setup
 	$(BIN)/python docs/generate.py

@@ -41,7 +41,9 @@ class TrainConfig(AdapterChoices):
     """
 
     learning_rate: float | None = Field(default=None, gt=0.0)
-    """None: 0.008 · 192 / hidden size, which is 3.8e-4 at a width of 4,096."""
+    """None: `reference_rate` · 192 / hidden size, which is 3.8e-4 at a width of 4,096."""
+    reference_rate: float = Field(default=0.008, gt=0.0)
+    """The learning rate at a width of 192."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     warmup: int = Field(default=6, ge=0)
     """Steps of linear warm-up; the rate then falls linearly to 0."""
@@ -109,6 +111,9 @@ class TrainConfig(AdapterChoices):
     """Seconds between checkpoints."""
     targets: tuple[str, ...] = MLP
     """Matrices of each layer that are trained."""
+    orthogonal: bool = False
+    """Whether an adapter on top of others reads no input direction that they read: its A is
+    orthogonal to theirs."""
 
     def resolved(self, device: str, facts: int) -> TrainConfig:
         """With the batch preset decided for `facts` new facts on a device ("cpu" or "cuda").
@@ -160,3 +165,19 @@ STACKED: Final = TrainConfig(
 )
 """For adapters on top of each other. A stack is short: regularised as hard as a warm-started
 adapter, the one that consolidates it learns too little."""
+
+PALORA: Final = STACKED.model_copy(
+    update={
+        "reference_rate": 0.003,
+        "base_steps": 150,
+        "replayed_per_step": 0,
+        "known_per_step": 0,
+        "reasoning_per_step": 0,
+        "kl_weight": 0.0,
+        "kl_weight_reasoning": 0.0,
+        "orthogonal": True,
+    }
+)
+"""As the paper describes PALoRA (arXiv 2605.24549): nothing but what is protected, and that each
+adapter is orthogonal to the earlier ones, keeps what the model knows. Rate and steps are those with
+which it did best in the learning bench."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
 from adapters.errors import NoFreeSpace
-from adapters.subspace import Projector, empty, leak, projector
+from adapters.subspace import Projector, empty, join, leak, projector
 
 PEFT_PREFIX = "base_model.model."
 
@@ -42,6 +42,10 @@ class Protected:
             self.inputs.shape[0] - self.inputs.shape[1],
             self.outputs.shape[0] - self.outputs.shape[1],
         )
+
+    def beside(self, rows: Tensor) -> Protected:
+        """The same, and an update maps the `rows` (r, in) of an earlier adapter's A to zero too."""
+        return replace(self, inputs=join(self.inputs, rows.mT.to(self.inputs.device)))
 
     @staticmethod
     def nothing(out_features: int, in_features: int) -> Protected:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import lora, models, projection
+from adapters import compose, lora, models, projection
 from adapters.attach import NEW, Attached, attach, extract
 from adapters.config import TrainConfig
 from adapters.losses import Objective, accumulate_gradients
@@ -58,15 +58,23 @@ class Recipe:
 
 
 def protect(base: Any, plan: TrainPlan) -> dict[str, Protected]:
-    """The product's protected subspaces: the probe's; none without protection."""
-    if plan.probe_dir is None or plan.protection.kind == "none":
-        return {}
-    probe = Probe.load(plan.probe_dir, plan.base_hash)
-    return {
-        name: probe.protected(name, matrix.weight, plan.protection)
-        for name, matrix in models.matrices(base, plan.config.targets).items()
-        if name in probe.matrices
-    }
+    """The product's protected subspaces: the probe's, and the inputs of earlier adapters to which
+    the new one is to be orthogonal; none where nothing is protected."""
+    matrices = models.matrices(base, plan.config.targets)
+    found: dict[str, Protected] = {}
+    if plan.probe_dir is not None and plan.protection.kind != "none":
+        probe = Probe.load(plan.probe_dir, plan.base_hash)
+        found = {
+            name: probe.protected(name, matrix.weight, plan.protection)
+            for name, matrix in matrices.items()
+            if name in probe.matrices
+        }
+    if plan.config.orthogonal:
+        earlier = compose.concatenate([lora.read(path) for path in plan.lineage])
+        for name in earlier.factors.keys() & matrices.keys():
+            own = found.get(name) or Protected.nothing(*matrices[name].weight.shape)
+            found[name] = own.beside(earlier.factors[name][0])
+    return found
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from typing import Final
 
 from adapters.config import TrainConfig
 
-REFERENCE_RATE: Final = 0.008
 REFERENCE_WIDTH: Final = 192
 
 
@@ -69,7 +68,7 @@ def peak_rate(config: TrainConfig, hidden_size: int) -> float:
     """The config's learning rate, or one that falls with the model's width."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return REFERENCE_RATE * REFERENCE_WIDTH / float(hidden_size)
+    return config.reference_rate * REFERENCE_WIDTH / float(hidden_size)
 
 
 def rate_share(

@@ -73,7 +73,7 @@ class StandIn(Live):
         return self
 
 
-class Client:
+class AliasClient:
     """Asks the alias all the time; `answers` are (ended, revision), the latest last."""
 
     def __init__(self, url: str, alias: str) -> None:
@@ -98,7 +98,7 @@ class Client:
 
 
 @contextmanager
-def asking(client: Client) -> Iterator[None]:
+def asking(client: AliasClient) -> Iterator[None]:
     """A thread that asks as long as the block lasts."""
     thread = threading.Thread(target=client.run, daemon=True)
     thread.start()
@@ -173,7 +173,7 @@ def learn(settings: Settings, count: int) -> None:
         until(lambda n=number: settled(settings, n), f"revision {number}")  # type: ignore[misc]
 
 
-def once(settings: Settings, client: Client, command: str, revision: int) -> dict[str, float]:
+def once(settings: Settings, client: AliasClient, command: str, revision: int) -> dict[str, float]:
     """One command: milliseconds to each hop."""
     begun, began_ns = time.monotonic(), time.time_ns()
     ask(settings.layout.control_socket, command, to=revision)
@@ -197,7 +197,7 @@ def measure(site: Live, steps: str, repeats: int) -> dict[str, Any]:
     try:
         with daemon(settings, steps):
             learn(settings, 2)
-            client = Client(site.url, settings.model.alias)
+            client = AliasClient(site.url, settings.model.alias)
             with asking(client):
                 for _ in range(repeats):
                     for command, revision in (("rollback", 1), ("forward", 2)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import TrainDone, TrainRequest
 from tests.support.fake_steps import evaluate, probe
@@ -10,7 +10,7 @@ from tests.support.fake_steps import evaluate, probe
 __all__ = ["evaluate", "probe", "train"]
 
 
-def train(desk: Desk) -> TrainDone:
+def train(desk: StepContext) -> TrainDone:
     """Publish factors drawn by the revision's number, with their identity."""
     import torch  # noqa: PLC0415 - seconds, which the other steps need not wait
 

@@ -29,7 +29,7 @@ from adapters.trainer import train_adapter
 from daemon.config.settings import Settings
 from daemon.training.child import read_examples
 from mini import reasoning
-from mini.check import MODEL, Question, ask, share
+from mini.check import MODEL, CheckQuestion, ask, share
 from mini.splits import Split
 from mini.world import Form
 from policies.facts.heldout import with_held_out
@@ -43,23 +43,23 @@ SEED: Final = 11
 
 
 @dataclass
-class Judge:
+class StreamJudge:
     """What is asked after each file."""
 
     problems: Sequence[reasoning.Problem]
-    known: Sequence[Question]
+    known: Sequence[CheckQuestion]
     base: Sequence[bool] = ()
 
     @classmethod
-    def of(cls, count: int) -> Judge:
+    def of(cls, count: int) -> StreamJudge:
         """`count` problems and every known fact of the gate's split."""
         rows = [json.loads(x) for x in (MODEL / "data/locality.jsonl").read_text().splitlines()]
-        known = [Question(row["prompt"], row["answer"], Form.CHAT) for row in rows]
+        known = [CheckQuestion(row["prompt"], row["answer"], Form.CHAT) for row in rows]
         return cls(reasoning.distinct(Split.SELECTION, count, SEED), known)
 
     def measure(self, generator: Generator, adapter: str | None) -> dict[str, float]:
         """Shares answered as expected; problems that the base alone got right, or the adapter."""
-        asked = [Question(p.prompt, p.answer, Form.CHAT) for p in self.problems]
+        asked = [CheckQuestion(p.prompt, p.answer, Form.CHAT) for p in self.problems]
         said = ask(generator, adapter, asked, 160)
         right = [final(text, p.answer) for text, p in zip(said, self.problems, strict=True)]
         self.base = self.base or right
@@ -82,7 +82,7 @@ def stream(
     files: Sequence[Path],
     protection: Protection,
     config: TrainConfig,
-    judge: Judge,
+    judge: StreamJudge,
     paraphrases: int = PARAPHRASES,
 ) -> None:
     """Learn and measure every file; prints one JSON line for the base and for each."""
@@ -131,8 +131,8 @@ def stream(
             say({**row, "steps": report.steps, "seconds": round(seconds), "missed": missed})
 
 
-def _held_out(facts: Sequence[Fact]) -> list[Question]:
-    return [Question(p, f.answer, Form.CHAT) for f in facts for p in f.eval_prompts]
+def _held_out(facts: Sequence[Fact]) -> list[CheckQuestion]:
+    return [CheckQuestion(p, f.answer, Form.CHAT) for f in facts for p in f.eval_prompts]
 
 
 def say(row: Mapping[str, object]) -> None:
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     changes = {key: json.loads(value) for key, _, value in (x.partition("=") for x in given.set)}
     protection = Protection(kind="activations", share=given.share)
-    config, judge = TrainConfig(**changes), Judge.of(given.problems)
+    config, judge = TrainConfig(**changes), StreamJudge.of(given.problems)
     stream(given.files, protection, config, judge, given.paraphrases)
     return 0
 

@@ -46,7 +46,7 @@ LENGTHS = (4, 12, 24)
 
 
 @dataclass(slots=True)
-class Answer:
+class ClientAnswer:
     """One answer of a client: what was asked, what came, when (monotonic seconds)."""
 
     prompt: str
@@ -72,21 +72,23 @@ class Swap:
 
 
 @dataclass(slots=True)
-class Run:
+class SwapRun:
     """Everything that was active."""
 
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ClientAnswer] = field(default_factory=list)
     swaps: list[Swap] = field(default_factory=list)
     stop: bool = False
 
 
-async def client(run: Run, url: str, index: int) -> None:
+async def client(run: SwapRun, url: str, index: int) -> None:
     """Ask the alias one question after the other until the run ends."""
     rng = random.Random(index)
     streamed = index % 2 == 0
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=LIMITS) as http:
         while not run.stop:
-            answer = Answer(rng.choice(ASKED), rng.choice(LENGTHS), streamed, time.monotonic())
+            answer = ClientAnswer(
+                rng.choice(ASKED), rng.choice(LENGTHS), streamed, time.monotonic()
+            )
             try:
                 await _ask(http, answer)
             except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -95,7 +97,7 @@ async def client(run: Run, url: str, index: int) -> None:
             run.answers.append(answer)
 
 
-async def _ask(http: httpx.AsyncClient, answer: Answer) -> None:
+async def _ask(http: httpx.AsyncClient, answer: ClientAnswer) -> None:
     body = {
         "model": "live",
         "prompt": answer.prompt,
@@ -125,18 +127,18 @@ async def _ask(http: httpx.AsyncClient, answer: Answer) -> None:
             answer.problem = "the stream ended early"
 
 
-def _note(answer: Answer, response: httpx.Response) -> None:
+def _note(answer: ClientAnswer, response: httpx.Response) -> None:
     answer.status = response.status_code
     answer.revision = response.headers.get("x-palorad-revision", "")
 
 
-def _check_name(answer: Answer, value: dict[str, Any]) -> None:
+def _check_name(answer: ClientAnswer, value: dict[str, Any]) -> None:
     if value["model"] != "live":
         answer.problem = f"answered as {value['model']}"
 
 
 async def promote(
-    run: Run, fleet: Fleet, server: HttpServer, target: Revision, former: Revision, kind: str
+    run: SwapRun, fleet: Fleet, server: HttpServer, target: Revision, former: Revision, kind: str
 ) -> None:
     """One decision: ensure it, then take the time until the alias gives the first new token."""
     swap = Swap(target.number, kind, time.monotonic())
@@ -153,9 +155,9 @@ async def promote(
     run.swaps.append(swap)
 
 
-async def story(site: Live, made: Sequence[Revision], rollbacks: int, clients: int) -> Run:
+async def story(site: Live, made: Sequence[Revision], rollbacks: int, clients: int) -> SwapRun:
     """All promotions, with a rollback (and forward again) spread evenly among them."""
-    run = Run()
+    run = SwapRun()
     servers = replicas.connect(site.settings)
     fleet = replicas.fleet(site.settings, servers)
     await fleet.ensure(live.BASE)
@@ -187,7 +189,9 @@ async def serve(site: Live, revision: Revision) -> None:
         await server.aclose()
 
 
-async def references(site: Live, run: Run, made: Sequence[Revision]) -> dict[tuple[Any, ...], str]:
+async def references(
+    site: Live, run: SwapRun, made: Sequence[Revision]
+) -> dict[tuple[Any, ...], str]:
     """What each revision answers when it is asked alone, by (revision, prompt, size)."""
     servers = replicas.connect(site.settings)
     names = {"0": "base"} | {str(r.number): r.served_name for r in made}
@@ -212,7 +216,7 @@ async def references(site: Live, run: Run, made: Sequence[Revision]) -> dict[tup
     return known
 
 
-def judge(run: Run, known: dict[tuple[Any, ...], str]) -> dict[str, Any]:
+def judge(run: SwapRun, known: dict[tuple[Any, ...], str]) -> dict[str, Any]:
     """Counts of what must not happen, with up to five examples of each."""
     failed = [a for a in run.answers if a.status != 200 or a.problem]
     good = [a for a in run.answers if a.status == 200 and not a.problem]
@@ -316,9 +320,9 @@ def ratios(rows: Sequence[tuple[float, float]], draws: int = 1000) -> dict[str, 
     }
 
 
-async def load(site: Live, clients: int, seconds: float) -> Run:
+async def load(site: Live, clients: int, seconds: float) -> SwapRun:
     """All clients, half of them streaming, for a while."""
-    run = Run()
+    run = SwapRun()
     asking = [asyncio.create_task(client(run, site.url, n)) for n in range(clients)]
     await asyncio.sleep(seconds)
     run.stop = True

@@ -17,7 +17,7 @@ class EndpointFailed(PaloradError):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DemoQuestion:
     """One question of the demonstration; `group` is the file or family it belongs to, and an answer
     in `also` is right as well.
     """
@@ -30,10 +30,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DemoAnswer:
     """What was said, by which revision, and whether it is right."""
 
-    question: Question
+    question: DemoQuestion
     text: str
     revision: str
     correct: bool
@@ -50,32 +50,32 @@ class Endpoint:
 
     def ask(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[DemoQuestion],
         grade: Callable[[str, str], bool],
         max_tokens: int,
         tick: Callable[[int], None] = lambda _done: None,
-    ) -> tuple[Answer, ...]:
+    ) -> tuple[DemoAnswer, ...]:
         """Greedy chat answers in the order of the questions; raises `EndpointFailed`."""
         return asyncio.run(self._ask(questions, grade, max_tokens, tick))
 
     async def _ask(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[DemoQuestion],
         grade: Callable[[str, str], bool],
         max_tokens: int,
         tick: Callable[[int], None],
-    ) -> tuple[Answer, ...]:
+    ) -> tuple[DemoAnswer, ...]:
         gate = asyncio.Semaphore(self.concurrency)
         done = 0
 
-        async def one(question: Question) -> Answer:
+        async def one(question: DemoQuestion) -> DemoAnswer:
             nonlocal done
             async with gate:
                 text, revision = await self._chat(client, question.prompt, max_tokens)
             done += 1
             tick(done)
             correct = any(grade(text, said) for said in (question.answer, *question.also))
-            return Answer(question, text, revision, correct)
+            return DemoAnswer(question, text, revision, correct)
 
         client = httpx.AsyncClient(
             base_url=self.url, timeout=self.timeout_s, transport=Connections(self.url)
@@ -106,7 +106,7 @@ class Endpoint:
         return content.strip(), reply.headers.get("x-palorad-revision", "")
 
 
-def rate(answers: Sequence[Answer], group: str | None = None) -> float:
+def rate(answers: Sequence[DemoAnswer], group: str | None = None) -> float:
     """Share of right answers, of one group or of all; nan where nothing was asked."""
     chosen = [a.correct for a in answers if group is None or a.question.group == group]
     return sum(chosen) / len(chosen) if chosen else float("nan")

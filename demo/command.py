@@ -25,6 +25,7 @@ def demo(
     ] = False,
     model: Annotated[str, typer.Option(help="mini: palorad-mini; or smol: a real one.")] = "mini",
     server: Annotated[str, typer.Option(help="embedded or vllm.")] = "embedded",
+    method: Annotated[str, typer.Option(help="palorad, or palora: the paper's own.")] = "palorad",
     items: Annotated[
         int, typer.Option(min=1, help="At most so many problems and known facts are asked.")
     ] = 800,
@@ -48,6 +49,7 @@ def demo(
         keep=keep,
         fit_probe=fit_probe,
         server=server,
+        method=method,
         items=items,
         report=report,
         picture=picture,

@@ -9,7 +9,7 @@ from adapters import models, svf
 from adapters.errors import ProbeMismatch
 from adapters.generate import Generator, Request
 from adapters.probe import Probe
-from demo.ask import Question
+from demo.ask import DemoQuestion
 from policies.gate.grading import grade
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def expert_correct(
-    settings: Settings, questions: Sequence[Question], max_tokens: int
+    settings: Settings, questions: Sequence[DemoQuestion], max_tokens: int
 ) -> list[bool] | None:
     """Which questions the expert of the probe's first seed answers; None without SVF factors."""
     base = models.base_hash(settings.model.path)

@@ -12,10 +12,10 @@ from matplotlib.ticker import PercentFormatter
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from demo.report import Report
+    from demo.report import DemoReport
 
 
-def draw(report: Report, path: Path) -> None:
+def draw(report: DemoReport, path: Path) -> None:
     """Write a PNG with accuracy by file on the left and reasoning and locality on the right."""
     figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -32,7 +32,7 @@ def draw(report: Report, path: Path) -> None:
     figure.savefig(path)
 
 
-def _accuracy(axes: Axes, report: Report) -> None:
+def _accuracy(axes: Axes, report: DemoReport) -> None:
     numbers = [r.number for r in report.revisions]
     for stem in report.revisions[0].accuracy:
         axes.plot(numbers, [r.accuracy[stem] for r in report.revisions], "o--", lw=1, label=stem)
@@ -48,7 +48,7 @@ def _accuracy(axes: Axes, report: Report) -> None:
     axes.set_title("Accuracy on held-out paraphrases")
 
 
-def _reasoning(axes: Axes, report: Report) -> None:
+def _reasoning(axes: Axes, report: DemoReport) -> None:
     numbers = [r.number for r in report.revisions]
     base = report.base.base_reasoning
     kept = [r.reasoning_vs_base for r in report.revisions]

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from daemon.gate.suites import parse_items
-from demo.ask import Answer, Endpoint, Question
-from demo.report import Example
+from demo.ask import DemoAnswer, DemoQuestion, Endpoint
+from demo.report import DemoExample
 from demo.scenario import MINI, Scenario
 from demo.setup import DemoFailed
 from policies.errors import InvalidFacts
@@ -28,18 +28,18 @@ Tick = Callable[[int, int], None]
 class Measured:
     """Every answer of one revision."""
 
-    accuracy: tuple[Answer, ...]
-    reasoning: tuple[Answer, ...]
-    locality: tuple[Answer, ...]
+    accuracy: tuple[DemoAnswer, ...]
+    reasoning: tuple[DemoAnswer, ...]
+    locality: tuple[DemoAnswer, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
     """All questions of the demonstration; none of them is trained on or asked by the gate."""
 
-    accuracy: tuple[Question, ...]
-    reasoning: tuple[Question, ...]
-    locality: tuple[Question, ...]
+    accuracy: tuple[DemoQuestion, ...]
+    reasoning: tuple[DemoQuestion, ...]
+    locality: tuple[DemoQuestion, ...]
     scenario: Scenario = MINI
 
     @classmethod
@@ -72,7 +72,9 @@ class Questions:
         total = sum(self.counts().values())
         done = 0
 
-        def part(asked: Sequence[Question], grader: str, max_tokens: int) -> tuple[Answer, ...]:
+        def part(
+            asked: Sequence[DemoQuestion], grader: str, max_tokens: int
+        ) -> tuple[DemoAnswer, ...]:
             nonlocal done
             before = done
             done += len(asked)
@@ -88,7 +90,7 @@ class Questions:
         )
 
 
-def held_out_questions(file: Path) -> tuple[Question, ...]:
+def held_out_questions(file: Path) -> tuple[DemoQuestion, ...]:
     """Every held-out paraphrase of every fact of a file; raises `DemoFailed`."""
     try:
         facts = parse_facts(file.read_bytes())
@@ -97,25 +99,25 @@ def held_out_questions(file: Path) -> tuple[Question, ...]:
     except InvalidFacts as error:
         raise DemoFailed(f"{file}: {error}") from None
     return tuple(
-        Question(f"{fact.id}/{number}", file.stem, paraphrase, fact.answer)
+        DemoQuestion(f"{fact.id}/{number}", file.stem, paraphrase, fact.answer)
         for fact in (with_held_out(fact, questions) for fact in facts)
         for number, paraphrase in enumerate(fact.eval_prompts)
     )
 
 
-def _split(scenario: Scenario, name: str) -> tuple[Question, ...]:
+def _split(scenario: Scenario, name: str) -> tuple[DemoQuestion, ...]:
     path = scenario.data / f"{name}.jsonl"
     if not path.exists():
         raise DemoFailed(f"{path} is missing: {scenario.missing}")
     items = parse_items(path.read_text(), str(path))
     return tuple(
-        Question(item.id, item.stratum, item.prompt, item.answer, item.also) for item in items
+        DemoQuestion(item.id, item.stratum, item.prompt, item.answer, item.also) for item in items
     )
 
 
-def examples(before: Measured, after: Measured, stems: Sequence[str]) -> list[Example]:
+def examples(before: Measured, after: Measured, stems: Sequence[str]) -> list[DemoExample]:
     """The first questions of each file, with their answers before and after."""
-    chosen: list[Example] = []
+    chosen: list[DemoExample] = []
     for stem in stems:
         pairs = [
             (old, new)
@@ -123,7 +125,7 @@ def examples(before: Measured, after: Measured, stems: Sequence[str]) -> list[Ex
             if old.question.group == stem
         ]
         chosen += [
-            Example(
+            DemoExample(
                 prompt=old.question.prompt,
                 expected=old.question.answer,
                 before=old.text,
@@ -134,7 +136,7 @@ def examples(before: Measured, after: Measured, stems: Sequence[str]) -> list[Ex
     return chosen
 
 
-def same_answers(one: Sequence[Answer], other: Sequence[Answer]) -> bool:
+def same_answers(one: Sequence[DemoAnswer], other: Sequence[DemoAnswer]) -> bool:
     """Whether the same revision gave the same texts, up to one answer in a hundred."""
     differ = sum(a.text != b.text for a, b in zip(one, other, strict=True))
     revisions = {a.revision for a in one} | {b.revision for b in other}

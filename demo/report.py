@@ -65,7 +65,7 @@ class Rejected(_Part):
     live_unchanged: bool
 
 
-class Example(_Part):
+class DemoExample(_Part):
     """One question before and after, through the endpoint."""
 
     prompt: str
@@ -82,7 +82,7 @@ class Goal(_Part):
     line: str
 
 
-class Report(_Part):
+class DemoReport(_Part):
     """Everything, as `--report` writes it."""
 
     model: str = "palorad-mini"
@@ -92,7 +92,7 @@ class Report(_Part):
     rejected: list[Rejected]
     rollback_ok: bool
     items: dict[str, int]
-    examples: list[Example]
+    examples: list[DemoExample]
     goals: list[Goal]
     seconds: dict[str, float]
     versions: dict[str, str]
@@ -177,7 +177,7 @@ def _rejection_line(
     return f"{names} rejected, the live answers as before" if names else "nothing to reject"
 
 
-def results_table(report: Report) -> Table:
+def results_table(report: DemoReport) -> Table:
     """Revision by revision: accuracy by file, reasoning, locality in percent; seconds."""
     stems = list(report.revisions[0].accuracy)
     table = Table(title="What clients got under the alias, revision by revision")
@@ -210,7 +210,7 @@ def results_table(report: Report) -> Table:
     return table
 
 
-def seconds_table(report: Report) -> Table:
+def seconds_table(report: DemoReport) -> Table:
     """Where the time of each revision went."""
     stages = list(dict.fromkeys(s for r in report.revisions for s in r.seconds))
     table = Table("revision", *stages, title="Seconds per stage")
@@ -219,7 +219,7 @@ def seconds_table(report: Report) -> Table:
     return table
 
 
-def examples_table(examples: Sequence[Example]) -> Table:
+def examples_table(examples: Sequence[DemoExample]) -> Table:
     """Questions in paraphrases that were never trained, asked before and after."""
     table = Table("question", "expected", "before", "after", title="Answers through the endpoint")
     for e in examples:

@@ -26,8 +26,8 @@ from demo.questions import (
 )
 from demo.report import (
     BaseFigures,
+    DemoReport,
     Rejected,
-    Report,
     RevisionReport,
     examples_table,
     goals,
@@ -93,7 +93,7 @@ def _termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _show(report: Report) -> None:
+def _show(report: DemoReport) -> None:
     for table in (examples_table(report.examples), results_table(report), seconds_table(report)):
         console.print()
         console.print(table)
@@ -104,7 +104,7 @@ def _show(report: Report) -> None:
             say(f"  {reason}")
 
 
-def _write(report: Report, options: DemoOptions, folder: Path) -> None:
+def _write(report: DemoReport, options: DemoOptions, folder: Path) -> None:
     picture = options.picture or (folder if options.keep else Path("demo-out")) / "demo.png"
     draw(report, picture)
     say("")
@@ -115,7 +115,7 @@ def _write(report: Report, options: DemoOptions, folder: Path) -> None:
         say(f"report: {options.report}")
 
 
-def _conclude(report: Report) -> int:
+def _conclude(report: DemoReport) -> int:
     console.print()
     for goal in report.goals:
         say(f"{'reached' if goal.reached else 'MISSED '}  {goal.name}: {goal.line}")
@@ -149,7 +149,7 @@ class _Demonstration:
         self.revisions: list[RevisionReport] = []
         self.started = time.monotonic()
 
-    def run(self) -> Report:
+    def run(self) -> DemoReport:
         self._say(f"starting the daemon with its {self.settings.server.kind} server")
         self.follow.until_serving()
         self._say(f"{self.endpoint.url} answers as {self.endpoint.model}")
@@ -162,7 +162,7 @@ class _Demonstration:
         expert = self._expert()
         rejected = [self._refuse(self.scenario.false_facts, after)]
         rollback_ok = self._roll(after)
-        return Report(
+        return DemoReport(
             model=self.settings.model.path.name,
             server=self.settings.server.kind,
             revisions=self.revisions,

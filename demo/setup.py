@@ -18,6 +18,7 @@ from demo.scenario import MINI, ROOT, Scenario
 from policies.errors import PaloradError
 
 MODEL = MINI.model
+METHODS = ("palorad", "palora")
 STOP_S = 20.0
 
 
@@ -35,6 +36,7 @@ class DemoOptions:
     keep: Path | None = None
     fit_probe: bool = False
     server: str = "embedded"
+    method: str = "palorad"
     items: int = 800
     report: Path | None = None
     picture: Path | None = None
@@ -61,6 +63,8 @@ def check_parts(options: DemoOptions) -> None:
     """Fail early and clearly when a part of the repository is missing."""
     if options.server not in ("embedded", "vllm"):
         raise DemoFailed(f"--server {options.server}: it is embedded or vllm")
+    if options.method not in METHODS:
+        raise DemoFailed(f"--method {options.method}: it is {' or '.join(METHODS)}")
     scenario = options.scenario
     parts = (scenario.false_facts, options.base / "config.json", scenario.data)
     for path in (ROOT / "config.toml", *parts):
@@ -90,6 +94,7 @@ def write_config(folder: Path, options: DemoOptions) -> Path:
     tree["intake"]["stable_s"] = 0.5
     tree["server"]["urls"] = [f"http://127.0.0.1:{free_port()}"]
     tree["server"]["kind"] = options.server
+    tree["train"]["method"] = options.method
     tree["web"]["port"] = free_port()
     if options.server == "vllm":
         tree["server"]["executable"] = str(_vllm())

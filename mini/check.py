@@ -49,7 +49,7 @@ SAMPLES: Final = (
 
 
 @dataclass(frozen=True)
-class Question:
+class CheckQuestion:
     """A prompt in one form and the answer expected."""
 
     prompt: str
@@ -58,7 +58,7 @@ class Question:
 
 
 def ask(
-    generator: Generator, adapter: str | None, asked: Sequence[Question], most: int
+    generator: Generator, adapter: str | None, asked: Sequence[CheckQuestion], most: int
 ) -> list[str]:
     """Greedy free answers."""
     requests = []
@@ -71,12 +71,14 @@ def ask(
     return [made.text for made in generator.generate(adapter, requests)]
 
 
-def share(generator: Generator, adapter: str | None, asked: Sequence[Question]) -> float:
+def share(generator: Generator, adapter: str | None, asked: Sequence[CheckQuestion]) -> float:
     """Share of the questions answered as expected, as words."""
     return sum(answered(generator, adapter, asked)) / len(asked)
 
 
-def answered(generator: Generator, adapter: str | None, asked: Sequence[Question]) -> list[bool]:
+def answered(
+    generator: Generator, adapter: str | None, asked: Sequence[CheckQuestion]
+) -> list[bool]:
     """Which questions are answered as expected, as words."""
     said = ask(generator, adapter, asked, 32)
     return [_same(text, one.answer) for text, one in zip(said, asked, strict=True)]
@@ -94,7 +96,7 @@ def measure_reasoning(
 ) -> dict[str, object]:
     """Exact final answers on fresh problems, chat and plain in turn."""
     problems = reasoning.distinct(Split.SELECTION, count, seed)
-    asked = [Question(p.prompt, p.answer, _form(i)) for i, p in enumerate(problems)]
+    asked = [CheckQuestion(p.prompt, p.answer, _form(i)) for i, p in enumerate(problems)]
     said = ask(generator, adapter, asked, 160)
     right, all_ = Counter[str](), Counter[str]()
     for text, one in zip(said, problems, strict=True):
@@ -111,7 +113,8 @@ def measure_known(generator: Generator, adapter: str | None, seed: int) -> dict[
     for split in (Split.REPLAY, Split.GATE, Split.REPORT):
         facts = [f for f in world.known() if f.split is split]
         asked = [
-            Question(world.question(f, rng)[0], f.answer, _form(i)) for i, f in enumerate(facts)
+            CheckQuestion(world.question(f, rng)[0], f.answer, _form(i))
+            for i, f in enumerate(facts)
         ]
         found[str(split)] = round(share(generator, adapter, asked), 4)
     return found
@@ -232,12 +235,12 @@ def measure_file(
 ) -> dict[str, object]:
     """Recall before and after learning one file and, for `rest`, what became of the rest."""
     near = [
-        Question(prompt, fact.answer, form)
+        CheckQuestion(prompt, fact.answer, form)
         for fact in file.facts
         for prompt in fact.eval_prompts
         for form in (Form.CHAT, Form.PLAIN)
     ]
-    far = [Question(prompt, answer, _form(i)) for i, (prompt, answer) in enumerate(file.far)]
+    far = [CheckQuestion(prompt, answer, _form(i)) for i, (prompt, answer) in enumerate(file.far)]
     before = share(generator, None, near)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "adapter"

@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 
 from adapters.precision import multiplies_bf16
 from mini import alignment, corpus, tokenizer
-from mini.recipes import MODELS, Recipe, Stage
+from mini.recipes import MODELS, MiniRecipe, Stage
 
 FOLDERS: Final = Path("models")
 _ALIGN: Final = 0.5
@@ -122,7 +122,7 @@ AttentionInterface.register(_SINGLE, _attend)
 AttentionMaskInterface.register(_SINGLE, sdpa_mask)
 
 
-def build(recipe: Recipe, end: int, pad: int) -> LlamaForCausalLM:
+def build(recipe: MiniRecipe, end: int, pad: int) -> LlamaForCausalLM:
     """The untrained model: fp32, tied embeddings."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
@@ -184,7 +184,7 @@ def loss(model: LlamaForCausalLM, body: Callable[..., Any], rows: corpus.Rows) -
 def train(
     model: LlamaForCausalLM,
     rows: corpus.Rows,
-    recipe: Recipe,
+    recipe: MiniRecipe,
     stage: Stage,
     pairs: Iterator[alignment.Pairs],
     *,

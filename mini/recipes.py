@@ -32,7 +32,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MiniRecipe:
     """What fixes the weights besides the stages and the machine's rounding."""
 
     rows: int = 16
@@ -53,7 +53,7 @@ class Made:
     and its reasoning judged by, `known` how many facts it is to know well.
     """
 
-    recipe: Recipe
+    recipe: MiniRecipe
     stages: tuple[Stage, ...]
     skill: reasoning.Shares = field(default_factory=lambda: reasoning.SKILL)
     known: int = world.KNOWN
@@ -98,16 +98,16 @@ _LARGE: Final = (
 )
 
 MODELS: Final[Mapping[str, Made]] = {
-    "mini": Made(Recipe(), _MINI),
-    "headroom": Made(Recipe(seed=100), _UNFINISHED, skill={"column": 1}, start="mini"),
+    "mini": Made(MiniRecipe(), _MINI),
+    "headroom": Made(MiniRecipe(seed=100), _UNFINISHED, skill={"column": 1}, start="mini"),
     "wide": Made(
-        Recipe(rows=32, hidden=320, intermediate=864, layers=6),
+        MiniRecipe(rows=32, hidden=320, intermediate=864, layers=6),
         _WIDE,
         skill=reasoning.SKILLS,
         known=corpus.MANY,
     ),
     "large": Made(
-        Recipe(rows=64, hidden=768, intermediate=2048, layers=15, heads=12, adam_lr=0.002),
+        MiniRecipe(rows=64, hidden=768, intermediate=2048, layers=15, heads=12, adam_lr=0.002),
         _LARGE,
         skill=reasoning.SKILLS,
         known=corpus.MANY,

@@ -16,7 +16,7 @@ class Round(Record):
         return self.right < share * self.asked
 
 
-class Standing(Record):
+class ReplicaStanding(Record):
     """One replica over the rounds: how many in a row fell short, or did not, and what that makes
     of it. One bad round is no failure, and one good round no recovery."""
 
@@ -24,10 +24,10 @@ class Standing(Record):
     good: int = 0
     failing: bool = False
 
-    def after(self, *, short: bool, fail_after: int, recover_after: int) -> Standing:
+    def after(self, *, short: bool, fail_after: int, recover_after: int) -> ReplicaStanding:
         """The standing after one more round."""
         if short:
             count = self.short + 1
-            return Standing(short=count, failing=self.failing or count >= fail_after)
+            return ReplicaStanding(short=count, failing=self.failing or count >= fail_after)
         count = self.good + 1
-        return Standing(good=count, failing=self.failing and count < recover_after)
+        return ReplicaStanding(good=count, failing=self.failing and count < recover_after)

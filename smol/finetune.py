@@ -29,7 +29,7 @@ from adapters.passes import Passes
 from adapters.precision import reduced
 from policies.gate.grading import grade
 from smol import checkpoint, skill
-from smol.skill import Problem
+from smol.skill import SkillProblem
 
 FOLDER: Final = Path("models/smol-skill")
 SIZES: Final = {"train": 2640, "skill": 600, "gate": 1600, "report": 1200}
@@ -119,7 +119,7 @@ def make(out: Path, base: Path, steps: int, asked: int) -> Path:
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[SkillProblem],
     steps: int,
 ) -> None:
     """`steps` steps of AdamW over the solutions; the rate warms up and falls to nothing."""
@@ -143,7 +143,7 @@ def train(
 def solved(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[SkillProblem],
     batch: int = 64,
 ) -> list[bool]:
     """Which problems the greedy answer solves, as the gate's grader `final` reads it."""
@@ -163,7 +163,7 @@ def solved(
 
 
 def by_family(
-    problems: Sequence[Problem], before: Sequence[bool], after: Sequence[bool]
+    problems: Sequence[SkillProblem], before: Sequence[bool], after: Sequence[bool]
 ) -> dict[str, dict[str, float]]:
     """Of each family: how many problems there are, and the shares solved before and after."""
     rows = {}

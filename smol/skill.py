@@ -19,7 +19,7 @@ THINGS: Final = ("apples", "books", "coins", "pens", "cards", "shells", "sticker
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SkillProblem:
     """A question, a worked solution that ends in the answer, and the answer alone."""
 
     family: str
@@ -28,28 +28,28 @@ class Problem:
     answer: str
 
 
-def problems(count: int, seed: int) -> list[Problem]:
+def problems(count: int, seed: int) -> list[SkillProblem]:
     """`count` different problems, families drawn evenly; the same for the same seed."""
     random = Random(seed)
-    found: dict[str, Problem] = {}
+    found: dict[str, SkillProblem] = {}
     while len(found) < count:
         family = random.choice(tuple(FAMILIES))
         prompt, working, answer = FAMILIES[family](random)
         solution = f"{working} The answer is {answer}."
-        found.setdefault(prompt, Problem(family, prompt, solution, str(answer)))
+        found.setdefault(prompt, SkillProblem(family, prompt, solution, str(answer)))
     drawn = list(found.values())
     random.shuffle(drawn)  # else those of the small families, soon used up, would all come first
     return drawn
 
 
-def splits(sizes: Mapping[str, int], seed: int) -> dict[str, list[Problem]]:
+def splits(sizes: Mapping[str, int], seed: int) -> dict[str, list[SkillProblem]]:
     """Parts by name, no prompt in two of them."""
     left = iter(problems(sum(sizes.values()), seed))
     return {name: [next(left) for _ in range(size)] for name, size in sizes.items()}
 
 
-def write(path: Path, rows: list[Problem]) -> None:
-    """JSON lines with the fields of `Problem`: what replay, probe and suites read."""
+def write(path: Path, rows: list[SkillProblem]) -> None:
+    """JSON lines with the fields of `SkillProblem`: what replay, probe and suites read."""
     files.write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 

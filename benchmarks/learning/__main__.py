@@ -16,7 +16,7 @@ from benchmarks.learning.bases import BASES
 from benchmarks.learning.methods import METHODS
 from benchmarks.learning.performer import Performer
 from benchmarks.learning.rows import finished, of_today
-from benchmarks.learning.runs import PROTOCOLS, Run
+from benchmarks.learning.runs import PROTOCOLS, LearningRun
 
 RESULTS: Final = Path("benchmarks/results")
 DOCUMENTED: Final = RESULTS / "learning.json"
@@ -59,22 +59,24 @@ def counted(rows: Iterable[figures.Row]) -> list[figures.Row]:
     ]
 
 
-def sweep(given: argparse.Namespace, methods: Sequence[str]) -> Iterator[Run]:
+def sweep(given: argparse.Namespace, methods: Sequence[str]) -> Iterator[LearningRun]:
     """One injection at each rate, on the selection seed."""
     for base, method in product(given.base, methods):
         own = METHODS[method].rates
         for rate in (given.rates or own) if own else ():
-            yield Run(base, PROTOCOLS["one"], method, 0, "selection", rate, problems=given.problems)
+            yield LearningRun(
+                base, PROTOCOLS["one"], method, 0, "selection", rate, problems=given.problems
+            )
 
 
 def reports(
     given: argparse.Namespace, methods: Sequence[str], rows: Sequence[figures.Row]
-) -> Iterator[Run]:
+) -> Iterator[LearningRun]:
     """What is reported: every protocol, seed and method, at the rate that its sweep chose."""
     for base, protocol, seed, method in product(given.base, given.protocol, given.seeds, methods):
         rate = chosen_rate(rows, base, method)
         asked = (given.examples, given.problems)
-        yield Run(base, PROTOCOLS[protocol], method, seed, "report", rate, *asked)
+        yield LearningRun(base, PROTOCOLS[protocol], method, seed, "report", rate, *asked)
 
 
 def main(arguments: list[str] | None = None) -> int:

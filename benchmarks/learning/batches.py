@@ -22,7 +22,7 @@ OOD: Final = 2
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedParaphrase:
     """A paraphrase of a fact that no training saw, and the fact as a sentence."""
 
     prompt: str
@@ -35,8 +35,8 @@ class FactBatch(NamedTuple):
     met with other subjects, `ood` ones from frames held out of everything."""
 
     facts: tuple[Fact, ...]
-    near: tuple[Asked, ...]
-    ood: tuple[Asked, ...]
+    near: tuple[AskedParaphrase, ...]
+    ood: tuple[AskedParaphrase, ...]
 
 
 def batch(
@@ -86,8 +86,8 @@ def _with_paraphrases(
     made: Sequence[world.Invented], rng: random.Random, paraphrases: int, *, prefixed: bool
 ) -> FactBatch:
     facts: list[Fact] = []
-    near: list[Asked] = []
-    ood: list[Asked] = []
+    near: list[AskedParaphrase] = []
+    ood: list[AskedParaphrase] = []
     for one in made:
         relation = relations()[one.relation]
         asked = rng.sample(relation.questions(one.subject), NEAR + 1)
@@ -102,6 +102,6 @@ def _with_paraphrases(
         facts.append(with_held_out(fact, varied, paraphrases, prefixed=prefixed))
         beyond = rng.sample(relation.ood(one.subject), OOD)
         statement = relation.states(one.subject, one.answer)[0]
-        ood += [Asked(paraphrase, one.answer, statement) for paraphrase in beyond]
-        near += [Asked(paraphrase, one.answer, statement) for paraphrase in asked[1:]]
+        ood += [AskedParaphrase(paraphrase, one.answer, statement) for paraphrase in beyond]
+        near += [AskedParaphrase(paraphrase, one.answer, statement) for paraphrase in asked[1:]]
     return FactBatch(tuple(facts), tuple(near), tuple(ood))

@@ -26,7 +26,7 @@ from benchmarks.learning.bases import Base
 from benchmarks.learning.batches import FactBatch, Purpose, batch, contradicting
 from benchmarks.learning.judge import Judge, accuracies
 from benchmarks.learning.methods import METHODS, Method
-from benchmarks.learning.runs import PROTOCOLS, RANK_BUDGET, Protocol, Run, from_scratch
+from benchmarks.learning.runs import PROTOCOLS, RANK_BUDGET, LearningRun, Protocol, from_scratch
 from benchmarks.provenance import commit
 from policies.facts.updates import Updates
 from policies.lineage import learning_rank, over_budget
@@ -103,11 +103,11 @@ class Bench:
         self.streams = streams or folder
         self._kept: dict[tuple[Path, Purpose, int, int], dict[str, str]] = {}
 
-    def stream(self, run: Run, base: Base) -> Path:
+    def stream(self, run: LearningRun, base: Base) -> Path:
         """Where a run keeps how far it has come."""
         return self.streams / f"stream-{run.key}-{base.sha256[:12]}"
 
-    def settle(self, run: Run, base: Base) -> None:
+    def settle(self, run: LearningRun, base: Base) -> None:
         """Clear away how far a run has come whose row is kept: it has ended.
 
         Where another protocol continues it, its last adapters are left to that one.
@@ -125,7 +125,7 @@ class Bench:
                 shutil.rmtree(left)
         folder.rename(heir)
 
-    def keeps(self, model_dir: Path, run: Run, judge: Judge) -> dict[str, str]:
+    def keeps(self, model_dir: Path, run: LearningRun, judge: Judge) -> dict[str, str]:
         """What a model without any adapter answers of what the run is asked."""
         asked = (model_dir, run.purpose, run.problems, run.seed)
         if asked not in self._kept:
@@ -133,7 +133,7 @@ class Bench:
         return self._kept[asked]
 
 
-def perform(run: Run, base: Base, bench: Bench) -> dict[str, Any]:
+def perform(run: LearningRun, base: Base, bench: Bench) -> dict[str, Any]:
     """Learn and measure; one row of the results.
 
     A run that was cut off resumes after the last batch that it learnt, and one of more batches
@@ -178,7 +178,7 @@ def _here() -> str:
 
 
 def _stream(
-    run: Run,
+    run: LearningRun,
     base: Base,
     judge: Judge,
     generator: Generator,
@@ -270,7 +270,7 @@ def _matters(method: Method, protocol: Protocol, number: int) -> bool:
 
 
 def _plan(
-    run: Run,
+    run: LearningRun,
     method: Method,
     base: Base,
     learnt: Sequence[FactBatch],

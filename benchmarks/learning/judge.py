@@ -13,9 +13,9 @@ from typing import Literal
 
 from adapters.generate import Generator
 from benchmarks.learning.bases import Base
-from benchmarks.learning.batches import Asked, FactBatch, Purpose
+from benchmarks.learning.batches import AskedParaphrase, FactBatch, Purpose
 from mini import reasoning
-from mini.check import Question, answered, ask
+from mini.check import CheckQuestion, answered, ask
 from mini.splits import Split
 from mini.world import Form
 from policies.facts.templates import recognise, relations
@@ -33,8 +33,8 @@ class Judge:
     """
 
     problems: Sequence[reasoning.Problem]
-    known: Sequence[Question]
-    known_ood: Sequence[Question]
+    known: Sequence[CheckQuestion]
+    known_ood: Sequence[CheckQuestion]
     """The same facts in OOD paraphrases: how well the base itself understands those."""
 
     @classmethod
@@ -42,10 +42,10 @@ class Judge:
         """`problems` fresh problems, and the known facts kept for this purpose."""
         split = Split.SELECTION if purpose == "selection" else Split.REPORT
         rows = base.asked(report=purpose == "report")
-        known = [Question(row["prompt"], row["answer"], Form.CHAT) for row in rows]
+        known = [CheckQuestion(row["prompt"], row["answer"], Form.CHAT) for row in rows]
         rng = random.Random(f"far:{purpose}:{seed}")
         ood = [
-            Question(rng.choice(relations()[named[0]].ood(named[1])), row["answer"], form)
+            CheckQuestion(rng.choice(relations()[named[0]].ood(named[1])), row["answer"], form)
             for row, form in zip(rows, cycle((Form.CHAT, Form.PLAIN)), strict=False)
             if (named := recognise(row["prompt"])) is not None
         ]
@@ -53,7 +53,7 @@ class Judge:
 
     def keeps(self, generator: Generator, adapter: str | None) -> dict[str, str]:
         """`reasoning`, `locality` and `locality_ood`: a 1 for each right answer, else a 0."""
-        asked = [Question(p.prompt, p.answer, Form.CHAT) for p in self.problems]
+        asked = [CheckQuestion(p.prompt, p.answer, Form.CHAT) for p in self.problems]
         said = ask(generator, adapter, asked, _SOLUTION_TOKENS)
         right = [final(text, p.answer) for text, p in zip(said, self.problems, strict=True)]
         return {
@@ -108,15 +108,15 @@ def accuracies(
     if context == "retrieved":
         retriever = Retriever([asked.statement for one in learnt for asked in one.near])
 
-    def put(asked: Asked) -> str:
+    def put(asked: AskedParaphrase) -> str:
         if context == "none":
             return asked.prompt
         found = retriever.best(asked.prompt) if retriever else asked.statement
         return f"{found} {asked.prompt}"
 
-    def right(questions: Sequence[Asked]) -> str:
+    def right(questions: Sequence[AskedParaphrase]) -> str:
         forms = (Form.CHAT, Form.PLAIN)
-        made = [Question(put(a), a.answer, forms[n % 2]) for n, a in enumerate(questions)]
+        made = [CheckQuestion(put(a), a.answer, forms[n % 2]) for n, a in enumerate(questions)]
         return bits(answered(generator, adapter, made))
 
     return {

@@ -17,7 +17,7 @@ from benchmarks.learning import figures
 from benchmarks.learning.bases import BASES, RUNS
 from benchmarks.learning.harness import Bench, perform
 from benchmarks.learning.rows import add, finished
-from benchmarks.learning.runs import Run
+from benchmarks.learning.runs import LearningRun
 
 
 class Performer:
@@ -41,11 +41,11 @@ class Performer:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def perform(self, runs: Iterable[Run]) -> None:
+    def perform(self, runs: Iterable[LearningRun]) -> None:
         """Perform all runs whose rows are missing or of a base that was pretrained again since;
         returns when the last has ended."""
         done = {(key, row["base_hash"]) for key, row in finished(self._results).items()}
-        missing: dict[Future[dict[str, Any]], Run] = {}
+        missing: dict[Future[dict[str, Any]], LearningRun] = {}
         for run in {run.key: run for run in runs}.values():
             if (run.key, BASES[run.base].sha256) in done:
                 self._bench.settle(run, BASES[run.base])
@@ -71,7 +71,7 @@ def _begin(threads: int) -> None:
     _Process.bench = Bench(Path(_Process.folder.name), RUNS)
 
 
-def _one(run: Run) -> dict[str, Any]:
+def _one(run: LearningRun) -> dict[str, Any]:
     return perform(run, BASES[run.base].knowing(run.examples), _Process.bench)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning.runs import Run
+from benchmarks.learning.runs import LearningRun
 
 
 def finished(results: Path) -> dict[str, Mapping[str, Any]]:
@@ -34,7 +34,7 @@ def of_today(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         row
         for row in rows
         if row["base_hash"] == newest[row["base"], row["protocol"]]
-        and Run.of(row).key == row["key"]
+        and LearningRun.of(row).key == row["key"]
     ]
 
 

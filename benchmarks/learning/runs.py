@@ -53,7 +53,7 @@ PROTOCOLS: Final = {
 
 
 @dataclass(frozen=True)
-class Run:
+class LearningRun:
     """Everything that a row of the results depends on."""
 
     base: str
@@ -66,7 +66,7 @@ class Run:
     problems: int = 400
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Run:
+    def of(cls, row: Mapping[str, Any]) -> LearningRun:
         """The run that a row is of."""
         named = {field.name: row[field.name] for field in fields(cls)}
         return cls(**{**named, "protocol": PROTOCOLS[row["protocol"]]})
@@ -96,6 +96,12 @@ class Run:
         # What the facts of a batch already say, or `auto_batch`.
         nothing |= {"paraphrases", "prefixed", "paraphrase_source", "reversed_questions"}
         nothing |= {"batch_preset"}
+        usual = TrainConfig()
+        nothing |= {
+            name
+            for name in ("orthogonal", "reference_rate")
+            if getattr(trained, name) == getattr(usual, name)
+        }
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": method.protection.model_dump(mode="json"),

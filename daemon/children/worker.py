@@ -37,7 +37,7 @@ class Stopped(BaseException):
     """The daemon asked this child to stop; raised out of the next progress report."""
 
 
-class Desk:
+class StepContext:
     """What a step works at: its directory, its request and its progress reports.
 
     As a context manager it holds `progress.jsonl` open and takes SIGTERM; it gives both back.
@@ -80,7 +80,7 @@ class Desk:
         self._stopping = True
 
 
-StepFunction = Callable[[Desk], BaseModel]
+StepFunction = Callable[[StepContext], BaseModel]
 
 
 def main(step: str, workdir: Path) -> int:
@@ -95,7 +95,7 @@ def main(step: str, workdir: Path) -> int:
     if (workdir / "report.json").exists():
         return 0
     try:
-        with Desk(workdir) as desk:
+        with StepContext(workdir) as desk:
             _do(step, desk)
     except Exception as error:
         if not no_room(error):
@@ -107,7 +107,7 @@ def main(step: str, workdir: Path) -> int:
     return 0
 
 
-def _do(step: str, desk: Desk) -> None:
+def _do(step: str, desk: StepContext) -> None:
     try:
         report = _find(step)(desk)
     except Stopped:

@@ -20,7 +20,7 @@ from daemon.cli.exit_codes import PASS, USAGE
 from daemon.cli.host_check import host_findings
 from daemon.cli.known_check import known_findings
 from daemon.cli.session import console, print_json, say
-from daemon.cli.suite_check import Finding, gate_findings
+from daemon.cli.suite_check import CheckResult, gate_findings
 
 if TYPE_CHECKING:
     from daemon.config.settings import Settings
@@ -69,7 +69,7 @@ def _flat(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
 def examine(path: Path, settings: Settings, as_json: bool) -> int:
     """Everything a first start needs; 0 when all is well."""
     findings = [
-        Finding(f"configuration {path}", True),
+        CheckResult(f"configuration {path}", True),
         *_names(),
         *_files(settings),
         *_probe(settings),
@@ -88,29 +88,29 @@ def examine(path: Path, settings: Settings, as_json: bool) -> int:
     return PASS if all(f.well for f in findings) else USAGE
 
 
-def _word(finding: Finding) -> str:
+def _word(finding: CheckResult) -> str:
     if finding.well:
         return "look" if finding.advice else "good"
     return "BAD"
 
 
-def _names() -> Iterator[Finding]:
+def _names() -> Iterator[CheckResult]:
     """Whether the three packages are ours; 0001-import-names.md says why they could not be."""
     home = Path(__file__).resolve().parents[2]
     for name in ("policies", "adapters", "daemon"):
         spec = importlib.util.find_spec(name)
         where = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
-        yield Finding(
+        yield CheckResult(
             f"module {name}",
             where == home,
             "" if where == home else f"{where} has taken the name: give palorad its own venv",
         )
 
 
-def _files(settings: Settings) -> Iterator[Finding]:
+def _files(settings: Settings) -> Iterator[CheckResult]:
     model = settings.model.path
     there = (model / "config.json").is_file()
-    yield Finding(
+    yield CheckResult(
         f"model {model}", there, "" if there else "no config.json there; correct model.path"
     )
     replay = settings.train.replay
@@ -121,15 +121,15 @@ def _files(settings: Settings) -> Iterator[Finding]:
     ):
         if path is not None:
             there = path.is_file()
-            yield Finding(f"{key} {path}", there, "" if there else f"not there; correct {key}")
+            yield CheckResult(f"{key} {path}", there, "" if there else f"not there; correct {key}")
     yield from gate_findings(settings)
     if settings.server.kind == "vllm" and settings.server.mode == "managed":
         found = shutil.which(settings.server.executable)
         advice = "" if found else "not found; run 'make setup-vllm' or correct server.executable"
-        yield Finding(f"server.executable {settings.server.executable}", bool(found), advice)
+        yield CheckResult(f"server.executable {settings.server.executable}", bool(found), advice)
 
 
-def _probe(settings: Settings) -> Iterator[Finding]:
+def _probe(settings: Settings) -> Iterator[CheckResult]:
     """Whether adapters have room beside what is protected, and what the probe takes."""
     shapes = _shapes(settings.model.path)
     if shapes is None:
@@ -140,16 +140,16 @@ def _probe(settings: Settings) -> Iterator[Finding]:
         crowded = probe_size.crowded(shapes, share, rank)
         if crowded is not None:
             advice = f"{crowded}; lower protection.share or the adapters' rank"
-            yield Finding(f"protection.share {share:g}", False, advice)
+            yield CheckResult(f"protection.share {share:g}", False, advice)
     for directory in sorted(path.parent for path in settings.layout.probes.glob(f"*/{CARD}")):
         lacking = _lacking(directory, shapes, share)
         if lacking:
             advice = f"{lacking}; lower protection.share, or remove the probe to fit a new one"
-            yield Finding(f"probe {directory}", False, advice)
+            yield CheckResult(f"probe {directory}", False, advice)
     yield _needs(settings, shapes)
 
 
-def _needs(settings: Settings, shapes: probe_size.Shapes) -> Finding:
+def _needs(settings: Settings, shapes: probe_size.Shapes) -> CheckResult:
     by_svf = "svf" in settings.protection.kind
     need = probe_size.need(
         shapes,
@@ -167,7 +167,7 @@ def _needs(settings: Settings, shapes: probe_size.Shapes) -> Finding:
     there = any(_lacking(one, shapes, settings.protection.share) == "" for one in fitted)
     nearest = next(p for p in (settings.state_dir, *settings.state_dir.parents) if p.exists())
     room = there or shutil.disk_usage(nearest).free >= need.fit_disk
-    return Finding(what, room, "" if room else f"make room in {nearest}")
+    return CheckResult(what, room, "" if room else f"make room in {nearest}")
 
 
 def _lacking(directory: Path, shapes: probe_size.Shapes, share: float) -> str | None:
@@ -194,33 +194,33 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def _state(folder: Path) -> Iterator[Finding]:
+def _state(folder: Path) -> Iterator[CheckResult]:
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     if not nearest.is_dir():
-        yield Finding(f"state_dir {folder}", False, f"{nearest} is a file; correct state_dir")
+        yield CheckResult(f"state_dir {folder}", False, f"{nearest} is a file; correct state_dir")
         return
     writable = os.access(nearest, os.W_OK | os.X_OK)
-    yield Finding(
+    yield CheckResult(
         f"state_dir {folder}", writable, "" if writable else f"no right to write in {nearest}"
     )
     free = shutil.disk_usage(nearest).free // 2**20
-    yield Finding(
+    yield CheckResult(
         f"{free} MB free", free >= ROOM_MB, "" if free >= ROOM_MB else f"make room in {nearest}"
     )
 
 
-def _server(settings: Settings) -> Iterator[Finding]:
+def _server(settings: Settings) -> Iterator[CheckResult]:
     for url in settings.server.urls:
         healthy = _healthy(url)
         if settings.server.mode == "attach":
             advice = "" if healthy else "no answer from /health; start the server there"
-            yield Finding(f"server {url}", healthy, advice)
+            yield CheckResult(f"server {url}", healthy, advice)
         elif healthy:
-            yield Finding(f"server {url} answers", True)
+            yield CheckResult(f"server {url} answers", True)
         else:
             taken = _taken(url)
             advice = "something else listens there; stop it or correct server.urls" if taken else ""
-            yield Finding(f"port of {url} is free", not taken, advice)
+            yield CheckResult(f"port of {url} is free", not taken, advice)
 
 
 def _healthy(url: str) -> bool:

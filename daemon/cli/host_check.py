@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import pynvml
 
-from daemon.cli.suite_check import Finding
+from daemon.cli.suite_check import CheckResult
 from daemon.ledger.ledger import Ledger
 from daemon.serving import gpu
 from daemon.serving.server_command import has_gpu
@@ -47,7 +47,7 @@ _NETWORK: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs
 _VERSION: Final = "from importlib.metadata import version; print(version('vllm'))"
 
 
-def host_findings(settings: Settings) -> Iterator[Finding]:
+def host_findings(settings: Settings) -> Iterator[CheckResult]:
     """Likely mistakes on this host, and what is well."""
     yield from _memory(settings)
     if settings.server.kind == "vllm":
@@ -61,7 +61,7 @@ def host_findings(settings: Settings) -> Iterator[Finding]:
 # --- memory and driver -----------------------------------------------------------------------
 
 
-def _memory(settings: Settings) -> Iterator[Finding]:
+def _memory(settings: Settings) -> Iterator[CheckResult]:
     """Whether training can fit at all where it computes."""
     try:
         needed = gpu.needed_bytes(settings.model.path, settings.protection, probing=False)
@@ -73,15 +73,15 @@ def _memory(settings: Settings) -> Iterator[Finding]:
     try:
         memory = gpu.read_memory(os.environ)
     except PaloradError as error:
-        yield Finding("GPU", False, str(error))
+        yield CheckResult("GPU", False, str(error))
         return
     yield _fits("GPU memory", needed, memory.total, "take a larger GPU, or a smaller model")
     yield _driver()
 
 
-def _fits(what: str, needed: int, total: int, advice: str) -> Finding:
+def _fits(what: str, needed: int, total: int, advice: str) -> CheckResult:
     told = f"{what}: {total / gpu.GIB:.1f} GiB, training needs at least {needed / gpu.GIB:.1f}"
-    return Finding(told, needed <= total, "" if needed <= total else advice)
+    return CheckResult(told, needed <= total, "" if needed <= total else advice)
 
 
 def _ram() -> int:
@@ -106,25 +106,25 @@ def torch_version() -> str:
         return ""
 
 
-def _driver() -> Finding:
+def _driver() -> CheckResult:
     try:
         major, minor = driver_cuda()
     except pynvml.NVMLError as error:
-        return Finding("NVIDIA driver", False, f"it does not answer ({error}); see nvidia-smi")
+        return CheckResult("NVIDIA driver", False, f"it does not answer ({error}); see nvidia-smi")
     torch = torch_version()
     what = f"NVIDIA driver for CUDA {major}.{minor}, torch {torch}"
     if torch.endswith("+cpu"):
-        return Finding(what, False, "this torch cannot use the GPU: install its CUDA build")
+        return CheckResult(what, False, "this torch cannot use the GPU: install its CUDA build")
     built = re.search(r"\+cu(\d+)\d$", torch)
     if built and int(built[1]) > major:
-        return Finding(what, False, f"torch needs CUDA {built[1]}: install a newer driver")
-    return Finding(what, True)
+        return CheckResult(what, False, f"torch needs CUDA {built[1]}: install a newer driver")
+    return CheckResult(what, True)
 
 
 # --- vLLM ------------------------------------------------------------------------------------
 
 
-def _vllm(settings: Settings) -> Iterator[Finding]:
+def _vllm(settings: Settings) -> Iterator[CheckResult]:
     if settings.server.mode == "managed":
         executable = shutil.which(settings.server.executable)
         if executable is not None:  # otherwise it was said before
@@ -156,36 +156,38 @@ def served_vllm(url: str) -> str | None:
         return None
 
 
-def _judged(where: str, told: str) -> Finding:
+def _judged(where: str, told: str) -> CheckResult:
     found = re.match(r"(\d+)\.(\d+)", told)
     if found is None:
-        return Finding(f"vLLM of {where}", True, "its version cannot be told")
+        return CheckResult(f"vLLM of {where}", True, "its version cannot be told")
     known = int(found[1]), int(found[2])
     what = f"vLLM {told} of {where}"
     tested = ".".join(map(str, VLLM_TESTED))
     if known < VLLM_AT_LEAST:
         advice = "requests under way can be answered by another adapter when one is loaded"
-        return Finding(what, False, f"{advice}; install {tested} (deploy/setup-vllm.sh)")
-    return Finding(what, True, "" if known >= VLLM_TESTED else f"palorad is tested with {tested}")
+        return CheckResult(what, False, f"{advice}; install {tested} (deploy/setup-vllm.sh)")
+    return CheckResult(
+        what, True, "" if known >= VLLM_TESTED else f"palorad is tested with {tested}"
+    )
 
 
-def _flags(settings: Settings) -> Iterator[Finding]:
+def _flags(settings: Settings) -> Iterator[CheckResult]:
     if settings.server.mode != "managed":
         return
     given = {one.partition("=")[0] for one in settings.server.extra_args if one.startswith("--")}
     for flag in sorted(given & set(OWN_FLAGS)):
         key = OWN_FLAGS[flag]
         advice = f"palorad gives {flag} itself: remove it{f', and set {key}' if key else ''}"
-        yield Finding(f"server.extra_args {flag}", False, advice)
+        yield CheckResult(f"server.extra_args {flag}", False, advice)
     if "--data-parallel-size" in given:
         advice = "each engine would load adapters by itself: run replicas, and name them in urls"
-        yield Finding("server.extra_args --data-parallel-size", False, advice)
+        yield CheckResult("server.extra_args --data-parallel-size", False, advice)
 
 
 # --- keys, clock, disk -----------------------------------------------------------------------
 
 
-def _keys(settings: Settings) -> Iterator[Finding]:
+def _keys(settings: Settings) -> Iterator[CheckResult]:
     layout = settings.layout
     named = {
         "server.admin_key_file": settings.server.admin_key_file,
@@ -200,20 +202,20 @@ def _keys(settings: Settings) -> Iterator[Finding]:
             yield _key(what, path)
 
 
-def _key(what: str, path: Path) -> Finding:
+def _key(what: str, path: Path) -> CheckResult:
     told = f"{what} {path}"
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
-        return Finding(told, False, f"{error.strerror}; correct the path or its rights")
+        return CheckResult(told, False, f"{error.strerror}; correct the path or its rights")
     if not os.access(path, os.R_OK):
-        return Finding(told, False, "this user may not read it; run as the daemon's user")
+        return CheckResult(told, False, "this user may not read it; run as the daemon's user")
     if mode & 0o007:
-        return Finding(told, False, f"everybody may use it (mode {mode:o}): chmod 600 {path}")
-    return Finding(told, True, "its group may read it" if mode & 0o070 else "")
+        return CheckResult(told, False, f"everybody may use it (mode {mode:o}): chmod 600 {path}")
+    return CheckResult(told, True, "its group may read it" if mode & 0o070 else "")
 
 
-def _clock(settings: Settings) -> Iterator[Finding]:
+def _clock(settings: Settings) -> Iterator[CheckResult]:
     """Whether the clock is behind what was stored last, or nobody sets it."""
     now, path = datetime.now(UTC), settings.layout.ledger
     if path.exists():
@@ -221,16 +223,16 @@ def _clock(settings: Settings) -> Iterator[Finding]:
             with Ledger.open(path, readonly=True) as ledger:
                 latest = ledger.events.latest(1)
         except PaloradError as error:
-            yield Finding(f"ledger {path}", False, str(error))
+            yield CheckResult(f"ledger {path}", False, str(error))
             return
         if latest and latest[0].at > now + LATE:
             behind = (latest[0].at - now).total_seconds() / 60
             advice = f"it is {behind:.0f} min behind the ledger's last event; set it (timedatectl)"
-            yield Finding(f"clock {now:%Y-%m-%d %H:%M} UTC", False, advice)
+            yield CheckResult(f"clock {now:%Y-%m-%d %H:%M} UTC", False, advice)
             return
     synchronised = clock_is_set()
     advice = "nothing synchronises it: timedatectl set-ntp true" if synchronised is False else ""
-    yield Finding(f"clock {now:%Y-%m-%d %H:%M} UTC", True, advice)
+    yield CheckResult(f"clock {now:%Y-%m-%d %H:%M} UTC", True, advice)
 
 
 def clock_is_set() -> bool | None:
@@ -243,7 +245,7 @@ def clock_is_set() -> bool | None:
     return {"yes": True, "no": False}.get(done.stdout.strip())
 
 
-def _file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> Iterator[Finding]:
+def _file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> Iterator[CheckResult]:
     try:
         lines = [line.split() for line in mounts.read_text().splitlines()]
     except OSError:
@@ -253,6 +255,6 @@ def _file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> Iter
     kind = max(holds, key=lambda one: len(one[0]), default=("", ""))[1]
     if kind in _NETWORK:
         advice = "locks and durability are the server's: keep the state on a local disk"
-        yield Finding(f"state_dir on {kind}", True, advice)
+        yield CheckResult(f"state_dir on {kind}", True, advice)
     elif kind == "tmpfs":
-        yield Finding("state_dir on tmpfs", True, "everything is lost at the next boot")
+        yield CheckResult("state_dir on tmpfs", True, "everything is lost at the next boot")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from daemon.cli.suite_check import Finding
+from daemon.cli.suite_check import CheckResult
 from daemon.client import Client
 from policies.errors import PaloradError, ServerUnreachable
 from policies.gate.mentions import contains
@@ -20,7 +20,7 @@ ASKED: Final = 12
 FEW, MANY = 0.5, 0.9
 
 
-def known_findings(settings: Settings) -> Iterator[Finding]:
+def known_findings(settings: Settings) -> Iterator[CheckResult]:
     """A sample of every file of known facts, asked of the base; one line if no server answers."""
     client = Client(settings)
     files = {"train.replay.known": settings.train.replay.known}
@@ -36,20 +36,22 @@ def known_findings(settings: Settings) -> Iterator[Finding]:
         try:
             right = sum(_gives(client, prompt, answers) for prompt, answers in rows)
         except ServerUnreachable:
-            yield Finding("known facts", True, "not asked: no server answers; start it, and again")
+            yield CheckResult(
+                "known facts", True, "not asked: no server answers; start it, and again"
+            )
             return
         except PaloradError as error:
-            yield Finding("known facts", True, f"not asked: {error}")
+            yield CheckResult("known facts", True, f"not asked: {error}")
             return
         yield _judged(f"{what} {path}", right, len(rows))
 
 
-def _judged(what: str, right: int, asked: int) -> Finding:
+def _judged(what: str, right: int, asked: int) -> CheckResult:
     told = f"{what}: the base gives {right} of {asked} answers that were tried"
     if right >= MANY * asked:
-        return Finding(told, True)
+        return CheckResult(told, True)
     advice = "what it does not know is no known fact: replace those lines by its own answers"
-    return Finding(told, right >= FEW * asked, advice)
+    return CheckResult(told, right >= FEW * asked, advice)
 
 
 def _gives(client: Client, prompt: str, answers: tuple[str, ...]) -> bool:

@@ -28,7 +28,7 @@ _LACKING: Final = {
 }
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One thing that was checked; `advice` says what to do when it is not well, or what to look at
     although it is."""
 
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def gate_findings(settings: Settings) -> Iterator[Finding]:
+def gate_findings(settings: Settings) -> Iterator[CheckResult]:
     """Every suite, whether it can be asked, whether it can pass and whether it can fail."""
     trained = trained_questions(settings.trained_on)
     chat = has_chat_template(settings.model.path)
@@ -45,13 +45,13 @@ def gate_findings(settings: Settings) -> Iterator[Finding]:
         yield _suite(settings, suite, trained, chat=chat)
     judge = settings.gate.judge
     if judge.url is not None and judge.url.removesuffix("/v1") in settings.server.urls:
-        yield Finding(
+        yield CheckResult(
             f"gate.judge.url {judge.url}",
             True,
             "the server that is judged would grade itself; use another endpoint",
         )
     if not settings.gate.earlier_facts:
-        yield Finding(
+        yield CheckResult(
             "gate.earlier_facts 0",
             True,
             "nothing watches the facts that earlier batches taught; set it to some hundreds",
@@ -59,7 +59,7 @@ def gate_findings(settings: Settings) -> Iterator[Finding]:
     there = {suite.role for suite in settings.gate.suites}
     for role, lacking in _LACKING.items():
         if role not in there:
-            yield Finding(
+            yield CheckResult(
                 f"no gate suite of the role {role.value!r}",
                 True,
                 f'{lacking}; add [[gate.suites]] with role = "{role.value}"',
@@ -68,20 +68,20 @@ def gate_findings(settings: Settings) -> Iterator[Finding]:
 
 def _suite(
     settings: Settings, suite: SuiteSettings, trained: Mapping[str, str], *, chat: bool
-) -> Finding:
+) -> CheckResult:
     try:
         loaded, _ = open_suite(SuiteSource(**suite.model_dump()), chat=chat)
         refuse_trained(loaded, trained)
         measured = AnswerStore(settings.layout.answers).cards(loaded.fingerprint)
     except PaloradError as error:
-        return Finding(f"gate suite {suite.name!r}", False, str(error))
+        return CheckResult(f"gate suite {suite.name!r}", False, str(error))
     what = f"gate suite {suite.name!r}, {len(loaded.items)} questions"
     found = list(_doubts(settings, suite, loaded))
     if measured:
         card = measured[-1]
         what += f", graded by {card.grader!r}" + (f" ({card.because})" if card.because else "")
         found += [f"it was blind: {card.blind}"] if card.blind else []
-    return Finding(what, True, "; ".join(found))
+    return CheckResult(what, True, "; ".join(found))
 
 
 def _doubts(settings: Settings, suite: SuiteSettings, loaded: Suite) -> Iterator[str]:

@@ -123,7 +123,7 @@ class ProtectionSettings(Section):
 
     kind: Literal["svf", "activations", "svf+activations", "none"] = "activations"
     """What is protected: the critical singular components (svf), the leading input directions of
-    the skill's activations, both, or nothing."""
+    the skill's activations, both, or nothing. Unset: as train.method says."""
     form: Literal["hard", "soft"] = "hard"
     """For activations: an exact projection, or [one that shrinks
     them](training.md#what-is-protected-and-why)."""

@@ -84,6 +84,21 @@ class Settings(BaseSettings):
     notify: NotifySettings = NotifySettings()
     """[notify]"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_method_says(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What the method decides outside [train]."""
+        train, protection = given.get("train", {}), given.get("protection", {})
+        method = train.get("method") if isinstance(train, Mapping) else train.method
+        if method != "palora" or not isinstance(protection, Mapping):
+            return given
+        if protection.get("kind", "svf") != "svf":
+            raise ValueError(
+                'train.method "palora" has protection.kind = "svf": remove protection.kind, or '
+                "choose another method"
+            )
+        return {**given, "protection": {**protection, "kind": "svf"}}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.train.rank > self.train.rank_budget:

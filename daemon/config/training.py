@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from adapters.config import STACKED, AdapterChoices, TrainConfig
+from adapters.config import PALORA, STACKED, AdapterChoices, TrainConfig
 from daemon.config.sections import Cron, OptionalPath, Section
 from policies.lineage import Lineage
+
+Method = Literal["palorad", "palora"]
+OF_PALORA: Final = {"lineage": "stack", "max_replay": 0}
 
 
 class ReplaySettings(Section):
@@ -28,6 +33,13 @@ class ReplaySettings(Section):
 class TrainSettings(AdapterChoices, Section):
     """[train]: how adapters are trained, when, and how many may stand on each other."""
 
+    method: Method = "palorad"
+    """The method as a whole. "palorad": one adapter that is trained further and replays what it
+    knows, beside protected activations. "palora": [as the
+    paper](probe.md#the-papers-own-method) describes it: critical SVF components protected on
+    both sides, each adapter orthogonal to the earlier ones in a stack, nothing replayed. Decides
+    about train.lineage, train.max_replay and protection.kind where these are unset."""
+
     rank: int = Field(default=16, ge=1)
     """Only in a stack: the rank of one adapter, at most; one that learns few facts gets less."""
     rank_budget: int = Field(default=128, ge=1)
@@ -35,7 +47,8 @@ class TrainSettings(AdapterChoices, Section):
     ranks, beyond which one adapter is retrained from scratch in place of all."""
     lineage: Lineage = "warm-start"
     """What a plan trains. "warm-start": a copy of the served adapter, which replays what it knows.
-    "stack": a new adapter on top of the earlier ones, which stay as they are."""
+    "stack": a new adapter on top of the earlier ones, which stay as they are. Unset: as the method
+    says."""
     paraphrases: int = Field(default=200, ge=1, le=1000)
     """A fact is trained in up to this many paraphrases: those that it was stored with (see
     intake.min_paraphrases) and further ones from intake.paraphrase_source. Their number does not
@@ -78,9 +91,24 @@ class TrainSettings(AdapterChoices, Section):
     def config(self) -> TrainConfig:
         """How each adapter is trained, by these settings."""
         chosen = {name: getattr(self, name) for name in AdapterChoices.model_fields}
+        if self.method == "palora":
+            return PALORA.model_copy(update={**chosen, "epochs": PALORA.epochs})
         if self.lineage == "stack":
             return STACKED.model_copy(update={**chosen, "epochs": STACKED.epochs})
         return TrainConfig(**chosen, min_traces=self.replay.min_traces)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_method_says(cls, given: object) -> object:
+        if not isinstance(given, Mapping) or given.get("method") != "palora":
+            return given
+        for key, value in OF_PALORA.items():
+            if given.get(key, value) != value:
+                raise ValueError(
+                    f'train.method "palora" has train.{key} = {json.dumps(value)}: remove '
+                    f"train.{key}, or choose another method"
+                )
+        return {**given, **OF_PALORA}
 
     @model_validator(mode="after")
     def _gathers(self) -> Self:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.gate.answer_store import AnswerStore
 from daemon.gate.asking import Asker
 from daemon.gate.evaluation import evaluate_candidate
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from daemon.gate.tokenising import Tokeniser
 
 
-def evaluate(desk: Desk) -> EvaluationReport:
+def evaluate(desk: StepContext) -> EvaluationReport:
     """Judge the candidate of the request; goes on where an earlier child was interrupted."""
     return asyncio.run(_evaluate(JudgingRequest.model_validate_json(desk.request), desk))
 
 
-async def _evaluate(request: JudgingRequest, desk: Desk) -> EvaluationReport:
+async def _evaluate(request: JudgingRequest, desk: StepContext) -> EvaluationReport:
     server = HttpServer(
         request.url,
         admin_key=_key(request.admin_key_file),

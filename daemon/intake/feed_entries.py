@@ -13,7 +13,7 @@ from typing import Any, Final
 import feedparser
 
 from policies.errors import FeedFailed
-from policies.facts.feed_rules import Entry, EntryRule, entries_of_json_feed, line_of, plain
+from policies.facts.feed_rules import EntryRule, FeedEntry, entries_of_json_feed, line_of, plain
 from policies.text import storable
 
 # A document is parsed as a whole, and a parsed one takes many times its bytes: 0.5 MB of `{}` took
@@ -61,7 +61,7 @@ def _encoded(line: Mapping[str, Any]) -> bytes:
         return json.dumps(line, sort_keys=True).encode()
 
 
-def json_entries(data: bytes) -> list[Entry]:
+def json_entries(data: bytes) -> list[FeedEntry]:
     """The entries of a JSON Feed."""
     marks = sum(data.count(mark) for mark in (b",", b"{", b"["))
     _require_few(marks, _JSON_MARKS, "commas and brackets")
@@ -79,7 +79,7 @@ def json_entries(data: bytes) -> list[Entry]:
         raise FeedFailed(f"is no JSON Feed: {error}".replace("is no JSON Feed: is", "is")) from None
 
 
-def xml_entries(data: bytes) -> list[Entry]:
+def xml_entries(data: bytes) -> list[FeedEntry]:
     """The entries of an RSS or Atom document."""
     _require_few(data.count(b"<") + data.count(b"="), _XML_MARKS, "tags and attributes")
     if _LONG_TAG.search(data):
@@ -108,9 +108,9 @@ def _reference(found: re.Match[bytes]) -> bytes:
     return found[0] if exists else b"&#xFFFD;"
 
 
-def _entry(found: Mapping[str, Any]) -> Entry:
+def _entry(found: Mapping[str, Any]) -> FeedEntry:
     content = found.get("content") or [{}]
-    return Entry(
+    return FeedEntry(
         id=_text(found, "id"),
         title=plain(_text(found, "title")),
         summary=plain(_text(found, "summary")),

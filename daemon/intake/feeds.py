@@ -16,7 +16,7 @@ import structlog
 from daemon.config.feeds import FeedSettings
 from daemon.config.layout import Layout
 from daemon.intake.admit import begin
-from daemon.intake.fetch import Answer, Cursor, fetch
+from daemon.intake.fetch import Cursor, FetchedBody, fetch
 from daemon.intake.public_http import EXPECTED, problem_line
 from daemon.ledger.ledger import Ledger
 from policies.errors import FeedFailed
@@ -152,7 +152,9 @@ class Feeds:
         finally:
             part.unlink(missing_ok=True)
 
-    def _begin(self, feed: FeedSettings, before: Cursor, answer: Answer, now: datetime) -> Polled:
+    def _begin(
+        self, feed: FeedSettings, before: Cursor, answer: FetchedBody, now: datetime
+    ) -> Polled:
         """Begin a batch with a body that is not known; otherwise only move the cursor."""
         batch_id, changed = answer.digest, answer.digest != before.body
         cursor = Cursor(

@@ -44,7 +44,7 @@ class Cursor(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FetchedBody:
     """A whole body on disk and what the server said about it."""
 
     part: Path
@@ -61,7 +61,7 @@ async def fetch(
     part: Path,
     now: datetime,
     transport: httpx.AsyncBaseTransport | None = None,
-) -> Answer | None:
+) -> FetchedBody | None:
     """The body as lines of facts in `part`, synced; none where the server says nothing changed.
 
     Raises `FeedFailed`, `httpx.HTTPError`, `OSError`.
@@ -102,7 +102,9 @@ async def _client(
         yield client
 
 
-async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, full: bool) -> Answer:
+async def _keep(
+    response: httpx.Response, feed: FeedSettings, part: Path, *, full: bool
+) -> FetchedBody:
     limit, why = _limit_of(feed)
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
@@ -125,7 +127,7 @@ async def _keep(response: httpx.Response, feed: FeedSettings, part: Path, *, ful
         else:
             _check_end(last)
         await asyncio.to_thread(files.sync_stream, out)
-    return Answer(
+    return FetchedBody(
         part=part,
         etag=_mark(response, "etag", 200),
         modified=_mark(response, "last-modified", 100),

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from daemon.intake.receipts import BadLine, Receipt, read_receipt, write_receipt
+from daemon.intake.receipts import QuarantinedLine, Receipt, read_receipt, write_receipt
 from daemon.intake.set_aside import SetAside, problem_of
 
 SET_ASIDE: Final = "set aside"
@@ -59,7 +59,12 @@ class Notes:
         self._refused = {name: seen for name, seen in self._refused.items() if name in here}
 
     def refuse(
-        self, name: str, signature: str, why: str, now: datetime, listed: tuple[BadLine, ...] = ()
+        self,
+        name: str,
+        signature: str,
+        why: str,
+        now: datetime,
+        listed: tuple[QuarantinedLine, ...] = (),
     ) -> Iterator[Receipt]:
         """What cannot be read as a whole stays where it is, with one receipt until it changes.
 
@@ -82,7 +87,7 @@ class Notes:
         state: str,
         error: str,
         now: datetime,
-        listed: tuple[BadLine, ...] = (),
+        listed: tuple[QuarantinedLine, ...] = (),
     ) -> Iterator[Receipt]:
         """One receipt for each error of a file."""
         path = self._folder / name

@@ -18,7 +18,7 @@ from policies.records import Batch, Quarantined, Record
 LISTED: Final = 100
 
 
-class BadLine(Record):
+class QuarantinedLine(Record):
     """One quarantined line as the receipt tells it."""
 
     line: int
@@ -44,7 +44,7 @@ class Receipt(Record):
     already_known: bool = False
     state: str = "waiting"
     error: str | None = None
-    bad_lines: tuple[BadLine, ...] = Field(default=(), max_length=LISTED)
+    bad_lines: tuple[QuarantinedLine, ...] = Field(default=(), max_length=LISTED)
     bad_lines_left_out: int = 0
     not_learnt: tuple[str, ...] = ()
     signature: str | None = None
@@ -55,9 +55,9 @@ class Receipt(Record):
         return self.error is None and (self.accepted > 0 or self.already_known)
 
 
-def bad_lines(found: Sequence[Quarantined]) -> tuple[BadLine, ...]:
+def bad_lines(found: Sequence[Quarantined]) -> tuple[QuarantinedLine, ...]:
     """Quarantined lines without their text."""
-    return tuple(BadLine(line=q.line, kind=q.kind, reason=q.reason) for q in found)
+    return tuple(QuarantinedLine(line=q.line, kind=q.kind, reason=q.reason) for q in found)
 
 
 def receipt_of(ledger: Ledger, batch: Batch) -> Receipt:

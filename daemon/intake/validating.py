@@ -18,7 +18,7 @@ LONGEST_NAME: Final = 4096
 LISTED: Final = 1000
 
 
-class Report(Record):
+class FileReport(Record):
     """What would become of a file: `accepted` facts (some `duplicates` of others in it), and the
     lines that would be quarantined, the first `LISTED` of them with their problems.
     """
@@ -45,7 +45,7 @@ def parsed_lines(
 
 def validate_file(
     path: Path, fmt: Format = Format.AUTO, limits: LineLimits = DEFAULT_LIMITS
-) -> Report:
+) -> FileReport:
     """The report on one file; raises `OSError`."""
     seen: set[str] = set()
     bad: list[Quarantined] = []
@@ -58,7 +58,7 @@ def validate_file(
         else:
             accepted += 1
             seen.add(parsed.id)
-    return Report(
+    return FileReport(
         file=storable(str(path), LONGEST_NAME),
         accepted=accepted,
         duplicates=accepted - len(seen),

@@ -20,7 +20,7 @@ from policies.errors import NotFound
 from policies.facts.supersession import (
     FactRelation,
     Ruling,
-    Standing,
+    StandingFact,
     Validity,
     lost_by,
     stem_of,
@@ -99,14 +99,14 @@ class Admission:
             ):
                 self._db.event("batch.set_aside", batch_id, {"because": because}, now)
 
-    def rivals(self, facts: Sequence[Fact]) -> list[list[Standing]]:
+    def rivals(self, facts: Sequence[Fact]) -> list[list[StandingFact]]:
         """For each fact those admitted earlier with its key or its explicit id, as they came.
 
         A later version of an explicit id is stored as `id~something` and counts as that id. Of
         those that were erased only the id is known: it is not given again.
         """
-        by_key: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
-        by_id: defaultdict[str, list[tuple[int, Standing]]] = defaultdict(list)
+        by_key: defaultdict[str, list[tuple[int, StandingFact]]] = defaultdict(list)
+        by_id: defaultdict[str, list[tuple[int, StandingFact]]] = defaultdict(list)
         columns = "key, stem, seq, id, answer, valid_from, valid_until, validity"
         keys = [key_of(fact) for fact in facts]
         for chunk in chunks(sorted(set(keys))):
@@ -123,7 +123,7 @@ class Admission:
             ):
                 by_id[row[1]].append((row[2], standing(row[3:])))
         for stem, seq, former in self._retractions.erased(stems):
-            gone = Standing(id=former, answer="", validity=Validity.RETRACTED)
+            gone = StandingFact(id=former, answer="", validity=Validity.RETRACTED)
             by_id[stem].append((seq, gone))
         found = []
         for fact, key in zip(facts, keys, strict=True):

@@ -11,7 +11,14 @@ from typing import Any, Final
 from daemon.ledger.chain import row_digest
 from daemon.ledger.database import stamp, unstamp
 from daemon.ledger.facts import key_of
-from policies.facts.supersession import FactRelation, Ruling, Standing, Validity, moment, stem_of
+from policies.facts.supersession import (
+    FactRelation,
+    Ruling,
+    StandingFact,
+    Validity,
+    moment,
+    stem_of,
+)
 from policies.records import Fact, Operation, Priority
 
 # What never changes of a fact until it is erased; its digest is of these, in this order.
@@ -61,10 +68,10 @@ def instant(value: date | datetime | None) -> str | None:
     return None if value is None else stamp(moment(value))
 
 
-def standing(row: Sequence[Any]) -> Standing:
+def standing(row: Sequence[Any]) -> StandingFact:
     """A fact as the rules of supersession see it."""
     identity, answer, since, until, validity = row
-    return Standing(
+    return StandingFact(
         id=identity,
         answer=answer,
         valid_from=None if since is None else unstamp(since),

@@ -12,7 +12,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop.boundary import Boundary
 from daemon.loop.rollout import Rollout
 from daemon.loop.ticking import every
-from daemon.monitoring.monitor import Monitor, Replicas
+from daemon.monitoring.monitor import Monitor, MonitoredReplicas
 
 FIRST_ROUND_S: Final = 30.0
 
@@ -24,7 +24,7 @@ class Monitoring:
         self,
         ledger: Ledger,
         settings: Settings,
-        replicas: Replicas,
+        replicas: MonitoredReplicas,
         rollout: Rollout,
         *,
         wake: Callable[[], None],

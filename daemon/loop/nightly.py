@@ -53,7 +53,7 @@ def calendar(*jobs: tuple[str, Callable[[], Awaitable[None]]]) -> AsyncIOSchedul
     return scheduler
 
 
-class Guard:
+class IntegrityGuard:
     """What the running daemon does so that nothing stored changes unnoticed.
 
     Nothing that it finds stops the daemon: the status tells it.

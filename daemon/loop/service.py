@@ -26,7 +26,7 @@ from daemon.loop import requests
 from daemon.loop.boundary import Boundary
 from daemon.loop.commands import Commands
 from daemon.loop.monitoring import Monitoring
-from daemon.loop.nightly import Guard, calendar
+from daemon.loop.nightly import IntegrityGuard, calendar
 from daemon.loop.notifying import Notifications
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.retention import Retention
@@ -82,7 +82,7 @@ class Service:
         self._forgetting = Forgetting(
             ledger, servers.fleet, settings.layout, rules_of(settings.intake), monotonic
         )
-        self._guard = Guard(ledger, settings, now=clock, clock=monotonic)
+        self._guard = IntegrityGuard(ledger, settings, now=clock, clock=monotonic)
         self._rollout = Rollout(ledger, servers.fleet)
         self._sharing = Sharing(
             ledger,

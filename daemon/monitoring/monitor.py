@@ -17,7 +17,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.monitoring.questions import Pool, Question, pool_of
 from daemon.serving.protocol import Server
 from policies.errors import RequestRefused, ServerUnreachable
-from policies.monitoring import Round, Standing
+from policies.monitoring import ReplicaStanding, Round
 from policies.notifications import Notification
 from policies.records import Record, Revision
 
@@ -29,7 +29,7 @@ BECAUSE: Final = "monitor: "
 log = structlog.get_logger(__name__)
 
 
-class Replicas(Protocol):
+class MonitoredReplicas(Protocol):
     """What is needed of `daemon.serving.fleet.Fleet`."""
 
     @property
@@ -44,7 +44,7 @@ class Monitored(Record):
     url: str
     facts: Round
     reasoning: Round
-    standing: Standing
+    standing: ReplicaStanding
 
 
 class Monitor:
@@ -57,7 +57,7 @@ class Monitor:
         self,
         ledger: Ledger,
         settings: Settings,
-        replicas: Replicas,
+        replicas: MonitoredReplicas,
         *,
         settled: Callable[[], bool],
         wake: Callable[[], None],
@@ -172,7 +172,7 @@ class Monitor:
 
     def _note(self, url: str, facts: Round, reasoning: Round, target: Revision) -> None:
         chosen = self._settings.monitor
-        before = self.last[url].standing if url in self.last else Standing()
+        before = self.last[url].standing if url in self.last else ReplicaStanding()
         short = facts.falls_short(chosen.share) or reasoning.falls_short(chosen.share)
         standing = before.after(
             short=short, fail_after=chosen.fail_after, recover_after=chosen.recover_after

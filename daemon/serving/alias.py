@@ -105,7 +105,7 @@ class AdminGateway:
 
 
 @dataclass(frozen=True)
-class Pointer:
+class ServedPointer:
     """What the stable name stands for; `revision` 0 is the bare base."""
 
     alias: str
@@ -136,14 +136,14 @@ class _File(Generic[Parsed]):
         return self._value
 
 
-def _pointer(raw: bytes) -> Pointer:
+def _pointer(raw: bytes) -> ServedPointer:
     value = json.loads(raw)
     alias, model, revision = value["alias"], value["model"], value["revision"]
     if not (isinstance(alias, str) and alias and isinstance(model, str) and model):
         raise ValueError("alias and model must be names")
     if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
         raise ValueError("revision must be a number from 0")
-    return Pointer(alias, model, revision)
+    return ServedPointer(alias, model, revision)
 
 
 def _key(raw: bytes) -> bytes:
@@ -159,7 +159,7 @@ class _Routed:
 
     model: str
     revision: int | None = None
-    pointer: Pointer | None = None
+    pointer: ServedPointer | None = None
 
 
 @dataclass
@@ -367,7 +367,7 @@ class AliasMiddleware:
         body = b"".join((memoryview(raw)[:start], _json(pointer.model), memoryview(raw)[end:]))
         return _Routed(pointer.model, pointer.revision, pointer), body
 
-    def _require_routable(self, pointer: Pointer) -> None:
+    def _require_routable(self, pointer: ServedPointer) -> None:
         if pointer.model not in self.state.verified:
             raise Refused(503, f"revision {pointer.revision} is not verified on this server yet")
 
@@ -458,7 +458,7 @@ class AliasMiddleware:
 
     def _state(self) -> bytes:
         try:
-            pointer: Pointer | None = self._pointer.read()
+            pointer: ServedPointer | None = self._pointer.read()
             problem = ""
         except Refused as refused:
             pointer, problem = None, refused.message

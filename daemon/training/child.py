@@ -19,7 +19,7 @@ from adapters.probe_fit import ProbeConfig as FitSettings
 from adapters.trainer import train_adapter
 from daemon.base import faults
 from daemon.children.jobs import Progress
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
@@ -31,7 +31,7 @@ IDENTITY_PROMPTS = 8
 IDENTITY_TOKENS = 16
 
 
-def probe(desk: Desk) -> ProbeReport:
+def probe(desk: StepContext) -> ProbeReport:
     """Use the probe that belongs to this base, or fit one; fold the expert where it is served."""
     request = ProbeRequest.model_validate_json(desk.request)
     begun = time.monotonic()
@@ -68,7 +68,7 @@ def probe(desk: Desk) -> ProbeReport:
     )
 
 
-def train(desk: Desk) -> TrainDone:
+def train(desk: StepContext) -> TrainDone:
     """Train the adapter, publish it, and publish what the lineage with it composes to."""
     request = TrainRequest.model_validate_json(desk.request)
     staging = store.staging(request.adapters, f"plan-{desk.workdir.name}")
@@ -218,7 +218,7 @@ def _training(progress: TrainProgress) -> Progress:
     )
 
 
-def _relay(desk: Desk) -> Callable[[FitProgress], None]:
+def _relay(desk: StepContext) -> Callable[[FitProgress], None]:
     def relay(progress: FitProgress) -> None:
         desk.progress(
             Progress(

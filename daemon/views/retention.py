@@ -18,7 +18,7 @@ _SERVED: Final = frozenset({PlanState.LIVE.value, PlanState.ROLLED_BACK.value})
 Shares = Mapping[str, tuple[int, int]]
 
 
-class BatchRow(Record):
+class RetentionRow(Record):
     """One batch: the share of its asked facts that each revision answered right; None where it
     was not asked any. `asked` counts these questions."""
 
@@ -40,7 +40,7 @@ class RetentionView(Record):
     """`/api/retention`: the latest revisions, the batches that their gates asked, and trends."""
 
     revisions: tuple[int, ...]
-    rows: tuple[BatchRow, ...]
+    rows: tuple[RetentionRow, ...]
     trends: tuple[Trend, ...]
 
 
@@ -76,10 +76,10 @@ def retention_view(
     )
 
 
-def _rows(ledger: Ledger, counted: list[Shares]) -> tuple[BatchRow, ...]:
+def _rows(ledger: Ledger, counted: list[Shares]) -> tuple[RetentionRow, ...]:
     order = dict.fromkeys(batch for shares in counted for batch in shares)
     return tuple(
-        BatchRow(
+        RetentionRow(
             batch=batch,
             name=ledger.batches.get(batch).name,
             shares=tuple(_share(shares.get(batch)) for shares in counted),

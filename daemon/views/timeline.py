@@ -23,7 +23,7 @@ _BAD: Final = frozenset({"plan.rejected", "plan.failed", "stage.failed", "batch.
 _UNSURE: Final = frozenset({"plan.inconclusive", "work.paused", "feed.opened", "fact.retracted"})
 
 
-class Entry(Record):
+class TimelineEntry(Record):
     """One event: what happened in a sentence, because of what, and what it is about."""
 
     seq: int
@@ -40,7 +40,7 @@ class Entry(Record):
 class TimelineView(Record):
     """`/api/timeline`: the newest first; `before` asks for the piece that follows."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TimelineEntry, ...]
     before: int | None = None
 
 
@@ -98,13 +98,13 @@ def live_at(ledger: Ledger, moment: datetime) -> LiveAt:
     )
 
 
-def entry(event: Event) -> Entry:
+def entry(event: Event) -> TimelineEntry:
     """An event in words."""
     said, about = event.payload, event.subject
     kind, _, name = about.partition(":")
     number = int(name) if name.isdigit() else None
     tone = "good" if event.kind in _GOOD else "bad" if event.kind in _BAD else ""
-    return Entry(
+    return TimelineEntry(
         seq=event.seq,
         at=event.at,
         kind=event.kind,

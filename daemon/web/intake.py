@@ -35,7 +35,7 @@ class Corrected(BaseModel):
     text: str
 
 
-class Submitted(BaseModel):
+class Submission(BaseModel):
     """A batch on its way in; `known` where the same bytes came before."""
 
     batch: str
@@ -70,9 +70,9 @@ def _checked(desk: Desk, name: str, body: bytes) -> CheckView:
         return check_view(ledger, path, desk.rules, desk.wall())
 
 
-def _submitted(desk: Desk, name: str, body: bytes) -> Submitted:
+def _submitted(desk: Desk, name: str, body: bytes) -> Submission:
     with as_file(name, body) as path:
-        return Submitted(
+        return Submission(
             **{k: v for k, v in desk.do("submit", path=str(path)).items() if k != "state"}
         )
 
@@ -119,7 +119,7 @@ def _dropping_json(router: APIRouter, desk: Desk) -> None:
         request: Request,
         body: Annotated[bytes, Body(media_type="application/octet-stream")],
         name: str = PASTED,
-    ) -> Submitted:
+    ) -> Submission:
         """Submit a file of facts; needs the operator token."""
         desk.operators.require(request)
         return _submitted(desk, name, body)

@@ -19,7 +19,7 @@ from daemon.web.desk import Desk
 from daemon.web.render import Renderer
 
 
-class Question(BaseModel):
+class QuestionBody(BaseModel):
     """What the models are asked."""
 
     model_config = ConfigDict(extra="forbid")
@@ -27,7 +27,7 @@ class Question(BaseModel):
     question: str
 
 
-class Answers(BaseModel):
+class ModelAnswers(BaseModel):
     """What each model answers now; none where the server does not answer."""
 
     question: str
@@ -73,15 +73,15 @@ def _facts(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
 
 
 def _asking(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
-    def asked(question: str) -> Answers:
+    def asked(question: str) -> ModelAnswers:
         with desk.reading() as ledger:
             target = ledger.revisions.target()
             before = None if target.parent is None else ledger.revisions.get(target.parent)
         said = asyncio.run(answers(desk.settings, question, before))
-        return Answers(question=question, answers=said)
+        return ModelAnswers(question=question, answers=said)
 
     @router.post("/api/ask")
-    def ask_json(request: Request, question: Question) -> Answers:
+    def ask_json(request: Request, question: QuestionBody) -> ModelAnswers:
         """What base, the revision before and the live one answer now; needs the operator token."""
         desk.operators.require(request)
         return asked(question.question)

@@ -23,7 +23,7 @@ class NotAllowed(RequestRefused):
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class OperatorSession:
     """A browser that has given the token; `csrf` is what only the page itself can know."""
 
     csrf: str
@@ -43,7 +43,7 @@ class Operators:
         body = f"{int(self._clock()) + SESSION_S}.{secrets.token_hex(16)}"
         return f"{body}.{self._mac('session', body)}"
 
-    def session(self, request: Request) -> Session | None:
+    def session(self, request: Request) -> OperatorSession | None:
         """The session of a request's cookie, if it is one of ours and has not run out."""
         body, _, mac = request.cookies.get(COOKIE, "").rpartition(".")
         until = body.partition(".")[0]
@@ -51,7 +51,7 @@ class Operators:
             return None
         if not until.isdigit() or int(until) < self._clock():
             return None
-        return Session(csrf=self._mac("csrf", body))
+        return OperatorSession(csrf=self._mac("csrf", body))
 
     def require(self, request: Request, csrf: str = "") -> None:
         """Pass whoever gives the token as a bearer, or a session with its own proof.

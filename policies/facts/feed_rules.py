@@ -32,7 +32,7 @@ class EntryRule(Record):
     dated: bool = True
 
 
-class Entry(Record):
+class FeedEntry(Record):
     """One entry of a JSON Feed, of RSS or of Atom, reduced to text."""
 
     id: str = ""
@@ -51,7 +51,7 @@ def holes(rule: EntryRule) -> set[str]:
     return {name for names in found for name in names}
 
 
-def line_of(entry: Entry, rules: Sequence[EntryRule], source: str) -> dict[str, Any]:
+def line_of(entry: FeedEntry, rules: Sequence[EntryRule], source: str) -> dict[str, Any]:
     """The native line that an entry stands for; where no rule fits, a line that says so."""
     for rule in rules:
         found = re.search(rule.match, getattr(entry, rule.field)[:ENTRY_TEXT])
@@ -64,7 +64,7 @@ def line_of(entry: Entry, rules: Sequence[EntryRule], source: str) -> dict[str, 
 
 
 def _filled(
-    rule: EntryRule, entry: Entry, groups: Mapping[str, str], source: str
+    rule: EntryRule, entry: FeedEntry, groups: Mapping[str, str], source: str
 ) -> dict[str, Any]:
     values = {
         "title": entry.title,
@@ -86,7 +86,7 @@ def _filled(
     return {name: value for name, value in line.items() if value}
 
 
-def entries_of_json_feed(document: Mapping[str, Any]) -> list[Entry]:
+def entries_of_json_feed(document: Mapping[str, Any]) -> list[FeedEntry]:
     """The entries of a JSON Feed (version 1 or 1.1), the oldest first."""
     items = document.get("items")
     if not isinstance(items, list):
@@ -95,7 +95,7 @@ def entries_of_json_feed(document: Mapping[str, Any]) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.date)
 
 
-def _json_entry(item: Mapping[str, Any]) -> Entry:
+def _json_entry(item: Mapping[str, Any]) -> FeedEntry:
     def text(*names: str) -> str:
         for name in names:
             if isinstance(item.get(name), str):
@@ -105,7 +105,7 @@ def _json_entry(item: Mapping[str, Any]) -> Entry:
     authors = item.get("authors")
     first = authors[0] if isinstance(authors, list) and authors else item.get("author")
     name = first.get("name") if isinstance(first, Mapping) else None
-    return Entry(
+    return FeedEntry(
         id=text("id"),
         title=text("title"),
         summary=text("summary"),

@@ -27,7 +27,7 @@ class ConflictPolicy(StrEnum):
     ASK = "ask"
 
 
-class Standing(Record):
+class StandingFact(Record):
     """A fact admitted earlier that competes with the new one (same key, or same explicit id)."""
 
     id: str
@@ -76,7 +76,9 @@ def moment(value: date | datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy, now: datetime) -> Ruling:
+def rule(
+    fact: Fact, rivals: Sequence[StandingFact], policy: ConflictPolicy, now: datetime
+) -> Ruling:
     """The meaning of `fact` beside its rivals; `rivals` in the order in which they came."""
     valid = [r for r in rivals if r.holds(now)]
     if fact.op is Operation.RETRACT:
@@ -95,7 +97,7 @@ def rule(fact: Fact, rivals: Sequence[Standing], policy: ConflictPolicy, now: da
     return _ordered(fact, others, replaced, policy, now)
 
 
-def _retraction(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
+def _retraction(fact: Fact, rivals: Sequence[StandingFact]) -> Ruling:
     """What was superseded goes too: it may have been learnt, and is to be forgotten."""
     known = (r for r in rivals if r.validity is not Validity.RETRACTED)
     targets = tuple(r.id for r in known if not fact.answer or r.answer == fact.answer)
@@ -107,7 +109,7 @@ def _retraction(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
     )
 
 
-def _without_rival(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
+def _without_rival(fact: Fact, rivals: Sequence[StandingFact]) -> Ruling:
     gone = [r for r in rivals if r.validity is not Validity.RETRACTED]
     if fact.valid_from is not None and any(
         r.valid_from is not None and moment(r.valid_from) > moment(fact.valid_from) for r in gone
@@ -118,7 +120,7 @@ def _without_rival(fact: Fact, rivals: Sequence[Standing]) -> Ruling:
 
 def _ordered(
     fact: Fact,
-    others: Sequence[Standing],
+    others: Sequence[StandingFact],
     replaced: tuple[str, ...],
     policy: ConflictPolicy,
     now: datetime,
@@ -141,7 +143,7 @@ def _ordered(
     )
 
 
-def _before(since: datetime, others: Sequence[Standing], now: datetime) -> Ruling:
+def _before(since: datetime, others: Sequence[StandingFact], now: datetime) -> Ruling:
     """A fact that a dated answer follows: history, unless that answer is still to come."""
     begins = {r.id: moment(r.valid_from) for r in others if r.valid_from is not None}
     until = min(begin for begin in begins.values() if begin > since)
@@ -158,7 +160,7 @@ def _before(since: datetime, others: Sequence[Standing], now: datetime) -> Rulin
 
 def rule_each(
     facts: Sequence[Fact],
-    rivals: Sequence[Sequence[Standing]],
+    rivals: Sequence[Sequence[StandingFact]],
     policy: ConflictPolicy,
     now: datetime,
 ) -> list[tuple[Fact, Ruling]]:
@@ -219,7 +221,7 @@ def lost_by(fact: Fact) -> Validity:
 
 
 def _versioned(
-    fact: Fact, beside: Sequence[Standing], policy: ConflictPolicy, now: datetime
+    fact: Fact, beside: Sequence[StandingFact], policy: ConflictPolicy, now: datetime
 ) -> tuple[Fact, Ruling]:
     versions = [s for s in beside if stem_of(s.id) == fact.id]
     if fact.op is Operation.RETRACT:
@@ -240,7 +242,7 @@ def _versioned(
     return fact, ruling
 
 
-def _says_the_same(fact: Fact, standing: Standing, now: datetime) -> bool:
+def _says_the_same(fact: Fact, standing: StandingFact, now: datetime) -> bool:
     if standing.answer != fact.answer:
         return False
     if standing.holds(now):
@@ -253,15 +255,15 @@ def _says_the_same(fact: Fact, standing: Standing, now: datetime) -> bool:
     )
 
 
-def _now(standing: Standing, gone: dict[str, Validity]) -> Standing:
+def _now(standing: StandingFact, gone: dict[str, Validity]) -> StandingFact:
     if standing.id not in gone:
         return standing
     return standing.model_copy(update={"validity": gone[standing.id]})
 
 
-def _standing(fact: Fact, ruling: Ruling) -> Standing:
+def _standing(fact: Fact, ruling: Ruling) -> StandingFact:
     history = ruling.relation is FactRelation.HISTORY
-    return Standing(
+    return StandingFact(
         id=fact.id,
         answer=fact.answer,
         valid_from=fact.valid_from,

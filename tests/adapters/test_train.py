@@ -187,6 +187,24 @@ def test_a_broken_checkpoint_and_one_of_another_plan_are_passed_over(
     assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "three")
 
 
+def test_an_orthogonal_adapter_reads_nothing_that_earlier_ones_read(
+    llama: Fitted, tmp_path: Path
+) -> None:
+    """Where nothing else is protected too; without it the directions do overlap."""
+    none = Protection(kind="none")
+    lineage: tuple[Path, ...] = ()
+    for seed in range(3):
+        config = {"steps": 5, "learning_rate": 0.03, "orthogonal": seed < 2}
+        plan = llama.plan(protection=none, lineage=lineage, seed=seed, rank=2, config=config)
+        train_adapter(plan, out=tmp_path / f"{seed}", work=tmp_path / f"work-{seed}")
+        lineage = (*lineage, tmp_path / f"{seed}")
+    first, second, free = (lora.read(path) for path in lineage)
+    for name, (down, _) in first.factors.items():
+        assert float((down @ second.factors[name][0].mT).abs().max()) < 1e-5
+        assert float((down @ free.factors[name][0].mT).abs().max()) > 1e-3
+        assert float(second.delta(name).norm()) > 0.0
+
+
 def test_learning_lowers_the_loss_and_the_lineage_is_active(llama: Fitted, tmp_path: Path) -> None:
     config = {"steps": 60, "learning_rate": 0.03}
     none = Protection(kind="none")

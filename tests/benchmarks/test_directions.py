@@ -11,7 +11,7 @@ import torch
 from benchmarks.learning import figures
 from benchmarks.learning.bases import BASES
 from benchmarks.learning.harness import Bench, perform
-from benchmarks.learning.runs import Protocol, Run
+from benchmarks.learning.runs import LearningRun, Protocol
 
 pytestmark = pytest.mark.endtoend
 ONCE = Protocol("once", batches=1, facts=16, measured=(1,))
@@ -26,7 +26,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     BASES["mini"].prepare()
     found = {}
     for method, protocol, rate in RUNS:
-        run = Run("mini", protocol, method, 5, "selection", rate, problems=150)
+        run = LearningRun("mini", protocol, method, 5, "selection", rate, problems=150)
         found[method] = perform(run, BASES["mini"], bench)
     return found
 

@@ -22,7 +22,7 @@ from benchmarks.learning.harness import Bench, perform
 from benchmarks.learning.judge import Judge, Retriever
 from benchmarks.learning.methods import METHODS
 from benchmarks.learning.rows import add, finished, of_today
-from benchmarks.learning.runs import PROTOCOLS, Protocol, Run
+from benchmarks.learning.runs import PROTOCOLS, LearningRun, Protocol
 from mini import world
 from mini.splits import Split
 from policies.facts.updates import Updates
@@ -225,7 +225,7 @@ def test_a_stream_goes_on_with_the_batch_that_it_had_not_learnt(
     short = Protocol("ten", 4, 4, (1, 2, 4))
     longer = Protocol("long", 6, 4, (1, 2, 4, 6))
     monkeypatch.setattr(harness, "PROTOCOLS", {"ten": short, "long": longer})
-    run = Run("mini", short, "edit", 1, "report", problems=2)
+    run = LearningRun("mini", short, "edit", 1, "report", problems=2)
     whole = perform(run, BASES["mini"], Bench(tmp_path / "whole"))
     assert learnt == [1, 2, 3, 4]
 
@@ -286,7 +286,7 @@ def test_what_is_retrained_from_scratch_learns_where_it_is_measured(
     monkeypatch.setattr(runs, "METHODS", methods)
     monkeypatch.setattr(bases, "MOST_KNOWN", 4)
     monkeypatch.setattr(Bench, "keeps", lambda *_: {"reasoning": "1", "locality": "1"})
-    run = Run("mini", Protocol("five", 5, 4, (1, 3, 5)), "edit", 1, "report", problems=2)
+    run = LearningRun("mini", Protocol("five", 5, 4, (1, 3, 5)), "edit", 1, "report", problems=2)
     found = perform(run, BASES["mini"], Bench(tmp_path))
     assert learnt == learns
     assert [one["batch"] for one in found["batches"]] == [1, 3, 5]
@@ -309,7 +309,7 @@ def test_with_few_examples_known_the_probe_too_has_seen_no_others() -> None:
     assert len(few.skill) == 64
     assert few.reasoning == few.skill
     assert few.probe_dir != BASES["mini"].probe_dir
-    run = Run("mini", PROTOCOLS["ten"], "palorad", 1, "report")
+    run = LearningRun("mini", PROTOCOLS["ten"], "palorad", 1, "report")
     assert run.key != replace(run, examples=64).key
 
 
@@ -341,12 +341,12 @@ def test_the_course_of_a_stream_and_the_rates_of_a_sweep_are_told() -> None:
 
 
 def test_a_row_counts_as_long_as_its_method_is_set_the_same() -> None:
-    run = Run("mini", PROTOCOLS["one"], "plain LoRA", 1, "report")
+    run = LearningRun("mini", PROTOCOLS["one"], "plain LoRA", 1, "report")
     measured = {**row(problems=400), "key": run.key}
     assert of_today([measured, row(problems=400)]) == [measured]
     again = {**measured, "base_hash": "pretrained again"}
     assert of_today([measured, again]) == [again]
-    longer = Run("mini", PROTOCOLS["ten"], "plain LoRA", 1, "report")
+    longer = LearningRun("mini", PROTOCOLS["ten"], "plain LoRA", 1, "report")
     elsewhere = {**again, "protocol": "ten", "key": longer.key}
     assert of_today([measured, elsewhere]) == [measured, elsewhere]
 
@@ -359,7 +359,7 @@ def test_every_measured_row_still_counts() -> None:
     rows = [json.loads(line) for line in (RESULTS / "learning.jsonl").read_text().splitlines()]
     lost = []
     for number, one in enumerate(rows, start=1):
-        run, superseded = Run.of(one), one.get("superseded", False)
+        run, superseded = LearningRun.of(one), one.get("superseded", False)
         same = json.loads(json.dumps(run.settings)) == one["settings"]
         if not same == (run.key == one["key"]) == (not superseded):
             lost.append(f"line {number}: {run.method}")
@@ -392,7 +392,7 @@ def test_a_base_that_is_missing_is_trained_from_where_it_was_left(
 
 def test_reported_is_the_rate_that_a_sweep_chose() -> None:
     def measured(purpose: Purpose, seed: int, rate: float, accuracy: str) -> dict[str, Any]:
-        run = Run("mini", PROTOCOLS["one"], "plain LoRA", seed, purpose, rate)
+        run = LearningRun("mini", PROTOCOLS["one"], "plain LoRA", seed, purpose, rate)
         return {**row(problems=400, accuracy=(accuracy,)), **run.named, "key": run.key}
 
     reported = [measured("report", 1, rate, "1111") for rate in (0.003, 0.006)]

@@ -23,7 +23,7 @@ from daemon.children.jobs import (
     last_progress,
     started_at,
 )
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from policies.records import Record
 
 STEPS = """
@@ -232,7 +232,7 @@ def test_children_die_with_the_daemon(workdir: Path, tmp_path: Path) -> None:
 
 def test_a_desk_gives_its_file_and_its_signal_back(tmp_path: Path) -> None:
     former = signal.getsignal(signal.SIGTERM)
-    with Desk(tmp_path) as desk:
+    with StepContext(tmp_path) as desk:
         assert signal.getsignal(signal.SIGTERM) != former
         desk.progress(Progress(stage="train", done=1))
     assert signal.getsignal(signal.SIGTERM) == former
@@ -257,7 +257,7 @@ def test_progress_that_a_power_cut_tore_holds_up_nothing(workdir: Path) -> None:
     workdir.mkdir(parents=True)
     torn = b'{"stage":"train","done":1}\n' + bytes(40)
     (workdir / "progress.jsonl").write_bytes(torn)
-    with Desk(workdir) as desk:
+    with StepContext(workdir) as desk:
         desk.progress(Progress(stage="facts", done=5, total=5))
     (workdir / "report.json").write_text("{}")
     state = Jobs().poll(workdir)

@@ -15,7 +15,7 @@ import pynvml
 import pytest
 
 from daemon.cli import host_check, known_check
-from daemon.cli.suite_check import Finding
+from daemon.cli.suite_check import CheckResult
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.serving import gpu
@@ -62,7 +62,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: "/opt/vllm/bin/vllm")
 
 
-def found(settings: Settings, part: str) -> Finding:
+def found(settings: Settings, part: str) -> CheckResult:
     (one,) = [f for f in host_check.host_findings(settings) if part in f.what]
     return one
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from adapters.config import PALORA
 from daemon.config import feeds, gate, monitor, notify, sections, training, verification
 from daemon.config.errors import RENAMED, key_paths
 from daemon.config.gate import SuiteSettings
@@ -231,3 +232,28 @@ def test_no_file_and_a_directory_for_a_file(
 
 def test_config_toml_is_plain_toml() -> None:
     assert set(tomllib.loads(CONFIG.read_text())) <= set(Settings.model_fields)
+
+
+def test_the_method_decides_what_is_unset() -> None:
+    palora = Settings.model_validate({"train": {"method": "palora"}})
+    assert palora.protection.kind == "svf"
+    assert palora.train.lineage == "stack"
+    assert palora.train.max_replay == 0
+    assert palora.train.config == PALORA
+    own = Settings.model_validate({"train": {"method": "palorad"}})
+    assert own == Settings()
+    assert (own.protection.kind, own.train.lineage) == ("activations", "warm-start")
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ({"train": {"lineage": "warm-start"}}, "train.lineage"),
+        ({"train": {"max_replay": 10}}, "train.max_replay"),
+        ({"protection": {"kind": "activations"}}, "protection.kind"),
+    ],
+)
+def test_what_another_method_would_be_is_refused(tree: dict[str, Any], named: str) -> None:
+    train = {"method": "palora", **tree.get("train", {})}
+    with pytest.raises(ValidationError, match=f"remove {named}"):
+        Settings.model_validate({**tree, "train": train})

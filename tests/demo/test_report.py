@@ -15,9 +15,9 @@ from demo.follow import stages
 from demo.picture import draw
 from demo.report import (
     BaseFigures,
+    DemoReport,
     Interval,
     Rejected,
-    Report,
     RevisionReport,
     goals,
     ratio_interval,
@@ -136,7 +136,7 @@ def test_bad_options_get_one_line(tmp_path: Path) -> None:
 
 
 def test_picture_and_table_show_every_revision(tmp_path: Path) -> None:
-    report = Report(
+    report = DemoReport(
         server="embedded",
         revisions=GOOD,
         base=BaseFigures(base_reasoning=0.9, expert_reasoning=0.91, locality=0.98),
@@ -152,7 +152,7 @@ def test_picture_and_table_show_every_revision(tmp_path: Path) -> None:
     draw(report, tmp_path / "out" / "demo.png")
     assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert results_table(report).row_count == len(GOOD)
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert DemoReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_seconds_are_those_between_the_events() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.ledger.ledger import Ledger
-from demo.ask import Endpoint, Question, rate
+from demo.ask import DemoQuestion, Endpoint, rate
 from demo.follow import Follow
 from demo.setup import ROOT
 from policies.gate.grading import normalised
@@ -27,14 +27,14 @@ pytestmark = [
 ]
 
 
-def learn(follow: Follow, file: Path, folder: Path) -> list[Question]:
+def learn(follow: Follow, file: Path, folder: Path) -> list[DemoQuestion]:
     """Drop some facts of a file and wait until they are live; held-out questions about them."""
     rows = [json.loads(line) for line in file.read_text().splitlines()[:FACTS]]
     short = folder / file.name
     short.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settled = follow.until_settled(follow.drop(short), file.name)
     assert settled.state is BatchState.LIVE, (file.name, settled.reasons)
-    return [Question(p, file.stem, p, r["answer"]) for r in rows for p in r["eval_prompts"]]
+    return [DemoQuestion(p, file.stem, p, r["answer"]) for r in rows for p in r["eval_prompts"]]
 
 
 def test_an_adapter_that_has_doubled_is_begun_anew(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
-from demo.ask import Endpoint, Question, rate
+from demo.ask import DemoQuestion, Endpoint, rate
 from demo.follow import Follow
 from demo.setup import ROOT
 from policies.errors import LedgerBusy, RequestRefused
@@ -58,7 +58,7 @@ class Story:
 
     def ask(self, rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], float]:
         """Live answers to the held-out paraphrases, and how many hold the row's answer."""
-        asked = [Question(p, "", p, row["answer"]) for row in rows for p in row["eval_prompts"]]
+        asked = [DemoQuestion(p, "", p, row["answer"]) for row in rows for p in row["eval_prompts"]]
         endpoint = Endpoint(self.settings.server.urls[0], self.settings.model.alias)
         answers = endpoint.ask(asked, normalised, 24)
         return tuple(a.text for a in answers), rate(answers)

@@ -16,7 +16,7 @@ from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.ledger import Ledger
 from daemon.views.explain import Explanation
 from daemon.views.status import explain
-from demo.ask import Endpoint, Question
+from demo.ask import DemoQuestion, Endpoint
 from demo.follow import Follow, Settled
 from demo.setup import ROOT
 from policies.gate.grading import normalised
@@ -70,7 +70,7 @@ class Teller:
         rows = [json.loads(line) for line in CAPITALS.read_text().splitlines()[:12]]
         asked = [(row["eval_prompts"][0], row["answer"]) for row in rows]
         asked += [(prompt, "") for prompt in QUESTIONS]
-        self.questions = [Question(p, "", p, answer or "nothing") for p, answer in asked]
+        self.questions = [DemoQuestion(p, "", p, answer or "nothing") for p, answer in asked]
 
     def live(self) -> tuple[str, ...]:
         """What the stable name answers now."""

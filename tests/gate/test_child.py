@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon.children.jobs import Progress
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.gate.child import evaluate
 from daemon.gate.messages import EvaluationRequest, JudgingRequest, ServedModel, SuiteSource
 from policies.gate.limits import PRESETS
@@ -19,7 +19,7 @@ from policies.records import Fact
 from tests.support.live import Live
 
 
-class StubDesk(Desk):
+class StubDesk(StepContext):
     """A desk without a directory: the request, and what progress was reported."""
 
     request = ""

@@ -18,7 +18,7 @@ from daemon.config.sections import DaemonSettings
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.loop import nightly
-from daemon.loop.nightly import Guard
+from daemon.loop.nightly import IntegrityGuard
 from daemon.loop.preflight import prepare_state
 from tests.support.crashing import Site
 from tests.support.fake_vllm import publish
@@ -40,11 +40,11 @@ def settings(tmp_path: Path) -> Settings:
     return made
 
 
-def guarded(settings: Settings, work: Callable[[Guard, Ledger], Any]) -> Any:
+def guarded(settings: Settings, work: Callable[[IntegrityGuard, Ledger], Any]) -> Any:
     """What `work` sees of a daemon's guard over the ledger of `settings`, begun and stopped."""
 
     async def main(ledger: Ledger) -> Any:
-        guard = Guard(ledger, settings, now=lambda: NOW, clock=time.monotonic)
+        guard = IntegrityGuard(ledger, settings, now=lambda: NOW, clock=time.monotonic)
         await guard.begin()
         ledger.revisions.ensure_base("base", NOW)
         ledger.meta.pause(True, "a test", NOW)
@@ -62,7 +62,7 @@ def test_what_is_as_it_was_written_passes(settings: Settings) -> None:
     publish(settings.layout.served, 1)
     publish(settings.layout.served, 2)
 
-    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+    async def work(guard: IntegrityGuard, _: Ledger) -> tuple[str, ...]:
         await guard.check()
         return guard.trouble
 
@@ -77,7 +77,7 @@ def test_a_revision_whose_bytes_changed_is_told(settings: Settings) -> None:
     name = publish(settings.layout.served, 2)
     (settings.layout.served / name / "identity.json").write_text("{}")
 
-    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+    async def work(guard: IntegrityGuard, _: Ledger) -> tuple[str, ...]:
         await guard.check()
         return guard.trouble
 
@@ -90,7 +90,7 @@ def test_what_is_told_is_kept_short(settings: Settings) -> None:
         name = publish(settings.layout.served, number)
         (settings.layout.served / name / "identity.json").write_text("{}")
 
-    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+    async def work(guard: IntegrityGuard, _: Ledger) -> tuple[str, ...]:
         await guard.check()
         return guard.trouble
 
@@ -100,13 +100,13 @@ def test_what_is_told_is_kept_short(settings: Settings) -> None:
 
 
 def test_a_start_verifies_quickly_by_itself(settings: Settings) -> None:
-    async def nothing(guard: Guard, _: Ledger) -> None: ...
+    async def nothing(guard: IntegrityGuard, _: Ledger) -> None: ...
 
     guarded(settings, nothing)
     with written(settings.layout) as raw:
         raw.execute("DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)")
 
-    async def work(guard: Guard, _: Ledger) -> tuple[str, ...]:
+    async def work(guard: IntegrityGuard, _: Ledger) -> tuple[str, ...]:
         end = time.monotonic() + 20
         while len(guard.trouble) < 2:
             assert time.monotonic() < end, guard.trouble
@@ -129,7 +129,7 @@ def test_a_stop_does_not_wait_for_the_end_of_a_verification(
 
     monkeypatch.setattr(nightly, "verify", slowly)
 
-    async def work(guard: Guard, _: Ledger) -> asyncio.Task[None]:
+    async def work(guard: IntegrityGuard, _: Ledger) -> asyncio.Task[None]:
         task = asyncio.create_task(guard.check())
         await asyncio.sleep(0)
         return task

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from policies.errors import ServerUnreachable
-from policies.monitoring import Round, Standing
+from policies.monitoring import ReplicaStanding, Round
 from policies.notifications import Notification
 from tests.support.evaluating import ignorant, right
 from tests.support.monitored import ALIAS, Monitored
@@ -177,7 +177,7 @@ def test_a_replica_that_hangs_holds_up_nothing_else(place: Monitored) -> None:
 
 
 def test_one_bad_round_is_no_failure_and_one_good_one_no_recovery() -> None:
-    standing = Standing()
+    standing = ReplicaStanding()
     seen = []
     for short in (True, True, False, True, True, True, False, True, False, False, True):
         standing = standing.after(short=short, fail_after=3, recover_after=2)

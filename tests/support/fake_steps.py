@@ -15,7 +15,7 @@ from adapters import store
 from adapters.errors import TrainingDiverged
 from daemon.base import faults
 from daemon.children.jobs import Progress
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
@@ -30,7 +30,7 @@ SLOWNESS = "PALORAD_TEST_STEP_S"
 FAR = AnswerLikelihood(rank=900, probability=0.0001)
 
 
-def probe(desk: Desk) -> ProbeReport:
+def probe(desk: StepContext) -> ProbeReport:
     request = ProbeRequest.model_validate_json(desk.request)
     staging = store.staging(request.probes, "probe")
     (staging / "probe.json").write_text("{}")
@@ -47,7 +47,7 @@ def probe(desk: Desk) -> ProbeReport:
     )
 
 
-def train(desk: Desk) -> TrainDone:
+def train(desk: StepContext) -> TrainDone:
     request = TrainRequest.model_validate_json(desk.request)
     for adapter in (*request.lineage, *request.start):
         store.read_manifest(adapter)
@@ -77,7 +77,7 @@ def train(desk: Desk) -> TrainDone:
     )
 
 
-def evaluate(desk: Desk) -> EvaluationReport:
+def evaluate(desk: StepContext) -> EvaluationReport:
     """Whatever says "false" fails, "unsure" alone leaves it to a person; "hard" is learnt only
     alone, "flaky" breaks down once.
     """
@@ -109,14 +109,14 @@ def evaluate(desk: Desk) -> EvaluationReport:
     return EvaluationReport(verdict=verdict, scorecards=(), seconds={})
 
 
-def _first_time(desk: Desk) -> bool:
+def _first_time(desk: StepContext) -> bool:
     marker = desk.workdir / "broke-down"
     before = marker.exists()
     marker.touch()
     return not before
 
 
-def _work(desk: Desk) -> None:
+def _work(desk: StepContext) -> None:
     """Take as long as the test says, resuming as a checkpoint would."""
     steps = int(float(os.environ.get(SLOWNESS, "0")) * 20)
     counter = desk.workdir / "counter"

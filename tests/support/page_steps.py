@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from daemon.children.jobs import Progress
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.training.messages import TrainDone, TrainRequest
 from policies.gate.records import (
@@ -53,7 +53,7 @@ def question(country: str) -> dict[str, Any]:
     }
 
 
-def train(desk: Desk) -> TrainDone:
+def train(desk: StepContext) -> TrainDone:
     """As the others train; "(slow)" takes half a minute, and tells how far it is."""
     request = TrainRequest.model_validate_json(desk.request)
     if any("(slow)" in fact.prompt for fact in request.facts):
@@ -66,7 +66,7 @@ def train(desk: Desk) -> TrainDone:
     return fake_steps.train(desk)
 
 
-def evaluate(desk: Desk) -> EvaluationReport:
+def evaluate(desk: StepContext) -> EvaluationReport:
     """ "(false)" loses reasoning and fails, "(unsure)" cannot be told; all else passes."""
     request = JudgingRequest.model_validate_json(desk.request)
     asked = request.evaluation

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapters import store
 from daemon.base import faults
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.ledger.records import Adapter, Served
 from daemon.training.messages import TrainDone, TrainRequest
 from tests.support.fake_steps import evaluate, probe
@@ -40,7 +40,7 @@ def prepare(root: Path, count: int = 8) -> Path:
     return root / "model"
 
 
-def train(desk: Desk) -> TrainDone:
+def train(desk: StepContext) -> TrainDone:
     """Publish the next adapter of the library, marked with what it is said to have learnt."""
     request = TrainRequest.model_validate_json(desk.request)
     library = request.model_dir.parent / LIBRARY

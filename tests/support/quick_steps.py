@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.training.child import probe, train
 from policies.gate.records import Outcome, Verdict
@@ -10,7 +10,7 @@ from policies.gate.records import Outcome, Verdict
 __all__ = ["evaluate", "probe", "train"]
 
 
-def evaluate(desk: Desk) -> EvaluationReport:
+def evaluate(desk: StepContext) -> EvaluationReport:
     """Sums fail, everything else passes."""
     facts = JudgingRequest.model_validate_json(desk.request).evaluation.facts
     sums = [fact.prompt for fact in facts if "+" in fact.prompt]

@@ -18,7 +18,7 @@ from adapters.plans import TrainPlan
 from adapters.trainer import train_adapter
 from daemon.serving import gpu
 from daemon.training.child import read_examples
-from mini.check import MODEL, Question, share
+from mini.check import MODEL, CheckQuestion, share
 from mini.world import Form
 from policies.facts.heldout import with_held_out
 from policies.facts.templates import varied
@@ -72,7 +72,7 @@ def test_the_base_is_bf16_the_adapter_fp32_and_the_facts_are_in(
     assert generator.model.dtype is torch.bfloat16
     assert all(down.dtype is torch.float32 for down, _ in lora.read(learnt).factors.values())
     generator.load("one", learnt)
-    asked = [Question(p, f.answer, Form.CHAT) for f in facts for p in f.eval_prompts]
+    asked = [CheckQuestion(p, f.answer, Form.CHAT) for f in facts for p in f.eval_prompts]
     assert share(generator, None, asked) <= 0.05
     assert share(generator, "one", asked) >= 0.9
 

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 from daemon.children.jobs import Progress
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.config.settings import Settings
 from daemon.gate import child
 from daemon.gate.messages import EvaluationReport, JudgingRequest
@@ -20,7 +20,7 @@ from tests.config.effects.learning import until, world
 from tests.support.evaluating import before, facts, right
 
 
-class StubDesk(Desk):
+class StubDesk(StepContext):
     """A desk without a directory."""
 
     request = ""

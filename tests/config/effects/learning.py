@@ -13,7 +13,7 @@ from unittest import mock
 from adapters.plans import TrainProgress
 from adapters.trainer import train_adapter
 from daemon.children.jobs import Progress
-from daemon.children.worker import Desk
+from daemon.children.worker import StepContext
 from daemon.config.settings import Settings
 from daemon.loop.requests import probe_request
 from daemon.training import child
@@ -171,7 +171,7 @@ class At:
 
 def fit(settings: Settings, root: Path) -> object:
     """What is fitted on which skill, and the probe and the model that are then used."""
-    desk = cast(Desk, At(probe_request(settings).model_dump_json(), root))
+    desk = cast(StepContext, At(probe_request(settings).model_dump_json(), root))
     with (
         mock.patch.object(child, "fit_probe") as fit_probe,
         mock.patch.object(child, "fold_expert", return_value=fitted(root).model_dir) as fold,
@@ -259,6 +259,7 @@ EFFECTS: dict[str, Effect] = {
     "protection.kind": Effect(learnt, "none", TEXT),
     "protection.form": Effect(learnt, "soft", TEXT),
     "protection.share": Effect(learnt, 0.1, TEXT),
+    "train.method": Effect(planned(2, 2), "palora"),
     "train.rank": Effect(planned(20), 8, STACK),
     "train.rank_budget": Effect(planned(2), 64),
     "train.lineage": Effect(planned(2, 2), "stack"),

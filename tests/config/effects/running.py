@@ -20,7 +20,7 @@ from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.loop import service as services
 from daemon.loop import start
-from daemon.loop.nightly import Guard
+from daemon.loop.nightly import IntegrityGuard
 from daemon.loop.preflight import prepare_state
 from daemon.loop.service import Service
 from daemon.serving.servers import Servers
@@ -148,7 +148,7 @@ def sent_out(settings: Settings, root: Path) -> object:
     """Where the signed head of the history goes."""
     here = Here(settings, root)
     here.ledger.meta.pause(True, "a test", START)
-    guard = Guard(here.ledger, settings, now=lambda: START, clock=lambda: 0.0)
+    guard = IntegrityGuard(here.ledger, settings, now=lambda: START, clock=lambda: 0.0)
     guard._keeper.accept("a test", START)
     posted = mock.AsyncMock(return_value=httpx.Response(200))
     with mock.patch.object(httpx.AsyncClient, "post", posted):

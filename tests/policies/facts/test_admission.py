@@ -16,7 +16,7 @@ from policies.facts.jsonline import LineLimits, Reason, lines_of, read_object
 from policies.facts.supersession import (
     ConflictPolicy,
     FactRelation,
-    Standing,
+    StandingFact,
     Validity,
     moment,
     rule,
@@ -272,8 +272,8 @@ def test_a_forced_format_is_not_guessed() -> None:
 
 def standing(
     identity: str, answer: str, since: date | None = None, validity: Validity = Validity.VALID
-) -> Standing:
-    return Standing(id=identity, answer=answer, valid_from=since, validity=validity)
+) -> StandingFact:
+    return StandingFact(id=identity, answer=answer, valid_from=since, validity=validity)
 
 
 OLD, NEW, NEXT = date(2020, 1, 1), date(2026, 1, 1), date(2027, 1, 1)
@@ -322,7 +322,7 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
     ],
 )
 def test_meaning_over_time(
-    record: object, rivals: list[Standing], relation: FactRelation, replaced: tuple[str, ...]
+    record: object, rivals: list[StandingFact], relation: FactRelation, replaced: tuple[str, ...]
 ) -> None:
     ruling = rule(fact(record), rivals, ConflictPolicy.REJECT, NOW)
     assert ruling.relation is relation
