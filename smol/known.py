@@ -19,7 +19,7 @@ from typing import Final
 
 from adapters import files
 from adapters.generate import Generator, Request
-from daemon.onboarding.asking import Reply
+from daemon.onboarding.asking import BaseAnswer
 from daemon.onboarding.known_facts import replay_lines, shared_out, suite_lines, surely_known
 from daemon.onboarding.own_problems import PLURAL, nouns, plural, plural_family
 from daemon.onboarding.questions import shipped
@@ -79,14 +79,14 @@ def make(model: Path) -> Path:
     return out
 
 
-def say(generator: Generator, prompts: Sequence[str]) -> list[Reply]:
+def say(generator: Generator, prompts: Sequence[str]) -> list[BaseAnswer]:
     """The base's greedy answers."""
     requests = [
         Request(generator.encode_chat([{"role": "user", "content": prompt}]), TOKENS)
         for prompt in prompts
     ]
     return [
-        Reply(answer.text.strip(), answer.finish_reason == "length")
+        BaseAnswer(answer.text.strip(), answer.finish_reason == "length")
         for answer in generator.generate(None, requests)
     ]
 

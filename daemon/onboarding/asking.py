@@ -28,7 +28,7 @@ SEED: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class BaseAnswer:
     """What the base said; `cut` where the longest answer allowed ended it."""
 
     text: str
@@ -46,7 +46,7 @@ class Base(Protocol):
 
     def answer(
         self, prompts: Sequence[str], max_tokens: int, sample: int = 0
-    ) -> Sequence[Reply | None]:
+    ) -> Sequence[BaseAnswer | None]:
         """One reply for each prompt in its order; None where there is none.
 
         Sample 0 is the greedy answer; 1, 2, … are drawn at temperature 1.
@@ -82,7 +82,7 @@ class LocalBase:
 
     def answer(
         self, prompts: Sequence[str], max_tokens: int, sample: int = 0
-    ) -> Sequence[Reply | None]:
+    ) -> Sequence[BaseAnswer | None]:
         """All together; as a chat where the model has a template."""
         from adapters.generate import Request  # noqa: PLC0415 - torch takes seconds
 
@@ -101,7 +101,7 @@ class LocalBase:
             for n, prompt in enumerate(prompts)
         ]
         said = generator.generate(None, requests)
-        return [Reply(one.text.strip(), one.finish_reason == "length") for one in said]
+        return [BaseAnswer(one.text.strip(), one.finish_reason == "length") for one in said]
 
 
 class ServedBase:
@@ -117,13 +117,13 @@ class ServedBase:
 
     def answer(
         self, prompts: Sequence[str], max_tokens: int, sample: int = 0
-    ) -> Sequence[Reply | None]:
+    ) -> Sequence[BaseAnswer | None]:
         """As the protocol says; raises `ModelNotServed`, `ServerUnreachable`, `ServerUnusable`."""
         return asyncio.run(self._answer(prompts, max_tokens, sample))
 
     async def _answer(
         self, prompts: Sequence[str], max_tokens: int, sample: int
-    ) -> list[Reply | None]:
+    ) -> list[BaseAnswer | None]:
         server = HttpServer(
             self._url,
             user_key=self._key,
@@ -138,7 +138,7 @@ class ServedBase:
             await server.aclose()
         if replies and all(reply.text is None for reply in replies):
             raise ServerUnusable(f"{self._url} answers no question: {replies[0].problem}")
-        return [None if r.text is None else Reply(r.text.strip(), r.cut) for r in replies]
+        return [None if r.text is None else BaseAnswer(r.text.strip(), r.cut) for r in replies]
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ class Interview:
     progress: Callable[[Asking], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     asked: int = 0
-    _known: dict[str, Reply] = field(default_factory=dict)
+    _known: dict[str, BaseAnswer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.file.exists():
@@ -161,13 +161,13 @@ class Interview:
         for line in self.file.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-                self._known[row["key"]] = Reply(row["text"], row["cut"])
+                self._known[row["key"]] = BaseAnswer(row["text"], row["cut"])
             except (ValueError, KeyError, TypeError):
                 continue  # the line on which a former run was killed
 
     def ask(
         self, stage: str, prompts: Sequence[str], max_tokens: int, sample: int = 0
-    ) -> list[Reply | None]:
+    ) -> list[BaseAnswer | None]:
         """The base's answer to each prompt, in its order; None where it gave none."""
         asked_as = (self.base.engine, str(max_tokens), str(sample))
         keys = [content_id(*asked_as, prompt) for prompt in prompts]
@@ -193,7 +193,7 @@ class Interview:
             each = (self.clock() - began) / done
             self.progress(Asking(stage, done, len(left), each * (len(left) - done)))
 
-    def _keep(self, fresh: dict[str, Reply]) -> None:
+    def _keep(self, fresh: dict[str, BaseAnswer]) -> None:
         whole = not self.file.exists() or self.file.read_bytes().endswith(b"\n")
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write("" if whole else "\n")

@@ -16,7 +16,7 @@ from daemon.onboarding.config_file import ConfigChoice, ServerChoice, SuiteChoic
 from daemon.onboarding.model_look import ModelLook
 from daemon.onboarding.own_problems import own_problems
 from daemon.onboarding.problems import read_problems, some
-from daemon.onboarding.questions import Question
+from daemon.onboarding.questions import FactQuestion
 from daemon.onboarding.weaknesses import Weakness, weaknesses
 from policies.errors import RequestRefused
 from policies.gate.grading import AUTO, GRADERS, check_expected
@@ -63,7 +63,7 @@ class Wishes:
     force: bool = False
 
 
-class Part(Record):
+class MadeFile(Record):
     """One file that was made: its lines, and what it is for."""
 
     path: str
@@ -74,7 +74,7 @@ class Part(Record):
 class FirstDay(Record):
     """What was made, what the gate can see, and what is weak."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[MadeFile, ...]
     known: int
     questions: int
     left_out: int
@@ -98,21 +98,21 @@ def require_room(wishes: Wishes) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuestionList:
     """What the base is asked: questions, and how many logged requests were left out."""
 
-    questions: list[Question]
+    questions: list[FactQuestion]
     left_out: int
 
 
-def to_ask(wishes: Wishes) -> Asked:
+def to_ask(wishes: Wishes) -> QuestionList:
     """The user's questions, at most `MOST_QUESTIONS` of them at random, then the shipped ones."""
     mine = [one for path in wishes.questions for one in questions.read_questions(path)]
     logs = [questions.read_logs(path) for path in wishes.logs]
     mine = questions.distinct([*mine, *(one for log in logs for one in log.questions)])
     mine = Random(SEED).sample(mine, len(mine))[:MOST_QUESTIONS]
     asked = questions.distinct([*mine, *questions.shipped()])
-    return Asked(asked, sum(log.left_out for log in logs))
+    return QuestionList(asked, sum(log.left_out for log in logs))
 
 
 def make(wishes: Wishes, model: ModelLook, server: ServerChoice, interview: Interview) -> FirstDay:
@@ -142,7 +142,7 @@ def make(wishes: Wishes, model: ModelLook, server: ServerChoice, interview: Inte
     _write(wishes, lines, config_file.config_text(choice))
     return FirstDay(
         parts=tuple(
-            Part(path=f"{DATA}/{name}.jsonl", lines=len(rows), purpose=_PURPOSES[name])
+            MadeFile(path=f"{DATA}/{name}.jsonl", lines=len(rows), purpose=_PURPOSES[name])
             for name, rows in lines.items()
         ),
         known=len(known),

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from daemon.onboarding.asking import Reply
-from daemon.onboarding.questions import Question
+from daemon.onboarding.asking import BaseAnswer
+from daemon.onboarding.questions import FactQuestion
 from policies.gate.mentions import contains
 from policies.onboarding.agreement import ends, first_sentence, shared_answer
-from policies.onboarding.splitting import Asked, share_out
+from policies.onboarding.splitting import SplitKey, share_out
 
 TOKENS: Final = 32
 PARTS: Final = ("known-replay", "locality", "known-report")
@@ -24,7 +24,7 @@ SAMPLES: Final = 2
 """Answers drawn at temperature 1 that must agree, too, where nobody gave an answer: what a model
 says greedily twice may still be a guess."""
 
-Ask = Callable[[str, Sequence[str], int], Sequence[Reply | None]]
+Ask = Callable[[str, Sequence[str], int], Sequence[BaseAnswer | None]]
 """Answers to prompts. The first argument names the stage for whoever waits; the last is 0 for the
 greedy answer, 1, 2, … for one that is drawn."""
 
@@ -36,13 +36,13 @@ class KnownFact:
     `answers` are those that were accepted, or what both answers say where none was given.
     """
 
-    question: Question
+    question: FactQuestion
     answers: tuple[str, ...]
     said: str
     said_again: str
 
 
-def surely_known(ask: Ask, questions: Sequence[Question]) -> list[KnownFact]:
+def surely_known(ask: Ask, questions: Sequence[FactQuestion]) -> list[KnownFact]:
     """What the base answers right in two paraphrases or, where nobody gave an answer, the same in
     two paraphrases and `SAMPLES` drawn answers.
 
@@ -97,8 +97,8 @@ def shared_out(
 ) -> dict[str, list[KnownFact]]:
     """The facts in disjoint parts, each family in the same shares, at random."""
 
-    def describe(fact: KnownFact) -> Asked:
-        return Asked(fact.question.family, fact.question.prompt, fact.answers[0])
+    def describe(fact: KnownFact) -> SplitKey:
+        return SplitKey(fact.question.family, fact.question.prompt, fact.answers[0])
 
     return share_out(known, shares, describe, Random(seed))
 
@@ -126,5 +126,5 @@ def suite_line(prompt: str, answers: Sequence[str], family: str) -> dict[str, ob
     return line | {"family": family} if family else line
 
 
-def _whole(reply: Reply) -> bool:
+def _whole(reply: BaseAnswer) -> bool:
     return bool(reply.text) and (not reply.cut or ends(reply.text))

@@ -34,7 +34,7 @@ class BadQuestions(PaloradError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class FactQuestion:
     """A question, the same in other words, and the accepted answers; none where nobody gave any."""
 
     prompt: str
@@ -47,11 +47,11 @@ class Question:
         return any(contains(text, answer) for answer in self.answers)
 
 
-def shipped() -> list[Question]:
+def shipped() -> list[FactQuestion]:
     """The questions that come with palorad."""
     families = tomllib.loads(SHIPPED.read_text(encoding="utf-8"))
     return [
-        Question(
+        FactQuestion(
             prompt=(prompt := _capital(family["prompt"].format(key))),
             again=_capital(family.get("again", AGAIN).format(key if "again" in family else prompt)),
             answers=tuple(answer.split("|")),
@@ -62,7 +62,7 @@ def shipped() -> list[Question]:
     ]
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path) -> list[FactQuestion]:
     """The user's own questions, one JSON object a line: `prompt`, and `answer` or `answers` if they
     are known; the first of `paraphrases`, if given, is the same in other words.
 
@@ -75,7 +75,7 @@ def read_questions(path: Path) -> list[Question]:
             answers = row.get("answers", [row["answer"]] if "answer" in row else [])
             again = next(iter(row.get("paraphrases", ())), None)
             found.append(
-                Question(
+                FactQuestion(
                     prompt,
                     _text(again) if again else AGAIN.format(prompt),
                     tuple(str(answer) for answer in answers if any(map(str.isalnum, str(answer)))),
@@ -93,7 +93,7 @@ def read_questions(path: Path) -> list[Question]:
 class Logged:
     """What a log of requests holds: the questions to ask, and how many requests were left out."""
 
-    questions: list[Question]
+    questions: list[FactQuestion]
     left_out: int
 
 
@@ -110,16 +110,16 @@ def read_logs(path: Path) -> Logged:
         for prompt in _requested(row):
             requests += 1
             if len(prompt) <= LONGEST and _ASKS.search(prompt) and not _PASSING.search(prompt):
-                asked.append(Question(prompt, AGAIN.format(prompt)))
+                asked.append(FactQuestion(prompt, AGAIN.format(prompt)))
     if not requests:
         raise BadQuestions(f'{path}: no line is a request with "messages" or "prompt"')
     questions = distinct(asked)
     return Logged(questions, requests - len(questions))
 
 
-def distinct(questions: Iterable[Question]) -> list[Question]:
+def distinct(questions: Iterable[FactQuestion]) -> list[FactQuestion]:
     """Each question once, the first of those that differ in case and blanks alone."""
-    seen: dict[str, Question] = {}
+    seen: dict[str, FactQuestion] = {}
     for one in questions:
         seen.setdefault(folded(one.prompt), one)
     return list(seen.values())

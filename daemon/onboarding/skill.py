@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from daemon.onboarding.asking import Reply
+from daemon.onboarding.asking import BaseAnswer
 from daemon.onboarding.known_facts import Ask, suite_line
 from daemon.onboarding.problems import Problem
 from policies.gate.fitting import choose_grader, fitting_sample
 from policies.gate.grading import GRADERS, normalise
 from policies.gate.records import ItemResult, Role, SuiteItem
-from policies.onboarding.splitting import Asked, share_out
+from policies.onboarding.splitting import SplitKey, share_out
 from policies.records import content_id
 
 SHARES: Final = {"skill": 0.3, "reasoning-gate": 0.6, "reasoning-report": 0.1}
@@ -30,7 +30,7 @@ class Attempt:
     """A problem and what the base made of it."""
 
     problem: Problem
-    reply: Reply
+    reply: BaseAnswer
 
     @property
     def item(self) -> SuiteItem:
@@ -96,8 +96,8 @@ def laid_out(
     left_out = _too_hard(attempts, chosen) if choosy else {}
     kept = [one for one in attempts if one.problem.family not in left_out]
 
-    def describe(one: Attempt) -> Asked:
-        return Asked(one.problem.family, one.problem.prompt, one.problem.answers[0])
+    def describe(one: Attempt) -> SplitKey:
+        return SplitKey(one.problem.family, one.problem.prompt, one.problem.answers[0])
 
     return Skill(share_out(kept, SHARES, describe, Random(seed)), chosen, because, left_out)
 

@@ -52,6 +52,10 @@ def weaknesses(
             what=f"only {counted(len(known), 'known fact')}; {FEW_KNOWN} or more would be good",
             advice="add questions that it can answer (--questions, --logs)",
         )
+    yield from _of_solutions(skill, unanswered)
+
+
+def _of_solutions(skill: Skill, unanswered: int) -> Iterator[Weakness]:
     cut = [one for rows in skill.parts.values() for one in rows if one.reply.cut]
     asked = sum(map(len, skill.parts.values()))
     if asked and len(cut) > _CUT * asked:

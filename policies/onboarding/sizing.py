@@ -72,22 +72,12 @@ def sight(
     sees = detectable_loss(design, len(items), DISCORDANCE) if items else None
     if not items:
         return SuiteSight(items=0, right=0.0, margin=margin, enough=False, sees=None)
-    by_id = {item.id: item for item in items}
-    swapped = [
-        any(grade(output, said) for said in answers_of(by_id[name]))
-        for name, output in shuffled(results)
-    ]
-    control = Control(
-        items=len(swapped),
-        chance=sum(swapped) / len(swapped) if swapped else 0.0,
-        mentioned=mentioned(by_id, results, grader),
-    )
     suite = SuiteEvidence(
         questions=SuiteQuestions(
             suite=str(role), role=role, fingerprint="", items=tuple(items), grader=grader
         ),
         base=SuiteScore(suite=str(role), role=role, fingerprint="", results=tuple(results)),
-        controls={"base": control},
+        controls={"base": _control(items, results, grader, grade)},
     )
     why = blind(suite, ("base",), margin=margin, floor=None, sees=sees)
     return SuiteSight(
@@ -97,4 +87,20 @@ def sight(
         enough=enough,
         sees=None if why else sees,
         blind=why,
+    )
+
+
+def _control(
+    items: Sequence[SuiteItem], results: Sequence[ItemResult], grader: str, grade: Grade
+) -> Control:
+    """How much of what the grader takes for right would pass by chance."""
+    by_id = {item.id: item for item in items}
+    swapped = [
+        any(grade(output, said) for said in answers_of(by_id[name]))
+        for name, output in shuffled(results)
+    ]
+    return Control(
+        items=len(swapped),
+        chance=sum(swapped) / len(swapped) if swapped else 0.0,
+        mentioned=mentioned(by_id, results, grader),
     )

@@ -20,7 +20,7 @@ _FUNCTION: Final = frozenset(
 )
 
 
-class Asked(NamedTuple):
+class SplitKey(NamedTuple):
     """What decides about a question's part: its family, its text and its answer."""
 
     family: str
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
 def share_out(
     rows: Sequence[T],
     shares: Mapping[str, float],
-    describe: Callable[[T], Asked],
+    describe: Callable[[T], SplitKey],
     random: Random,
 ) -> dict[str, list[T]]:
     """The rows in parts of these shares, at random; every family in the same shares in each part.
@@ -61,7 +61,7 @@ def share_out(
     return parts
 
 
-def near_duplicates(asked: Sequence[Asked]) -> list[list[int]]:
+def near_duplicates(asked: Sequence[SplitKey]) -> list[list[int]]:
     """The numbers of the questions in groups; every question is in one, most are alone.
 
     Two belong together where they have the same words, in any order, or one answer and `ALIKE` of

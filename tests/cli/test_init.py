@@ -12,7 +12,7 @@ import pytest
 
 from daemon.cli import init, main
 from daemon.onboarding import server_look
-from daemon.onboarding.asking import Asking, Reply
+from daemon.onboarding.asking import Asking, BaseAnswer
 from daemon.onboarding.questions import shipped
 from daemon.onboarding.server_look import ServerLook
 from tests.support.onboarding import TableBase, checkpoint, everything_shipped
@@ -138,7 +138,9 @@ def test_an_interrupted_init_goes_on_where_it_stopped(
 ) -> None:
     answer = base.answer
 
-    def interrupted(prompts: Sequence[str], tokens: int, sample: int = 0) -> Sequence[Reply | None]:
+    def interrupted(
+        prompts: Sequence[str], tokens: int, sample: int = 0
+    ) -> Sequence[BaseAnswer | None]:
         if len(base.asked) > 500:
             raise KeyboardInterrupt
         return answer(prompts, tokens, sample)

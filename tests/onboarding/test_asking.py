@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.onboarding.asking import FIRST, ROUND, Asking, Interview, Reply
+from daemon.onboarding.asking import FIRST, ROUND, Asking, BaseAnswer, Interview
 
 
 @dataclass
@@ -26,18 +26,20 @@ class Scripted:
 
     def answer(
         self, prompts: Sequence[str], max_tokens: int, sample: int = 0
-    ) -> Sequence[Reply | None]:
+    ) -> Sequence[BaseAnswer | None]:
         if len(self.asked) >= self.dies_after:
             raise KeyboardInterrupt
         self.asked += [(prompt, sample) for prompt in prompts]
         self.now += 10.0
-        return [None if p in self.silent else Reply(f"{p} {sample} {max_tokens}") for p in prompts]
+        return [
+            None if p in self.silent else BaseAnswer(f"{p} {sample} {max_tokens}") for p in prompts
+        ]
 
 
 PROMPTS = [f"question {n}" for n in range(200)]
 
 
-def texts(replies: Sequence[Reply | None]) -> list[str]:
+def texts(replies: Sequence[BaseAnswer | None]) -> list[str]:
     return [reply.text for reply in replies if reply]
 
 

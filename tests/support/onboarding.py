@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daemon.onboarding.asking import Reply
+from daemon.onboarding.asking import BaseAnswer
 from daemon.onboarding.own_problems import own_problems
 from daemon.onboarding.questions import AGAIN, shipped
 
@@ -66,10 +66,10 @@ class TableBase:
 
     def answer(
         self, prompts: Sequence[str], max_tokens: int, sample: int = 0
-    ) -> Sequence[Reply | None]:
+    ) -> Sequence[BaseAnswer | None]:
         """One sentence each."""
         self.asked += prompts
-        return [Reply(self._said(prompt, sample)) for prompt in prompts]
+        return [BaseAnswer(self._said(prompt, sample)) for prompt in prompts]
 
     def _said(self, prompt: str, sample: int) -> str:
         found = self.drawn(prompt, sample) if sample else None

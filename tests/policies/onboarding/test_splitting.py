@@ -8,13 +8,13 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.onboarding.splitting import Asked, near_duplicates, share_out
+from policies.onboarding.splitting import SplitKey, near_duplicates, share_out
 
 SHARES = {"replay": 0.4, "suite": 0.4, "report": 0.2}
 
 
 def alone(*pairs: tuple[str, str]) -> list[list[int]]:
-    return near_duplicates([Asked("f", prompt, answer) for prompt, answer in pairs])
+    return near_duplicates([SplitKey("f", prompt, answer) for prompt, answer in pairs])
 
 
 def test_the_same_question_in_another_order_or_with_one_word_more_is_a_near_duplicate() -> None:
@@ -44,7 +44,7 @@ PROMPTS = st.lists(
 def test_every_row_is_in_one_part_and_near_duplicates_stay_together(
     rows: list[tuple[str, list[str], str]], seed: int
 ) -> None:
-    asked = [Asked(family, " ".join(words), answer) for family, words, answer in rows]
+    asked = [SplitKey(family, " ".join(words), answer) for family, words, answer in rows]
     numbers = list(range(len(asked)))
     parts = share_out(numbers, SHARES, asked.__getitem__, Random(seed))
     assert sorted(n for part in parts.values() for n in part) == numbers
@@ -59,7 +59,7 @@ def test_every_row_is_in_one_part_and_near_duplicates_stay_together(
 
 
 def test_each_family_has_its_share_of_each_part_and_the_seed_decides() -> None:
-    rows = [Asked(f, f"{f} question {n}", str(n)) for f in ("big", "small") for n in range(50)]
+    rows = [SplitKey(f, f"{f} question {n}", str(n)) for f in ("big", "small") for n in range(50)]
     parts = share_out(rows, SHARES, lambda row: row, Random(1))
     assert {name: len(part) for name, part in parts.items()} == {
         "replay": 40,
