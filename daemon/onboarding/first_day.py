@@ -116,7 +116,7 @@ def to_ask(wishes: Wishes) -> QuestionList:
 
 
 def make(wishes: Wishes, model: ModelLook, server: ServerChoice, interview: Interview) -> FirstDay:
-    """Ask, and write everything; what is there already is left where nothing can be made."""
+    """Ask, then write everything: nothing is written before all is asked."""
     asked = to_ask(wishes)
     own = wishes.problems is None
     given = own_problems() if wishes.problems is None else read_problems(wishes.problems)

@@ -118,10 +118,12 @@ def read_logs(path: Path) -> Logged:
 
 
 def distinct(questions: Iterable[FactQuestion]) -> list[FactQuestion]:
-    """Each question once, the first of those that differ in case and blanks alone."""
+    """Each question once, of those that differ in case and blanks alone the first with answers."""
     seen: dict[str, FactQuestion] = {}
     for one in questions:
-        seen.setdefault(folded(one.prompt), one)
+        known = seen.setdefault(folded(one.prompt), one)
+        if one.answers and not known.answers:
+            seen[folded(one.prompt)] = one
     return list(seen.values())
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from daemon.onboarding.own_problems import nouns, own_problems, plural
-from daemon.onboarding.questions import AGAIN, BadQuestions, read_logs, read_questions, shipped
+from daemon.onboarding.questions import (
+    AGAIN,
+    BadQuestions,
+    FactQuestion,
+    distinct,
+    read_logs,
+    read_questions,
+    shipped,
+)
 from policies.gate.grading import AUTO, check_expected
 from policies.text import folded
 
@@ -102,6 +110,12 @@ def test_logs_of_every_shape_give_their_first_question(tmp_path: Path) -> None:
     asked = [one.prompt for one in found.questions]
     assert asked == ["Who wrote Emma?", "What is Fe?", "Where is Oslo?", "Name a colour"]
     assert found.left_out == 5
+
+
+def test_a_logged_question_takes_the_answer_that_somebody_gave() -> None:
+    (shipped_one,) = [one for one in shipped() if one.prompt == "What is the capital of Peru?"]
+    logged = FactQuestion("what is the  capital of peru?", "Capital of Peru?")
+    assert distinct([logged, shipped_one, logged]) == [shipped_one]
 
 
 def test_a_log_without_a_request_is_refused(tmp_path: Path) -> None:
