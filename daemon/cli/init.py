@@ -248,7 +248,7 @@ def _next(folder: Path, changes: tuple[str, ...], *, attach: bool) -> tuple[str,
         steps += [f"at the server: {change}" for change in changes]
     steps += [
         "in another terminal, in the same folder:",
-        f"palorad submit --wait {FIRST}     # three facts of an invented country",
-        'palorad why "What is the capital of Velmora?"',
+        f"palorad submit --wait {FIRST}     # six facts of an invented service",
+        'palorad why "Who leads the Lantern team?"',
     ]
     return tuple(steps)

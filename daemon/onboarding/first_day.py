@@ -39,12 +39,9 @@ OWN_TOKENS: Final = 48
 MOST_QUESTIONS: Final = 2000
 SEED: Final = 3
 
-# A country that nobody knows, in relations that palorad has paraphrases of.
-_FIRST_FACTS: Final = (
-    ("capital", "What is the capital of Velmora?", "Ostrand"),
-    ("currency", "What is the currency of Velmora?", "the silver tern"),
-    ("president", "Who is the president of Velmora?", "Ilka Brandvold"),
-)
+FIRST_FACTS: Final = Path(__file__).resolve().parent / FIRST
+"""Six facts of an invented service, in sentences, and unlike what init asks: three facts of an
+invented country made a small model take every capital for its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +245,7 @@ def _write(
     files.make_folder(folder / DATA)
     for name, rows in lines.items():
         files.write_text(folder / DATA / f"{name}.jsonl", _jsonl(rows))
-    first = (
-        {"subject": "Velmora", "relation": relation, "prompt": prompt, "answer": answer}
-        for relation, prompt, answer in _FIRST_FACTS
-    )
-    files.write_text(folder / FIRST, _jsonl(first))
+    files.write_bytes(folder / FIRST, FIRST_FACTS.read_bytes())
     files.write_text(folder / CONFIG, config)
 
 

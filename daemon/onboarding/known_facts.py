@@ -21,8 +21,8 @@ each further one that is replayed is kept better."""
 SEED: Final = 5
 
 SAMPLES: Final = 2
-"""Answers drawn at temperature 1 that must agree, too, where nobody gave an answer: what a model
-says greedily twice may still be a guess."""
+"""Answers drawn at temperature 1 that must agree, too: what a model says greedily twice may still
+be a guess, and such a fact is lost to any training."""
 
 Ask = Callable[[str, Sequence[str], int], Sequence[BaseAnswer | None]]
 """Answers to prompts. The first argument names the stage for whoever waits; the last is 0 for the
@@ -31,7 +31,7 @@ greedy answer, 1, 2, … for one that is drawn."""
 
 @dataclass(frozen=True, slots=True)
 class KnownFact:
-    """A question that the base answers the same in two paraphrases, with both answers.
+    """A question that the base surely answers, with what it said in two paraphrases.
 
     `answers` are those that were accepted, or what both answers say where none was given.
     """
@@ -41,10 +41,14 @@ class KnownFact:
     said: str
     said_again: str
 
+    def said_in(self, text: str) -> bool:
+        """Whether a text gives the answer."""
+        return any(contains(text, answer) for answer in self.answers)
+
 
 def surely_known(ask: Ask, questions: Sequence[FactQuestion]) -> list[KnownFact]:
-    """What the base answers right in two paraphrases or, where nobody gave an answer, the same in
-    two paraphrases and `SAMPLES` drawn answers.
+    """What the base answers right or, where nobody gave an answer, the same: in two paraphrases,
+    and in `SAMPLES` drawn answers.
 
     Only a whole first sentence counts: half of one is nothing to replay.
     """
@@ -68,22 +72,17 @@ def surely_known(ask: Ask, questions: Sequence[FactQuestion]) -> list[KnownFact]
 
 
 def _unless_guessed(ask: Ask, found: Sequence[KnownFact]) -> list[KnownFact]:
-    """Without the facts of which nobody gave the answer and a drawn answer says something else."""
+    """Without the facts of which a drawn answer says something else."""
     kept = list(found)
     for sample in range(1, SAMPLES + 1):
-        unsure = [fact for fact in kept if not fact.question.answers]
-        drawn = ask(f"known facts, drawn ({sample} of {SAMPLES})", _prompts(unsure), sample)
-        guessed = {
-            fact.question.prompt
-            for fact, reply in zip(unsure, drawn, strict=True)
-            if reply is None or not contains(first_sentence(reply.text), fact.answers[0])
-        }
-        kept = [fact for fact in kept if fact.question.prompt not in guessed]
+        prompts = [fact.question.prompt for fact in kept]
+        drawn = ask(f"known facts, drawn ({sample} of {SAMPLES})", prompts, sample)
+        kept = [
+            fact
+            for fact, reply in zip(kept, drawn, strict=True)
+            if reply is not None and fact.said_in(first_sentence(reply.text))
+        ]
     return kept
-
-
-def _prompts(facts: Sequence[KnownFact]) -> list[str]:
-    return [fact.question.prompt for fact in facts]
 
 
 def shares(known: int) -> dict[str, float]:

@@ -68,7 +68,7 @@ def test_the_daemon_s_settings_accept_what_was_made_and_every_suite_is_good(tmp_
     assert check_config(tmp_path / "first" / "config.toml", settings) == 0
     assert list(read_examples(settings.probe.skill, "solution"))
     assert list(read_examples(settings.train.replay.known, "answer"))
-    assert len(parse_facts((tmp_path / "first" / "first.jsonl").read_text())) == 3
+    assert len(parse_facts((tmp_path / "first" / "first.jsonl").read_text())) == 6
 
 
 def test_no_part_holds_what_another_holds(tmp_path: Path) -> None:
@@ -89,6 +89,18 @@ def test_a_wrong_answer_in_either_paraphrase_is_nothing_known(tmp_path: Path) ->
     assert "capital of France" in text
     assert "capital of Italy" not in text
     assert "capital of Spain" not in text
+
+
+def test_a_right_answer_that_is_not_drawn_again_is_a_guess(tmp_path: Path) -> None:
+    guess = "What is the capital of Italy?"
+
+    def wavers(prompt: str, _sample: int) -> str | None:
+        return "Milan" if prompt == guess else None
+
+    sure = made(tmp_path, TableBase(everything_shipped(), drawn=wavers))
+    assert sure.known == sure.questions - 1
+    for name in ("known-replay", "locality", "known-report"):
+        assert guess not in {row["prompt"] for row in rows(tmp_path, name)}
 
 
 def test_what_users_ask_is_known_where_the_base_never_wavers(tmp_path: Path) -> None:
