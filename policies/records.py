@@ -178,7 +178,6 @@ class Plan(Record):
     state: PlanState
     parent: int
     replaces: tuple[str, ...] = ()
-    batch_ids: tuple[str, ...] = ()
     fact_ids: tuple[str, ...] = ()
     rank: int = Field(gt=0)
     seed: int

@@ -1,8 +1,8 @@
 """What the real model knows and can do, in its own words: replay, suites and report for palorad.
 
 A suite made for another model proves nothing of this one, and a bare label is not how it answers.
-So the base is asked as `palorad init` asks it, and what it says surely (right in two paraphrases,
-and drawn) is kept as it says it. What it can do is a rule of language, the plural of a noun;
+So the base is asked as `palorad init` asks it, and what it says surely (right in two paraphrases)
+is kept as it says it. What it can do is a rule of language, the plural of a noun;
 arithmetic it cannot.
 """
 
@@ -47,7 +47,7 @@ def make(model: Path) -> Path:
     if out.exists():
         return out
     generator = Generator(model)
-    known = surely_known(lambda _, prompts, sample: say(generator, prompts, sample), shipped())
+    known = surely_known(lambda _, prompts, __: say(generator, prompts), shipped())
     parts = shared_out(known, SHARES, SEED)
     words = split_words(nouns(), WORDS)
     skill = say(generator, [PLURAL.format(word) for word in words["skill"]])
@@ -79,16 +79,11 @@ def make(model: Path) -> Path:
     return out
 
 
-def say(generator: Generator, prompts: Sequence[str], sample: int = 0) -> list[BaseAnswer]:
-    """The base's greedy answers, or answers drawn at temperature 1."""
+def say(generator: Generator, prompts: Sequence[str]) -> list[BaseAnswer]:
+    """The base's greedy answers."""
     requests = [
-        Request(
-            generator.encode_chat([{"role": "user", "content": prompt}]),
-            TOKENS,
-            temperature=1.0 if sample else 0.0,
-            seed=SEED * sample + n,
-        )
-        for n, prompt in enumerate(prompts)
+        Request(generator.encode_chat([{"role": "user", "content": prompt}]), TOKENS)
+        for prompt in prompts
     ]
     return [
         BaseAnswer(answer.text.strip(), answer.finish_reason == "length")

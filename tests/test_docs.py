@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
 
+import benchmarks.page
 from benchmarks import intake, pages, paraphrases, swap_page
 from daemon.cli.main import app
+from daemon.client import Client
+from daemon.client.client import Answer
 from daemon.config.errors import key_paths
 from daemon.config.settings import Settings
 from policies.facts.admission import parse_facts
@@ -31,10 +37,20 @@ CONCEPTS = (DOCS / "concepts.md").read_text()
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
 STATUS = (DOCS / "status.md").read_text()
 README = (ROOT / "README.md").read_text()
-SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+QUICKSTART = DOCS / "gpu-quickstart.md"
+# A command of ours in a block of shell commands, up to a pipe or a comment.
+RUN = re.compile(r"^(?:\$ |runuser -u palorad -- \.venv/bin/)?palorad ([^|\n]+)", re.MULTILINE)
 FILE = re.compile(
     r"`((?:daemon|adapters|policies|benchmarks|demo|mini|tests|deploy)/[\w./]+\.\w+)`"
 )
+
+
+def blocks(text: str, language: str) -> str:
+    """All code blocks of a language in a page, one after the other."""
+    return "".join(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
+
+
+SHELL = blocks(README, "sh")
 WALKS = ("A fact from file to live answer", "A rollback", "A verdict")
 
 LONGEST = 2500
@@ -249,6 +265,56 @@ def test_the_page_on_status_explains_lines_that_are_printed() -> None:
         assert fragment in code or fragment == "NAME: Permission denied", fragment
 
 
+# Where a line of the status is put together: the properties and fields that hold it.
+SAID = frozenset({"trouble", "troubles", "problem", "problems", "waits_for", "reason", "under_way"})
+TOLD_IN = ("loop", "intake/notes.py", "intake/feeds.py", "monitoring", "notification", "retraction")
+# Parts of lines that say nothing by themselves.
+PARTS = ("notify.webhook \0://\0", "a retraction waits: \0 \0")
+
+
+def lines_of_the_status() -> Iterator[str]:
+    """Every text in the source that becomes such a line, with \\0 where a value stands."""
+    for told in (*TOLD_IN, "serving", "verification", "web/page.py"):
+        place = ROOT / "daemon" / told
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            for root in filter(holds_a_line, ast.walk(ast.parse(path.read_text()))):
+                texts = root.body if isinstance(root, ast.FunctionDef) else [root]
+                for found in texts:
+                    yield from filter(
+                        lambda text: " " in text and re.search("[a-z]{4}", text), texts_in(found)
+                    )
+
+
+def holds_a_line(node: ast.AST) -> bool:
+    if isinstance(node, ast.FunctionDef):
+        return node.name in SAID
+    if isinstance(node, ast.keyword):
+        return node.arg in SAID
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return any(getattr(t, "attr", getattr(t, "id", "")) in SAID for t in targets)
+
+
+def texts_in(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return  # a docstring
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, str):
+            yield node.value
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts_in(child)
+
+
+def test_every_line_of_the_status_is_explained() -> None:
+    rows = re.findall(r"^\| (`.+?`(?:, `.+?`)*) \|", STATUS, re.MULTILINE)
+    explained = re.findall(r"`(.+?)`", "".join(rows))
+    found = {*lines_of_the_status()} - {*PARTS}
+    assert len(found) > 25
+    assert [line for line in found if not any(part in line for part in explained)] == []
+
+
 # --- what is quoted and generated ------------------------------------------------------------
 
 
@@ -285,42 +351,106 @@ def of_paraphrases(page: Path) -> None:
     pages.fill(page, {"paraphrases": paraphrases.table(figures["runs"])})
 
 
+def of_page(page: Path) -> None:
+    figures = json.loads((RESULTS / "page.json").read_text())
+    pages.fill(page, {"page": benchmarks.page.table(figures)})
+
+
 def of_swap(page: Path) -> None:
     swap_page.fill(json.loads((RESULTS / "swap.json").read_text()), page)
 
 
 @pytest.mark.parametrize(
-    ("name", "fill"),
-    [("intake", of_intake), ("paraphrases", of_paraphrases), ("swap", of_swap)],
+    ("page", "fill"),
+    [
+        (RESULTS / "intake.md", of_intake),
+        (RESULTS / "paraphrases.md", of_paraphrases),
+        (RESULTS / "swap.md", of_swap),
+        (DOCS / "page.md", of_page),
+    ],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
-def test_pages_of_results_show_the_committed_figures(
-    name: str, fill: Callable[[Path], None], tmp_path: Path
+def test_pages_show_the_committed_figures(
+    page: Path, fill: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    copy = Path(shutil.copy(RESULTS / f"{name}.md", tmp_path))
+    copy = Path(shutil.copy(page, tmp_path))
     fill(copy)
-    assert copy.read_text() == (RESULTS / f"{name}.md").read_text()
+    assert copy.read_text() == page.read_text()
+
+
+def test_the_operator_s_page_is_quick_beside_a_large_ledger() -> None:
+    figures = json.loads((RESULTS / "page.json").read_text())
+    assert figures["setup"] == {"batches": 10_000, "facts": 1_000_000, "repeats": 40}
+    assert {path: ms for path, ms in figures["page_p95_ms"].items() if ms > 100} == {}
+    assert figures["metrics_p95_ms"] <= 50
+    assert figures["tick_max_s"] < 1
 
 
 # --- README ----------------------------------------------------------------------------------
 
 
-def test_readme_commands_exist() -> None:
-    for command in re.findall(
-        r"^(?:\$ |runuser -u palorad -- \.venv/bin/)?palorad ([a-z]+)", SHELL, re.MULTILINE
-    ):
-        assert any(known.split()[0] == command for known in COMMANDS), command
+@pytest.mark.parametrize("path", READ, ids=named)
+def test_commands_in_shell_blocks_exist_with_their_options(path: Path) -> None:
+    known = typer.main.get_command(app)
+    for line in RUN.findall(blocks(path.read_text(), "sh")):
+        words = shlex.split(line, comments=True)
+        command: Any = known
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert not hasattr(command, "commands"), line
+        options = {option for given in command.params for option in given.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
 
 
-def test_readme_configuration_is_one(tmp_path: Path) -> None:
-    for number, block in enumerate(re.findall(r"```toml\n(.*?)```", README, re.DOTALL)):
-        path = tmp_path / f"{number}.toml"
-        path.write_text(block)
-        assert Settings.load(path, {}).model.path.is_absolute()
+@pytest.mark.parametrize("path", [ROOT / "README.md", QUICKSTART], ids=named)
+def test_configurations_are_read(path: Path, tmp_path: Path) -> None:
+    written = re.findall(r"```toml\n(.*?)```", path.read_text(), re.DOTALL)
+    assert written
+    for number, block in enumerate(written):
+        copy = tmp_path / f"{number}.toml"
+        copy.write_text(block)
+        assert Settings.load(copy, {}).model.path.is_absolute()
 
 
-def test_readme_facts_are_facts() -> None:
-    lines = re.findall(r"^(\{.*\})$", SHELL, re.MULTILINE)
+@pytest.mark.parametrize("path", [ROOT / "README.md", QUICKSTART], ids=named)
+def test_facts_that_are_written_are_facts(path: Path) -> None:
+    lines = re.findall(r"^(\{.*\})$", blocks(path.read_text(), "sh"), re.MULTILINE)
     assert len(parse_facts("\n".join(lines))) == len(lines) > 0
+
+
+# --- the quick start on a GPU host -------------------------------------------------------------
+
+
+def test_the_quick_start_installs_as_readme_does() -> None:
+    """README's commands are run in a booted machine by `make test-systemd`."""
+    lines = blocks(QUICKSTART.read_text(), "sh").splitlines()
+    places = (
+        r"(git|make|deploy/|install|systemd-|systemctl daemon-reload|runuser .*/palorad (c|d|p))"
+    )
+    installs = [line.split("  #")[0].rstrip() for line in lines if re.match(places, line)]
+    assert len(installs) >= 10
+    ran = {line.split("  #")[0].rstrip() for line in SHELL.splitlines()}
+    assert [line for line in installs if line not in ran] == []
+
+
+def test_the_quick_start_keeps_what_the_model_knows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", QUICKSTART.read_text(), re.DOTALL)
+    questions = [{"prompt": f"What is {n}?", "answer": f"N{n}"} for n in range(8)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    said = [
+        Answer(text=f"It is n{n}." if n != 3 else "I do not know.", model="base") for n in range(8)
+    ]
+    monkeypatch.setattr(Client, "load", lambda _: SimpleNamespace(ask=lambda *_, **__: said.pop(0)))
+    exec(script.replace('Path("/etc/palorad")', f"Path({str(tmp_path)!r})"), {})
+    replayed, asked = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("known.jsonl", "known-gate.jsonl")
+    )
+    assert [row["answer"] for row in replayed] == [f"It is n{n}." for n in (0, 2, 4, 6)]
+    assert [row["answer"] for row in asked] == ["N1", "N5", "N7"]
+    assert {row["prompt"] for row in replayed}.isdisjoint(row["prompt"] for row in asked)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from adapters.errors import BrokenAdapter
 from adapters.generate import Generation, Token
 from daemon.embedded import protocol as shapes
-from daemon.embedded.engine import Engine, Job
+from daemon.embedded.engine import BATCHES_AT_ONCE, Engine, Job
+from daemon.serving.adapter_load import LORA_INFO
 from policies.errors import PaloradError
 
 
@@ -47,6 +49,19 @@ class Api:
             shapes.card(a.name, a.path, base, created, None) for a in self.engine.adapters.values()
         ]
         return {"object": "list", "data": cards}
+
+    def metrics(self) -> str:
+        """What runs and waits, by adapter, as vLLM says it."""
+        running, waiting = self.engine.at_work()
+        labels = {
+            "max_lora": str(BATCHES_AT_ONCE),
+            "running_lora_adapters": ",".join(sorted(running)),
+            "waiting_lora_adapters": ",".join(sorted(waiting)),
+        }
+        registry = CollectorRegistry()
+        info = Gauge(LORA_INFO, "Running stats on lora requests.", [*labels], registry=registry)
+        info.labels(**labels).set_to_current_time()
+        return generate_latest(registry).decode()
 
     async def load(self, asked: shapes.LoadAsked) -> str:
         """Load an adapter under a name that is not taken."""

@@ -80,6 +80,10 @@ def _routes(app: FastAPI, api: Api) -> None:
     async def health() -> Response:
         return Response(status_code=200)
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(api.metrics())
+
     @app.get("/v1/models")
     async def models() -> JSONResponse:
         return JSONResponse(api.models())

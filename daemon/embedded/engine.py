@@ -102,6 +102,14 @@ class Engine:
         """What is loaded, by public name."""
         return self._adapters
 
+    def at_work(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The names of the adapters whose requests run, and of those whose requests wait."""
+        with self._wake:
+            names = {adapter.key: name for name, adapter in self._adapters.items()}
+            running = {names.get(one.kind[0] or "") for one in list(self._running)}
+            waiting = {names.get(key or "") for (key, _), queue in self._waiting.items() if queue}
+        return frozenset(filter(None, running)), frozenset(filter(None, waiting))
+
     def load(self, name: str, path: str) -> None:
         """Read an adapter; raises `BrokenAdapter`. Slow: call it outside the loop's thread."""
         with self._wake:

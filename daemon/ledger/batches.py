@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -53,6 +55,14 @@ class Batches:
             raise Ambiguous(f"more than one batch begins with {name}; write more of its id")
         return _batch_of(rows[0])
 
+    def names(self, ids: Sequence[str]) -> dict[str, str]:
+        """The file name of each of some batches, by id."""
+        rows = self._db.rows(
+            "SELECT b.id, b.name FROM json_each(?) e CROSS JOIN batches b ON b.id = e.value",
+            (json.dumps(list(ids)),),
+        )
+        return dict(rows)
+
     def place_of(self, batch_id: str) -> int | None:
         """A batch's place in the order of arrival, from 1; None where there is none of that id."""
         found = self._db.one("SELECT seq FROM batches WHERE id = ?", (batch_id,))
@@ -80,9 +90,12 @@ class Batches:
 
     def totals(self) -> dict[str, int]:
         """Counts over everything that has arrived."""
-        row = self._db.row(
-            "SELECT count(*), coalesce(sum(accepted), 0), coalesce(sum(known), 0),"
-            " coalesce(sum(quarantined), 0) FROM batches WHERE complete"
+        row = self._db.counted(
+            "totals",
+            lambda: self._db.row(
+                "SELECT count(*), coalesce(sum(accepted), 0), coalesce(sum(known), 0),"
+                " coalesce(sum(quarantined), 0) FROM batches WHERE complete"
+            ),
         )
         names = ("batches", "accepted", "known", "quarantined")
         return dict(zip(names, row or (0, 0, 0, 0), strict=True))
@@ -91,25 +104,26 @@ class Batches:
 
     def state(self, batch_id: str) -> BatchState:
         """Where a batch stands, derived from its plans and facts."""
-        states = self._plan_states(batch_id)
-        if any(state in OPEN_STATES for state in states):
-            return BatchState.LEARNING
-        live = PlanState.LIVE in states
-        if self._has_new(batch_id):
-            return BatchState.LEARNING if live else BatchState.WAITING
-        if live:
-            return BatchState.LIVE
-        return _SETTLED[states[0]] if states else BatchState.EMPTY
+        return self.states([batch_id])[batch_id]
 
-    def _plan_states(self, batch_id: str) -> list[PlanState]:
-        """States of the batch's plans that were not cancelled, the newest first."""
-        rows = self._db.rows(
-            "SELECT state FROM plans WHERE kind = ? AND state <> 'cancelled' AND id IN (SELECT plan"
-            " FROM plan_batches WHERE batch = (SELECT seq FROM batches WHERE id = ?))"
-            " ORDER BY id DESC",
-            (PlanKind.LEARN.value, batch_id),
+    def states(self, ids: Sequence[str]) -> dict[str, BatchState]:
+        """Where each of some batches stands, by two queries however many they are."""
+        asked, learnt_by = json.dumps(list(ids)), defaultdict[str, list[PlanState]](list)
+        for batch, state in self._db.rows(
+            "SELECT e.value, p.state FROM json_each(?) e CROSS JOIN batches b ON b.id = e.value"
+            " CROSS JOIN plan_batches o ON o.batch = b.seq CROSS JOIN plans p ON p.id = o.plan"
+            " WHERE p.kind = ? AND p.state <> 'cancelled' ORDER BY p.id DESC",
+            (asked, PlanKind.LEARN.value),
+        ):
+            learnt_by[batch].append(PlanState(state))
+        fresh = self._db.rows(
+            "SELECT e.value FROM json_each(?) e CROSS JOIN batches b ON b.id = e.value"
+            " WHERE EXISTS (SELECT 1 FROM facts WHERE batch = b.seq AND state = 'pending'"
+            " AND misses = 0)",
+            (asked,),
         )
-        return [PlanState(row[0]) for row in rows]
+        new = {row[0] for row in fresh}
+        return {batch: _state(learnt_by[batch], batch in new) for batch in ids}
 
     def _has_new(self, batch_id: str) -> bool:
         found = self._db.one(
@@ -153,6 +167,19 @@ class Batches:
                 raise RequestRefused(f"batch {batch_id[:12]} is {state}: there is nothing to retry")
             self._db.event("batch.retried", batch_id, {"facts": again, "because": because}, now)
         return again
+
+
+def _state(plans: Sequence[PlanState], fresh: bool) -> BatchState:
+    """Where a batch stands: by the states of its plans that were not cancelled, the newest first,
+    and by whether some of its facts have been in no plan yet."""
+    if any(state in OPEN_STATES for state in plans):
+        return BatchState.LEARNING
+    live = PlanState.LIVE in plans
+    if fresh:
+        return BatchState.LEARNING if live else BatchState.WAITING
+    if live:
+        return BatchState.LIVE
+    return _SETTLED[plans[0]] if plans else BatchState.EMPTY
 
 
 def _batch_of(row: SqlRow) -> Batch:

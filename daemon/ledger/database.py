@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 import sqlite_utils
 
@@ -21,6 +21,7 @@ from policies.errors import DiskFull, Inconsistent, LedgerBusy, LedgerDamaged, L
 from policies.notifications import Notification
 
 SqlRow = tuple[Any, ...]
+T = TypeVar("T")
 BUSY_S: Final = 0.8
 BEFORE: Final = ".before-"
 # SQLite before 3.32 takes 999 parameters; one chunk of names stays below that.
@@ -52,6 +53,7 @@ class Database:
         self._db = db
         self.path = path
         self._latest: str | None = None
+        self._counts: tuple[tuple[int, int], dict[str, Any]] = (0, 0), {}
         self.told: frozenset[Notification] = frozenset()
 
     @classmethod
@@ -95,6 +97,21 @@ class Database:
     def version(self) -> tuple[int, int]:
         """Another one after each change, whoever made it."""
         return int(self.one("PRAGMA data_version")), self.connection.total_changes
+
+    def counted(self, what: str, count: Callable[[], T]) -> T:
+        """What `count` gives, once for each version of the ledger: for what walks over a table.
+
+        What a change under way has written may still be undone: it is counted each time.
+        """
+        if self.connection.in_transaction:
+            return count()
+        version = self.version
+        if self._counts[0] != version:
+            self._counts = version, {}
+        kept = self._counts[1]
+        if what not in kept:
+            kept[what] = count()
+        return cast(T, kept[what])
 
     @property
     def connection(self) -> sqlite3.Connection:

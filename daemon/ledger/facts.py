@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -68,15 +70,21 @@ class Facts:
 
     def state(self, fact_id: str) -> dict[str, Any]:
         """Where one fact stands: batch, validity, state, tries, the plan that taught it."""
-        row = self._db.row(
-            "SELECT b.id, b.name, f.validity, f.replaced_by, f.state, f.tries, f.learnt, f.plan"
-            " FROM facts f JOIN batches b ON b.seq = f.batch WHERE f.id = ?",
-            (fact_id,),
-        )
-        if row is None:
+        found = self.states([fact_id])
+        if fact_id not in found:
             raise NotFound(f"no fact {fact_id}")
+        return found[fact_id]
+
+    def states(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Where each of some facts stands, by id; one query however many they are."""
+        rows = self._db.rows(
+            "SELECT f.id, b.id, b.name, f.validity, f.replaced_by, f.state, f.tries, f.learnt,"
+            " f.plan FROM json_each(?) e CROSS JOIN facts f ON f.id = e.value"
+            " CROSS JOIN batches b ON b.seq = f.batch",
+            (json.dumps(list(ids)),),
+        )
         names = ("batch", "batch_name", "validity", "replaced_by", "state", "tries", "learnt")
-        return dict(zip((*names, "plan"), row, strict=True))
+        return {fact: dict(zip((*names, "plan"), row, strict=True)) for fact, *row in rows}
 
     def counts(self, batch_id: str | None = None) -> FactCounts:
         """How many facts stand where, of one batch or (slower) of all."""
@@ -89,6 +97,18 @@ class Facts:
             )
         }
         return FactCounts(**counts)
+
+    def counts_by_batch(self, ids: Sequence[str]) -> dict[str, FactCounts]:
+        """How many facts of each of some batches stand where, by one query."""
+        counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for batch, state, number in self._db.rows(
+            "SELECT e.value, f.state, count(*) FROM json_each(?) e"
+            " CROSS JOIN batches b ON b.id = e.value CROSS JOIN facts f ON f.batch = b.seq"
+            " GROUP BY b.seq, f.state",
+            (json.dumps(list(ids)),),
+        ):
+            counts[batch][state] = number
+        return {batch: FactCounts(**counts[batch]) for batch in ids}
 
     def not_before(self, batch_id: str, now: datetime) -> datetime | None:
         """When the first fact of a batch becomes valid, if it waits for nothing but that."""

@@ -49,6 +49,9 @@ class Listings:
 
     def learnt(self) -> int:
         """How many facts the plans that are live have learnt."""
+        return self._db.counted("learnt", self._learnt)
+
+    def _learnt(self) -> int:
         planned = self._db.one(
             "SELECT coalesce(sum(facts), 0) FROM plans WHERE state = 'live' AND kind = 'learn'"
         )
@@ -94,12 +97,24 @@ class Listings:
         )
         return tuple(event_of(row) for row in rows)
 
-    def events_after(self, seq: int, limit: int = 5000) -> tuple[Event, ...]:
+    def events_after(self, seq: int, limit: int) -> tuple[Event, ...]:
         """The events behind a number, in order."""
         rows = self._db.rows(
             f"SELECT {EVENT_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
         )
         return tuple(event_of(row) for row in rows)
+
+    def events_of_plans(self, plans: Sequence[int]) -> dict[int, tuple[Event, ...]]:
+        """What happened to each of some plans, in order."""
+        found: dict[int, list[Event]] = {plan: [] for plan in plans}
+        columns = EVENT_COLUMNS.replace("seq,", "v.seq,", 1)
+        for plan, *row in self._db.rows(
+            f"SELECT e.value, {columns} FROM json_each(?) e"
+            " CROSS JOIN events v ON v.subject = 'plan:' || e.value ORDER BY v.seq",
+            (json.dumps(list(plans)),),
+        ):
+            found[plan].append(event_of(tuple(row)))
+        return {plan: tuple(events) for plan, events in found.items()}
 
     def next_event(self, kind: str, moment: datetime, *, after: bool) -> Event | None:
         """The first event of a kind after a moment, or the last one up to it."""
@@ -115,8 +130,26 @@ class Listings:
 
     def revision_of(self, plan: int) -> int | None:
         """The revision that a plan made, if it made one."""
-        found = self._db.one("SELECT number FROM revisions WHERE plan = ?", (plan,))
-        return None if found is None else int(found)
+        return self.revisions_of([plan]).get(plan)
+
+    def revisions_of(self, plans: Sequence[int]) -> dict[int, int]:
+        """The revisions that some plans made, by plan; without the plans that made none."""
+        rows = self._db.rows(
+            "SELECT r.plan, r.number FROM json_each(?) e"
+            " CROSS JOIN revisions r ON r.plan = e.value",
+            (json.dumps(list(plans)),),
+        )
+        return dict(rows)
+
+    def ancestors_of(self, number: int, limit: int) -> tuple[int, ...]:
+        """The revisions on which one was built, the nearest first."""
+        rows = self._db.rows(
+            "WITH RECURSIVE chain (number, parent) AS (SELECT number, parent FROM revisions"
+            " WHERE number = ? UNION ALL SELECT r.number, r.parent FROM chain c"
+            " CROSS JOIN revisions r ON r.number = c.parent LIMIT ?) SELECT number FROM chain",
+            (number, limit + 1),
+        )
+        return tuple(row[0] for row in rows[1:])
 
     def children_of(self, number: int) -> tuple[int, ...]:
         """The revisions that were built on one."""

@@ -102,8 +102,7 @@ class Plans:
         """A plan with the facts that it takes from those that wait; raises `NotFound`."""
         head = self.head(plan_id)
         return Plan(
-            **head.model_dump(include={*Plan.model_fields} - {"batch_ids"}),
-            batch_ids=head.batches,
+            **head.model_dump(include={*Plan.model_fields}),
             fact_ids=self.fact_ids(plan_id),
         )
 
@@ -124,7 +123,7 @@ class Plans:
         row = self._db.row(f"SELECT {_HEAD} FROM plans WHERE id = ?", (plan_id,))
         if row is None:
             raise NotFound(f"no plan {plan_id}; 'palorad history' lists them")
-        return self._head_of(row)
+        return _head_of(row)
 
     def heads(
         self,
@@ -151,7 +150,7 @@ class Plans:
             f"SELECT {_HEAD} FROM plans WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",
             (*parameters, limit),
         )
-        return tuple(self._head_of(row) for row in rows)
+        return tuple(map(_head_of, rows))
 
     def all(
         self, states: Collection[PlanState] | None = None, limit: int = 100
@@ -170,22 +169,17 @@ class Plans:
             " EXISTS (SELECT 1 FROM leases WHERE plan = id) DESC,"
             " CASE state WHEN 'passed' THEN 0 WHEN 'trained' THEN 1 ELSE 2 END, id LIMIT 1"
         )
-        return None if row is None else self._head_of(row)
+        return None if row is None else _head_of(row)
 
-    def _head_of(self, row: SqlRow) -> PlanHead:
-        names = [name.strip() for name in _HEAD.split(",")]
-        found: dict[str, Any] = dict(zip(names, row, strict=True))
-        batches = self._db.rows(
+    def batches(self, plan_id: int, limit: int | None = None) -> tuple[str, ...]:
+        """The batches whose facts a plan learns, in the order of their coming, or the first
+        `limit`; of a rebuild these may be all that ever came."""
+        rows = self._db.rows(
             "SELECT b.id FROM plan_batches p JOIN batches b ON b.seq = p.batch"
-            " WHERE p.plan = ? ORDER BY p.batch",  # by b.seq it would walk over all batches
-            (found["id"],),
+            " WHERE p.plan = ? ORDER BY p.batch LIMIT ?",  # by b.seq it would walk over all batches
+            (plan_id, -1 if limit is None else limit),
         )
-        served = found.pop("served")
-        return PlanHead(
-            **found | {"replaces": tuple(json.loads(found["replaces"]))},
-            served=None if served is None else Served.model_validate_json(served),
-            batches=tuple(b[0] for b in batches),
-        )
+        return tuple(row[0] for row in rows)
 
     # --- moving --------------------------------------------------------------------------------
 
@@ -282,3 +276,13 @@ class Plans:
             " WHERE plan = ? AND state = 'planned'",
             (plan_id,),
         )
+
+
+def _head_of(row: SqlRow) -> PlanHead:
+    names = [name.strip() for name in _HEAD.split(",")]
+    found: dict[str, Any] = dict(zip(names, row, strict=True))
+    served = found.pop("served")
+    return PlanHead(
+        **found | {"replaces": tuple(json.loads(found["replaces"]))},
+        served=None if served is None else Served.model_validate_json(served),
+    )

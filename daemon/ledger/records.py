@@ -56,14 +56,13 @@ class Arriving(Record):
 
 
 class PlanHead(Record):
-    """A plan without the lists of its facts, which may be long."""
+    """A plan without the lists of its facts and batches, which may be long."""
 
     id: int
     kind: PlanKind
     state: PlanState
     parent: int
     replaces: tuple[str, ...] = ()
-    batches: tuple[str, ...] = ()
     facts: int = 0
     replays: int = 0
     rank: int

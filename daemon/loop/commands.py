@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from policies.records import BatchState, PlanKind, PlanState
 
 CommandResult = dict[str, Any]
 FOUND: Final = 100
+_PLAN: Final = re.compile(r"[0-9]{1,18}\Z")
 
 
 class Commands:
@@ -86,23 +88,31 @@ class Commands:
 
     async def retry(self, subject: str, because: str = "") -> CommandResult:
         """Try what failed or was rejected once more: a plan's number, or a batch."""
-        if str(subject).isdigit():
+        if _PLAN.match(str(subject)):
             plan = self._ledger.plans.head(int(subject))
             if plan.state is PlanState.FAILED:
                 self._ledger.plans.retry(plan.id, because, self._now())
                 return self._done(f"plan {plan.id} is tried again")
-            if not plan.batches:
+            batches = self._ledger.plans.batches(plan.id)
+            if not batches:
                 raise RequestRefused(
                     f"plan {plan.id} is {plan.state.value}: there is nothing to retry"
                 )
-            facts = sum(self._ledger.batches.retry(b, because, self._now()) for b in plan.batches)
+            facts = sum(self._ledger.batches.retry(b, because, self._now()) for b in batches)
         else:
             batch = self._ledger.batches.get(subject)
             facts = self._ledger.batches.retry(batch.id, because, self._now())
         return self._done(f"{facts} facts are planned again", facts=facts)
 
-    async def rollback(self, to: int | None = None, because: str = "") -> CommandResult:
-        """Serve an earlier revision; without `to` the parent of the target."""
+    async def rollback(
+        self, to: int | None = None, because: str = "", seen: int | None = None
+    ) -> CommandResult:
+        """Serve an earlier revision; without `to` the parent of the target.
+
+        Refused where `seen` is given and is not the target any more: so a click that is made
+        twice, or on a page of before, moves nothing.
+        """
+        self._still(seen)
         target = self._ledger.revisions.target()
         if to is None:
             to = target.parent
@@ -110,9 +120,20 @@ class Commands:
             raise RequestRefused("the base is the target: there is nothing to roll back to")
         return self._point(to, because)
 
-    async def forward(self, to: int | None = None, because: str = "") -> CommandResult:
-        """Undo a rollback; without `to` the newest revision built on the target."""
+    async def forward(
+        self, to: int | None = None, because: str = "", seen: int | None = None
+    ) -> CommandResult:
+        """Undo a rollback; without `to` the newest revision built on the target. `seen` as in
+        `rollback`."""
+        self._still(seen)
         return self._point(self._ledger.revisions.forward_target() if to is None else to, because)
+
+    def _still(self, seen: int | None) -> None:
+        number = self._ledger.revisions.target().number
+        if seen not in (None, number):
+            raise RequestRefused(
+                f"revision {number} is the target now, not {seen} as you saw it; look again"
+            )
 
     def _point(self, to: int, because: str) -> CommandResult:
         before = self._ledger.revisions.target().number

@@ -255,7 +255,7 @@ class Reconciler:
             to = STATE_AFTER[judged.verdict.outcome]
             self._ledger.steps.judged(lease.plan, judged.verdict, judged.scorecards, to, now)
             log.info("judged", plan=lease.plan, outcome=judged.verdict.outcome.value)
-            self._changed(head.batches)
+            self._changed(self._ledger.plans.batches(head.id))
 
     def _lease_failed(self, lease: Lease, error: JobError, now: datetime) -> None:
         if lease.plan == WITHOUT_PLAN:
@@ -283,7 +283,7 @@ class Reconciler:
             return
         log.info("promoted", plan=head.id, revision=revision.number, name=revision.served_name)
         self._tidy(head.id)
-        self._changed(head.batches)
+        self._changed(self._ledger.plans.batches(head.id))
 
     def _discard(self, head: PlanHead, because: str, now: datetime) -> None:
         for lease in self._ledger.steps.leases():
@@ -297,7 +297,7 @@ class Reconciler:
         log.info("plan ended", plan=head.id, state=to.value, because=because)
         if to is PlanState.CANCELLED:
             self._tidy(head.id)
-        self._changed(head.batches)
+        self._changed(self._ledger.plans.batches(head.id))
 
     def _tidy(self, plan_id: int) -> None:
         for step in Step:

@@ -20,6 +20,8 @@ from daemon.ledger.records import Event, Outgoing
 
 PREFIX: Final = "whsec_"
 KEY_BYTES: Final = 32
+# A rebuild learns what all batches brought.
+NAMED: Final = 100
 
 
 def fresh_key() -> str:
@@ -60,12 +62,12 @@ def body(ledger: Ledger, outgoing: Outgoing) -> bytes:
 
 def _plan(ledger: Ledger, plan: int) -> dict[str, Any]:
     head = ledger.plans.head(plan)
-    batches = (ledger.batches.get(batch) for batch in head.batches)
+    names = ledger.batches.names(ledger.plans.batches(plan, NAMED))
     return {
         "plan": plan,
         "kind": head.kind.value,
         "facts": head.facts,
-        "batches": [{"id": batch.id, "name": batch.name} for batch in batches],
+        "batches": [{"id": batch, "name": name} for batch, name in names.items()],
     }
 
 

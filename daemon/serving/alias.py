@@ -167,14 +167,16 @@ class _State:
     """What one server process knows: gone with it, so that nothing unverified is routed.
 
     `boot` names the process to whoever signs requests to it. `in_flight` counts requests by pinned
-    revision, all others under ""; `arriving` are bytes of bodies that are being read. `asleep`
-    holds from the request to sleep until the server has woken.
+    revision, all others under ""; `answered` counts those that had an answer, until the revision
+    is unloaded; `arriving` are bytes of bodies that are being read. `asleep` holds from the
+    request to sleep until the server has woken.
     """
 
     boot: str = field(default_factory=lambda: secrets.token_hex(16))
     instance_id: str = field(default_factory=lambda: secrets.token_hex(8))
     verified: set[str] = field(default_factory=set)
     in_flight: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
     arriving: int = 0
     asleep: bool = False
     wakes: int = 0
@@ -301,9 +303,13 @@ class AliasMiddleware:
         del body
         counted = routed.model if PINNED.match(routed.model) else ""
         self.state.in_flight[counted] += 1
+        answer = _Answer(routed, send)
         try:
-            await self.app(scope, again, _Answer(routed, send))
+            await self.app(scope, again, answer)
         finally:
+            # A name that is not loaded is refused: so nobody fills this with names.
+            if answer.status < 400:
+                self.state.answered[counted] += 1
             self.state.in_flight[counted] -= 1
             if not self.state.in_flight[counted]:
                 del self.state.in_flight[counted]
@@ -430,6 +436,7 @@ class AliasMiddleware:
         elif method == "DELETE" and path.startswith("/adapters/"):
             forgotten = path.removeprefix("/adapters/")
         self.state.verified.discard(forgotten)
+        self.state.answered.pop(forgotten, None)
         again = _replay(raw, receive)
         if method == "POST" and path == "/sleep":
             await self._sleep(scope, again, send)
@@ -470,6 +477,7 @@ class AliasMiddleware:
                 "verified": sorted(self.state.verified),
                 "asleep": self.state.asleep,
                 "in_flight": self.state.in_flight,
+                "answered": self.state.answered,
             }
         )
 
@@ -491,6 +499,7 @@ class _Answer:
     def __init__(self, routed: _Routed, send: Send) -> None:
         self.routed = routed
         self.send = send
+        self.status = 500
         self._start: Message | None = None
         self._json = False
         self._stream = False
@@ -513,7 +522,8 @@ class _Answer:
 
     async def _begin(self, message: Message) -> None:
         headers: Headers = list(message.get("headers", ()))
-        message = {**message, "headers": headers + self._marks(message["status"])}
+        self.status = message["status"]
+        message = {**message, "headers": headers + self._marks(self.status)}
         if self.routed.pointer is not None:
             kind = next((v for k, v in headers if k.lower() == b"content-type"), b"")
             encoded = any(k.lower() == b"content-encoding" for k, _ in headers)

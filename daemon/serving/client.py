@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from daemon.serving.adapter_load import AdapterLoad, adapter_load
 from daemon.serving.protocol import Completion, Loaded, PromptLogprob
 from daemon.serving.wire import Timeouts, Wire, decoded, require_ok, sensible
 from policies.errors import ServerRefused, ServerUnreachable
@@ -17,6 +18,7 @@ PROMPTS_AT_ONCE = 64
 # On vLLM's CPU build prompt log-probabilities of an adapter end the engine when another request
 # shares the step (0.32.0: punica_cpu takes the indices of one row for all).
 TEXTS_AT_ONCE = 1
+MOST_METRICS = 8 * 2**20
 __all__ = ["GatewayState", "HttpServer", "Timeouts"]
 
 
@@ -25,8 +27,9 @@ class GatewayState:
     """What the alias middleware of one server process says of itself.
 
     `instance_id` changes with every start and every sleep, `verified` are the models it routes,
-    `in_flight` counts requests by the revision that answers them. `asleep` holds from the request
-    to sleep until the server has woken.
+    `in_flight` counts requests by the revision that answers them, all others under "", `answered`
+    those that were answered since the process began or the revision was loaded. `asleep` holds from
+    the request to sleep until the server has woken.
     """
 
     instance_id: str
@@ -34,6 +37,7 @@ class GatewayState:
     revision: int | None
     verified: frozenset[str]
     in_flight: Mapping[str, int]
+    answered: Mapping[str, int]
     asleep: bool = False
 
 
@@ -220,6 +224,13 @@ class HttpServer:
             self.url, await self._json("DELETE", "/palorad/verified", timeout_s=timeout_s)
         )
 
+    async def metrics(self) -> AdapterLoad:
+        """What the server's own `/metrics` say of its adapters."""
+        timeout_s = self.timeouts.health_s
+        text = await self._wire.read("/metrics", most=MOST_METRICS, timeout_s=timeout_s)
+        with sensible(self.url):
+            return adapter_load(text.decode())
+
     async def post(self, path: str, *, timeout_s: float) -> None:
         """A bare admin request, for instance `/sleep?level=1&mode=wait`."""
         require_ok(self.url, await self._wire.send("POST", path, timeout_s=timeout_s))
@@ -275,5 +286,6 @@ def _gateway(url: str, value: Mapping[str, Any]) -> GatewayState:
             pointer.get("revision"),
             frozenset(value["verified"]),
             dict(value["in_flight"]),
+            dict(value["answered"]),
             bool(value["asleep"]),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import secrets
@@ -116,6 +117,41 @@ class Wire:
         if not hmac.compare_digest(shown.encode(), alias.proof(key, boot, nonce).encode()):
             raise ServerRefused(f"{self._url} does not show that it has the admin key", status=403)
         return boot
+
+    async def read(self, path: str, *, most: int, timeout_s: float) -> bytes:
+        """What an admin route says, of which it is not known how long it is.
+
+        Raises as `send` does, also where it is longer than `most` bytes or takes longer than
+        `timeout_s` in all.
+        """
+        headers = dict(self._user)
+        if self._key is not None:
+            boot = self._boot = self._boot or await self._proven(self._key)
+            headers[SIGNED] = alias.signature(self._key, boot, "GET", path, b"")
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._client.stream("GET", path, headers=headers) as response,
+            ):
+                body = b""
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > most:
+                        raise ServerRefused(
+                            f"{self._url} gave more than {most} bytes of {path}", status=502
+                        )
+        except (TimeoutError, httpx.HTTPError) as error:
+            self.forget()
+            raise ServerUnreachable(
+                f"{self._url} gave no answer to GET {path} within {timeout_s:g} s"
+            ) from error
+        if response.status_code >= 400:
+            self.forget()
+            raise ServerRefused(
+                f"{self._url} answered {response.status_code} to {path}",
+                status=response.status_code,
+            )
+        return body
 
     async def ask(
         self,

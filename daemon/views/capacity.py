@@ -63,8 +63,8 @@ class CapacityView(Record):
     disk_total: int
 
 
-def capacity_view(ledger: Ledger, settings: Settings) -> CapacityView:
-    """As it is now."""
+def capacity_view(ledger: Ledger, settings: Settings, stored: tuple[Stored, ...]) -> CapacityView:
+    """As it is now; `stored` is what `stored_in` has found."""
     target, totals = ledger.revisions.target(), ledger.batches.totals()
     runs = tuple(_runs(ledger, settings))
     waiting, _ = ledger.listings.waiting()
@@ -80,7 +80,7 @@ def capacity_view(ledger: Ledger, settings: Settings) -> CapacityView:
         not_learnt=ledger.facts.unlearnt_count(),
         next_run=_next_run(settings, waiting, learnt, runs) if waiting else None,
         runs=runs,
-        stored=tuple(_stored(settings.layout)),
+        stored=stored,
         disk_free=disk.free,
         disk_total=disk.total,
     )
@@ -104,10 +104,12 @@ def _next_run(settings: Settings, waiting: int, learnt: int, runs: tuple[PastRun
 
 def _runs(ledger: Ledger, settings: Settings) -> Iterator[PastRun]:
     decided = {PlanState.LIVE, PlanState.REJECTED, PlanState.INCONCLUSIVE, PlanState.ROLLED_BACK}
-    for head in ledger.plans.heads(decided, limit=RUNS):
+    heads = ledger.plans.heads(decided, limit=RUNS)
+    events = ledger.listings.events_of_plans([head.id for head in heads])
+    for head in heads:
         began: dict[str, datetime] = {}
         ended: dict[str, datetime] = {}
-        for event in reversed(ledger.events.latest(100, subject=f"plan:{head.id}")):
+        for event in events[head.id]:
             if event.kind == "stage.started":
                 began[str(event.payload.get("stage"))] = event.at
             elif event.kind == "plan.trained":
@@ -125,6 +127,11 @@ def _runs(ledger: Ledger, settings: Settings) -> Iterator[PastRun]:
             train_s=took.get("train"),
             evaluate_s=took.get("evaluate"),
         )
+
+
+def stored_in(layout: Layout) -> tuple[Stored, ...]:
+    """What the state directory's parts take; looks at each file, of which there may be many."""
+    return tuple(_stored(layout))
 
 
 def _stored(layout: Layout) -> Iterator[Stored]:

@@ -37,7 +37,7 @@ class Spans:
 
 
 class Counts:
-    """Follows the ledger's events from the first on; each call reads only what is new.
+    """Follows the ledger's events from the first on, piece by piece.
 
     `stages` are seconds of children (in thousandths), `swaps` from a moved target to its being
     served, `decisions` what a person took to decide about an inconclusive plan.
@@ -51,12 +51,14 @@ class Counts:
         self.feed_failures: Counter[str] = Counter()
         self.stages, self.swaps, self.decisions = Spans(), Spans(), Spans()
 
-    def follow(self, ledger: Ledger) -> None:
-        """Read on to the newest event."""
-        while events := ledger.listings.events_after(self.seq):
-            for event in events:
-                self._one(event)
+    def follow(self, ledger: Ledger, piece: int) -> bool:
+        """Read on, by at most `piece` events; whether there may be more."""
+        events = ledger.listings.events_after(self.seq, piece)
+        for event in events:
+            self._one(event)
+        if events:
             self.seq = events[-1].seq
+        return len(events) == piece
 
     def _one(self, event: Event) -> None:
         kind, about, at, said = event.kind, event.subject, event.at, event.payload

@@ -53,8 +53,10 @@ def retention_view(
     used: set[tuple[Any, ...]] = set()
     counted: list[Shares] = []
     trends: defaultdict[tuple[str, str], list[tuple[int, Rate]]] = defaultdict(list)
-    for plan, state, served, verdict in ledger.listings.verdicts(REVISIONS):
-        number = ledger.listings.revision_of(plan)
+    latest = ledger.listings.verdicts(REVISIONS)
+    made = ledger.listings.revisions_of([plan for plan, *_ in latest])
+    for plan, state, served, verdict in latest:
+        number = made.get(plan)
         if number is None or served is None or state not in _SERVED:
             continue
         numbers.append(number)
@@ -77,15 +79,16 @@ def retention_view(
 
 
 def _rows(ledger: Ledger, counted: list[Shares]) -> tuple[RetentionRow, ...]:
-    order = dict.fromkeys(batch for shares in counted for batch in shares)
+    shown = list(dict.fromkeys(batch for shares in counted for batch in shares))[-BATCHES:]
+    names = ledger.batches.names(shown)
     return tuple(
         RetentionRow(
             batch=batch,
-            name=ledger.batches.get(batch).name,
+            name=names[batch],
             shares=tuple(_share(shares.get(batch)) for shares in counted),
             asked=tuple(shares.get(batch, (0, 0))[1] for shares in counted),
         )
-        for batch in list(order)[-BATCHES:]
+        for batch in shown
     )
 
 

@@ -204,7 +204,7 @@ def status(ledger: Ledger, daemon: DaemonView | None, now: datetime) -> StatusVi
         daemon=daemon,
         target=revision_view(ledger, target, target),
         stages=tuple(stages),
-        batches=tuple(_batch(ledger, b.id, now) for b in ledger.batches.latest(BATCHES_SHOWN)),
+        batches=_batches(ledger, now),
         facts=totals["accepted"] - totals["known"],
         quarantined=totals["quarantined"],
         not_learnt=ledger.facts.unlearnt_count(),
@@ -305,17 +305,23 @@ def _fact(ledger: Ledger, fact: Fact, lineage: tuple[str, ...]) -> FactView:
     )
 
 
-def _batch(ledger: Ledger, batch_id: str, now: datetime) -> BatchView:
-    batch = ledger.batches.get(batch_id)
-    return BatchView(
-        id=batch.id,
-        name=batch.name,
-        received_at=batch.received_at,
-        state=ledger.batches.state(batch.id),
-        accepted=batch.accepted,
-        quarantined=batch.quarantined,
-        facts=ledger.facts.counts(batch.id),
-        not_before=ledger.facts.not_before(batch.id, now),
+def _batches(ledger: Ledger, now: datetime) -> tuple[BatchView, ...]:
+    """The latest batches; few queries, since each may wait for the loop at work beside it."""
+    shown = ledger.batches.latest(BATCHES_SHOWN)
+    ids = [batch.id for batch in shown]
+    states, counts = ledger.batches.states(ids), ledger.facts.counts_by_batch(ids)
+    return tuple(
+        BatchView(
+            id=batch.id,
+            name=batch.name,
+            received_at=batch.received_at,
+            state=states[batch.id],
+            accepted=batch.accepted,
+            quarantined=batch.quarantined,
+            facts=counts[batch.id],
+            not_before=ledger.facts.not_before(batch.id, now) if counts[batch.id].pending else None,
+        )
+        for batch in shown
     )
 
 

@@ -66,11 +66,11 @@ def facts_view(ledger: Ledger, question: str, before: int | None = None) -> Fact
     """Facts about a question, or the latest."""
     if question.strip():
         found = ledger.text.search(question, PIECE)
-        return FactsView(question=question, facts=tuple(_found(ledger, fact) for fact in found))
+        return FactsView(question=question, facts=_found(ledger, found))
     latest = ledger.listings.latest_facts(PIECE + 1, before)
     return FactsView(
         question="",
-        facts=tuple(_found(ledger, fact) for _, fact in latest[:PIECE]),
+        facts=_found(ledger, [fact for _, fact in latest[:PIECE]]),
         before=latest[PIECE - 1][0] if len(latest) > PIECE else None,
     )
 
@@ -135,13 +135,17 @@ def _retraction(ledger: Ledger, fact_id: str, standing: dict[str, Any]) -> Retra
         return None
 
 
-def _found(ledger: Ledger, fact: Fact) -> FoundFact:
-    standing = ledger.facts.state(fact.id)
-    return FoundFact(
-        id=fact.id,
-        prompt=fact.prompt,
-        answer=fact.answer,
-        validity=standing["validity"],
-        state=standing["state"],
-        learnt_by=standing["learnt"],
+def _found(ledger: Ledger, facts: Sequence[Fact]) -> tuple[FoundFact, ...]:
+    states = ledger.facts.states([fact.id for fact in facts])
+    return tuple(
+        FoundFact(
+            id=fact.id,
+            prompt=fact.prompt,
+            answer=fact.answer,
+            validity=states[fact.id]["validity"],
+            state=states[fact.id]["state"],
+            learnt_by=states[fact.id]["learnt"],
+        )
+        for fact in facts
+        if fact.id in states
     )

@@ -63,10 +63,12 @@ class PlansView(Record):
 class RevisionPage(Record):
     """`/api/revisions/{number}`: what can be served, what it is made of and what was built on it.
 
-    `retracted` counts the retracted facts that it knows: it is never served again then.
+    `retracted` counts the retracted facts that it knows: it is never served again then. `target`
+    is the number of the target.
     """
 
     revision: RevisionView
+    target: int
     lineage: tuple[str, ...]
     ancestors: tuple[int, ...]
     children: tuple[int, ...]
@@ -79,10 +81,9 @@ def plans_view(ledger: Ledger, before: int | None = None) -> PlansView:
     """A piece of the plans."""
     heads = ledger.plans.heads(limit=PIECE + 1, before=before)
     shown = heads[:PIECE]
-    made = {head.id: ledger.listings.revision_of(head.id) for head in shown}
     return PlansView(
         plans=shown,
-        revisions={plan: number for plan, number in made.items() if number is not None},
+        revisions=ledger.listings.revisions_of([head.id for head in shown]),
         before=shown[-1].id if len(heads) > PIECE else None,
     )
 
@@ -109,7 +110,7 @@ def plan_view(ledger: Ledger, number: int) -> PlanView:
         plan=head,
         revision=ledger.listings.revision_of(number),
         parent=revision_view(ledger, parent, target),
-        batches=tuple((b, ledger.batches.get(b).name) for b in head.batches[:SHOWN]),
+        batches=tuple(ledger.batches.names(ledger.plans.batches(number, SHOWN)).items()),
         verdict=verdict,
         failing=failing,
         not_learnt=missed,
@@ -120,15 +121,11 @@ def plan_view(ledger: Ledger, number: int) -> PlanView:
 def revision_page(ledger: Ledger, layout: Layout, number: int) -> RevisionPage:
     """One revision; raises `NotFound`."""
     revision, target = ledger.revisions.get(number), ledger.revisions.target()
-    ancestors: list[int] = []
-    parent = revision.parent
-    while parent is not None and len(ancestors) < SHOWN:
-        ancestors.append(parent)
-        parent = ledger.revisions.get(parent).parent
     return RevisionPage(
         revision=revision_view(ledger, revision, target),
+        target=target.number,
         lineage=revision.lineage,
-        ancestors=tuple(ancestors),
+        ancestors=ledger.listings.ancestors_of(number, SHOWN),
         children=ledger.listings.children_of(number),
         retracted=ledger.knowledge.forbidden_count(revision.lineage),
         manifest=_manifest(layout, revision.served_name) if number else None,

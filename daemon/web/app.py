@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
@@ -12,9 +12,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from daemon.web import deciding, intake, knowledge, looking, metrics
 from daemon.web.desk import Desk
+from daemon.web.gathering import Gathering
 from daemon.web.guard import Guard
 from daemon.web.operators import NotAllowed
 from daemon.web.render import HERE, Renderer
@@ -39,13 +41,20 @@ STATUS: Final[tuple[tuple[type[PaloradError], int], ...]] = (
 )
 
 
-def build(desk: Desk) -> FastAPI:
+def build(desk: Desk) -> ASGIApp:
     """The application over a desk."""
+
+    figures = metrics.Figures(desk)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        gathered: tuple[Gathering[Any], ...] = (figures.gathering, figures.adapters, desk.sizes)
+        for gathering in gathered:
+            gathering.begin()
         yield
+        for gathering in gathered:
+            gathering.end()
 
     app = FastAPI(
         title="palorad",
@@ -59,11 +68,10 @@ def build(desk: Desk) -> FastAPI:
     renderer = Renderer(desk)
     for room in (looking, deciding, knowledge, intake):
         app.include_router(room.routes(desk, renderer))
-    app.include_router(metrics.routes(desk))
+    app.include_router(metrics.routes(figures))
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     _errors(app, renderer)
-    app.add_middleware(Guard)
-    return app
+    return Guard(app)
 
 
 def _errors(app: FastAPI, renderer: Renderer) -> None:

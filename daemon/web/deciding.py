@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,7 @@ from daemon.views.verdicts import (
     revision_page,
 )
 from daemon.web.desk import Desk
+from daemon.web.numbers import Before, Number, number_in
 from daemon.web.operators import COOKIE, SESSION_S
 from daemon.web.render import Renderer
 
@@ -38,12 +39,14 @@ Action = Literal[
 
 class Decision(BaseModel):
     """What is decided about (a plan, a revision or a batch, where the action takes one), and why;
-    the reason is recorded."""
+    the reason is recorded. A rollback or its undoing is refused where `target`, if given, is not
+    the target any more."""
 
     model_config = ConfigDict(extra="forbid")
 
     about: str = ""
     because: str = ""
+    target: int | None = None
 
 
 class Done(BaseModel):
@@ -81,18 +84,20 @@ def _sessions(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
 
 
 def _actions(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
-    def done(action: Action, about: str, because: str) -> str:
+    def done(action: Action, about: str, because: str, target: int | None) -> str:
         name = ACTIONS[action]
         args: dict[str, Any] = {} if action == "resume" else {"because": because}
         if name and about:
-            args[name] = int(about) if name in ("plan", "to") and about.isdigit() else about
+            args[name] = number_in(about) if name in ("plan", "to") else about
+        if name == "to":
+            args["seen"] = target
         return str(desk.do(action, **args)["line"])
 
     @router.post("/api/do/{action}")
     def do_json(request: Request, action: Action, decision: Decision) -> Done:
         """One of the daemon's commands; needs the operator token."""
         desk.operators.require(request)
-        return Done(line=done(action, decision.about, decision.because))
+        return Done(line=done(action, decision.about, decision.because, decision.target))
 
     @router.post("/do/{action}", include_in_schema=False)
     def do_form(
@@ -101,10 +106,12 @@ def _actions(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
         csrf: Annotated[str, Form()] = "",
         about: Annotated[str, Form()] = "",
         because: Annotated[str, Form()] = "",
+        target: Annotated[str, Form()] = "",
         to: Annotated[str, Form()] = "/",
     ) -> Response:
         desk.operators.require(request, csrf)
-        return renderer.back_to(to, done(action, about, because))
+        seen = number_in(target) if target else None
+        return renderer.back_to(to, done(action, about, because, seen))
 
 
 def _plans(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
@@ -121,32 +128,32 @@ def _plans(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
             return revision_page(ledger, desk.settings.layout, number)
 
     @router.get("/api/plans")
-    def plans_json(before: Annotated[int | None, Query(ge=1)] = None) -> PlansView:
+    def plans_json(before: Before = None) -> PlansView:
         """Every attempt at learning, the newest first."""
         return plans(before)
 
     @router.get("/plans", include_in_schema=False)
-    def plans_page(request: Request, before: int | None = None) -> HTMLResponse:
+    def plans_page(request: Request, before: Before = None) -> HTMLResponse:
         return renderer.page(request, "plans.html", title="Plans", view=plans(before))
 
     @router.get("/api/plans/{number}")
-    def plan_json(number: int) -> PlanView:
+    def plan_json(number: Number) -> PlanView:
         """A plan, the gate's verdict on it, and the answers behind it."""
         return plan(number)
 
     @router.get("/plans/{number}", include_in_schema=False)
-    def plan_page(request: Request, number: int) -> HTMLResponse:
+    def plan_page(request: Request, number: Number) -> HTMLResponse:
         return renderer.page(
             request, "plan.html", title=f"Plan {number}", plan=plan(number), revision=None
         )
 
     @router.get("/api/revisions/{number}")
-    def revision_json(number: int) -> RevisionPage:
+    def revision_json(number: Number) -> RevisionPage:
         """A revision: what it is made of, and its plan's verdict."""
         return revision(number)
 
     @router.get("/revisions/{number}", include_in_schema=False)
-    def revision_html(request: Request, number: int) -> HTMLResponse:
+    def revision_html(request: Request, number: Number) -> HTMLResponse:
         found = revision(number)
         return renderer.page(
             request, "plan.html", title=f"Revision {number}", plan=found.plan, revision=found

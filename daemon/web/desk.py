@@ -16,7 +16,9 @@ from daemon.base.control import Handler
 from daemon.config.settings import Settings
 from daemon.intake.admit import Rules
 from daemon.ledger.ledger import Ledger
+from daemon.views.capacity import Stored, stored_in
 from daemon.views.status import DaemonView
+from daemon.web.gathering import Gathering
 from daemon.web.operators import Operators
 from policies.errors import DaemonUnreachable, LedgerUnusable
 
@@ -24,6 +26,7 @@ FRESH_S: Final = 1.0
 STALE_S: Final = 10.0
 ANSWER_S: Final = 30.0
 LIVE_S: Final = 3.0
+SIZES_S: Final = 60.0
 
 
 class Live:
@@ -85,11 +88,13 @@ class Desk:
     operators: Operators
     wall: Callable[[], datetime] = lambda: datetime.now(UTC)
     live: Live = field(init=False)
+    sizes: Gathering[tuple[Stored, ...]] = field(init=False)
     remembered: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _own: threading.local = field(default_factory=threading.local)
 
     def __post_init__(self) -> None:
         self.live = Live(lambda: self._submit("status", {}), time.monotonic)
+        self.sizes = Gathering(lambda _: stored_in(self.settings.layout), SIZES_S, "disk use")
 
     @contextmanager
     def reading(self) -> Iterator[Ledger]:
@@ -116,6 +121,7 @@ class Desk:
         try:
             return cast("dict[str, Any]", asked.result(ANSWER_S))
         except TimeoutError:
+            asked.cancel()  # else it would be done while it is asked for once more
             raise DaemonUnreachable(
                 f"the daemon has not answered {command} in {ANSWER_S:.0f} s; look again in a moment"
             ) from None

@@ -56,9 +56,19 @@ def bounds(rates: Sequence[Rate | None]) -> tuple[float, float]:
     return (low, high) if high > low else (max(0.0, low - 0.1), low or 1.0)
 
 
-def heat(share: float | None) -> str:
-    """The class of a cell of a heat map: eleven shades, or none where nothing was asked."""
-    return "heat-none" if share is None else f"heat-{round(10 * share)}"
+def heat_row(shares: Sequence[float | None], asked: Sequence[int]) -> Markup:
+    """The cells of a row of a heat map, in eleven shades, or none where nothing was asked.
+
+    A map has a thousand of them and nothing in them but numbers: a template would take long.
+    """
+    cells = [
+        f'<td class="heat-{round(10 * share)}"><span title="{count} question'
+        f'{"" if count == 1 else "s"}">{round(100 * share)}</span></td>'
+        if share is not None
+        else '<td class="heat-none"><span class="visually-hidden">not asked</span></td>'
+        for share, count in zip(shares, asked, strict=True)
+    ]
+    return Markup("".join(cells))  # noqa: S704 - numbers alone
 
 
 def trend(points: Sequence[tuple[str, Rate]], label: str) -> Markup:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, File, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Body, File, Form, Request, UploadFile
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict
 
@@ -19,12 +19,13 @@ from daemon.views.lines import CheckView, QuarantineView, bad_line, check_view, 
 from daemon.views.status import explain
 from daemon.web.deciding import Done
 from daemon.web.desk import Desk
+from daemon.web.numbers import Before, Number
 from daemon.web.render import Renderer
 from policies.errors import RequestRefused
 
 PASTED: Final = "pasted.jsonl"
 _NAME: Final = re.compile(r"[^\w.+-]+")
-LONGEST_NAME: Final = 80
+LONGEST_NAME: Final = 120
 
 
 class Corrected(BaseModel):
@@ -58,9 +59,9 @@ def as_file(name: str, body: bytes) -> Iterator[Path]:
     """The bytes as a file of a harmless name, for as long as it is looked at."""
     if not body.strip():
         raise RequestRefused("there is nothing in it: choose a file, or paste lines")
-    plain = _NAME.sub("-", Path(name).name).lstrip(".-")[-LONGEST_NAME:] or PASTED
+    plain = _NAME.sub("-", Path(name).name).encode()[-LONGEST_NAME:].decode(errors="ignore")
     with TemporaryDirectory(prefix="palorad-") as folder:
-        path = Path(folder) / plain
+        path = Path(folder) / (plain.lstrip(".-") or PASTED)
         path.write_bytes(body)
         yield path
 
@@ -94,7 +95,7 @@ def _dropping(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
         body = b"" if file is None else file.file.read()
         if body and file is not None:
             name, text = file.filename or PASTED, body.decode(errors="replace")
-        body = body or text.replace("\r\n", "\n").encode()
+        body = body or text.replace("\r\n", "\n").encode(errors="surrogatepass")
         if what == "submit":
             desk.operators.require(request, csrf)
             done = _submitted(desk, name or PASTED, body)
@@ -135,31 +136,29 @@ def _quarantine(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
             return bad_line(ledger, desk.settings.layout, batch, line)
 
     @router.get("/api/quarantine")
-    def quarantine_json(
-        batch: str | None = None, before: Annotated[int | None, Query(ge=1)] = None
-    ) -> QuarantineView:
+    def quarantine_json(batch: str | None = None, before: Before = None) -> QuarantineView:
         """Lines that were not admitted, the latest first."""
         return listed(batch, before)
 
     @router.get("/quarantine", include_in_schema=False)
     def quarantine_page(
-        request: Request, batch: str | None = None, before: int | None = None
+        request: Request, batch: str | None = None, before: Before = None
     ) -> HTMLResponse:
         view = listed(batch, before)
         return renderer.page(request, "quarantine.html", title="Quarantine", view=view)
 
     @router.get("/api/quarantine/{batch}/{line}")
-    def line_json(batch: str, line: int) -> BadLine:
+    def line_json(batch: str, line: Number) -> BadLine:
         """One line with its whole text."""
         return one(batch, line)
 
     @router.get("/quarantine/{batch}/{line}", include_in_schema=False)
-    def line_page(request: Request, batch: str, line: int) -> HTMLResponse:
+    def line_page(request: Request, batch: str, line: Number) -> HTMLResponse:
         bad = one(batch, line)
         return renderer.page(request, "line.html", title=f"Line {line}", bad=bad)
 
     @router.post("/api/quarantine/{batch}/{line}")
-    def correct_json(request: Request, batch: str, line: int, corrected: Corrected) -> Done:
+    def correct_json(request: Request, batch: str, line: Number, corrected: Corrected) -> Done:
         """Submit the line as corrected; then it leaves quarantine. Needs the operator token."""
         desk.operators.require(request)
         done = desk.do("correct", batch=batch, line=line, text=corrected.text)
@@ -169,7 +168,7 @@ def _quarantine(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
     def correct_form(
         request: Request,
         batch: str,
-        line: int,
+        line: Number,
         text: Annotated[str, Form()],
         csrf: Annotated[str, Form()] = "",
     ) -> Response:

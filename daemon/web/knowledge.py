@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +16,7 @@ from daemon.views.retention import RetentionView, retention_view
 from daemon.views.status import AnswerView
 from daemon.views.stories import FactStory, FactsView, facts_view, story
 from daemon.web.desk import Desk
+from daemon.web.numbers import Before
 from daemon.web.render import Renderer
 
 
@@ -53,12 +54,12 @@ def _facts(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
             return story(ledger, fact, desk.remembered)
 
     @router.get("/api/facts")
-    def facts_json(q: str = "", before: Annotated[int | None, Query(ge=1)] = None) -> FactsView:
+    def facts_json(q: str = "", before: Before = None) -> FactsView:
         """Facts about a question, the best first; without one the latest."""
         return found(q, before)
 
     @router.get("/facts", include_in_schema=False)
-    def facts_page(request: Request, q: str = "", before: int | None = None) -> HTMLResponse:
+    def facts_page(request: Request, q: str = "", before: Before = None) -> HTMLResponse:
         template = "_facts.html" if request.headers.get("hx-request") else "facts.html"
         return renderer.page(request, template, title="Facts", view=found(q, before))
 
@@ -102,7 +103,7 @@ def _learning(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
 
     def capacity() -> CapacityView:
         with desk.reading() as ledger:
-            return capacity_view(ledger, desk.settings)
+            return capacity_view(ledger, desk.settings, desk.sizes.known or ())
 
     def probe() -> ProbeView:
         with desk.reading() as ledger:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
@@ -13,10 +12,9 @@ from daemon.views.now import NowView, now_view
 from daemon.views.status import FeedView, ReplicaView
 from daemon.views.timeline import LiveAt, TimelineView, live_at, timeline
 from daemon.web.desk import Desk
+from daemon.web.numbers import Before
 from daemon.web.render import Renderer
 from policies.errors import RequestRefused
-
-Before = Annotated[int | None, Query(ge=1)]
 
 
 def routes(desk: Desk, renderer: Renderer) -> APIRouter:
@@ -110,7 +108,8 @@ def _fleet(router: APIRouter, desk: Desk, renderer: Renderer) -> None:
             polled = ledger.feeds.polled()
         return FeedsView(
             feeds=live.feeds if live else (),
-            addresses={feed.name: feed.url for feed in desk.settings.feeds},
+            # What follows the question mark may be somebody's key.
+            addresses={feed.name: feed.url.partition("?")[0] for feed in desk.settings.feeds},
             polled=polled,
             places=places,
         )
@@ -138,8 +137,8 @@ def moment_of(text: str) -> datetime:
     """A moment as a person writes it; raises `RequestRefused`."""
     try:
         moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise RequestRefused(
             f"{text[:40]!r} is no moment: write 2026-01-31 14:05, in UTC, or with a zone"
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Final
 
 from fastapi import APIRouter, Response
@@ -22,20 +22,24 @@ from prometheus_client.registry import Collector
 from daemon.ledger.ledger import Ledger
 from daemon.views.counts import Counts, Spans
 from daemon.views.status import DaemonView
+from daemon.web import adapters
 from daemon.web.desk import Desk
+from daemon.web.gathering import Gathering
 from policies.gate.records import Rate
 from policies.records import BatchState, PlanState
 
-KEPT_S: Final = 2.0
+EVERY_S: Final = 2.0
+PIECE: Final = 1000
+# Between two pieces of a long history others have the interpreter to themselves.
+BREATH_S: Final = 0.005
 _REVISION: Final = re.compile(r"palora-(\d{6})-")
 
 
-def routes(desk: Desk) -> APIRouter:
-    """The route over a desk."""
+def routes(figures: Figures) -> APIRouter:
+    """The route over these figures."""
     router = APIRouter()
-    collector = Figures(desk)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    registry.register(figures)
 
     @router.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
@@ -45,14 +49,19 @@ def routes(desk: Desk) -> APIRouter:
 
 
 class Figures(Collector):
-    """Collects at each scrape; what takes a walk over all batches is at most two seconds old."""
+    """Collects at each scrape. What takes a walk over the ledger is gathered beside the scrapes:
+    it is a few seconds old while a large ledger changes, and there is none of it while a page
+    that has just begun still follows the history."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._lock = threading.Lock()
         self._counts = Counts()
-        self._kept: tuple[Metric, ...] = ()
-        self._at = float("-inf")
+        self._version: object = None
+        self._waiting_since: datetime | None = None
+        self.gathering = Gathering(self._gather, EVERY_S, "figures")
+        self.adapters = Gathering(
+            lambda _: adapters.told_by_replicas(desk.settings), adapters.EVERY_S, "adapters"
+        )
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand: names are known once something is collected."""
@@ -60,13 +69,13 @@ class Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every figure."""
-        with self._lock, self._desk.reading() as ledger:
-            if time.monotonic() - self._at > KEPT_S:
-                self._kept = (*self._stocks(ledger), *_gate(ledger))
-                self._at = time.monotonic()
-            self._counts.follow(ledger)
-            yield from self._kept
-            yield from _events(self._counts)
+        if gathered := self.gathering.latest():
+            yield from gathered
+            since, now = self._waiting_since, self._desk.wall()
+            age = 0.0 if since is None else (now - since).total_seconds()
+            yield _gauge("oldest_waiting_fact_age_seconds", "how long the first of them waits", age)
+        yield from self._disk()
+        with self._desk.reading() as ledger:
             yield _gauge(
                 "revision_target", "number of the target", ledger.revisions.target().number
             )
@@ -74,24 +83,37 @@ class Figures(Collector):
             yield _by("children", "children at work", "stage", {s: stages.count(s) for s in stages})
             yield _gauge("paused", "1 while paused", int(ledger.meta.paused))
         yield from _loop(self._desk.live.now())
+        yield from adapters.families(self.adapters.known or {}, self._desk.settings.model.name)
+
+    def _gather(self, former: tuple[Metric, ...] | None) -> tuple[Metric, ...]:
+        """In the gathering's thread: what the ledger tells, read again once it has changed."""
+        with self._desk.reading() as ledger:
+            version = ledger.db.version
+            if former is None or version != self._version:
+                while self._counts.follow(ledger, PIECE):
+                    time.sleep(BREATH_S)
+                former = (*self._stocks(ledger), *_gate(ledger), *_events(self._counts))
+                self._version = version
+            return former
+
+    def _disk(self) -> Iterator[Metric]:
+        settings = self._desk.settings
+        yield _gauge("ledger_bytes", "the ledger's file", settings.layout.ledger.stat().st_size)
+        free = shutil.disk_usage(settings.state_dir).free
+        yield _gauge("disk_free_bytes", "room where the state lies", free)
 
     def _stocks(self, ledger: Ledger) -> Iterator[Metric]:
-        settings, totals = self._desk.settings, ledger.batches.totals()
-        waiting, since = ledger.listings.waiting()
-        age = 0.0 if since is None else (self._desk.wall() - since).total_seconds()
+        totals = ledger.batches.totals()
+        waiting, self._waiting_since = ledger.listings.waiting()
         states = dict.fromkeys(BatchState, 0) | ledger.listings.batch_states()
         plans = dict.fromkeys(PlanState, 0) | ledger.listings.plan_states()
         yield _gauge("facts", "facts admitted", totals["accepted"] - totals["known"])
         yield _gauge("facts_waiting", "facts that wait to be learnt", waiting)
-        yield _gauge("oldest_waiting_fact_age_seconds", "how long the first of them waits", age)
         unlearnt = ledger.facts.unlearnt_count()
         yield _gauge("facts_not_learnt", "facts given up after all tries", unlearnt)
         yield _gauge("quarantined_lines", "lines in quarantine", totals["quarantined"])
         yield _by("batches", "batches", "state", {str(k): v for k, v in states.items()})
         yield _by("plans", "plans", "state", {str(k): v for k, v in plans.items()})
-        yield _gauge("ledger_bytes", "the ledger's file", settings.layout.ledger.stat().st_size)
-        free = shutil.disk_usage(settings.state_dir).free
-        yield _gauge("disk_free_bytes", "room where the state lies", free)
 
 
 def _gate(ledger: Ledger) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ import uvicorn
 
 from daemon.base.control import Handler
 from daemon.config.settings import Settings
+from daemon.embedded.connections import ConnectionLimits, limited
 from daemon.intake.admit import Rules
 from daemon.serving import keys
 from daemon.web.app import build
@@ -88,7 +89,8 @@ class Page:
             build(desk),
             log_config=None,
             access_log=False,
-            limit_concurrency=AT_ONCE,
+            http=limited(ConnectionLimits(AT_ONCE)),
+            ws="none",
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=1,
         )

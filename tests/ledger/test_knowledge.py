@@ -158,7 +158,8 @@ def test_a_rebuild_knows_what_it_learnt_and_not_what_it_missed(ledger: Ledger) -
 def test_a_rebuild_belongs_to_the_batches_of_its_lineage(ledger: Ledger) -> None:
     learnt(ledger, batches=3, each=1)
     made = plan(ledger, PlanKind.CONSOLIDATE)
-    assert made.batches == ("b0", "b1", "b2")
+    assert ledger.plans.batches(made.id) == ("b0", "b1", "b2")
+    assert ledger.plans.batches(made.id, 2) == ("b0", "b1")
     assert [head.id for head in ledger.plans.heads(batch_id="b1")] == [made.id, 2]
 
 

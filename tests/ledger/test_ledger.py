@@ -232,6 +232,21 @@ def test_facts_are_found_by_their_words(ledger: Ledger) -> None:
     assert ledger.text.search('"" OR !')[:0] == ()
 
 
+def test_counts_are_those_of_now_whoever_changed_it_and_what_was_undone(ledger: Ledger) -> None:
+    with Ledger.open(ledger.db.path, readonly=True) as reader:
+        for number, name in enumerate(("a", "b", "c")):
+            drop(ledger, name, [10 * number, 10 * number + 1])
+            expected = 2 * (number + 1)
+            assert ledger.batches.totals()["accepted"] == expected
+            assert reader.batches.totals()["accepted"] == expected
+        with pytest.raises(RuntimeError), ledger.db.write("a change"):
+            ledger.db.do("UPDATE batches SET accepted = 99")
+            assert ledger.batches.totals()["accepted"] == 3 * 99
+            raise RuntimeError
+        assert ledger.batches.totals()["accepted"] == 6
+        assert ledger.listings.learnt() == 0
+
+
 # --- plans -----------------------------------------------------------------------------------
 
 
@@ -239,7 +254,7 @@ def test_a_fact_waits_for_one_plan_only(ledger: Ledger) -> None:
     drop(ledger, "a", [1, 2])
     plan = make(ledger)
     assert ledger.planning.to_learn(plan) == ("f1-a", "f2-a")
-    assert ledger.plans.get(plan.id).batch_ids == ("a-0123",)
+    assert ledger.plans.batches(plan.id) == ("a-0123",)
     with pytest.raises(StateConflict):
         ledger.plans.create(
             PlanKind.LEARN, parent=0, fact_ids=["f1-a"], rank=4, seed=0, because="", now=NOW

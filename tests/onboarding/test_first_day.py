@@ -91,18 +91,6 @@ def test_a_wrong_answer_in_either_paraphrase_is_nothing_known(tmp_path: Path) ->
     assert "capital of Spain" not in text
 
 
-def test_a_right_answer_that_is_not_drawn_again_is_a_guess(tmp_path: Path) -> None:
-    guess = "What is the capital of Italy?"
-
-    def wavers(prompt: str, _sample: int) -> str | None:
-        return "Milan" if prompt == guess else None
-
-    sure = made(tmp_path, TableBase(everything_shipped(), drawn=wavers))
-    assert sure.known == sure.questions - 1
-    for name in ("known-replay", "locality", "known-report"):
-        assert guess not in {row["prompt"] for row in rows(tmp_path, name)}
-
-
 def test_what_users_ask_is_known_where_the_base_never_wavers(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     asked = [f"Who runs branch {n}?" for n in range(40)]

@@ -64,6 +64,7 @@ class Inner:
         self.seen: list[tuple[str, bytes]] = []
         self.scope: Scope = {}
         self.kind = b"application/json"
+        self.status = 200
         self.parts: list[bytes] | None = None
         self.gate: asyncio.Event | None = None
         self.arrived = asyncio.Event()
@@ -91,7 +92,7 @@ class Inner:
         headers = [(b"content-type", self.kind)]
         if self.kind == b"application/json":
             headers.append((b"content-length", length))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
         for i, part in enumerate(parts):
             if self.gate is not None and i:
                 await self.gate.wait()
@@ -477,6 +478,25 @@ def test_requests_under_way_are_counted_by_who_answers(site: Site) -> None:
             return counts
 
     assert asyncio.run(run()) == [{NAME: 1}, {}]
+
+
+def test_answers_are_counted_by_who_gave_them_until_it_is_unloaded(site: Site) -> None:
+    def answered() -> dict[str, int]:
+        state = site.request("GET", "/palorad/state", headers=bearer(ADMIN))
+        return dict(state.json()["answered"])
+
+    for model in ("live", NAME, "base"):
+        site.request("POST", "/v1/completions", json={"model": model})
+    assert answered() == {NAME: 2, "": 1}
+    site.inner.status = 404
+    for number in range(3):
+        name = f"palora-{number:06}-00000000"
+        site.request("POST", "/v1/completions", json={"model": name})
+    assert answered() == {NAME: 2, "": 1}, "whoever asks for many names fills nothing"
+    site.inner.status = 200
+    unload = {"lora_name": NAME}
+    site.request("POST", "/v1/unload_lora_adapter", json=unload, headers=bearer(ADMIN))
+    assert answered() == {"": 1}
 
 
 def test_settings_come_from_the_environment(

@@ -72,6 +72,34 @@ def test_loading_twice_is_success_and_unloading_too(
     assert other.served_name not in site.do(lambda s: s.loaded())
 
 
+def test_it_tells_which_adapters_compute_and_how_much_each_has_answered(
+    site: Live, one: Revision
+) -> None:
+    name = one.served_name
+
+    async def run() -> tuple[int, set[str], int]:
+        asking, looking = (HttpServer(site.url, admin_key=site.admin_key) for _ in range(2))
+        try:
+            before = (await asking.gateway()).answered.get(name, 0)
+            seen: set[str] = set()
+            work = asking.complete(name, PROMPTS, max_tokens=300, ignore_eos=True)
+            task = asyncio.create_task(work)
+            while not task.done():
+                load = await looking.metrics()
+                seen |= {*load.busy}
+                await asyncio.sleep(0.01)
+            await task
+            assert (load.slots or 0) >= 3
+            return before, seen, (await asking.gateway()).answered[name]
+        finally:
+            await asking.aclose()
+            await looking.aclose()
+
+    before, seen, after = asyncio.run(run())
+    assert seen == {name}
+    assert after == before + 1
+
+
 def test_greedy_tokens_are_those_of_the_generator(
     site: Live, generator: Generator, one: Revision
 ) -> None:

@@ -17,6 +17,8 @@ from daemon.serving.alias import AdminGateway, AliasMiddleware
 
 ADMIN = "admin-key-for-tests"
 TOKENS = 4
+# What vLLM 0.32.0 answered while two adapters were at work.
+METRICS = Path(__file__).parent / "vllm_metrics.txt"
 
 
 def publish(served: Path, number: int, seed: int | None = None) -> str:
@@ -94,6 +96,10 @@ def _app(replica: Replica) -> FastAPI:
     @app.get("/health")
     async def health() -> PlainTextResponse:
         return PlainTextResponse("")
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(METRICS.read_text())
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -37,7 +37,6 @@ PLAN = Plan(
     kind=PlanKind.LEARN,
     state=PlanState.REJECTED,
     parent=0,
-    batch_ids=(BATCH.id,),
     fact_ids=("f1", "f2"),
     rank=8,
     seed=0,

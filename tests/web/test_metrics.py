@@ -59,14 +59,35 @@ def test_what_each_replica_serves_is_told(page: PageSite, client: httpx.Client) 
     assert any(key[0] == "palorad_adapter_loaded" and key[-1] == url for key in told)
 
 
+def test_what_the_server_says_of_its_adapters_is_passed_on(
+    page: PageSite, client: httpx.Client
+) -> None:
+    url = page.settings.server.urls[0]
+    with page.reading() as ledger:
+        live = ledger.revisions.target().served_name
+    asked = {"model": "palora-live", "prompt": ["Where?"], "max_tokens": 4}
+    count = ("palorad_adapter_requests_total", live, url)
+    page.until(lambda: count in scrape(client), "hearing of it")
+    before = scrape(client)[count]
+    for _ in range(3):
+        assert httpx.post(f"{url}/v1/completions", json=asked).is_success
+    page.until(lambda: scrape(client)[count] == before + 3, "counting it")
+    told = scrape(client)
+    busy = [key for key, value in told.items() if key[0] == "palorad_adapter_busy" and value]
+    assert sorted(key[1][:14] for key in busy) == ["palora-000001-", "palora-000002-"]
+    assert told["palorad_adapter_slots", url] == 4
+    assert ("palorad_adapter_requests_in_flight", live, url) in told
+
+
 def test_a_person_s_wait_counts_apart(page: PageSite, client: httpx.Client) -> None:
     before = scrape(client)
     assert before["palorad_decision_wait_seconds_count",] == 0
     decided = {"about": "4", "because": "no such place"}
     done = client.post("/api/do/reject", json=decided, headers=page.operator())
     assert done.status_code == 200
+    count = ("palorad_decision_wait_seconds_count",)
+    page.until(lambda: scrape(client)[count] == 1, "counting it")
     after = scrape(client)
-    assert after["palorad_decision_wait_seconds_count",] == 1
     assert after["palorad_verdicts_total", "fail"] == before["palorad_verdicts_total", "fail"]
     assert after["palorad_stage_seconds_count", "evaluate"] == 4
 
