@@ -126,6 +126,8 @@ class Database:
             return cast(list[SqlRow], self.connection.execute(sql, parameters).fetchall())
         except sqlite3.DatabaseError as error:
             raise translated(error, self.path) from error
+        except OverflowError:  # beyond 64 bits: no row has such a number
+            return []
 
     def row(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> SqlRow | None:
         """The first row, if there is one."""

@@ -28,6 +28,7 @@ from daemon.loop.commands import Commands
 from daemon.loop.monitoring import Monitoring
 from daemon.loop.nightly import IntegrityGuard, calendar
 from daemon.loop.notifying import Notifications
+from daemon.loop.receipts import Receipts
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.retention import Retention
 from daemon.loop.rollout import Rollout, replica_views
@@ -78,6 +79,7 @@ class Service:
         self._intake = Intake(
             ledger, settings.layout, settings.intake, monotonic, model_dir=settings.model.path
         )
+        self._receipts = Receipts(self._intake, ledger, monotonic)
         self._feeds = Feeds(settings.feeds, ledger, settings.layout, random.random, clock=monotonic)
         self._forgetting = Forgetting(
             ledger, servers.fleet, settings.layout, rules_of(settings.intake), monotonic
@@ -114,7 +116,6 @@ class Service:
         self._wake = Wake()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
-        self._late_receipts: set[str] = set()
 
     def _make_reconciler(self, jobs: Jobs) -> Reconciler:
         settings, fleet = self._settings, self._servers.fleet
@@ -125,7 +126,7 @@ class Service:
             jobs,
             self._rollout,
             settings,
-            changed=self._update_receipts,
+            changed=self._receipts.changed,
             holds=lambda: self._forgetting.holds,
             worded=paraphraser.ready,
             sharing=self._sharing,
@@ -147,7 +148,7 @@ class Service:
         if self._page is not None:
             self._page.begin(self._commands.table(), self._intake.rules)
         latest = self._ledger.batches.latest(RECEIPTS_AT_START)
-        self._update_receipts(tuple(batch.id for batch in latest))
+        self._receipts.changed(batch.id for batch in latest)
         self._watching.ensure()
         check, prune = self._settings.daemon.check_at, self._settings.keep.prune_at
         scheduler = calendar((check, self._guard.check), (prune, self._retention.run))
@@ -219,7 +220,7 @@ class Service:
 
     async def rescan(self) -> None:
         """Look into the inbox although no event came; tell what could not be told before."""
-        self._update_receipts(tuple(self._late_receipts))
+        self._receipts.again()
         self._watching.ensure()
         if self._page is not None:
             self._page.ensure()
@@ -242,6 +243,7 @@ class Service:
         action = await self._reconciler.tick(self._clock())
         if isinstance(action, Promote | Clear):
             self._wake.set()
+        self._receipts.write()
         if action is None and not self._intake.busy:
             self._ledger.text.index(INDEX_AT_ONCE)
 
@@ -277,15 +279,6 @@ class Service:
         ensured = await self._rollout.serve(self._clock())
         self._sharing.look()
         self._rests_until = self._monotonic() + (SETTLED_SERVE_S if ensured.done else 0.0)
-
-    def _update_receipts(self, batches: tuple[str, ...]) -> None:
-        for batch in batches:
-            try:
-                self._intake.update_receipt(batch, self._ledger.batches.missed(batch))
-                self._late_receipts.discard(batch)
-            except OSError as error:
-                self._late_receipts.add(batch)
-                log.warning("receipt not updated", batch=batch, reason=str(error))
 
     # --- signals and status --------------------------------------------------------------------
 

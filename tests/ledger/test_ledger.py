@@ -681,3 +681,10 @@ def test_a_hundred_thousand_facts_leave_the_daily_questions_quick(tmp_path: Path
             ledger.planning.snapshot(NOW, LIMITS)
             ledger.batches.state("large-0123")
         assert (time.thread_time() - before) / 10 < 0.05
+
+
+@pytest.mark.parametrize("number", [99, -1, 2**63, 10**30])
+def test_a_number_that_nothing_has_is_not_found_however_large(ledger: Ledger, number: int) -> None:
+    for find in (ledger.revisions.get, ledger.plans.get, ledger.plans.head):
+        with pytest.raises(NotFound, match=str(number)):
+            find(number)

@@ -302,7 +302,10 @@ class Site:
             )
 
     def _serves(self, number: int) -> bool:
-        return bool(json.loads(self.layout.alias.read_text())["revision"] == number)
+        try:
+            return bool(json.loads(self.layout.alias.read_text())["revision"] == number)
+        except FileNotFoundError:  # a daemon that was restored writes it once it has begun
+            return False
 
     def point(self, command: str, to: int) -> None:
         """`palorad rollback` or `forward` until it is done, however often the daemon dies."""

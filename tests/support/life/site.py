@@ -146,7 +146,7 @@ class Site:
         self.ledger.revisions.ensure_base(self.settings.model.name, self.now())
         self.loop.run_until_complete(self.service._guard.begin())
         latest = self.ledger.batches.latest(100)
-        self.service._update_receipts(tuple(batch.id for batch in latest))
+        self.service._receipts.changed(batch.id for batch in latest)
         self.service.look()
 
     def _end(self) -> None:
