@@ -127,6 +127,8 @@ def _who_answers(
     key = _key(options.key)
     served = server_look.look(url, key)
     _tell(note, f"server {url}", served.lines())
+    if served.root and Path(served.root).name != model.path.resolve().name:
+        note(f"  look: it serves {served.root}; it must be the model in {model.path}")
     known = [r for r in (served.rank, model.rank) if r is not None]
     choice = ServerChoice(
         kind="vllm" if served.version else "embedded",

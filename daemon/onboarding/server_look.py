@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import httpx
 
+from daemon.serving.vllm_version import VLLM_AT_LEAST, VLLM_TESTED, known_version
 from policies.errors import ServerUnreachable
 from policies.records import Record
 
@@ -42,8 +43,14 @@ class ServerLook(Record):
 
     def changes(self, rank: int) -> Iterator[str]:
         """What to change at the server, for adapters of this rank."""
+        known = known_version(self.version or "")
         if self.version is None and not self.gateway:
-            yield "this is no vLLM (no /version): serve the model with vLLM 0.23 or newer"
+            yield f"this is no vLLM (no /version): serve the model with vLLM {_dotted(VLLM_TESTED)}"
+        elif known is not None and known < VLLM_AT_LEAST:
+            yield (
+                f"before vLLM {_dotted(VLLM_AT_LEAST)} requests under way can be answered by "
+                f"another adapter: install {_dotted(VLLM_TESTED)}"
+            )
         if not self.runtime_lora:
             yield "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
         if self.rank is None and not self.gateway:
@@ -59,6 +66,10 @@ class ServerLook(Record):
                 "--middleware palorad_alias.AliasMiddleware --api-server-count 1, and the "
                 "variables in docs/serving.md#vllm-attached"
             )
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def look(url: str, key: str | None, client: httpx.Client | None = None) -> ServerLook:

@@ -123,6 +123,7 @@ def test_a_server_is_asked_and_attached_and_what_to_change_there_is_said(
     arguments = ("init", "--model", "model", "--dir", "first", "--server", "http://gpu:8000/v1/")
     code, out, _ = palorad(*arguments)
     assert code == 0
+    assert "look: it serves /srv/llama" in out
     assert "at the server: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in out
     code, out, _ = palorad("config", "show", "--json", "--config", "first/config.toml")
     assert code == 0

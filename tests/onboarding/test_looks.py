@@ -115,6 +115,12 @@ def test_a_small_rank_is_told_and_another_server_is_no_vllm() -> None:
     assert "no vLLM" in told
 
 
+def test_a_vllm_that_mixes_adapters_up_is_to_be_replaced() -> None:
+    old = httpx.Response(200, json={"version": "0.22.1"})
+    found = server_look.look(URL, None, server(**BARE, version=old))
+    assert "before vLLM 0.23" in " ".join(found.changes(128))
+
+
 def test_a_server_that_is_not_there_or_refuses_the_key_is_one_clear_line() -> None:
     with pytest.raises(ServerUnreachable, match="start it, or correct --server"):
         server_look.look(URL, None, server())
