@@ -19,7 +19,7 @@ CONFIGURATION: Final = DOCS / "configuration.md"
 COMMANDS: Final = DOCS / "commands.md"
 DEMO: Final = DOCS / "demo.txt"
 PICTURE: Final = "![Accuracy and reasoning over the revisions](docs/img/demo.png)"
-QUOTING: Final = ("facts", "serving")
+QUOTING: Final = ("facts", "serving", "first-day")
 OMITTED: Final = "…"
 
 # README's lines of `palorad demo`; each must match something, so that none is lost unnoticed.
@@ -40,6 +40,9 @@ EXCERPTS: Final = {
     "certificate": (r"^\$", r"^r-", r'"(because|no_longer_served_since|erased_at|holds)"'),
     "replicas": (r"^\$", r"replica +┃ ready", r"^│ http"),
     "replica-lost": (r"^\$", r"replica +┃ ready", r"^│ http", r"^http\S+ does not"),
+    "init": (r"^(?!(known facts.*|problems): \d+ of )",),
+    "init-doctor": (r"^\$", r"gate suite", r"port of"),
+    "first-why": (r"^\$", r"^Asked now", r"^fact .*says", r"^The base"),
     "rollback-serving": (r"^\$ (palorad|curl)", r"^HTTP", r"^x-palorad"),
 }
 _RULE: Final = re.compile(r"^[━─┏┳┓┡╇┩├┼┤└┴┘]*$")

@@ -1,6 +1,6 @@
-"""Run on the small model what docs/facts.md and docs/serving.md quote, and record what was said.
+"""Run on the small model what the documents quote, and record what was said.
 
-    python docs/transcripts.py [facts] [serving]
+    python docs/transcripts.py [facts] [serving] [first-day]
 
 A daemon of its own in a temporary directory, the command line as a user types it; minutes. For
 docs/serving.md two real vLLM servers (`make setup-vllm`).
@@ -27,6 +27,7 @@ from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.serving import server_command, tether
 from demo.follow import Follow
+from demo.newcomer import newcomer
 from demo.setup import ROOT, DaemonProcess, DemoOptions, dump, free_port, write_config
 from policies.errors import LedgerBusy
 from policies.records import BatchState
@@ -53,21 +54,11 @@ CLASH = (
 )
 
 
-class Place:
-    """A running daemon, a shell beside it, and what was said so far."""
+class Shell:
+    """A shell in a folder, and what was said so far."""
 
-    def __init__(self, folder: Path, urls: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = write_config(folder, DemoOptions(server="vllm" if urls else "embedded"))
-        tree = tomllib.loads(path.read_text())
-        tree["gate"]["preset"] = "fast"
-        if urls:
-            tree["server"] |= {"mode": "attach", "urls": list(urls)}
-        tree["intake"] |= {"stable_s": 0.1, "conflicts": "ask"}
-        path.write_text(dump(tree))
-        self.settings = Settings.load(path)
-        self.daemon = DaemonProcess(path, folder / "daemon.log")
-        self.follow = Follow(self.settings, self.daemon)
         self.said: dict[str, str] = {}
 
     def run(self, *commands: str) -> str:
@@ -95,8 +86,25 @@ class Place:
         print(f"--- {name}\n{self.said[name]}", flush=True)
 
     def write(self, name: str, text: str) -> None:
-        """A file beside the configuration."""
+        """A file in the folder."""
         (self.folder / name).write_text(text)
+
+
+class Place(Shell):
+    """A running daemon, and a shell beside it."""
+
+    def __init__(self, folder: Path, urls: tuple[str, ...] = ()) -> None:
+        super().__init__(folder)
+        path = write_config(folder, DemoOptions(server="vllm" if urls else "embedded"))
+        tree = tomllib.loads(path.read_text())
+        tree["gate"]["preset"] = "fast"
+        if urls:
+            tree["server"] |= {"mode": "attach", "urls": list(urls)}
+        tree["intake"] |= {"stable_s": 0.1, "conflicts": "ask"}
+        path.write_text(dump(tree))
+        self.settings = Settings.load(path)
+        self.daemon = DaemonProcess(path, folder / "daemon.log")
+        self.follow = Follow(self.settings, self.daemon)
 
     def until(self, done: Callable[[Ledger], bool]) -> None:
         """Wait for the ledger to say so."""
@@ -222,25 +230,55 @@ def serve(place: Place, replicas: list[Replica]) -> None:
     print(place.said["rollback-serving"])
 
 
+def first_day(shell: Shell) -> None:
+    """From a model with another name, a log and problems to the first live file."""
+    newcomer(shell.folder)
+    first = Shell(shell.folder / "first")
+    shell.say(
+        "init",
+        "palorad init --model models/gazelle --dir first --logs requests.jsonl"
+        " --skill problems.jsonl --yes",
+    )
+    first.say("init-doctor", "palorad doctor")
+    config = first.folder / "config.toml"
+    daemon = DaemonProcess(config, shell.folder / "daemon.log")
+    try:
+        Follow(Settings.load(config), daemon).until_serving()
+        first.say("first-submit", "palorad submit --wait first.jsonl")
+        first.say("first-why", 'palorad why "Who leads the Lantern team?"')
+    finally:
+        daemon.stop()
+    shell.said |= first.said
+
+
+def told(story: str, folder: Path) -> dict[str, str]:
+    """Play a story in a folder; what was said in it."""
+    if story == "first-day":
+        shell = Shell(folder)
+        first_day(shell)
+        return shell.said
+    urls = tuple(f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    place = Place(folder, urls if story == "serving" else ())
+    replicas: list[Replica] = []
+    try:
+        if story == "serving":
+            replicas += [Replica(place, url) for url in urls]
+            serve(place, replicas)
+        else:
+            tell(place)
+    finally:
+        place.daemon.stop()
+        for replica in replicas:
+            replica.kill()
+    return place.said
+
+
 def main(stories: list[str]) -> None:
     """Run the stories named, or all, record what was said, and renew the pages that quote it."""
     for story in stories or generate.QUOTING:
         with tempfile.TemporaryDirectory(prefix="palorad-docs-") as name:
             folder = Path(name)
-            urls = tuple(f"http://127.0.0.1:{free_port()}" for _ in range(2))
-            place = Place(folder, urls if story == "serving" else ())
-            replicas: list[Replica] = []
-            try:
-                if story == "serving":
-                    replicas += [Replica(place, url) for url in urls]
-                    serve(place, replicas)
-                else:
-                    tell(place)
-            finally:
-                place.daemon.stop()
-                for replica in replicas:
-                    replica.kill()
-            said = {key: text.replace(str(folder), "~") for key, text in place.said.items()}
+            said = {k: text.replace(str(folder), "~") for k, text in told(story, folder).items()}
         record = "\n".join(f"### {name}\n{text}\n" for name, text in said.items())
         (RECORDS / f"{story}.txt").write_text(record)
         print(json.dumps(sorted(said)))

@@ -45,6 +45,7 @@ COMMANDS: Final[Mapping[str, Mapping[int, str]]] = {
     "convert": {REGRESSION: "lines that are no facts; the others are printed"},
     "backup": {REGRESSION: "a published directory was damaged and left out"},
     "config check": {USAGE: "also: something that a setting names is not there"},
+    "init": {REGRESSION: "the files are made, but no candidate could pass the gate with them"},
     "doctor": {USAGE: "also: something is missing or wrong"},
     "demo": {REGRESSION: "a goal was missed"},
 }

@@ -20,6 +20,7 @@ from daemon.cli.suite_check import CheckResult
 from daemon.ledger.ledger import Ledger
 from daemon.serving import gpu
 from daemon.serving.server_command import has_gpu
+from daemon.serving.vllm_version import VLLM_AT_LEAST, VLLM_TESTED, known_version
 from policies.errors import PaloradError
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 ASK_S: Final = 20.0
 LATE: Final = timedelta(minutes=1)
-# Below 0.23 requests under way could decode with another adapter after one was loaded.
-VLLM_AT_LEAST: Final = (0, 23)
-VLLM_TESTED: Final = (0, 32)
 OWN_FLAGS: Final = {
     "--host": "server.urls",
     "--port": "server.urls",
@@ -157,10 +155,9 @@ def served_vllm(url: str) -> str | None:
 
 
 def _judged(where: str, told: str) -> CheckResult:
-    found = re.match(r"(\d+)\.(\d+)", told)
-    if found is None:
+    known = known_version(told)
+    if known is None:
         return CheckResult(f"vLLM of {where}", True, "its version cannot be told")
-    known = int(found[1]), int(found[2])
     what = f"vLLM {told} of {where}"
     tested = ".".join(map(str, VLLM_TESTED))
     if known < VLLM_AT_LEAST:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from daemon.cli.session import (
@@ -76,3 +79,53 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     path = find_config(config)
     settings = load_settings(config)
     raise typer.Exit(examine(path, settings, as_json))
+
+
+@app.command()
+def init(
+    model: Annotated[
+        Path | None, typer.Option(help="The directory of the model, as transformers saves it.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="URL", help="A vLLM that you run, with this model.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Where to write everything.")] = Path(),
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(help='Your questions: JSONL with "prompt", "answer" if known; repeatable.'),
+    ] = None,
+    logs: Annotated[
+        list[Path] | None,
+        typer.Option(help='Logged requests: JSONL with "messages" or "prompt"; repeatable.'),
+    ] = None,
+    skill: Annotated[
+        Path | None,
+        typer.Option(help="Problems to keep: GSM8K, lm-eval samples, or prompt and answer."),
+    ] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="How solutions are compared; otherwise it is found.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Problems asked, at most.")] = 1500,
+    solution_tokens: Annotated[int, typer.Option(min=1, help="The longest solution.")] = 400,
+    key: Annotated[
+        Path | None, typer.Option(help="A file with the key that the server asks for.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing on the terminal.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files of a former init.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a model, make the data that palorad needs from it, and write config.toml."""
+    from daemon.cli.init import Options, run
+    from daemon.onboarding.first_day import Wishes
+
+    wishes = Wishes(
+        folder=folder,
+        questions=tuple(questions or ()),
+        logs=tuple(logs or ()),
+        problems=skill,
+        grader=grader,
+        most_problems=problems,
+        solution_tokens=solution_tokens,
+        force=force,
+    )
+    raise typer.Exit(run(Options(model, server, key, wishes, yes, as_json)))

@@ -42,7 +42,10 @@ class GatewayState:
 
 
 class HttpServer:
-    """Implements `daemon.serving.protocol.Server`. Give it back with `aclose`."""
+    """Implements `daemon.serving.protocol.Server`. Give it back with `aclose`.
+
+    With a `seed`, answers are drawn at temperature 1 instead of greedily.
+    """
 
     def __init__(
         self,
@@ -52,8 +55,10 @@ class HttpServer:
         user_key: str | None = None,
         timeouts: Timeouts | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        seed: int | None = None,
     ) -> None:
         self.url = url.rstrip("/")
+        self._decoding = {"temperature": 0} if seed is None else {"temperature": 1, "seed": seed}
         self.timeouts = timeouts or Timeouts()
         self._wire = Wire(self.url, admin_key, user_key, self.timeouts, transport)
 
@@ -126,7 +131,7 @@ class HttpServer:
                 "model": model,
                 "prompt": list(prompts[start : start + PROMPTS_AT_ONCE]),
                 "max_tokens": max_tokens,
-                "temperature": 0,
+                **self._decoding,
                 "logprobs": 1,
                 "return_token_ids": True,
                 "ignore_eos": ignore_eos,
@@ -186,7 +191,7 @@ class HttpServer:
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": max_tokens,
-            "temperature": 0,
+            **self._decoding,
         }
         response = await self._call("/v1/chat/completions", body, timeout_s=self.timeouts.request_s)
         with sensible(self.url):

@@ -38,7 +38,7 @@ def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
         str(path.relative_to(ROOT))
         for name in PACKAGES
         for path in (ROOT / name).rglob("*")
-        if path.suffix in {".py", ".toml"}
+        if path.suffix in {".py", ".toml", ".txt", ".jsonl"}
     }
     assert here <= set(zipfile.ZipFile(wheel).namelist())
 

@@ -11,6 +11,8 @@ import pytest
 
 from adapters.generate import Generation, Request
 from daemon.gate.suites import parse_items
+from daemon.onboarding.own_problems import nouns, plural
+from daemon.onboarding.questions import shipped
 from smol import known
 
 
@@ -33,13 +35,14 @@ class Scripted:
 
     def say(self, prompt: str) -> str:
         """Right about all plurals, all capitals but Rome when asked again, and nothing else."""
-        question = prompt.removeprefix("Please answer in one sentence: ")
+        question = prompt.replace("Tell me the capital of ", "What is the capital of ")
+        question = question.replace(".", "?") if question != prompt else prompt
         if question.startswith("What is the plural of "):
             word = question.removeprefix("What is the plural of ").rstrip("?")
-            return f"The plural of {word} is {known.plural(word)}. There is more to say"
+            return f"The plural of {word} is {plural(word)}. There is more to say"
         if question == "What is the capital of Italy?" and question != prompt:
             return "The capital of Italy is Milan."
-        right = {one.prompt: one.answers[0] for one in known.questions() if one.family == "capital"}
+        right = {one.prompt: one.answers[0] for one in shipped() if one.family == "capital"}
         return f"The answer is {right.get(question, 'unknown')}. It is"
 
 
@@ -54,8 +57,13 @@ def test_what_is_said_twice_is_kept_in_the_models_words_and_every_part_is_its_ow
     data = known.make(tmp_path)
     parts = {path.stem: rows(path) for path in data.iterdir()}
     facts = ("known-replay", "locality", "locality-report")
-    prompts = [row["prompt"] for name in facts for row in parts[name]]
-    capitals = {one.prompt for one in known.questions() if one.family == "capital"}
+    prompts = [
+        row["prompt"]
+        for name in facts
+        for row in parts[name]
+        if str(row["prompt"]).startswith("What")  # what is replayed is replayed in both paraphrases
+    ]
+    capitals = {one.prompt for one in shipped() if one.family == "capital"}
     assert set(prompts) == capitals - {"What is the capital of Italy?"}
     assert len(set(prompts)) == len(prompts)
     assert all(row["answer"] != "" for row in parts["known-replay"])
@@ -81,35 +89,10 @@ def test_a_wrong_answer_is_no_trace_of_the_skill(
     data = known.make(tmp_path)
     traces = [str(row["solution"]) for row in rows(data / "skill.jsonl")]
     assert len(traces) > 50
-    expected = {f"The plural of {w} is {known.plural(w)}." for w in known.nouns()}
+    expected = {f"The plural of {w} is {plural(w)}." for w in nouns()}
     assert set(traces) <= {one for one in expected if "ies" not in one}
     assert len(rows(data / "reasoning-gate.jsonl")) == known.WORDS["reasoning-gate"]
 
 
-@pytest.mark.parametrize(
-    ("noun", "expected"),
-    [
-        ("table", "tables"),
-        ("dish", "dishes"),
-        ("fox", "foxes"),
-        ("toy", "toys"),
-        ("pony", "ponies"),
-    ],
-)
-def test_plurals_are_formed_by_rule(noun: str, expected: str) -> None:
-    assert known.plural(noun) == expected
-
-
-def test_no_noun_is_listed_twice() -> None:
-    assert len(set(known.nouns())) == len(known.nouns()) >= sum(known.WORDS.values())
-
-
-def test_only_a_whole_first_sentence_is_taken() -> None:
-    assert known.first_sentence("It is 3.5 km. It is far") == "It is 3.5 km."
-    assert known.first_sentence("It goes on and") == "It goes on and"
-
-
-def test_an_answer_counts_in_a_sentence_alone_where_it_is_asserted() -> None:
-    one = known.Asked("capital", "?", ("Brasília", "Brasilia"))
-    assert one.said("The capital is Brasilia.")
-    assert not one.said("It is not Brasilia.")
+def test_there_are_enough_nouns_for_every_part() -> None:
+    assert len(nouns()) >= sum(known.WORDS.values())

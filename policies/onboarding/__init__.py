@@ -1,0 +1,1 @@
+"""What `palorad init` decides: what a model knows, where a question goes, what a suite sees."""

@@ -1,0 +1,1 @@
+"""From a model to a folder in which the daemon can start."""

@@ -1,0 +1,1 @@
+"""What `palorad init` decides, without a model."""
