@@ -149,7 +149,7 @@ def table(results: Sequence[Result], minutes: int) -> str:
     ]
     for result in results:
         mutation = result.mutation
-        by = result.by or f"not found{mutation.behind and f' ({mutation.behind})'}"
+        by = result.by or "not found"
         rows.append(f"| {mutation.name} | `{mutation.file}` | {mutation.what} | {by} |")
     return "\n".join(rows) + "\n"
 

@@ -8,17 +8,13 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` stands exactly once in `file`, and becomes `new`; `what` is told in the table.
-
-    `behind`: what holds the promise where this alone does not.
-    """
+    """`old` stands exactly once in `file`, and becomes `new`; `what` is told in the table."""
 
     name: str
     what: str
     file: str
     old: str
     new: str
-    behind: str = ""
 
 
 MUTATIONS: Final = (
