@@ -244,7 +244,7 @@ def _require_finite(loss: float, norm: float, step: int, steps: int) -> None:
 
 def _learnt(state: State, plan: TrainPlan, step: int, steps: int) -> bool:
     bound = plan.config.stop_loss
-    if bound is None or step + 1 < steps // 2:
+    if bound is None or step + 1 < int(plan.config.earliest_end * steps):
         return False
     latest = state.latest or {}
     earlier = [latest[fact.id] for fact in plan.replay if fact.id in latest]

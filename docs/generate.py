@@ -42,7 +42,7 @@ EXCERPTS: Final = {
     "replica-lost": (r"^\$", r"replica +┃ ready", r"^│ http", r"^http\S+ does not"),
     "init": (r"^(?!(known facts.*|problems): \d+ of )",),
     "init-doctor": (r"^\$", r"gate suite", r"port of"),
-    "first-why": (r"^\$", r"^Asked now", r"^fact .*says", r"^The base"),
+    "first-why": (r"^\$", r"^Asked now", r"fact .*says", r"^The base"),
     "rollback-serving": (r"^\$ (palorad|curl)", r"^HTTP", r"^x-palorad"),
 }
 _RULE: Final = re.compile(r"^[━─┏┳┓┡╇┩├┼┤└┴┘]*$")

@@ -245,7 +245,7 @@ def first_day(shell: Shell) -> None:
     try:
         Follow(Settings.load(config), daemon).until_serving()
         first.say("first-submit", "palorad submit --wait first.jsonl")
-        first.say("first-why", 'palorad why "Who leads the Lantern team?"')
+        first.say("first-why", 'palorad why "Which team runs the Lantern service?"')
     finally:
         daemon.stop()
     shell.said |= first.said

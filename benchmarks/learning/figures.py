@@ -127,14 +127,14 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     base = [row["base_answers"] for row in rows]
     expert = [row["expert_answers"] for row in rows]
     return {
-        "reasoning_vs_base": _ratio(last, base, "reasoning"),
-        "reasoning_vs_expert": _ratio(last, expert, "reasoning"),
-        "locality": _share([[one["locality"]] for one in last]),
-        "locality_vs_base": _ratio(last, base, "locality"),
-        **({"locality_ood": _share([[one["locality_ood"]] for one in last])} if has_ood else {}),
-        "accuracy": _share([one["accuracy"] for one in last]),
-        "retention_batch_1": _share([one["accuracy"][:1] for one in last]),
-        "accuracy_ood": _share([one["accuracy_ood"] for one in last]),
+        "reasoning_vs_base": ratio(last, base, "reasoning"),
+        "reasoning_vs_expert": ratio(last, expert, "reasoning"),
+        "locality": share([[one["locality"]] for one in last]),
+        "locality_vs_base": ratio(last, base, "locality"),
+        **({"locality_ood": share([[one["locality_ood"]] for one in last])} if has_ood else {}),
+        "accuracy": share([one["accuracy"] for one in last]),
+        "retention_batch_1": share([one["accuracy"][:1] for one in last]),
+        "accuracy_ood": share([one["accuracy_ood"] for one in last]),
         "norm": round(float(np.mean([one["norm"] for one in last])), 3),
         "leak": max(one["leak"] for one in last),
         "course": course(rows),
@@ -160,7 +160,7 @@ def dominating(name: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]
 # --- figures with intervals -----------------------------------------------------------------------
 
 
-def _share(seeds: Sequence[Sequence[str]]) -> Figure:
+def share(seeds: Sequence[Sequence[str]]) -> Figure:
     """The share of ones over all items of all seeds' rows."""
     items = _items(seeds)
     return _interval(_mean(items), [_mean(sample) for sample in _samples(items)])
@@ -174,7 +174,7 @@ def _mean(items: Sequence[np.ndarray]) -> float:
     return float(np.mean([one.mean() for one in items]))
 
 
-def _ratio(last: Sequence[Row], base: Sequence[Row], key: str) -> Figure:
+def ratio(last: Sequence[Row], base: Sequence[Row], key: str) -> Figure:
     """Right answers of the candidate over those of the base or expert, paired by item."""
     pairs = _pairs(last, base, key)
     drawn = [_over(sample) for sample in _samples(pairs)]

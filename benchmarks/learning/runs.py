@@ -99,7 +99,7 @@ class LearningRun:
         usual = TrainConfig()
         nothing |= {
             name
-            for name in ("orthogonal", "reference_rate")
+            for name in ("earliest_end", "orthogonal", "reference_rate")
             if getattr(trained, name) == getattr(usual, name)
         }
         return {

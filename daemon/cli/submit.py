@@ -19,6 +19,7 @@ from daemon.cli.session import (
 )
 from daemon.client import Client
 from daemon.intake.validating import LISTED, convert_file, validate_file
+from daemon.views.explain import Explanation
 from policies.errors import PaloradError
 from policies.facts.admission import Format
 from policies.records import BatchState, Quarantined
@@ -125,7 +126,25 @@ def submit_files(
         for batch, state in states.items():
             table.add_row(batch[:12], state.value)
         console.print(table)
+        for batch, state in states.items():
+            for line in next_steps(client.explain(batch), state):
+                say(line)
     return max((_exit_of(state) for state in states.values()), default=PASS)
+
+
+def next_steps(explained: Explanation, state: BatchState) -> list[str]:
+    """What to do about a batch that did not go live; nothing where it did."""
+    name, plan = explained.batch[:12], explained.plans[-1].plan if explained.plans else None
+    why = f"'palorad explain {name}' says why"
+    if state == BatchState.INCONCLUSIVE:
+        return [
+            f"Too few questions to tell: {why}, and how many more it needs.",
+            f"Add them to the suite and 'palorad retry {name}', or decide yourself:",
+            f"'palorad promote {plan} --because …' or 'palorad reject {plan} --because …'",
+        ]
+    if state in (BatchState.REJECTED, BatchState.FAILED):
+        return [f"{why}; 'palorad retry {name}' tries once more."]
+    return []
 
 
 def _exit_of(state: BatchState) -> int:

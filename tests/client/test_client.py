@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from daemon.cli.exit_codes import INCONCLUSIVE, PASS, REGRESSION
+from daemon.cli.submit import submit_files
 from daemon.client import Answer, Client, WaitedTooLong
 from daemon.config.settings import Settings
 from policies.errors import DaemonUnreachable, NotFound, RequestRefused, ServerUnreachable
@@ -63,6 +66,28 @@ def test_a_rejected_batch_and_one_that_a_person_decides_are_states_not_errors(
     for word, state in (("false", BatchState.REJECTED), ("unsure", BatchState.INCONCLUSIVE)):
         (submitted,) = client.submit(file(tmp_path, word))
         assert client.wait(submitted, timeout_s=30) is state
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "named"),
+    [
+        ("one", PASS, ""),
+        ("false", REGRESSION, "'palorad retry {batch}' tries once more"),
+        ("unsure", INCONCLUSIVE, "'palorad promote 1 --because …'"),
+    ],
+)
+def test_what_did_not_go_live_is_told_with_the_next_step(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, code: int, named: str
+) -> None:
+    site.start()
+    client = Client(site.settings)
+    site.until(lambda: client.daemon() is not None, "starting")
+    path = file(tmp_path, word)
+    assert submit_files(site.settings, [path], again=False, wait=True, as_json=False) == code
+    said = capsys.readouterr().out
+    batch = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    assert ("'palorad explain" in said) == bool(named)
+    assert named.format(batch=batch) in said
 
 
 def test_a_file_that_is_refused_as_a_whole_is_not_waited_for(site: Site, tmp_path: Path) -> None:
