@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from adapters.decoding import Request
 from adapters.generate import Generator
-from benchmarks.edits.material import TOKENS, Base
+from benchmarks.edits.material import TOKENS, RealBase
 from benchmarks.edits.methods import Context
 from benchmarks.edits.sets import Edit
 from benchmarks.learning.judge import Retriever, bits
@@ -25,10 +25,10 @@ FIRST_TURN: Final = ("Hello, can you help me?", "Of course. What would you like 
 TOLD: Final = "{statement}\n\n{question}"
 
 
-class Asker:
+class EditAsker:
     """Asks one base, with an adapter or without; what the base says is asked once."""
 
-    def __init__(self, base: Base, generator: Generator) -> None:
+    def __init__(self, base: RealBase, generator: Generator) -> None:
         self.base = base
         self.generator = generator
         self._base_said: dict[str, str] = {}

@@ -40,7 +40,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SkillItem:
     """A problem of the base's skill with its answer."""
 
     prompt: str
@@ -48,7 +48,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Base:
+class RealBase:
     """A checkpoint, its probe, and what is replayed and asked of it; see `prepare`."""
 
     name: str
@@ -59,7 +59,7 @@ class Base:
     far: tuple[Known, ...]
     """Never replayed."""
     traces: tuple[Example, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[SkillItem, ...]
     grader: str
     """Of the problems."""
 
@@ -83,7 +83,7 @@ class Base:
         return found[:most]
 
 
-def prepare(name: str, model_dir: Path, counterfact: Sequence[Edit], *, svf: bool) -> Base:
+def prepare(name: str, model_dir: Path, counterfact: Sequence[Edit], *, svf: bool) -> RealBase:
     """Everything about a base; asked once, kept in `benchmarks/runs/edits`.
 
     Known facts come from palorad's own questions and from what was true before the edits of
@@ -101,7 +101,7 @@ def prepare(name: str, model_dir: Path, counterfact: Sequence[Edit], *, svf: boo
     probe = folder / ("probe-svf" if svf else "probe")
     config = ProbeConfig() if svf else ProbeConfig(seeds=())
     fit_probe(model_dir, traces[:PROBED], probe, config)
-    return Base(
+    return RealBase(
         name=name,
         model_dir=model_dir,
         sha256=sha256,
@@ -140,14 +140,14 @@ def _known(model_dir: Path, counterfact: Sequence[Edit]) -> list[dict[str, str]]
     return rows
 
 
-def _skill(data: Path) -> tuple[tuple[Example, ...], tuple[Problem, ...], str]:
+def _skill(data: Path) -> tuple[tuple[Example, ...], tuple[SkillItem, ...], str]:
     """Traces to replay and to probe, problems to ask, and how these are graded."""
     traces = tuple(read_examples(data / "skill.jsonl", "solution"))
     path, grader = data / "report.jsonl", "final"
     if not path.exists():
         path, grader = data / "reasoning-report.jsonl", "contains"
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return traces, tuple(Problem(row["prompt"], _answer(row)) for row in rows), grader
+    return traces, tuple(SkillItem(row["prompt"], _answer(row)) for row in rows), grader
 
 
 def _answer(row: dict[str, Any]) -> str:

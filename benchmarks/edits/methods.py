@@ -25,7 +25,7 @@ ALONE: Final = {
 
 
 @dataclass(frozen=True)
-class Method:
+class EditMethod:
     """A method: what is learnt and replayed, what is protected, and how it is trained.
 
     `learns_from` is the label of an edit, or the sentence in which the base says it when it has the
@@ -63,45 +63,49 @@ class Method:
         return bool(self.settings.get("replayed_per_step", 1))
 
 
-_FIXED: Final = partial(Method, rates=(), learns=False, protection=NOTHING)
+_FIXED: Final = partial(EditMethod, rates=(), learns=False, protection=NOTHING)
 
-METHODS: Final[Mapping[str, Method]] = {
-    "palorad": Method("the product: labels, known facts in the base's own words by KL", rates=()),
-    "sentences": Method(
+METHODS: Final[Mapping[str, EditMethod]] = {
+    "palorad": EditMethod(
+        "the product: labels, known facts in the base's own words by KL", rates=()
+    ),
+    "sentences": EditMethod(
         "the product, learning the base's own sentence with the fact in it",
         learns_from="sentence",
         rates=(),
     ),
-    "earlier end": Method(
+    "earlier end": EditMethod(
         "the product, which may end after a fifth of its steps",
         {"earliest_end": 0.2},
         rates=(),
     ),
-    "known by label": Method("the product, known facts as bare labels", known="label", rates=()),
-    "svf too": Method(
+    "known by label": EditMethod(
+        "the product, known facts as bare labels", known="label", rates=()
+    ),
+    "svf too": EditMethod(
         "the product, critical SVF components protected too",
         protection=Protection(kind="svf+activations"),
         rates=(),
     ),
-    "palora": Method(
+    "palora": EditMethod(
         "the paper's: SVF components protected on both sides, orthogonal adapters, no replay",
         PALORA.model_dump(exclude_unset=True),
         Protection(kind="svf"),
         "stack",
     ),
-    "plain LoRA": Method("LoRA on the new facts alone", ALONE, NOTHING),
-    "replay by label": Method(
+    "plain LoRA": EditMethod("LoRA on the new facts alone", ALONE, NOTHING),
+    "replay by label": EditMethod(
         "facts, known facts and traces from their labels",
         {"kl_weight": 0.0, "kl_weight_reasoning": 0.0},
         NOTHING,
         known="label",
     ),
-    "replay in own words": Method(
+    "replay in own words": EditMethod(
         "the same, known facts in the base's own words",
         {"kl_weight": 0.0, "kl_weight_reasoning": 0.0},
         NOTHING,
     ),
-    "stack": Method(
+    "stack": EditMethod(
         "the product's stack", STACKED.model_dump(exclude_unset=True), lineage="stack", rates=()
     ),
     "frozen": _FIXED("the base, no update"),

@@ -21,9 +21,9 @@ from adapters.generate import Generator
 from adapters.plans import TrainPlan
 from adapters.trainer import train_adapter
 from benchmarks.edits import drift, sets
-from benchmarks.edits.asking import Asker
-from benchmarks.edits.material import RUNS, Base
-from benchmarks.edits.methods import METHODS, Method
+from benchmarks.edits.asking import EditAsker
+from benchmarks.edits.material import RUNS, RealBase
+from benchmarks.edits.methods import METHODS, EditMethod
 from benchmarks.provenance import commit
 from daemon.config.settings import Settings
 from policies.facts.updates import Updates
@@ -36,7 +36,7 @@ REACHED: Final = "reached.json"
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EditProtocol:
     """How many batches of how many edits, and after which of them it is measured."""
 
     name: str
@@ -48,9 +48,9 @@ class Protocol:
 PROTOCOLS: Final = {
     one.name: one
     for one in (
-        Protocol("one", 1, 36, (1,)),
-        Protocol("ten", 10, 36, (1, 5, 10)),
-        Protocol("forty", 40, 12, (1, 20, 40)),
+        EditProtocol("one", 1, 36, (1,)),
+        EditProtocol("ten", 10, 36, (1, 5, 10)),
+        EditProtocol("forty", 40, 12, (1, 20, 40)),
     )
 }
 
@@ -79,7 +79,7 @@ class EditRun:
 
 
 @dataclass
-class Reached:
+class EditsReached:
     """How far a stream has come: batches learnt, its adapters, what was measured, its seconds."""
 
     batches: int = 0
@@ -89,7 +89,7 @@ class Reached:
     seconds: float = 0.0
 
     @classmethod
-    def read(cls, folder: Path) -> Reached:
+    def read(cls, folder: Path) -> EditsReached:
         """Where the run was cut off; the beginning where it was not begun."""
         path = folder / REACHED
         return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else cls()
@@ -99,12 +99,14 @@ class Reached:
         files.write_text(folder / REACHED, json.dumps(asdict(self)))
 
 
-def perform(run: EditRun, base: Base, edits: list[sets.Edit], asker: Asker) -> dict[str, Any]:
+def perform(
+    run: EditRun, base: RealBase, edits: list[sets.Edit], asker: EditAsker
+) -> dict[str, Any]:
     """Learn and measure; one row. A run that was cut off resumes after its last batch."""
     method, protocol = METHODS[run.method], PROTOCOLS[run.protocol]
     folder = RUNS / f"stream-{run.key}-{base.sha256[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    reached = Reached.read(folder)
+    reached = EditsReached.read(folder)
     stream = sets.batches(edits, protocol.batches, protocol.size, run.seed)
     for number in range(reached.batches + 1, protocol.batches + 1):
         began = time.monotonic()
@@ -142,12 +144,12 @@ def perform(run: EditRun, base: Base, edits: list[sets.Edit], asker: Asker) -> d
 
 def _learn(
     run: EditRun,
-    base: Base,
-    method: Method,
+    base: RealBase,
+    method: EditMethod,
     learnt: Sequence[Sequence[sets.Edit]],
-    asker: Asker,
+    asker: EditAsker,
     folder: Path,
-    reached: Reached,
+    reached: EditsReached,
 ) -> None:
     """Train the adapter of the last batch of `learnt`; `reached` then names it."""
     *earlier, new = [_facts(one, method, asker) for one in learnt]
@@ -189,7 +191,7 @@ def _learn(
     reached.adapters, reached.ranks = [*lineage, name], [*reached.ranks[: len(lineage)], rank]
 
 
-def _facts(batch: Sequence[sets.Edit], method: Method, asker: Asker) -> tuple[Fact, ...]:
+def _facts(batch: Sequence[sets.Edit], method: EditMethod, asker: EditAsker) -> tuple[Fact, ...]:
     """The edits as the daemon trains them: admitted, and in all paraphrases of its policy."""
     policy = Settings().paraphrase_policy
     said = asker.sentences(batch) if method.learns_from == "sentence" else {}
@@ -200,7 +202,7 @@ def _facts(batch: Sequence[sets.Edit], method: Method, asker: Asker) -> tuple[Fa
     return tuple(facts)
 
 
-def _served(folder: Path, reached: Reached, base: Base) -> Path | None:
+def _served(folder: Path, reached: EditsReached, base: RealBase) -> Path | None:
     if not reached.adapters:
         return None
     out = folder / f"served-{reached.adapters[-1]}"
@@ -210,7 +212,7 @@ def _served(folder: Path, reached: Reached, base: Base) -> Path | None:
 
 
 def _asked(
-    asker: Asker, served: Path | None, learnt: Sequence[Sequence[sets.Edit]], method: Method
+    asker: EditAsker, served: Path | None, learnt: Sequence[Sequence[sets.Edit]], method: EditMethod
 ) -> dict[str, Any]:
     if served is None:
         return asker.measure(None, learnt, method.context)
@@ -221,9 +223,9 @@ def _asked(
         asker.generator.unload("served")
 
 
-def asker_of(base: Base) -> Asker:
+def asker_of(base: RealBase) -> EditAsker:
     """One for all runs of a base."""
-    return Asker(base, Generator(base.model_dir, max_rank=2 * RANK_BUDGET))
+    return EditAsker(base, Generator(base.model_dir, max_rank=2 * RANK_BUDGET))
 
 
 def _versions() -> dict[str, str]:

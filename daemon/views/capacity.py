@@ -39,7 +39,7 @@ class NextRun(Record):
     evaluate_s: float | None = None
 
 
-class Stored(Record):
+class DiskUse(Record):
     """What takes the disk, in bytes."""
 
     what: str
@@ -58,12 +58,12 @@ class CapacityView(Record):
     not_learnt: int
     next_run: NextRun | None
     runs: tuple[PastRun, ...]
-    stored: tuple[Stored, ...]
+    stored: tuple[DiskUse, ...]
     disk_free: int
     disk_total: int
 
 
-def capacity_view(ledger: Ledger, settings: Settings, stored: tuple[Stored, ...]) -> CapacityView:
+def capacity_view(ledger: Ledger, settings: Settings, stored: tuple[DiskUse, ...]) -> CapacityView:
     """As it is now; `stored` is what `stored_in` has found."""
     target, totals = ledger.revisions.target(), ledger.batches.totals()
     runs = tuple(_runs(ledger, settings))
@@ -129,13 +129,13 @@ def _runs(ledger: Ledger, settings: Settings) -> Iterator[PastRun]:
         )
 
 
-def stored_in(layout: Layout) -> tuple[Stored, ...]:
+def stored_in(layout: Layout) -> tuple[DiskUse, ...]:
     """What the state directory's parts take; looks at each file, of which there may be many."""
     return tuple(_stored(layout))
 
 
-def _stored(layout: Layout) -> Iterator[Stored]:
-    yield Stored(what="ledger", bytes=layout.ledger.stat().st_size)
+def _stored(layout: Layout) -> Iterator[DiskUse]:
+    yield DiskUse(what="ledger", bytes=layout.ledger.stat().st_size)
     folders = (
         layout.adapters,
         layout.served,
@@ -147,7 +147,7 @@ def _stored(layout: Layout) -> Iterator[Stored]:
     )
     for folder in folders:
         if folder.is_dir():
-            yield Stored(what=folder.name, bytes=_size(folder))
+            yield DiskUse(what=folder.name, bytes=_size(folder))
 
 
 def _size(folder: Path) -> int:

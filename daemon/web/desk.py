@@ -16,7 +16,7 @@ from daemon.base.control import Handler
 from daemon.config.settings import Settings
 from daemon.intake.admit import Rules
 from daemon.ledger.ledger import Ledger
-from daemon.views.capacity import Stored, stored_in
+from daemon.views.capacity import DiskUse, stored_in
 from daemon.views.status import DaemonView
 from daemon.web.gathering import Gathering
 from daemon.web.operators import Operators
@@ -88,7 +88,7 @@ class Desk:
     operators: Operators
     wall: Callable[[], datetime] = lambda: datetime.now(UTC)
     live: Live = field(init=False)
-    sizes: Gathering[tuple[Stored, ...]] = field(init=False)
+    sizes: Gathering[tuple[DiskUse, ...]] = field(init=False)
     remembered: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _own: threading.local = field(default_factory=threading.local)
 

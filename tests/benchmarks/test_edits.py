@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks.edits import asking, drift, figures, sets, streams
-from benchmarks.edits.asking import Asker
-from benchmarks.edits.material import Base, Known, Problem
-from benchmarks.edits.methods import METHODS, Method
-from benchmarks.edits.streams import EditRun, Protocol, asker_of, perform
+from benchmarks.edits.asking import EditAsker
+from benchmarks.edits.material import Known, RealBase, SkillItem
+from benchmarks.edits.methods import METHODS, EditMethod
+from benchmarks.edits.streams import EditProtocol, EditRun, asker_of, perform
 from policies.errors import ConfigError
 from policies.records import Example
 from tests.support.fitted import SKILL, Fitted
@@ -37,7 +37,7 @@ LINES: Mapping[str, dict[str, Any]] = {
         "loc_ans": "Cur",
     },
 }
-SMALL = Protocol("two", 2, 3, (1, 2))
+SMALL = EditProtocol("two", 2, 3, (1, 2))
 MEASURED = {*figures.BY_BATCH, *figures.OVER_ALL, "reasoning", "general_kl", "length", "seconds"}
 
 
@@ -56,9 +56,9 @@ def edits(count: int) -> list[sets.Edit]:
 
 
 @pytest.fixture
-def base(llama: Fitted) -> Base:
+def base(llama: Fitted) -> RealBase:
     known = tuple(Known(one.prompt, one.completion, f"{one.completion}.") for one in SKILL)
-    return Base(
+    return RealBase(
         name="tiny",
         model_dir=llama.model_dir,
         sha256=llama.hash,
@@ -66,13 +66,13 @@ def base(llama: Fitted) -> Base:
         replay=known[:6],
         far=known[6:],
         traces=tuple(Example(prompt=e.prompt, completion=e.completion) for e in SKILL[:6]),
-        problems=tuple(Problem(e.prompt, e.completion) for e in SKILL[6:12]),
+        problems=tuple(SkillItem(e.prompt, e.completion) for e in SKILL[6:12]),
         grader="contains",
     )
 
 
 @pytest.fixture
-def asker(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asker:
+def asker(base: RealBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EditAsker:
     monkeypatch.setattr(streams, "RUNS", tmp_path)
     monkeypatch.setattr(drift, "TEXTS", 2)
     monkeypatch.setattr(asking, "ANSWER_TOKENS", 4)
@@ -80,9 +80,9 @@ def asker(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asker:
     monkeypatch.setattr(streams, "RANK", 4)
     monkeypatch.setattr(streams, "RANK_BUDGET", 8)
     monkeypatch.setitem(streams.PROTOCOLS, SMALL.name, SMALL)
-    plain = Method.config
+    plain = EditMethod.config
     monkeypatch.setattr(
-        Method, "config", lambda *given: plain(*given).model_copy(update={"steps": 2})
+        EditMethod, "config", lambda *given: plain(*given).model_copy(update={"steps": 2})
     )
     return asker_of(base)
 
@@ -114,7 +114,7 @@ def test_a_stream_is_drawn_by_its_seed_and_names_no_subject_twice() -> None:
 @pytest.mark.parametrize(
     "method", ["palorad", "sentences", "palora", "stack", "plain LoRA", "retrieval", "frozen"]
 )
-def test_a_stream_is_learnt_and_measured(method: str, base: Base, asker: Asker) -> None:
+def test_a_stream_is_learnt_and_measured(method: str, base: RealBase, asker: EditAsker) -> None:
     rate = 1.0 if METHODS[method].rates else None
     run = EditRun("tiny", "wikibigedit", "two", method, 1, rate)
     row = perform(run, base, edits(12), asker)
@@ -131,7 +131,7 @@ def test_a_stream_is_learnt_and_measured(method: str, base: Base, asker: Asker) 
     assert not list(streams.RUNS.glob("stream-*"))
 
 
-def test_without_an_update_nothing_differs_from_the_base(base: Base, asker: Asker) -> None:
+def test_without_an_update_nothing_differs_from_the_base(base: RealBase, asker: EditAsker) -> None:
     row = perform(EditRun("tiny", "zsre", "two", "frozen", 1), base, edits(12), asker)
     last = row["batches"][-1]
     assert last["reasoning"] == row["base_reasoning"]
@@ -141,7 +141,7 @@ def test_without_an_update_nothing_differs_from_the_base(base: Base, asker: Aske
 
 
 def test_a_run_that_was_cut_off_resumes_after_its_last_batch(
-    base: Base, asker: Asker, monkeypatch: pytest.MonkeyPatch
+    base: RealBase, asker: EditAsker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = EditRun("tiny", "wikibigedit", "two", "palorad", 1)
     whole = perform(run, base, edits(12), asker)

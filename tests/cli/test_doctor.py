@@ -15,6 +15,7 @@ from daemon.gate.answer_store import AnswerStore
 from daemon.gate.messages import SuiteCard, SuiteSource
 from daemon.gate.suite_run import open_suite
 from policies.errors import ConfigError
+from tests.support.live import free_port
 
 SHAPES = json.loads((Path(__file__).parents[1] / "support" / "shapes.json").read_text())
 
@@ -33,6 +34,7 @@ def config(tmp_path: Path) -> Path:
     path.write_text(
         '[model]\npath = "model"\n[probe]\nskill = "skill.jsonl"\n[gate]\nsuites = []\n'
         '[train.replay]\nknown = "known.jsonl"\nreasoning = "reasoning.jsonl"\n'
+        f'[server]\nurls = ["http://127.0.0.1:{free_port()}"]\n'  # a palorad may run here
     )
     return path
 
@@ -183,7 +185,9 @@ def test_a_judge_model_must_be_named_and_should_not_judge_itself(
     suites(config, {**known, "grader": "judge"})
     with pytest.raises(ConfigError, match=r"set gate\.judge\.url and gate\.judge\.model"):
         Settings.load(config, {})
-    named = ("--set", "gate.judge.model=m", "--set", "gate.judge.url=http://127.0.0.1:8421/v1")
+    own = "http://127.0.0.1:8421"
+    named = ("--set", "gate.judge.model=m", "--set", f"gate.judge.url={own}/v1")
+    named += ("--set", f'server.urls=["{own}"]')
     code, out = palorad("config", "check", *named)
     assert code == 0, out
     assert "the server that is judged would grade itself" in " ".join(out.split())
