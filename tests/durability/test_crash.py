@@ -66,7 +66,7 @@ COMMITTED_ELSEWHERE = {
     "daemon.keeping.backup_store.forget": BACKUP,
     "daemon.keeping.backup_store.take": BACKUP,
     "daemon.keeping.backup_store.write": BACKUP,
-    "daemon.onboarding.asking._keep": "tests/onboarding/test_asking.py, a line cut off",
+    "daemon.onboarding.asking._keep": "asked again when lost",
     "daemon.onboarding.first_day._write": "palorad init, which no daemon is part of",
     "daemon.keeping.pruning._delete": "tests/keeping/test_pruning.py",
     "daemon.keeping.restore._gather": RESTORE,
