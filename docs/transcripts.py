@@ -245,7 +245,7 @@ def first_day(shell: Shell) -> None:
     try:
         Follow(Settings.load(config), daemon).until_serving()
         first.say("first-submit", "palorad submit --wait first.jsonl")
-        first.say("first-why", 'palorad why "Which team runs the Lantern service?"')
+        first.say("first-why", 'palorad why "In which room does the Lantern team sit?"')
     finally:
         daemon.stop()
     shell.said |= first.said

@@ -251,6 +251,6 @@ def _next(folder: Path, changes: tuple[str, ...], *, attach: bool) -> tuple[str,
     steps += [
         "in another terminal, in the same folder:",
         f"palorad submit --wait {FIRST}     # six facts of an invented service",
-        'palorad why "Which team runs the Lantern service?"',
+        'palorad why "In which room does the Lantern team sit?"',
     ]
     return tuple(steps)

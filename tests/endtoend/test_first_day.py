@@ -56,6 +56,6 @@ def test_a_new_user_gets_a_first_file_live_by_the_printed_steps_alone(tmp_path: 
         explained = palorad(folder, "palorad explain first.jsonl").stdout
         assert submitted.returncode == 0, explained
         answered = palorad(folder, why).stdout
-        assert re.search(r"the alias answers “.*Harbour", answered), answered
+        assert re.search(r"the alias answers “.*Kestrel", answered), answered
     finally:
         daemon.stop()
