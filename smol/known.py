@@ -79,10 +79,10 @@ def make(model: Path) -> Path:
     return out
 
 
-def say(generator: Generator, prompts: Sequence[str]) -> list[BaseAnswer]:
-    """The base's greedy answers."""
+def say(generator: Generator, prompts: Sequence[str], tokens: int = TOKENS) -> list[BaseAnswer]:
+    """The base's greedy answers, each of so many `tokens` at most."""
     requests = [
-        Request(generator.encode_chat([{"role": "user", "content": prompt}]), TOKENS)
+        Request(generator.encode_chat([{"role": "user", "content": prompt}]), tokens)
         for prompt in prompts
     ]
     return [

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Final
 
 from adapters import files
-from adapters.generate import Generator, Request
+from adapters.generate import Generator
 from adapters.models import base_hash
 from adapters.probe_fit import ProbeConfig, fit_probe
 from benchmarks.edits.sets import Edit
@@ -20,6 +20,7 @@ from daemon.onboarding.questions import FactQuestion, shipped
 from daemon.training.child import read_examples
 from policies.onboarding.agreement import first_sentence
 from policies.records import Example
+from smol.known import say
 
 RUNS: Final = Path("benchmarks/runs/edits")
 REPLAYED: Final = 150
@@ -118,14 +119,7 @@ def _known(model_dir: Path, counterfact: Sequence[Edit]) -> list[dict[str, str]]
     generator = Generator(model_dir)
 
     def ask(_stage: str, prompts: Sequence[str], _sample: int) -> list[BaseAnswer]:
-        requests = [
-            Request(generator.encode_chat([{"role": "user", "content": prompt}]), TOKENS)
-            for prompt in prompts
-        ]
-        return [
-            BaseAnswer(answer.text.strip(), answer.finish_reason == "length")
-            for answer in generator.generate(None, requests)
-        ]
+        return say(generator, prompts, TOKENS)
 
     asked = shipped()
     for edit in counterfact:

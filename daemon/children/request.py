@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 from pydantic import BaseModel
 
 from adapters import files
+from policies.errors import PaloradError
 
 RECORD: Final = "request.json"
 ROWS: Final = "facts.jsonl"
@@ -21,25 +22,37 @@ Rows: TypeAlias = Mapping[str, Iterable[str]]
 """By the name of a field that holds a list ("evaluation.facts" lies deeper), its items as JSON."""
 
 
+class RowsMissing(PaloradError):
+    """A request whose rows are gone, or not all there."""
+
+
 def write(workdir: Path, record: BaseModel, rows: Rows) -> None:
-    """Put both files in place, the record last."""
+    """Put both files in place, the record last; the last line of the rows is their number."""
     remove_rows(workdir)
-    if rows:
-        with files.replacing(workdir / ROWS) as stream:
-            for field, items in rows.items():
-                for item in items:
-                    stream.write(f'["{field}", {item}]\n'.encode())
+    count = 0
+    with files.replacing(workdir / ROWS) as stream:
+        for field, items in rows.items():
+            for item in items:
+                stream.write(f'["{field}", {item}]\n'.encode())
+                count += 1
+        stream.write(f"{count}\n".encode())
     files.write_text(workdir / RECORD, record.model_dump_json(indent=1))
 
 
 def read(workdir: Path) -> str:
-    """The whole request as JSON text; without the rows once they are removed."""
-    text = (workdir / RECORD).read_text(encoding="utf-8")
-    path = workdir / ROWS
-    if not path.exists():
-        return text
-    with path.open("rb") as rows:
-        return with_rows(text, rows)
+    """The whole request as JSON text.
+
+    Raises `RowsMissing` where it would be less than was asked: a candidate that is judged without
+    its facts could pass.
+    """
+    text, path = (workdir / RECORD).read_text(encoding="utf-8"), workdir / ROWS
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    if not lines or lines[-1] != b"%d" % (len(lines) - 1):
+        raise RowsMissing(
+            f"{path}: the facts that belong to {RECORD} are not there, or not all; "
+            "they are written again with the next try"
+        )
+    return with_rows(text, lines[:-1])
 
 
 def with_rows(record: str, rows: Iterable[str | bytes]) -> str:

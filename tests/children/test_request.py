@@ -51,11 +51,24 @@ def test_a_later_request_holds_nothing_of_the_one_before(tmp_path: Path) -> None
     assert Asked.model_validate_json(request.read(tmp_path)) == RECORD
 
 
+@pytest.mark.parametrize("left", [None, 0, 1, 2])
+def test_a_child_is_given_all_that_was_asked_or_nothing(tmp_path: Path, left: int | None) -> None:
+    request.write(tmp_path, RECORD, ROWS)
+    path = tmp_path / request.ROWS
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.unlink()
+    if left is not None:
+        path.write_bytes(b"".join(lines[:left]))
+    with pytest.raises(request.RowsMissing, match="not all"):
+        request.read(tmp_path)
+
+
 def test_without_its_facts_the_request_still_tells_what_was_asked(tmp_path: Path) -> None:
     request.write(tmp_path, RECORD, ROWS)
     request.remove_rows(tmp_path)
     request.remove_rows(tmp_path)
-    assert Asked.model_validate_json(request.read(tmp_path)) == RECORD
+    record = (tmp_path / request.RECORD).read_text()
+    assert Asked.model_validate_json(record) == RECORD
     assert ONE.id not in "".join(path.read_text() for path in tmp_path.iterdir())
 
 
