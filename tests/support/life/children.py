@@ -55,6 +55,10 @@ class Child:
     returncode: int | None = None
     lock: int | None = None
 
+    @property
+    def plan(self) -> int:
+        return int(self.workdir.name.split("-")[0])
+
     def begin(self) -> None:
         self.lock = os.open(self.workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,6 +69,9 @@ class Child:
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
+
+    def fail(self, error: JobError) -> None:
+        files.write_text(self.workdir / "error.json", error.model_dump_json())
 
     def poll(self) -> int | None:
         return self.returncode
@@ -117,17 +124,22 @@ class LocalJobs(Jobs):
         return child.pid
 
 
-def work(world: World, child: Child, told: Told) -> None:
-    """Have a child do its step to the end; whatever a fault point raises passes through."""
+def work(world: World, child: Child, told: Told, over: bool = False) -> None:
+    """Have a child do its step to the end; whatever a fault point raises passes through.
+
+    `over`: its plan has ended, and the facts that it was to read may be gone.
+    """
     if not (child.workdir / "report.json").exists():
-        text = request.read(child.workdir)
         try:
+            text = request.read(child.workdir)
             if told.fault is not None:
                 raise told.fault
             report = _STEPS[child.step](world, child, text, told)
+        except request.RowsMissing as error:
+            assert over, f"an open plan's child has lost its facts: {error}"
+            child.fail(JobError(kind="RowsMissing", error=str(error)))
         except Broken as error:
-            failed = JobError(kind=error.kind, error=str(error), final=error.final)
-            files.write_text(child.workdir / "error.json", failed.model_dump_json())
+            child.fail(JobError(kind=error.kind, error=str(error), final=error.final))
         else:
             faults.point(f"{child.step}:done")
             files.write_text(child.workdir / "report.json", report.model_dump_json())
@@ -176,7 +188,7 @@ def _train(_world: World, child: Child, text: str, _told: Told) -> TrainDone:
 
 def _evaluate(world: World, child: Child, text: str, told: Told) -> EvaluationReport:
     evaluation = JudgingRequest.model_validate_json(text).evaluation
-    plan = int(child.workdir.name.split("-")[0])
+    plan = child.plan
     asked = world.loaded(evaluation.candidate.name)
     if asked is None:
         raise Broken("ServerUnreachable", final=False)

@@ -27,6 +27,7 @@ from daemon.serving.client import HttpServer
 from daemon.serving.replicas import fleet
 from daemon.serving.servers import Servers
 from policies.gate.records import Outcome
+from policies.records import OPEN_STATES
 from tests.support.life.children import LocalJobs, Told, World, work
 from tests.support.life.engine import Engine
 from tests.support.life.settings import small_settings
@@ -302,7 +303,7 @@ class Site:
         if not running:
             return
         try:
-            work(self.world, running[0], told)
+            work(self.world, running[0], told, over=self._over(running[0].plan))
         except Killed as death:
             if death.power:
                 self._die(True)
@@ -313,6 +314,9 @@ class Site:
             running[0].end(1)
         finally:
             self.at_call = None
+
+    def _over(self, plan: int) -> bool:
+        return plan > 0 and self.ledger.plans.head(plan).state not in OPEN_STATES
 
     def settle(self, limit: int = 300) -> None:
         """All faults are over: nothing is left to do after a while, or it raises."""
