@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-page test-durability durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-page test-durability test-scale durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
 
 all: lint test
 
@@ -99,7 +99,11 @@ test-page: setup build/axe/package/axe.min.js
 test-durability: setup
 	$(BIN)/python -m pytest -m durability -n $(WORKERS) --timeout 600
 
-# The same without bounds, and the soak: hours. DURABILITY_ARGS names any part of it.
+# Four minutes at most: several training processes, many replicas.
+test-scale: setup
+	$(BIN)/python -m pytest -m scale --timeout 240
+
+# The same as test-durability without bounds, and the soak: hours. DURABILITY_ARGS names any part of it.
 durability: setup
 	$(BIN)/python -m benchmarks.durability $(DURABILITY_ARGS)
 

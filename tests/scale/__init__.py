@@ -1,0 +1,1 @@
+"""Real size: several processes, nodes and replicas give what one gives."""
