@@ -1,4 +1,7 @@
-"""A leased child: one step in one directory, `python -m daemon.children.worker STEP WORKDIR`."""
+"""A leased child: one step in one directory.
+
+`python -m daemon.children.worker STEP WORKDIR`, and a module that has the step done elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -84,9 +87,12 @@ class StepContext:
 StepFunction = Callable[[StepContext], BaseModel]
 
 
-def main(step: str, workdir: Path) -> int:
-    """Do one step; its exit status is 0 when a report or an error has been written, and
-    `EXIT_NO_ROOM` when there was no room on the disk."""
+def main(step: str, workdir: Path, module: str | None = None) -> int:
+    """Do one step, by the function of its name in `module` where one is given.
+
+    Its exit status is 0 when a report or an error has been written, and `EXIT_NO_ROOM` when there
+    was no room on the disk.
+    """
     die_with_parent()
     lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -97,7 +103,7 @@ def main(step: str, workdir: Path) -> int:
         return 0
     try:
         with StepContext(workdir) as desk:
-            _do(step, desk)
+            _do(step, desk, module)
     except Exception as error:
         if not no_room(error):
             raise
@@ -108,16 +114,18 @@ def main(step: str, workdir: Path) -> int:
     return 0
 
 
-def _do(step: str, desk: StepContext) -> None:
+def _do(step: str, desk: StepContext, module: str | None) -> None:
     try:
-        report = _find(step)(desk)
+        report = _find(step, module)(desk)
     except Stopped:
         return
     except PaloradError as error:
         if no_room(error):
             raise
         failed = JobError(
-            kind=type(error).__name__, error=str(error), final=getattr(error, "final", False)
+            kind=getattr(error, "kind", type(error).__name__),
+            error=str(error),
+            final=getattr(error, "final", False),
         )
         files.write_text(desk.workdir / "error.json", failed.model_dump_json())
         return
@@ -134,11 +142,11 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _find(step: str) -> StepFunction:
-    module = os.environ.get("PALORAD_STEPS") or STEPS[step]
-    found: StepFunction = getattr(importlib.import_module(module), step)
+def _find(step: str, module: str | None) -> StepFunction:
+    named = module or os.environ.get("PALORAD_STEPS") or STEPS[step]
+    found: StepFunction = getattr(importlib.import_module(named), step)
     return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))
