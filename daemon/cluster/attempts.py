@@ -27,14 +27,14 @@ CHECKPOINT: Final = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class NodeAttempt:
     """One attempt, a working directory of a leased child like any other."""
 
     number: int
     path: Path
 
 
-def begin(workdir: Path, outputs: Iterable[str]) -> Attempt:
+def begin(workdir: Path, outputs: Iterable[str]) -> NodeAttempt:
     """The next attempt at what `workdir` is asked for; every earlier one is superseded.
 
     `outputs` are the keys of the request that name folders to write to: they name folders of the
@@ -57,7 +57,7 @@ def begin(workdir: Path, outputs: Iterable[str]) -> Attempt:
     files.write_text(path / request.RECORD, json.dumps(tree, indent=1))
     for old in earlier[1:]:
         shutil.rmtree(old.path, ignore_errors=True)
-    return Attempt(number, path)
+    return NodeAttempt(number, path)
 
 
 def is_current(path: Path) -> bool:
@@ -69,7 +69,7 @@ def is_current(path: Path) -> bool:
     return newest == int(path.name) and path.is_dir()
 
 
-def finished(workdir: Path) -> tuple[Attempt, Mapping[str, Any]] | None:
+def finished(workdir: Path) -> tuple[NodeAttempt, Mapping[str, Any]] | None:
     """The newest attempt that has a report on what `workdir` is asked for now, with its report.
 
     Whoever followed it may be gone: its result is as good as that of another attempt.
@@ -84,7 +84,7 @@ def finished(workdir: Path) -> tuple[Attempt, Mapping[str, Any]] | None:
     return None
 
 
-def before(attempt: Attempt) -> Path | None:
+def before(attempt: NodeAttempt) -> Path | None:
     """The attempt before this one, if it was asked for the same."""
     asked = (attempt.path / _ASKED).read_text()
     for other in _existing(attempt.path.parents[1]):
@@ -123,7 +123,7 @@ def link_tree(source: Path, target: Path) -> None:
                 os.link(path, linked)
 
 
-def _existing(workdir: Path) -> Iterator[Attempt]:
+def _existing(workdir: Path) -> Iterator[NodeAttempt]:
     """Every attempt so far, the newest first."""
     for path in sorted((workdir / FOLDER).glob("[0-9]*"), reverse=True):
-        yield Attempt(int(path.name), path)
+        yield NodeAttempt(int(path.name), path)

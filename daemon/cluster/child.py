@@ -21,7 +21,7 @@ from daemon.children.endings import EXIT_NO_ROOM
 from daemon.children.jobs import LAUNCHER, JobError, Progress, died, last_progress, last_word
 from daemon.children.worker import StepContext, Stopped
 from daemon.cluster import attempts, results
-from daemon.cluster.attempts import Attempt
+from daemon.cluster.attempts import NodeAttempt
 from daemon.cluster.node import Ended
 from daemon.cluster.ray_cluster import ClusterUnreachable, NodeUnusable, connect
 from daemon.config.cluster import RaySettings
@@ -32,7 +32,7 @@ POLL_S: Final = 0.2
 STOP_S: Final = 25.0
 
 
-class Report(RootModel[dict[str, Any]]):
+class StageReport(RootModel[dict[str, Any]]):
     """What the child on the node has reported, as it is."""
 
 
@@ -44,7 +44,7 @@ class StepFailed(PaloradError):
         super().__init__(error.error)
 
 
-class Submitted(Protocol):
+class SubmittedTask(Protocol):
     """What is needed of `daemon.cluster.ray_cluster.Task`."""
 
     def poll(self) -> Ended | None:
@@ -59,22 +59,22 @@ class Submitted(Protocol):
 class Cluster(Protocol):
     """What is needed of `daemon.cluster.ray_cluster.RayCluster`."""
 
-    def submit(self, step: str, attempt: Path) -> Submitted:
+    def submit(self, step: str, attempt: Path) -> SubmittedTask:
         """Have a step done in the folder of an attempt."""
         ...
 
 
-def train(desk: StepContext) -> Report:
+def train(desk: StepContext) -> StageReport:
     """Have the adapter trained on the cluster, and publish it."""
     return _do(Step.TRAIN, desk)
 
 
-def evaluate(desk: StepContext) -> Report:
+def evaluate(desk: StepContext) -> StageReport:
     """Have the candidate judged on the cluster, and keep the answers."""
     return _do(Step.EVALUATE, desk)
 
 
-def _do(step: Step, desk: StepContext) -> Report:
+def _do(step: Step, desk: StepContext) -> StageReport:
     settings = RaySettings.model_validate_json((desk.workdir / LAUNCHER).read_text())
     found = attempts.finished(desk.workdir)
     if found is None:
@@ -90,7 +90,9 @@ def _give_up(workdir: Path, error: ClusterUnreachable) -> None:
     os._exit(0)
 
 
-def follow(cluster: Cluster, step: Step, desk: StepContext) -> tuple[Attempt, Mapping[str, Any]]:
+def follow(
+    cluster: Cluster, step: Step, desk: StepContext
+) -> tuple[NodeAttempt, Mapping[str, Any]]:
     """Have another attempt made; the attempt and what it reports, once it has ended.
 
     Raises what the child on the node has said, `StepFailed` where it has said nothing, `NodeLost`
@@ -111,17 +113,19 @@ def follow(cluster: Cluster, step: Step, desk: StepContext) -> tuple[Attempt, Ma
     return attempt, _said(attempt, ended)
 
 
-def publish(step: Step, workdir: Path, attempt: Attempt, report: Mapping[str, Any]) -> Report:
+def publish(
+    step: Step, workdir: Path, attempt: NodeAttempt, report: Mapping[str, Any]
+) -> StageReport:
     """Publish what an attempt reports. Where it is not whole, it is not asked for another time."""
     try:
         results.take(step, workdir, attempt, report)
     except StoreConflict:
         (attempt.path / "report.json").unlink(missing_ok=True)
         raise
-    return Report(dict(report))
+    return StageReport(dict(report))
 
 
-def _said(attempt: Attempt, ended: Ended) -> Mapping[str, Any]:
+def _said(attempt: NodeAttempt, ended: Ended) -> Mapping[str, Any]:
     if ended.code is None:
         raise NodeUnusable(
             f"{ended.node} does not see {attempt.path} as it is here: state_dir must lie on a "
@@ -138,7 +142,7 @@ def _said(attempt: Attempt, ended: Ended) -> Mapping[str, Any]:
     raise StepFailed(error.model_copy(update={"error": f"on {ended.node}: {error.error}"}))
 
 
-def _stop(task: Submitted) -> None:
+def _stop(task: SubmittedTask) -> None:
     """Have the step stopped at its checkpoint, and stop."""
     task.cancel()
     end = time.monotonic() + STOP_S

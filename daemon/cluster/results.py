@@ -11,7 +11,7 @@ from typing import Any, Final
 from adapters import files, store
 from adapters.errors import StoreConflict
 from daemon.cluster import attempts
-from daemon.cluster.attempts import Attempt
+from daemon.cluster.attempts import NodeAttempt
 from daemon.gate.judge_model import judge_sha256
 from daemon.gate.messages import JudgeSource
 from daemon.training.messages import TrainDone
@@ -24,7 +24,7 @@ OUTPUTS: Final[Mapping[str, tuple[str, ...]]] = {
 """The keys of a stage's request that name folders it writes to."""
 
 
-def hand_over(step: str, workdir: Path, attempt: Attempt) -> None:
+def hand_over(step: str, workdir: Path, attempt: NodeAttempt) -> None:
     """Put what earlier attempts and stages have found into the folders of an attempt."""
     asked = _asked(workdir)
     if step == Step.TRAIN and asked.get("records"):
@@ -34,7 +34,7 @@ def hand_over(step: str, workdir: Path, attempt: Attempt) -> None:
         _copy_answers(asked, attempt)
 
 
-def take(step: str, workdir: Path, attempt: Attempt, report: Mapping[str, Any]) -> None:
+def take(step: str, workdir: Path, attempt: NodeAttempt, report: Mapping[str, Any]) -> None:
     """Publish what the attempt reports. Doing it twice is doing it once.
 
     Raises `StoreConflict` where it is not there, or not whole. To be called by whoever holds the
@@ -79,7 +79,7 @@ def _take_records(source: Path, folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _copy_answers(asked: Mapping[str, Any], attempt: Attempt) -> None:
+def _copy_answers(asked: Mapping[str, Any], attempt: NodeAttempt) -> None:
     """The answers that this evaluation may read and add to, copied: they are changed in place."""
     served = [asked["evaluation"][role] for role in ("base", "live", "candidate")]
     models = [one["sha256"] for one in served if one]

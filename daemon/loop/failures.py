@@ -18,8 +18,11 @@ from policies.planning import Step
 from policies.records import PlanKind, PlanState
 
 PROBE_MISMATCH: Final = "ProbeMismatch"
-POSTPONED: Final = {NO_ROOM: "room", "ClusterUnreachable": "the cluster"}
-"""Kinds of errors that are nobody's attempt, and what is waited for."""
+POSTPONED: Final = {
+    NO_ROOM: "waits for room and goes on by itself",
+    "ClusterUnreachable": "waits for the cluster and goes on by itself",
+}
+"""Kinds of errors that use up no attempt, and what to say of the plan."""
 AGAIN_S: Final = (1.0, 300.0)
 
 log = structlog.get_logger(__name__)
@@ -67,8 +70,11 @@ class Failures:
         self._ledger.steps.failed(
             head.id, step, error.error, error.kind, not_before, now, attempts=0
         )
-        missing = POSTPONED[error.kind]
         log.warning(
-            f"no {missing}", plan=head.id, stage=step.value, again_in_s=seconds, error=error.error
+            "stage postponed",
+            plan=head.id,
+            stage=step.value,
+            again_in_s=seconds,
+            error=error.error,
         )
-        return f"plan {head.id} waits for {missing} and goes on by itself: {error.error}"
+        return f"plan {head.id} {POSTPONED[error.kind]}: {error.error}"

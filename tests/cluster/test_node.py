@@ -36,7 +36,7 @@ class Asked(Record):
 
 
 @pytest.fixture
-def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> attempts.Attempt:
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> attempts.NodeAttempt:
     (tmp_path / "steps_for_a_node.py").write_text(STEPS)
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
@@ -45,13 +45,13 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> attempts.Attempt:
     return begin(tmp_path / "1-train", "long")
 
 
-def begin(workdir: Path, what: str) -> attempts.Attempt:
+def begin(workdir: Path, what: str) -> attempts.NodeAttempt:
     workdir.mkdir(exist_ok=True)
     request.write(workdir, Asked(what=what), {})
     return attempts.begin(workdir, ())
 
 
-def run(attempt: attempts.Attempt, ended: list[Ended]) -> threading.Thread:
+def run(attempt: attempts.NodeAttempt, ended: list[Ended]) -> threading.Thread:
     environment = {"PALORAD_STEPS": "steps_for_a_node"}
     thread = threading.Thread(
         target=lambda: ended.append(run_step("train", str(attempt.path), environment))
@@ -60,7 +60,7 @@ def run(attempt: attempts.Attempt, ended: list[Ended]) -> threading.Thread:
     return thread
 
 
-def test_a_step_is_done_in_the_folder_of_its_attempt(begun: attempts.Attempt) -> None:
+def test_a_step_is_done_in_the_folder_of_its_attempt(begun: attempts.NodeAttempt) -> None:
     attempt, ended = begin(begun.path.parents[1], "short"), list[Ended]()
     run(attempt, ended).join(60)
     assert [one.code for one in ended] == [0]
@@ -70,7 +70,7 @@ def test_a_step_is_done_in_the_folder_of_its_attempt(begun: attempts.Attempt) ->
     assert "short" in said.report["said"]
 
 
-def test_the_child_of_a_superseded_attempt_is_ended(begun: attempts.Attempt) -> None:
+def test_the_child_of_a_superseded_attempt_is_ended(begun: attempts.NodeAttempt) -> None:
     ended = list[Ended]()
     thread = run(begun, ended)
     end = time.monotonic() + 60
@@ -83,7 +83,7 @@ def test_the_child_of_a_superseded_attempt_is_ended(begun: attempts.Attempt) -> 
     assert not held(begun.path)
 
 
-def test_a_superseded_attempt_is_not_begun(begun: attempts.Attempt, tmp_path: Path) -> None:
+def test_a_superseded_attempt_is_not_begun(begun: attempts.NodeAttempt, tmp_path: Path) -> None:
     attempts.begin(begun.path.parents[1], ())
     assert run_step("train", str(begun.path), {}).code is None
     assert run_step("train", str(tmp_path / "nowhere" / "0001"), {}).code is None
