@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters import chunked_losses
+from adapters.chunked_losses import Head
 from adapters.examples import IGNORED, Encoded, PaddedBatch, length
+from adapters.packing import PackedBatch, last_hidden
 from adapters.passes import Passes
 from adapters.template_prefix import ReadPrefix, shared, without
 
 
 def learnt_logits(
-    model: Any, batch: PaddedBatch, prefix: ReadPrefix | None = None
+    model: Any, batch: PackedBatch | PaddedBatch, prefix: ReadPrefix | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits (m, vocabulary) in fp32 and targets (m,) of the m learnt tokens of a batch.
 
@@ -30,12 +33,14 @@ def learnt_logits(
 
 
 def learnt_states(
-    model: Any, batch: PaddedBatch, prefix: ReadPrefix | None = None
+    model: Any, batch: PackedBatch | PaddedBatch, prefix: ReadPrefix | None = None
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states (m, hidden size) before the m learnt tokens, and those tokens (m,).
 
     The texts of the batch follow `prefix` where one is given.
     """
+    if isinstance(batch, PackedBatch):
+        return last_hidden(decoder(model), batch, prefix)[batch.before], batch.targets
     past = None if prefix is None else prefix.cache(len(batch.ids))
     hidden = decoder(model)(
         input_ids=batch.ids, past_key_values=past, use_cache=past is not None
@@ -47,8 +52,22 @@ def learnt_states(
 
 def to_logits(model: Any, states: Tensor) -> Tensor:
     """Logits (m, vocabulary) in fp32 of hidden states, by the output matrix; it is not trained."""
-    logits: Tensor = _plain(model).get_output_embeddings()(states)
+    logits: Tensor = output_matrix(model)(states)
     return logits.float()
+
+
+def output_matrix(model: Any) -> Any:
+    """What makes logits of hidden states."""
+    return _plain(model).get_output_embeddings()
+
+
+def next_entropy(model: Any, states: Tensor) -> Tensor:
+    """Entropy (m,) in nats of the next token after hidden states (m, hidden size)."""
+    head = Head.of(output_matrix(model))
+    if head is not None:
+        return chunked_losses.entropy(head, states)
+    logs = F.log_softmax(to_logits(model, states), dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1)
 
 
 def decoder(model: Any) -> Any:
@@ -82,7 +101,8 @@ def mean_loss(model: Any, batches: Iterable[PaddedBatch]) -> float:
 class KLTerm:
     """Texts on which the model is to stay with the base, and how much that weighs.
 
-    `reference` gives the base's logits (m, vocabulary) at the learnt tokens of texts.
+    `reference` gives the base's last hidden states (m, hidden size) before the learnt tokens of
+    texts.
     """
 
     texts: Sequence[Encoded]
@@ -155,7 +175,8 @@ def _pass_through(
     prefix: ReadPrefix | None,
 ) -> tuple[float, dict[str, float]]:
     """Add the gradients of these texts of a step, all of which follow `prefix` if there is one."""
-    total = _learnt(objective.new)
+    total, matrix = _learnt(objective.new), output_matrix(model)
+    head = Head.of(matrix)
     loss, of_facts = 0.0, {}
     cut = () if prefix is None else passes.prefix
     for group in passes.groups(texts, lambda one: length(one[0]) - len(cut)):
@@ -165,14 +186,15 @@ def _pass_through(
         before = [term.reference(kept) for term, kept in parts]
         read = [*facts, *chain.from_iterable(kept for _, kept in parts)]
         batch = passes.batch([without(one, cut) for one in read] if cut else read)
-        logits, targets = learnt_logits(model, batch, prefix)
+        states, targets = learnt_states(model, batch, prefix)
         sizes = [_learnt(facts), *(_learnt(kept) for _, kept in parts)]
-        answers, *now = torch.split(logits, sizes)
-        losses = F.cross_entropy(answers, targets[: sizes[0]], reduction="none")
+        answers, *now = torch.split(states, sizes)
+        losses = _cross_entropy(head or matrix, answers, targets[: sizes[0]])
         value = losses.sum() / total
         for (term, _), of_base, of_model in zip(parts, before, now, strict=True):
             share = term.weight / _learnt(term.texts)
-            value = value + share * _kl_divergence(of_base, of_model, objective.temperature)
+            apart = _kl_divergence(head or matrix, of_base, of_model, objective.temperature)
+            value = value + share * apart.sum()
         torch.autograd.backward(value)
         for fact, mean in zip(facts, _means(losses.detach(), facts), strict=True):
             loss += mean * _learnt([fact]) / total
@@ -194,11 +216,19 @@ def _learnt(texts: Iterable[Encoded]) -> int:
     return sum(len(one.ids) - one.start for one in texts)
 
 
-def _kl_divergence(of_base: Tensor, of_model: Tensor, temperature: float) -> Tensor:
-    """KL(base ‖ model) of logits (m, vocabulary), summed over tokens, both at a temperature.
+def _cross_entropy(head: Head | Any, states: Tensor, targets: Tensor) -> Tensor:
+    """Loss (m,) of each target token; whole where the output matrix has no chunked form."""
+    if isinstance(head, Head):
+        return chunked_losses.cross_entropy(head, states, targets)
+    return F.cross_entropy(head(states).float(), targets, reduction="none")
 
-    Its square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
-    """
-    before = F.log_softmax(of_base / temperature, dim=-1)
-    now = F.log_softmax(of_model / temperature, dim=-1)
-    return temperature**2 * F.kl_div(now, before, reduction="sum", log_target=True)
+
+def _kl_divergence(
+    head: Head | Any, of_base: Tensor, of_model: Tensor, temperature: float
+) -> Tensor:
+    """KL(base ‖ model) (m,) of hidden states, both at a temperature; whole or chunked likewise."""
+    if isinstance(head, Head):
+        return chunked_losses.kl_divergence(head, of_base, of_model, temperature)
+    logs = (F.log_softmax(head(s).float() / temperature, dim=-1) for s in (of_base, of_model))
+    before, now = logs
+    return temperature**2 * F.kl_div(now, before, reduction="none", log_target=True).sum(dim=-1)
