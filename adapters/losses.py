@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters import chunked_losses
-from adapters.chunked_losses import Head
 from adapters.examples import IGNORED, Encoded, PaddedBatch, length
+from adapters.lm_head import Head, head_of
 from adapters.packing import PackedBatch, last_hidden
 from adapters.passes import Passes
 from adapters.template_prefix import ReadPrefix, shared, without
@@ -52,22 +51,13 @@ def learnt_states(
 
 def to_logits(model: Any, states: Tensor) -> Tensor:
     """Logits (m, vocabulary) in fp32 of hidden states, by the output matrix; it is not trained."""
-    logits: Tensor = output_matrix(model)(states)
+    logits: Tensor = _plain(model).get_output_embeddings()(states)
     return logits.float()
 
 
-def output_matrix(model: Any) -> Any:
-    """What makes logits of hidden states."""
-    return _plain(model).get_output_embeddings()
-
-
-def next_entropy(model: Any, states: Tensor) -> Tensor:
-    """Entropy (m,) in nats of the next token after hidden states (m, hidden size)."""
-    head = Head.of(output_matrix(model))
-    if head is not None:
-        return chunked_losses.entropy(head, states)
-    logs = F.log_softmax(to_logits(model, states), dim=-1)
-    return -(logs.exp() * logs).sum(dim=-1)
+def head(model: Any) -> Head:
+    """Losses of hidden states by the model's output matrix."""
+    return head_of(_plain(model))
 
 
 def decoder(model: Any) -> Any:
@@ -175,8 +165,7 @@ def _pass_through(
     prefix: ReadPrefix | None,
 ) -> tuple[float, dict[str, float]]:
     """Add the gradients of these texts of a step, all of which follow `prefix` if there is one."""
-    total, matrix = _learnt(objective.new), output_matrix(model)
-    head = Head.of(matrix)
+    total, output = _learnt(objective.new), head(model)
     loss, of_facts = 0.0, {}
     cut = () if prefix is None else passes.prefix
     for group in passes.groups(texts, lambda one: length(one[0]) - len(cut)):
@@ -189,11 +178,11 @@ def _pass_through(
         states, targets = learnt_states(model, batch, prefix)
         sizes = [_learnt(facts), *(_learnt(kept) for _, kept in parts)]
         answers, *now = torch.split(states, sizes)
-        losses = _cross_entropy(head or matrix, answers, targets[: sizes[0]])
+        losses = output.cross_entropy(answers, targets[: sizes[0]])
         value = losses.sum() / total
         for (term, _), of_base, of_model in zip(parts, before, now, strict=True):
             share = term.weight / _learnt(term.texts)
-            apart = _kl_divergence(head or matrix, of_base, of_model, objective.temperature)
+            apart = output.kl_divergence(of_base, of_model, objective.temperature)
             value = value + share * apart.sum()
         torch.autograd.backward(value)
         for fact, mean in zip(facts, _means(losses.detach(), facts), strict=True):
@@ -214,21 +203,3 @@ def _means(losses: Tensor, facts: Sequence[Encoded]) -> list[float]:
 
 def _learnt(texts: Iterable[Encoded]) -> int:
     return sum(len(one.ids) - one.start for one in texts)
-
-
-def _cross_entropy(head: Head | Any, states: Tensor, targets: Tensor) -> Tensor:
-    """Loss (m,) of each target token; whole where the output matrix has no chunked form."""
-    if isinstance(head, Head):
-        return chunked_losses.cross_entropy(head, states, targets)
-    return F.cross_entropy(head(states).float(), targets, reduction="none")
-
-
-def _kl_divergence(
-    head: Head | Any, of_base: Tensor, of_model: Tensor, temperature: float
-) -> Tensor:
-    """KL(base ‖ model) (m,) of hidden states, both at a temperature; whole or chunked likewise."""
-    if isinstance(head, Head):
-        return chunked_losses.kl_divergence(head, of_base, of_model, temperature)
-    logs = (F.log_softmax(head(s).float() / temperature, dim=-1) for s in (of_base, of_model))
-    before, now = logs
-    return temperature**2 * F.kl_div(now, before, reduction="none", log_target=True).sum(dim=-1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adapters import cache
 from adapters.examples import Encoded, length
-from adapters.losses import decoder, learnt_states, next_entropy
+from adapters.losses import decoder, head, learnt_states
 from adapters.passes import Passes
 from adapters.template_prefix import ReadPrefix, read, without
 
@@ -143,7 +143,7 @@ def _predict(
     try:
         rest = texts if prefix is None else [without(one, passes.prefix) for one in texts]
         states, _ = learnt_states(model, passes.batch(rest), prefix)
-        return [Predictions(states.cpu(), next_entropy(model, states).cpu())]
+        return [Predictions(states.cpu(), head(model).entropy(states).cpu())]
     except torch.OutOfMemoryError:
         if len(texts) == 1:
             raise
