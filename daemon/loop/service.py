@@ -51,6 +51,9 @@ INDEX_AT_ONCE: Final = 250
 FEED_TICK_S: Final = 5.0
 RECEIPTS_AT_START: Final = 100
 SETTLED_SERVE_S: Final = 2.0
+# A hundred replicas take a second to be asked: while the target stands, that is not all that is done.
+REST_PER_LOOK: Final = 3.0
+LONGEST_REST_S: Final = 5.0
 RELOADED: Final = ("train", "protection", "gate")
 
 log = structlog.get_logger(__name__)
@@ -278,9 +281,12 @@ class Service:
                 log.warning("server", line=self._server_problem)
         if self._rollout.settled and self._monotonic() < self._rests_until:
             return
+        began = self._monotonic()
         ensured = await self._rollout.serve(self._clock())
         self._sharing.look()
-        self._rests_until = self._monotonic() + (SETTLED_SERVE_S if ensured.done else 0.0)
+        ended = self._monotonic()
+        rest = min(LONGEST_REST_S, (ended - began) * REST_PER_LOOK)
+        self._rests_until = ended + max(rest, SETTLED_SERVE_S if ensured.done else 0.0)
 
     # --- signals and status --------------------------------------------------------------------
 

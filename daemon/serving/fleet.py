@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -68,7 +69,8 @@ class Fleet:
 
     async def observe(self) -> tuple[ReplicaStatus, ...]:
         """Ask every replica what it serves."""
-        await asyncio.gather(*(replica.look() for replica in self._replicas))
+        turns = self.common.turns
+        await asyncio.gather(*(turns.take(replica.look) for replica in self._replicas))
         return self.statuses
 
     async def ensure(
@@ -107,7 +109,7 @@ class Fleet:
                 await self._fence({n for n, r in self._numbered if r.other_base}, steps)
                 return self._result(steps)
             self._flip(goal, steps)
-        checks = {n: _begun(r, r.check(goal)) for n, r in self._numbered if n in passed}
+        checks = {n: _begun(r, partial(r.check, goal)) for n, r in self._numbered if n in passed}
         serving = await succeeded(checks, patience, goes_on=is_target)
         if not is_target():
             if restored:
@@ -123,7 +125,8 @@ class Fleet:
             if previous is not None:
                 protected.add(self._pointer_to(previous).model)
             answer = [r for n, r in self._numbered if r.status.healthy and n not in self._late]
-            await asyncio.gather(*(r.retire(protected, steps) for r in answer))
+            retiring = (partial(r.retire, protected, steps) for r in answer)
+            await asyncio.gather(*map(self.common.turns.take, retiring))
         done = len(serving) == len(self._replicas)
         return self._result(steps, done=done, answering=bool(serving))
 
@@ -135,7 +138,9 @@ class Fleet:
         self, goal: Pointer, steps: list[str], patience: Patience, is_target: Callable[[], bool]
     ) -> frozenset[int]:
         """Who may route `goal`; who takes too long goes on, and is not waited for next time."""
-        tasks = {n: replica.begin(goal, steps) for n, replica in self._numbered}
+        # Those that were seen to work take their turns first.
+        ordered = sorted(self._numbered, key=lambda one: not one[1].status.healthy)
+        tasks = {n: replica.begin(goal, steps) for n, replica in ordered}
         passed = await succeeded(tasks, patience, late=self._late, goes_on=is_target)
         left = frozenset(n for n, task in tasks.items() if not task.done())
         self._late = left if is_target() else left & self._late
@@ -149,7 +154,7 @@ class Fleet:
         )
 
     async def _fence(self, numbers: Collection[int], steps: list[str]) -> None:
-        fences = {n: _begun(r, r.fence(steps)) for n, r in self._numbered if n in numbers}
+        fences = {n: _begun(r, partial(r.fence, steps)) for n, r in self._numbered if n in numbers}
         await succeeded(fences, BRIEF)
 
     def _current(self, goal: Pointer, steps: list[str]) -> tuple[Pointer, bool]:
@@ -219,7 +224,7 @@ class Fleet:
         return Pointer(alias=self.common.alias, model=model, revision=revision.number)
 
 
-def _begun(replica: Replica, step: Awaitable[bool]) -> asyncio.Task[bool]:
+def _begun(replica: Replica, step: Callable[[], Awaitable[bool]]) -> asyncio.Task[bool]:
     return asyncio.create_task(replica.guarded(step))
 
 

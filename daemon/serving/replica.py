@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -13,7 +13,6 @@ from typing import Final
 
 import structlog
 
-from adapters import store
 from daemon.base import faults
 from daemon.serving import identity
 from daemon.serving.alias import PINNED
@@ -120,14 +119,14 @@ class Replica:
             if former == goal and not task.done():
                 return task
             task.cancel()
-        task = asyncio.create_task(self.guarded(self.prepare(goal, steps)))
+        task = asyncio.create_task(self.guarded(lambda: self.prepare(goal, steps)))
         self._preparing = goal, task
         return task
 
-    async def guarded(self, step: Awaitable[bool]) -> bool:
+    async def guarded(self, step: Callable[[], Awaitable[bool]]) -> bool:
         """A step of this replica: nothing unforeseen in it may hold up the others."""
         try:
-            return await step
+            return await self.common.turns.take(step)
         except Exception as error:
             log.exception("unexpected", url=self.server.url)
             self._note(reason=f"unexpected {type(error).__name__}: {error}; see the log")
@@ -218,7 +217,7 @@ class Replica:
     async def _load(self, name: str, listed: dict[str, Loaded], steps: list[str]) -> None:
         """Have the server read the revision from its files, which are hashed each time."""
         path = self.common.served / name
-        problems = await asyncio.to_thread(store.verify, path)
+        problems = await self.common.unfit(name)
         if problems:
             raise NotServed(f"{name} is not fit to be loaded: {'; '.join(problems[:3])}")
         if name in self._again and name in listed and listed[name].root == str(path):
