@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -21,6 +21,7 @@ from daemon.serving.common import Common
 from daemon.serving.pointer import Pointer
 from daemon.serving.protocol import Completion, Loaded
 from daemon.serving.replica_status import ASLEEP, NotServed, ReplicaStatus, explain
+from policies.canary import Traffic
 from policies.errors import PaloradError, ServerRefused, ServerUnreachable
 
 REFUSED_S: Final = 5.0
@@ -43,6 +44,7 @@ class Replica:
     fenced: bool = False
     wrong: bool = False
     other_base: bool = False
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
     _instance_id: str = ""
     _base_sound: bool = False
     _verified: dict[str, datetime] = field(default_factory=dict)
@@ -98,6 +100,7 @@ class Replica:
     async def _ask_both(self) -> tuple[GatewayState, dict[str, Loaded]]:
         """The state of the middleware and the list of models, of the process that runs now."""
         gateway = await self.server.gateway()
+        self.traffic = gateway.traffic
         listed = dict(await self.server.loaded())
         if gateway.instance_id != self._instance_id:
             self._instance_id = gateway.instance_id
@@ -156,7 +159,7 @@ class Replica:
                     self._verified[name] = self.common.now()
             elif not (name in listed and name in gateway.verified and name in self._verified):
                 await self._load(name, listed, steps)
-                await self._verify(name)
+                await self.verify(name)
                 steps.append(f"verified {name} on {self.server.url}")
         except PaloradError as error:
             await self._failed(name, error)
@@ -186,7 +189,7 @@ class Replica:
             raise ServerUnreachable(str(problem)) from problem
         try:
             await self._load(name, listed, [])
-            await self._verify(name)
+            await self.verify(name)
         except PaloradError as error:
             await self._failed(name, error)
             if name in self.common.poison:
@@ -236,7 +239,7 @@ class Replica:
         self._note(loaded=tuple(sorted({*self.status.loaded, name})), at_work=True)
         steps.append(f"loaded {name} on {self.server.url}")
 
-    async def _verify(self, name: str) -> None:
+    async def verify(self, name: str) -> None:
         """Raise `NotServed` unless the replica answers as the published adapter does."""
         self._note(reason=f"verifying {name}", at_work=True)
         known = await asyncio.to_thread(identity.read, self.common.served / name)
@@ -247,6 +250,10 @@ class Replica:
         await self.server.declare_verified(name)
         faults.point("serve:verified")
         self._verified[name] = self.common.now()
+
+    def has(self, name: str) -> bool:
+        """Whether a revision was verified in the process that was seen last."""
+        return name in self._verified
 
     async def _answers(
         self, model: str, prompts: Sequence[str], max_tokens: int
@@ -314,8 +321,6 @@ class Replica:
         self._note(active=None, verified_at=None, reason=f"{reason}; its alias answers 503")
         steps.append(f"alias {self.common.alias} closed on {self.server.url}: {reason}")
         return True
-
-    # --- afterwards ---------------------------------------------------------------------------
 
     async def retire(self, protected: Collection[str], steps: list[str]) -> None:
         """Unload what nobody needs, `drain_s` after its last request was answered."""
