@@ -125,7 +125,7 @@ class Run(Record):
     step: Step
 
 
-class Try(Record):
+class StartCanary(Record):
     """Have a passed plan's candidate answer a share of the requests."""
 
     plan: int
@@ -157,7 +157,7 @@ class Clear(Record):
     because: str
 
 
-Action = MakePlan | Run | Try | Promote | Discard | GiveUp | Clear
+Action = MakePlan | Run | StartCanary | Promote | Discard | GiveUp | Clear
 
 
 def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
@@ -241,7 +241,7 @@ def _continue(plan: OpenPlan, snapshot: Snapshot, now: datetime) -> Action | Non
 def _go_live(plan: OpenPlan) -> Action | None:
     if not plan.canary:
         return Promote(plan=plan.id)
-    return Try(plan=plan.id) if plan.state is PlanState.PASSED else None
+    return StartCanary(plan=plan.id) if plan.state is PlanState.PASSED else None
 
 
 def _rests(plan: OpenPlan, now: datetime) -> bool:

@@ -68,8 +68,8 @@ PLAIN = frozenset(
         mb min minutes mode model name once op open out path per port private prompt prompts
         quarantined
         questions rate recover rejected remind request rescan rules s sample serve server share
-        sharing slower source stable start state stop task timeout tokens train trouble url urls user
-        verify wait watch web work
+        sharing slower source stable start state stop task timeout tokens train trouble url urls
+        user verify wait watch web work
         """,
     )
 )

@@ -23,7 +23,7 @@ MINUTE_S: Final = 60.0
 log = structlog.get_logger(__name__)
 
 
-class TriedReplicas(Protocol):
+class CanaryReplicas(Protocol):
     """What is needed of `daemon.serving.fleet.Fleet`."""
 
     @property
@@ -40,7 +40,7 @@ class TriedReplicas(Protocol):
         ...
 
 
-class Trial:
+class CanaryRun:
     """A plan in the state `canary` is one until its time is over or something speaks against it.
 
     What is durable is the plan's state. The time is counted by the clock of this process, from when
@@ -51,8 +51,7 @@ class Trial:
         self,
         ledger: Ledger,
         settings: CanarySettings,
-        replicas: TriedReplicas,
-        *,
+        replicas: CanaryReplicas,
         changed: Callable[[tuple[str, ...]], None],
         wake: Callable[[], None],
         clock: Callable[[], float],

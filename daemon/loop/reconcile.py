@@ -46,8 +46,8 @@ from policies.planning import (
     Promote,
     Run,
     Snapshot,
+    StartCanary,
     Step,
-    Try,
     next_action,
 )
 from policies.records import PlanState
@@ -134,7 +134,7 @@ class Reconciler:
             case Run():
                 head = self._ledger.plans.head(action.plan)
                 return action if await self._run(head, action.step, probe, now) else None
-            case Try():
+            case StartCanary():
                 self._ledger.plans.move(action.plan, PlanState.PASSED, PlanState.CANARY, now)
             case Promote():
                 self._promote(self._ledger.plans.head(action.plan), now)

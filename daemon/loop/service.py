@@ -25,7 +25,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.beside import Beside
 from daemon.loop.boundary import Boundary
-from daemon.loop.canary import Trial
+from daemon.loop.canary import CanaryRun
 from daemon.loop.commands import Commands
 from daemon.loop.monitoring import Monitoring
 from daemon.loop.nightly import IntegrityGuard, calendar
@@ -45,7 +45,7 @@ from daemon.training.paraphrasing import Paraphraser
 from daemon.views.status import DaemonView, FeedView
 from daemon.web.page import Page
 from policies.errors import PaloradError
-from policies.planning import Clear, Promote, Try, blocked, gathering
+from policies.planning import Clear, Promote, StartCanary, blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.1
 INDEX_AT_ONCE: Final = 250
@@ -86,9 +86,10 @@ class Service:
             ledger, servers.fleet, settings.layout, rules_of(settings.intake), monotonic
         )
         self._guard = IntegrityGuard(ledger, settings, now=clock, clock=monotonic)
-        tried = (ledger, settings.canary, servers.fleet)
-        self._trial = Trial(*tried, changed=self._receipts.changed, wake=self.wake, clock=monotonic)
-        self._rollout = Rollout(ledger, servers.fleet, self._trial.wanted)
+        self._canary = CanaryRun(
+            ledger, settings.canary, servers.fleet, self._receipts.changed, self.wake, monotonic
+        )
+        self._rollout = Rollout(ledger, servers.fleet, self._canary.wanted)
         self._sharing = Sharing(
             ledger,
             settings,
@@ -134,7 +135,7 @@ class Service:
             holds=lambda: self._forgetting.holds,
             worded=paraphraser.ready,
             sharing=self._sharing,
-            marked=self._trial.marked,
+            marked=self._canary.marked,
             clock=self._monotonic,
         )
 
@@ -250,7 +251,7 @@ class Service:
 
     async def _reconcile(self) -> None:
         action = await self._reconciler.tick(self._clock())
-        if isinstance(action, Promote | Try | Clear):
+        if isinstance(action, Promote | StartCanary | Clear):
             self._wake.set()
         self._receipts.write()
         if action is None and not self._intake.busy:
@@ -283,7 +284,7 @@ class Service:
             return
         began = self._monotonic()
         ensured = await self._rollout.serve(self._clock())
-        await self._trial.step(self._clock())
+        await self._canary.step(self._clock())
         self._sharing.look()
         ended = self._monotonic()
         self._rests_until = ended + rest_s(ended - began, done=ensured.done)
@@ -344,6 +345,6 @@ class Service:
                 *filter(None, (self._sharing.problem, self._reconciler.waits_for)),
                 *filter(None, (self._forgetting.waits_for, "" if snapshot.paused else stuck)),
             ),
-            canary=(canary := self._trial.view()),
-            waits=tuple(filter(None, (shared, self._forgetting.under_way, canary and canary.line))),
+            canary=self._canary.view(),
+            waits=tuple(filter(None, (shared, self._forgetting.under_way, self._canary.line))),
         )

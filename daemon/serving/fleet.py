@@ -11,7 +11,8 @@ from typing import Final
 
 from adapters import store
 from daemon.base import faults
-from daemon.serving import pointer, trial
+from daemon.serving import canary as canaries
+from daemon.serving import pointer
 from daemon.serving.alias import PINNED
 from daemon.serving.client import HttpServer
 from daemon.serving.common import Common
@@ -131,7 +132,7 @@ class Fleet:
         if serving:
             if (tried := canary()) is not None:
                 those = {n: r for n, r in self._numbered if n in serving}
-                brought = await trial.bring(those, tried.model, STEADY, is_target)
+                brought = await canaries.bring(those, tried.model, STEADY, is_target)
                 self.show(canary() if brought and is_target() else None, steps)
             protected = {goal.model, self.common.base, *keep}
             protected |= set() if tried is None else {tried.model}
@@ -200,11 +201,11 @@ class Fleet:
 
     def traffic(self, name: str) -> Traffic:
         """What users asked of a revision since there is a canary, as last seen."""
-        return trial.traffic(self._replicas, name)
+        return canaries.traffic(self._replicas, name)
 
     async def unsound(self, name: str) -> str | None:
         """What a replica answers otherwise than the published revision; None where none does."""
-        return await trial.unsound(self._replicas, name)
+        return await canaries.unsound(self._replicas, name)
 
     def _withdraw(self, goal: Pointer, steps: list[str]) -> None:
         """What a pointer was restored to is not the target any more: no answer, until the next

@@ -10,7 +10,7 @@ from daemon.serving.pointer import Canary
 from daemon.views.status import status
 from policies.canary import Traffic
 from policies.errors import NotFound
-from policies.planning import Discard, Promote, Try
+from policies.planning import Discard, Promote, StartCanary
 from policies.records import BatchState, PlanState
 from tests.support.world import World
 
@@ -24,7 +24,7 @@ def passed(world: World, number: int = 1) -> str:
     batch = world.drop(2)
     for _ in range(20):
         action = world.tick()
-        if isinstance(action, Try):
+        if isinstance(action, StartCanary):
             assert action.plan == number
             return batch
         if world.running is not None:
@@ -121,7 +121,7 @@ def test_a_rollback_withdraws_it_and_discards_its_plan(world: World) -> None:
     world.serve()
     assert world.fleet.canary is not None
     world.ledger.revisions.rollback(0, "wrong", world.now)
-    assert world.trial.wanted() is None
+    assert world.canary.wanted() is None
     assert not world.rollout.settled
     world.serve()
     assert world.fleet.canary is None
@@ -145,7 +145,7 @@ def test_what_replaces_a_revision_that_must_go_does_not_wait(world: World) -> No
     world.ledger.retractions.retract("b1-0", "a test", world.now)
     for _ in range(20):
         action = world.tick()
-        assert not isinstance(action, Try)
+        assert not isinstance(action, StartCanary)
         if isinstance(action, Promote):
             break
         if world.running is not None:
@@ -181,7 +181,7 @@ def test_without_the_setting_one_that_is_left_goes_live(world: World, tmp_path: 
         update={"canary": world.settings.canary.model_copy(update={"minutes": 0})}
     )
     world.crash()
-    assert world.trial.wanted() is None
+    assert world.canary.wanted() is None
     assert world.tick() == Promote(plan=1)
 
 
@@ -197,7 +197,7 @@ def test_while_paused_it_stays_where_it_is(world: World) -> None:
 
 def test_status_tells_of_it(world: World) -> None:
     passed(world)
-    assert world.trial.line == "revision 1 is brought to the replicas as a canary"
+    assert world.canary.line == "revision 1 is brought to the replicas as a canary"
     world.serve()
     served = world.ledger.plans.head(1).served
     assert served is not None
@@ -206,11 +206,11 @@ def test_status_tells_of_it(world: World) -> None:
         "base": Traffic(requests=200, failed=10, seconds=19.0, squares=2.0),
     }
     wait(world, 4)
-    assert world.trial.line == (
+    assert world.canary.line == (
         "revision 1 answers 10.0% of the requests as a canary for 6 more minutes: 20 requests, "
         "1 failed, 100 ms in the mean (live: 200, 10, 100 ms)"
     )
-    view = world.trial.view()
+    view = world.canary.view()
     assert view is not None
     assert view.model_dump()["canary"]["requests"] == 20
     assert status(world.ledger, None, world.now).target.number == 0

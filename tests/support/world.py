@@ -18,7 +18,7 @@ from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
-from daemon.loop.canary import Trial
+from daemon.loop.canary import CanaryRun
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.rollout import Rollout
 from daemon.serving.fleet import Ensured
@@ -158,20 +158,20 @@ class World:
         reports = self.jobs.outcomes if hasattr(self, "jobs") else {}
         self.jobs: FakeJobs = FakeJobs()
         self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
-        self.trial = Trial(
+        self.canary = CanaryRun(
             *(self.ledger, self.settings.canary, self.fleet),
             changed=self.told.extend,
             wake=lambda: None,
             clock=lambda: self.seconds,
         )
-        self.rollout = Rollout(self.ledger, self.fleet, self.trial.wanted)
+        self.rollout = Rollout(self.ledger, self.fleet, self.canary.wanted)
         self.reconciler = Reconciler(
             self.ledger,
             self.jobs,
             self.rollout,
             self.settings,
             changed=self.told.extend,
-            marked=self.trial.marked,
+            marked=self.canary.marked,
             clock=lambda: self.seconds,
         )
 
@@ -183,7 +183,7 @@ class World:
     def serve(self) -> Ensured:
         async def run() -> Ensured:
             ensured = await self.rollout.serve(self.now)
-            await self.trial.step(self.now)
+            await self.canary.step(self.now)
             return ensured
 
         return asyncio.run(run())
