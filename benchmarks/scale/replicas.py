@@ -58,7 +58,10 @@ async def measure(fleet: Fleet, revisions: list[Revision]) -> dict[str, float]:
     first, *others = revisions
     await fleet.ensure(BASE)
     await fleet.ensure(first)
-    heart, there, back, looks = Heart(), [], [], []
+    heart = Heart()
+    there: list[float] = []
+    back: list[float] = []
+    looks: list[float] = []
     beating = asyncio.create_task(heart.beat())
     former = first
     for target in others:

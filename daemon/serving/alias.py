@@ -109,7 +109,7 @@ class AdminGateway:
 
 
 @dataclass(frozen=True)
-class Canary:
+class ServedCanary:
     """A revision that answers a share of the requests, from 0 to 1, before it may take all."""
 
     model: str
@@ -124,7 +124,7 @@ class ServedPointer:
     alias: str
     model: str
     revision: int
-    canary: Canary | None = None
+    canary: ServedCanary | None = None
 
 
 class _File(Generic[Parsed]):
@@ -158,7 +158,9 @@ def _pointer(raw: bytes) -> ServedPointer:
     if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
         raise ValueError("revision must be a number from 0")
     tried = value.get("canary")
-    canary = tried and Canary(str(tried["model"]), int(tried["revision"]), float(tried["share"]))
+    canary = tried and ServedCanary(
+        str(tried["model"]), int(tried["revision"]), float(tried["share"])
+    )
     return ServedPointer(alias, model, revision, canary or None)
 
 

@@ -47,4 +47,4 @@ def read(path: Path) -> Pointer | None:
 
 def write(path: Path, pointer: Pointer) -> None:
     """Replace the file: a reader sees the old or the new content, also after a power cut."""
-    files.write_text(path, json.dumps(pointer.model_dump()) + "\n")
+    files.write_text(path, json.dumps(pointer.model_dump(exclude_none=True)) + "\n")

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from daemon.base import faults
-from daemon.serving import identity
+from daemon.serving import alias_check, identity
 from daemon.serving.alias import PINNED
 from daemon.serving.client import GatewayState, HttpServer
 from daemon.serving.common import Common
@@ -266,18 +266,8 @@ class Replica:
         if self.checked == goal:
             return True
         self.wrong = False
-        alias = self.common.alias
         try:
-            if goal.revision == 0:
-                answers = await self.server.complete(alias, ["1"], max_tokens=1)
-                reason = None
-            else:
-                known = await asyncio.to_thread(identity.read, self.common.served / goal.model)
-                answers = await self._answers(alias, known.prompts, known.max_tokens)
-                reason = identity.mismatch(known, answers, self.common.tolerance)
-            said = answers[0].headers.get("x-palorad-revision") if answers else None
-            if said != str(goal.revision):
-                reason = f"the alias answered from revision {said}, not {goal.revision}"
+            reason = await alias_check.problem(self.server, self.common, goal)
             if reason is not None:
                 raise NotServed(reason)
         except PaloradError as error:

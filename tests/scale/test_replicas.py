@@ -93,7 +93,11 @@ def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
     [
         pytest.param(("embedded", 0, 12), id="12 simulated"),
         pytest.param(("embedded", 3, 100), id="3 real, 100 simulated", marks=[pytest.mark.scale]),
-        pytest.param(("vllm", 1, 100), id="vLLM, 100 simulated", marks=[pytest.mark.vllm]),
+        pytest.param(
+            ("vllm", 1, 100),
+            id="vLLM, 100 simulated",
+            marks=[pytest.mark.vllm, pytest.mark.timeout(300)],
+        ),
     ],
     indirect=True,
 )

@@ -12,6 +12,7 @@ import pytest
 
 from adapters import store
 from daemon.serving.base_record import BaseRecord
+from daemon.serving.fleet import Ensured
 from daemon.serving.turns import Turns
 from tests.serving.test_base_record import Based
 from tests.serving.test_fleet import World
@@ -73,7 +74,7 @@ def test_no_more_replicas_are_attended_to_at_a_time_than_the_bound(tmp_path: Pat
         return await answer(replica, request)
 
     answer = Replica.answer
-    world.fleet.common.turns = Turns(3)
+    world.fleet.common.turns = Turns(3, slow_s=60)
     with mock.patch.object(Replica, "answer", counted):
         assert world.ensure(world.revision(1)).done
     assert most == 3
@@ -99,6 +100,29 @@ def test_who_takes_long_lets_the_next_begin(hanging: int) -> None:
         return time.monotonic() - began
 
     assert asyncio.run(run()) < 1
+
+
+def test_a_replica_that_sees_the_pointer_late_is_waited_for(tmp_path: Path) -> None:
+    """As on another host, by a shared file system that caches."""
+    world = World(tmp_path, 2)
+    one, two = world.revision(1), world.revision(2)
+    assert world.ensure(one).done
+    cached = tmp_path / "cached.json"
+    cached.write_bytes(world.pointer.read_bytes())
+    world.replicas[1].middleware._pointer.path = cached
+
+    async def promote() -> Ensured:
+        promoting = asyncio.create_task(world.fleet.ensure(two, one))
+        while world.routed is None or world.routed.revision != 2:  # noqa: ASYNC110 - a file
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        cached.write_bytes(world.pointer.read_bytes())
+        return await promoting
+
+    result = asyncio.run(promote())
+    assert result.done
+    assert not any("closed" in step for step in result.steps)
+    assert (world.live(0)[0], world.live(1)[0]) == ("2", "2")
 
 
 def test_the_base_is_still_verified_in_every_process(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def verified(settings: Settings, root: Path) -> object:
 def together(settings: Settings, root: Path) -> object:
     """How many of three replicas are asked at a time at most."""
     followed, under_way, most = Followed(settings, 3), 0, 0
+    followed.fleet.common.turns._slow_s = 60
     answer = fake_vllm.Replica.answer
 
     async def counted(replica: fake_vllm.Replica, request: httpx.Request) -> httpx.Response:
