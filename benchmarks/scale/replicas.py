@@ -4,7 +4,7 @@ Stand-ins behind the real middleware, all in one process, answer at once from st
 what is measured is what palorad itself takes, for both sides of each request, and what grows with
 their number. A switch is a promotion of a new revision from the moment at which it becomes the
 target: loaded, verified, switched and checked everywhere. `rollback` goes back to the former
-revision. `loop` is the longest time for which the daemon's event loop stood still meanwhile; `look`
+revision. `cpu` is what of a switch the daemon's own process computes. `loop` is the longest time for which the daemon's event loop stood still meanwhile; `look`
 is one look at a fleet that is settled.
 """
 
@@ -60,12 +60,15 @@ async def measure(fleet: Fleet, revisions: list[Revision]) -> dict[str, float]:
     await fleet.ensure(first)
     heart = Heart()
     there: list[float] = []
+    own: list[float] = []
     back: list[float] = []
     looks: list[float] = []
     beating = asyncio.create_task(heart.beat())
     former = first
     for target in others:
+        began = time.process_time()
         there.append(await _timed(fleet.ensure(target, former)))
+        own.append(time.process_time() - began)
         back.append(await _timed(fleet.ensure(former, target)))
         await fleet.ensure(target, former)
         looks.append(await _timed(fleet.ensure(target, former)))
@@ -74,6 +77,7 @@ async def measure(fleet: Fleet, revisions: list[Revision]) -> dict[str, float]:
     return {
         "median": statistics.median(there),
         "worst": max(there),
+        "cpu_median": statistics.median(own),
         "rollback_median": statistics.median(back),
         "rollback_worst": max(back),
         "look_median": statistics.median(looks),
