@@ -4,8 +4,8 @@ Stand-ins behind the real middleware, all in one process, answer at once from st
 what is measured is what palorad itself takes, for both sides of each request, and what grows with
 their number. A switch is a promotion of a new revision from the moment at which it becomes the
 target: loaded, verified, switched and checked everywhere. `rollback` goes back to the former
-revision. `cpu` is what of a switch the daemon's own process computes. `loop` is the longest time for which the daemon's event loop stood still meanwhile; `look`
-is one look at a fleet that is settled.
+revision. `cpu` is what of a switch the daemon's own process computes, `loop` the longest time for
+which its event loop stood still, `look` one look at a fleet that is settled.
 """
 
 from __future__ import annotations
