@@ -130,9 +130,9 @@ class Projector:
         """Project the rows of a matrix (…, n)."""
         if self.form == "identity":
             return rows
-        if self.form == "dense":
-            return rows @ self.matrix
-        return remove(rows, self.matrix)
+        # A basis may be kept in less precision than it is applied in.
+        matrix = self.matrix.to(rows.dtype)
+        return rows @ matrix if self.form == "dense" else remove(rows, matrix)
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Projector:
         """The same map elsewhere."""
