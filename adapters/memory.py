@@ -11,21 +11,36 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from adapters.config import TrainConfig
-from adapters.probe_size import DOUBLE, SINGLE, STORED_WHOLE, Shapes, directions
+from adapters.probe_size import (
+    DENSE_INPUTS,
+    DOUBLE,
+    HALF,
+    SINGLE,
+    STORED_WHOLE,
+    Shapes,
+    directions,
+    map_bytes,
+)
 
 Device = Literal["cpu", "cuda"]
 
-HALF: Final = 2
+COUNTED: Final = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+)
+"""What a config.json must say."""
+
 CPU_TOKENS: Final = 512
 GPU_TOKENS: Final = 4096
 RECORDED_BYTES: Final = 1 << 30
 """Of the base's hidden states on replayed texts, at most."""
 CHUNK_BYTES: Final = 32 << 20
 """Logits in fp32 that exist at once."""
-CHUNKS: Final = 5
-"""How often a chunk is held at the most: of base and model the logits and their softmax."""
-DENSE_INPUTS: Final = 1024
-"""Up to so many dimensions a projector is one dense map (n, n)."""
+CHUNKS: Final = 3
+"""How often a chunk is held: the model's logits, and the softmax of these and of the base's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,11 @@ def pass_tokens(config: TrainConfig, device: str) -> int:
     return config.max_tokens or (CPU_TOKENS if device == "cpu" else GPU_TOKENS)
 
 
+def longest() -> int:
+    """Tokens of the longest text that is trained: what a pass holds at least."""
+    return TrainConfig().max_length
+
+
 def on_device(model: Model, how: Training) -> Parts:
     """What a step takes at its peak on the device that trains."""
     own = how.device == "cpu"
@@ -207,39 +227,40 @@ def _protection(model: Model, how: Training) -> int:
     """The maps that factors pass through. Gate and up share that of their input, unless soft."""
     if not how.share:
         return 0
-    owned = [(n, 1 if not how.soft or n != model.shapes.hidden else 2) for n in _inputs(model)]
-    each = sum(count * _map_bytes(n, how) for n, count in owned)
+    each = sum(_map_bytes(n, how) for n in model.shapes.inputs)
+    if how.soft:
+        each += _map_bytes(model.shapes.hidden, how)
     return model.shapes.layers * each
 
 
 def _map_bytes(inputs: int, how: Training) -> int:
-    if how.soft or inputs <= DENSE_INPUTS:
+    if how.soft:
         return SINGLE * inputs * inputs
-    return how.precision * inputs * directions(inputs, how.share)
+    return map_bytes(inputs, how.share, how.precision)
 
 
 def _held(model: Model, how: Training) -> int:
     """What the host holds besides: of small inputs all eigenvectors, of soft maps their fp64."""
     if not how.share:
         return 0
-    small = sum(DOUBLE * n * n for n in _inputs(model) if n <= STORED_WHOLE)
+    small = sum(DOUBLE * n * n for n in model.shapes.inputs if n <= STORED_WHOLE)
     maps = DOUBLE * (2 * model.shapes.hidden**2 + model.shapes.intermediate**2) if how.soft else 0
     return model.shapes.layers * (small + maps)
 
 
 def _host_bases(model: Model, how: Training) -> int:
-    wide = (n for n in _inputs(model) if n > DENSE_INPUTS)
+    wide = (n for n in model.shapes.inputs if n > DENSE_INPUTS)
     return model.shapes.layers * sum(SINGLE * n * directions(n, how.share) for n in wide)
 
 
-def _inputs(model: Model) -> tuple[int, int]:
-    return model.shapes.inputs
-
-
 def _logits(model: Model, how: Training) -> int:
-    """Chunks of logits, and the states and gradients of learnt tokens: all tokens, at most."""
-    whole = SINGLE * how.in_pass * model.vocabulary
-    return CHUNKS * min(CHUNK_BYTES, whole) + 2 * how.products * how.in_pass * model.shapes.hidden
+    """Chunks of logits; the states of learnt tokens (all, at most), of the base too, and their
+    gradients; the output matrix in bf16, where products are but it is not.
+    """
+    chunk = min(CHUNK_BYTES, SINGLE * how.in_pass * model.vocabulary)
+    states = 3 * how.precision * how.in_pass * model.shapes.hidden
+    rounded = HALF * model.vocabulary * model.shapes.hidden if how.rounded else 0
+    return CHUNKS * chunk + states + rounded
 
 
 def _activations(model: Model, how: Training) -> int:

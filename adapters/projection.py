@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
 from adapters.errors import NoFreeSpace
+from adapters.memory import dense_update_pays
 from adapters.subspace import Projector, empty, join, leak, projector
 
 PEFT_PREFIX = "base_model.model."
@@ -225,18 +226,14 @@ def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
 
 
 def _dense(layer: Any, adapter: str, tokens: int) -> bool:
-    """Whether one product with W + ΔW and one of its gradient cost less than those of the factors.
-
-    In multiplications: through the factors 3 r (in + out) a token; of the whole matrix's gradient
-    in · out a token, and once 3 r · in · out between it and the factors.
-    """
+    """Whether the update is added to the weight for so many tokens."""
     matrix = layer.get_base_layer()
     (rank, wide), high = layer.lora_A[adapter].weight.shape, layer.lora_B[adapter].weight.shape[0]
     return (
         matrix.weight.dtype == torch.float32
         and layer.active_adapters == [adapter]
         and isinstance(layer.lora_dropout[adapter], nn.Identity)
-        and tokens * (3 * rank * (wide + high) - wide * high) > 3 * rank * wide * high
+        and dense_update_pays(tokens, rank, wide, high)
     )
 
 

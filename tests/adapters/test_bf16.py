@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from adapters import models, projection
 from adapters.attach import NEW, attach
 from adapters.projection import Protected
-from tests.adapters.test_memory import basis, plan
+from adapters.subspace import orthonormal
+from tests.adapters.test_memory import plan
 from tests.support import tiny
 
 WIDE = 1152
@@ -21,7 +22,7 @@ IDS = torch.arange(24).view(2, -1)
 
 @pytest.fixture
 def model() -> Any:
-    """A tiny base in bf16 with one adapter, whose protected inputs are wide, and a random update."""
+    """A tiny base in bf16 and a random adapter, of which wide inputs are protected."""
     torch.manual_seed(0)
     config = tiny.config("llama", hidden=64, intermediate=WIDE)
     base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
@@ -36,7 +37,10 @@ def model() -> Any:
 
 def guards(base: Any) -> dict[str, Protected]:
     return {
-        name: Protected(basis(m.in_features, m.in_features // 5), torch.zeros(m.out_features, 0))
+        name: Protected(
+            orthonormal(torch.randn(m.in_features, m.in_features // 5)).float(),
+            torch.zeros(m.out_features, 0),
+        )
         for name, m in models.matrices(base).items()
     }
 
