@@ -19,6 +19,7 @@ import pynvml
 from daemon.cli.memory_check import memory_findings
 from daemon.cli.suite_check import CheckResult
 from daemon.ledger.ledger import Ledger
+from daemon.serving.identity import CLOSE
 from daemon.serving.server_command import has_gpu
 from daemon.serving.vllm_version import VLLM_AT_LEAST, VLLM_TESTED, known_version
 from policies.errors import PaloradError
@@ -151,6 +152,12 @@ def _flags(settings: Settings) -> Iterator[CheckResult]:
         key = OWN_FLAGS[flag]
         advice = f"palorad gives {flag} itself: remove it{f', and set {key}' if key else ''}"
         yield CheckResult(f"server.extra_args {flag}", False, advice)
+    if "--quantization" in given:
+        advice = (
+            f"adapters are trained on the unquantised base, whose answers the identity check "
+            f"expects to {CLOSE.logprob:g} nats on a GPU; the gate compares quantised with quantised"
+        )
+        yield CheckResult("server.extra_args --quantization", True, advice)
     if "--data-parallel-size" in given:
         advice = "each engine would load adapters by itself: run replicas, and name them in urls"
         yield CheckResult("server.extra_args --data-parallel-size", False, advice)

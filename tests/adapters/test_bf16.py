@@ -52,6 +52,7 @@ def saved(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
+@torch.no_grad()
 def test_bases_in_half_the_precision_leave_what_is_saved_exactly_free(model: Any) -> None:
     layers = projection.lora_layers(model, NEW)
     wide = {n: x.lora_variant[NEW].right.matrix for n, x in layers.items() if "down" in n}
@@ -60,8 +61,7 @@ def test_bases_in_half_the_precision_leave_what_is_saved_exactly_free(model: Any
         name: Protected(x.lora_variant[NEW].guard.inputs, x.lora_variant[NEW].guard.outputs)
         for name, x in layers.items()
     }
-    with torch.no_grad():
-        on_the_way = {n: x.lora_variant[NEW].factors(x, NEW) for n, x in layers.items()}
+    on_the_way = {n: x.lora_variant[NEW].factors(x, NEW) for n, x in layers.items()}
     assert 1e-4 < projection.worst_leak(on_the_way, bound) < 5e-3
     projection.fold_into_weights(model, NEW)
     assert projection.worst_leak(saved(model), bound) < 1e-6

@@ -251,6 +251,14 @@ def test_flags_that_palorad_gives_itself_are_named_with_their_setting(made: Made
 
 
 @pytest.mark.usefixtures("host")
+def test_a_base_that_vllm_quantises_is_told_with_what_is_compared(made: Made) -> None:
+    one = found(made(server={"extra_args": ("--quantization", "fp8")}), "--quantization")
+    assert one.well
+    assert "trained on the unquantised base" in one.advice
+    assert "0.5 nats" in one.advice
+
+
+@pytest.mark.usefixtures("host")
 @pytest.mark.parametrize(
     ("mode", "well", "advice"),
     [(0o600, True, ""), (0o640, True, "its group may read it"), (0o644, False, "chmod 600")],
