@@ -145,7 +145,7 @@ class Projector:
             return rows
         if self.form == "dense":
             return rows @ self.matrix
-        found: Tensor = _Removed.apply(rows, self.matrix)  # type: ignore[no-untyped-call]
+        found: Tensor = _Removed.apply(rows, self.matrix)
         return found
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Projector:
