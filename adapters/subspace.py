@@ -123,7 +123,7 @@ class _Removed(torch.autograd.Function):
         return remove(rows, basis.to(rows.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (basis,) = ctx.saved_tensors
         return remove(gradient, basis.to(gradient.dtype)), None
 
@@ -145,7 +145,7 @@ class Projector:
             return rows
         if self.form == "dense":
             return rows @ self.matrix
-        found: Tensor = _Removed.apply(rows, self.matrix)
+        found: Tensor = _Removed.apply(rows, self.matrix)  # type: ignore[no-untyped-call]
         return found
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Projector:
