@@ -154,8 +154,8 @@ def _flags(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult(f"server.extra_args {flag}", False, advice)
     if "--quantization" in given:
         advice = (
-            "adapters are trained on the unquantised base, whose answers the identity check expects "
-            f"to {CLOSE.logprob:g} nats on a GPU; the gate compares quantised with quantised"
+            "adapters are trained on the unquantised base, whose answers the identity check "
+            f"expects to {CLOSE.logprob:g} nats on a GPU; the gate compares quantised with quantised"
         )
         yield CheckResult("server.extra_args --quantization", True, advice)
     if "--data-parallel-size" in given:
