@@ -155,7 +155,7 @@ def _flags(settings: Settings) -> Iterator[CheckResult]:
     if "--quantization" in given:
         advice = (
             "adapters are trained on the unquantised base, whose answers the identity check "
-            f"expects to {CLOSE.logprob:g} nats on a GPU; the gate compares quantised with quantised"
+            f"expects to {CLOSE.logprob:g} nats on a GPU; the gate compares quantised answers"
         )
         yield CheckResult("server.extra_args --quantization", True, advice)
     if "--data-parallel-size" in given:
