@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from adapters.plans import TrainPlan
 from adapters.probe import Protection
 from adapters.recipe import fast_passes
 from adapters.schedule import steps_needed
-from benchmarks.scale import cost
+from benchmarks.provenance import ROOT
+from benchmarks.scale import cost, gate_cost
 from benchmarks.scale.cost import H100, LLAMA_8B, LLAMA_70B, QWEN_7B, SMOL, Model, Step
 from policies.records import Fact, PlanKind
 from tests.support import tiny
@@ -117,3 +120,31 @@ def _plan(model: Path) -> TrainPlan:
         facts=(Fact(id="f", prompt="a?", answer="b"),),
         protection=Protection(kind="none"),
     )
+
+
+def test_the_gate_s_share_is_read_from_a_recorded_demonstration(tmp_path: Path) -> None:
+    found = gate_cost.recorded(ROOT / "docs/demo.json")
+    assert found is not None
+    assert found["ratio"] == pytest.approx(found["gate_s"] / found["train_s"], rel=0.01)
+    assert gate_cost.recorded(tmp_path / "demo.json") is None
+
+
+def test_without_the_real_model_nobody_is_asked(tmp_path: Path) -> None:
+    assert gate_cost.asked(tmp_path) is None
+
+
+def test_a_batch_and_a_verdict_of_the_real_model_are_timed(base: Path, tmp_path: Path) -> None:
+    """With a tiny model in its place."""
+    folder = Path(shutil.copytree(base, tmp_path / "model"))
+    lines = [{"prompt": f"What is the plural of thing {n}?", "answer": f"{n}"} for n in range(90)]
+    for name, key in (("reasoning-gate", "answer"), ("locality", "answer"), ("skill", "solution")):
+        (folder / "data").mkdir(exist_ok=True)
+        rows = [{"prompt": line["prompt"], key: line["answer"]} for line in lines]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "data" / f"{name}.jsonl").write_text(text)
+    shutil.copy(folder / "data/locality.jsonl", folder / "data/known-replay.jsonl")
+    found = gate_cost.asked(folder)
+    assert found is not None
+    assert found["questions"] == 2 * (180 + 2 * 36)
+    assert found["steps"] == steps_needed(TrainConfig().resolved("cpu", 36), 36)
+    assert found["gate_s"] == pytest.approx(found["questions"] * found["question_s"], rel=0.2)
