@@ -112,8 +112,12 @@ def timed(
     within: float = 60.0,
     facts: int | None = None,
 ) -> Timing:
-    """Up to `most` steps (as many as suit the shape) of the product's loop, or as many as `within` seconds allow (three at
-    least), on the model that is on the device already; it is as before afterwards."""
+    """Steps of the product's loop on the model that is on the device already; it is as before
+    afterwards.
+
+    `most` of them, or as many as suit the shape; fewer if `within` seconds do not suffice, but
+    three at least.
+    """
     steps = WARM + (most or bench.shape.steps)
     plan = bench.plan(config.model_copy(update={**TIMED, "steps": steps}), facts)
     moments: list[float] = []

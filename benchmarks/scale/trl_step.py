@@ -11,6 +11,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from datasets import Dataset  # type: ignore[import-not-found]
@@ -19,7 +21,6 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -32,7 +33,7 @@ MOST_ROWS = 1000
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
-    """The seconds from the beginning of a step to its end."""
+    """The seconds of the process from the beginning of a step to its end."""
 
     seconds = began = 0.0
     steps = 0
@@ -41,78 +42,89 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Begin to count."""
-        self.began = time.perf_counter()
+        self.began = now()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Count."""
-        self.seconds += time.perf_counter() - self.began
+        self.seconds += now() - self.began
         self.steps += 1
+
+
+def now() -> float:
+    """Seconds of this process; on a GPU of the clock, once all that was begun is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def main() -> None:
     """Answer until standard input ends."""
     given = json.loads(sys.stdin.readline())
-    tokenizer = AutoTokenizer.from_pretrained(given["model"], local_files_only=True)
-    base = AutoModelForCausalLM.from_pretrained(
-        given["model"], dtype=torch.float32, local_files_only=True
-    )
-    rank = given["rank"]
-    model = get_peft_model(
-        base, LoraConfig(r=rank, lora_alpha=rank, target_modules=given["targets"])
-    )
     with tempfile.TemporaryDirectory() as out:
-        config = SFTConfig(
-            output_dir=out,
-            packing=True,
-            max_length=given["row"],
-            per_device_train_batch_size=1,
-            # All rows of the texts given are one step.
-            gradient_accumulation_steps=MOST_ROWS,
-            num_train_epochs=1,
-            gradient_checkpointing=False,
-            bf16=given["bf16"],
-            use_cpu=True,
-            max_grad_norm=1.0,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
         for line in sys.stdin:
-            clock, texts = Clock(), json.loads(line)
-            rows = {
+            seconds, learnt = step(given, json.loads(line), out)
+            print(json.dumps([seconds, learnt]), flush=True)
+
+
+def step(given: Mapping[str, Any], texts: Sequence[Any], out: str) -> tuple[float, int]:
+    """The seconds of one step over the texts, and its learnt tokens; with a model of its own,
+    since each trainer wraps what it is given.
+    """
+    clock = Clock()
+    trainer = SFTTrainer(
+        model=loaded(given),
+        args=settings(given, out),
+        train_dataset=Dataset.from_dict(
+            {
                 "input_ids": [ids for ids, _ in texts],
                 "labels": [[IGNORED] * start + ids[start:] for ids, start in texts],
             }
-            learnt = step(model, tokenizer, config, rows, clock)
-            if clock.steps != 1:
-                raise RuntimeError(f"{clock.steps} steps instead of one")
-            print(json.dumps([clock.seconds, learnt]), flush=True)
-
-
-def step(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    config: SFTConfig,
-    rows: dict[str, list[list[int]]],
-    clock: Clock,
-) -> int:
-    """Take one step over the texts; how many learnt tokens it had."""
-    trainer = SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=tokenizer,
+        ),
+        processing_class=AutoTokenizer.from_pretrained(given["model"], local_files_only=True),
         callbacks=[clock],
     )
     learnt = sum(label != IGNORED for row in trainer.train_dataset["labels"] for label in row)
     trainer.train()
-    return learnt
+    if clock.steps != 1:
+        raise RuntimeError(f"{clock.steps} steps instead of one")
+    return clock.seconds, learnt
+
+
+def loaded(given: Mapping[str, Any]) -> nn.Module:
+    """The base with a LoRA, in the precision that palorad has it in."""
+    dtype = torch.bfloat16 if given["cuda"] else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype, local_files_only=True)
+    rank, targets = given["rank"], given["targets"]
+    model: nn.Module = get_peft_model(
+        base, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    )
+    return model
+
+
+def settings(given: Mapping[str, Any], out: str) -> SFTConfig:
+    """The trainer's own packing, and nothing that costs time beside the step."""
+    return SFTConfig(
+        output_dir=out,
+        packing=True,
+        max_length=given["row"],
+        per_device_train_batch_size=1,
+        # All rows of the texts given are one step.
+        gradient_accumulation_steps=MOST_ROWS,
+        num_train_epochs=1,
+        gradient_checkpointing=False,
+        bf16=given["bf16"],
+        use_cpu=not given["cuda"],
+        max_grad_norm=1.0,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
 
 
 if __name__ == "__main__":
-    # What the trainer prints goes elsewhere: standard output carries the answers.
     main()

@@ -202,3 +202,28 @@ def test_products_are_in_bf16_where_a_processor_has_them_and_attention_never(
     assert torch.allclose(logits.float(), expected, rtol=0.05, atol=0.05)
     assert torch.equal(model(input_ids=ids).logits, expected)
     assert seen["product"] == torch.float32
+
+
+def test_frozen_matrices_are_rounded_once_and_are_their_own_again(
+    llama: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradients to the bit as where each pass rounds them; nothing else is touched."""
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: True)
+    device, before = torch.device("cpu"), llama.weights()
+    model = _begun(llama, llama.plan(rank=4)).model
+    layers = lora_layers(model, "new")
+    ids, found = torch.tensor([[1, 2, 3]]), []
+    for given in (None, losses.decoder(model)):
+        with precision.reduced(device, given):
+            rounded = {layer.get_base_layer().weight.dtype for layer in layers.values()}
+            assert rounded == {torch.float32 if given is None else torch.bfloat16}
+            assert model.get_input_embeddings().weight.dtype == torch.float32
+            model(input_ids=ids).logits.float().sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad(set_to_none=True)
+    assert len(found[0]) == len(found[1]) == 2 * len(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    with pytest.raises(TrainingDiverged), precision.reduced(device, losses.decoder(model)):
+        raise TrainingDiverged("half way")
+    for name, layer in layers.items():
+        assert torch.equal(layer.get_base_layer().weight, before[name])
