@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from rich.table import Table
 
-from adapters import probe_size
+from adapters import base_config, probe_size
 from daemon.cli.exit_codes import PASS, USAGE
 from daemon.cli.host_check import host_findings
 from daemon.cli.known_check import known_findings
@@ -110,9 +110,10 @@ def _names() -> Iterator[CheckResult]:
 def _files(settings: Settings) -> Iterator[CheckResult]:
     model = settings.model.path
     there = (model / "config.json").is_file()
-    yield CheckResult(
-        f"model {model}", there, "" if there else "no config.json there; correct model.path"
-    )
+    advice = "" if there else "no config.json there; correct model.path"
+    if (method := base_config.quantisation(model)) is not None:
+        advice = base_config.refusal(method)
+    yield CheckResult(f"model {model}", not advice, advice)
     replay = settings.train.replay
     for key, path in (
         ("probe.skill", settings.probe.skill),
