@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adapters import memory
 from adapters.attach import Attached
 from adapters.config import TrainConfig
 from adapters.losses import Objective
@@ -17,7 +18,7 @@ from adapters.passes import Passes
 from adapters.plans import TrainPlan
 from adapters.projection import Protected
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.runs import Watched, timed, usual
+from benchmarks.gpu.runs import SHARE, Watched, timed, usual
 
 
 @dataclass
@@ -27,20 +28,27 @@ class Weighed(Watched):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     parts: dict[str, int] = field(default_factory=dict)
     pass_peak: int = 0
+    attached_at: int = 0
 
     def protected(self, base: Any, plan: TrainPlan) -> Mapping[str, Protected]:
         """As drawn; before it there is only the base."""
-        before = self.parts["base"] = allocated(self.device)
-        found = super().protected(base, plan)
-        self.parts["protection"] = allocated(self.device) - before
-        return found
+        self.parts["base"] = allocated(self.device)
+        return super().protected(base, plan)
 
     def attach(self, base: Any, plan: TrainPlan) -> Attached:
         """As the product."""
         before = allocated(self.device)
         attached = super().attach(base, plan)
-        self.parts["factors"] = allocated(self.device) - before
+        self.attached_at = allocated(self.device)
+        self.parts["factors"] = self.attached_at - before
         return attached
+
+    def optimizer(
+        self, factors: Sequence[Tensor], config: TrainConfig, rate: float
+    ) -> torch.optim.Optimizer:
+        """As the product; until then the protection has been placed."""
+        self.parts["protection"] = allocated(self.device) - self.attached_at
+        return super().optimizer(factors, config, rate)
 
     def gradients(
         self, model: Any, objective: Objective, passes: Passes
@@ -90,7 +98,19 @@ def run(bench: Bench) -> dict[str, Any]:
         "passes_gb": None if passes is None else _gb(passes),
         "peak_gb": None if passes is None else _gb(recipe.parts["base"] + _beside(recipe, passes)),
         "weights_gb": _gb(sum(one.nbytes for one in base.parameters())),
+        "computed_gb": computed(bench),
     }
+
+
+def computed(bench: Bench) -> dict[str, float]:
+    """What the table by shapes says of the same step."""
+    model = memory.Model.of(bench.shape.config.to_dict())
+    if model is None:
+        raise ValueError(f"{bench.shape.name}: its config lacks what is counted: {memory.COUNTED}")
+    on_gpu = bench.device.type == "cuda"
+    how = memory.Training(bench.shape.rank, "cuda" if on_gpu else "cpu", share=SHARE)
+    parts = memory.on_device(model, how)
+    return {name: _gb(size) for name, size in (*parts.by_name.items(), ("total", parts.total))}
 
 
 def _beside(recipe: Weighed, passes: int) -> int:

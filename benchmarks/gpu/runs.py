@@ -75,8 +75,8 @@ def read_in(objective: Objective, passes: Passes) -> Step:
 
 
 def drawn(base: Any, plan: TrainPlan, share: float) -> dict[str, Protected]:
-    """Protected inputs of every matrix, as many as a probe would give; one draw for each width,
-    copied for each layer, so that they take the memory that they would."""
+    """Protected inputs of every matrix on the CPU, as many as a probe would give; one draw for each
+    width, copied for each layer, so that they take the memory that they would."""
     found: dict[str, Protected] = {}
     bases: dict[int, Tensor] = {}
     of_gate: Tensor | None = None
@@ -87,7 +87,7 @@ def drawn(base: Any, plan: TrainPlan, share: float) -> dict[str, Protected]:
             start = torch.randn(
                 wide, directions(wide, share), generator=generator, device=matrix.weight.device
             )
-            bases[wide] = torch.linalg.qr(start)[0]
+            bases[wide] = torch.linalg.qr(start)[0].cpu()
         shared = of_gate is not None and name.endswith("up_proj")
         inputs = of_gate if shared and of_gate is not None else bases[wide].clone()
         of_gate = inputs if name.endswith("gate_proj") else None

@@ -88,6 +88,8 @@ def test_memory_by_part_is_what_tensors_hold(found: dict[str, Any]) -> None:
     shape = shapes.shapes()["tiny"]
     trained = 2 * 3 * shape.rank * (64 + 128) * 4 / 1e9
     assert parts["base"] >= found["memory"]["weights_gb"] > 0
+    computed = found["memory"]["computed_gb"]
+    assert computed["base"] == pytest.approx(found["memory"]["weights_gb"], rel=0.01)
     assert parts["moments"] == pytest.approx(2 * trained, abs=1e-6)
 
 
