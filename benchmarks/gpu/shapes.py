@@ -97,12 +97,12 @@ def shapes() -> dict[str, Shape]:
         "tiny": Shape(
             "a tiny model for the CPU",
             _llama(64, 128, 2, 4, 2, **small),
-            0,
-            4,
-            6,
-            10,
-            (6, 40, 80),
-            4,
+            needs_gb=0,
+            rank=4,
+            facts=3,
+            many=5,
+            pool=(2, 40, 80),
+            steps=3,
         ),
     }
 
