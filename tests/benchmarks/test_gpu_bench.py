@@ -31,7 +31,7 @@ def found(place: Path) -> dict[str, Any]:
         "--shape",
         "tiny",
         "--seconds",
-        "100",
+        "10000",
         "--rivals",
         "peft",
         "--folder",
@@ -126,7 +126,7 @@ def test_an_interrupted_probe_continues(tmp_path: Path) -> None:
     chosen = ["--shape", "tiny", "--folder", str(tmp_path), "--out", str(out), "--phases", "probe"]
     main([*chosen, "--seconds", "0"])
     first = json.loads(out.read_text())["tiny"]["probe"]
-    main([*chosen, "--seconds", "100"])
+    main([*chosen, "--seconds", "10000"])
     second = json.loads(out.read_text())["tiny"]["probe"]
     assert not first["finished"]
     assert second["finished"]
