@@ -65,8 +65,13 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same row elsewhere."""
-        tensors = (self.ids, self.positions, self.before, self.targets)
-        return PackedBatch(*(one.to(device) for one in tensors), self.layout.to(device))
+        return PackedBatch(
+            self.ids.to(device),
+            self.positions.to(device),
+            self.before.to(device),
+            self.targets.to(device),
+            self.layout.to(device),
+        )
 
 
 def packable(model: Any) -> bool:
@@ -160,7 +165,7 @@ def _attend(
     found = []
     for block in layout.blocks:
         q, k, v = (
-            one.index_select(0, block.flatten()).unflatten(0, block.shape).transpose(1, 2)
+            one.index_select(0, block.flatten()).view(*block.shape, *one.shape[1:]).transpose(1, 2)
             for one in rows
         )
         if read:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from adapters import memory
 from adapters.config import TrainConfig
 from adapters.probe_size import FULL_SPECTRUM, PASS_BYTES, Shapes, directions, moment_bytes, need
 from adapters.schedule import facts_in_step, steps_needed
@@ -183,11 +184,15 @@ def copies(
 ) -> int:
     """How many copies of what training holds the GPUs have room for; 0 where it is not even one.
 
-    The base in bf16, the protection's bases in fp32, the factors with gradients and both moments of
-    Adam; `room` is the share of the memory that this may take beside activations.
+    The base, the protection and the factors with gradients and optimiser, as `adapters.memory` has
+    them; `room` is the share of the memory that these may take beside activations.
     """
-    protected = need(model.shapes, share, svf=False).train_memory
-    held = BF16 * model.parameters + protected + 4 * FP32 * model.trained(rank)
+    queries, keys = model.heads * model.head_size, model.kv_heads * model.head_size
+    sizes = memory.Model(
+        model.shapes, model.vocabulary, queries, keys, model.heads, model.tied, biases=False
+    )
+    parts = memory.on_device(sizes, memory.Training(rank, "cuda", share=share))
+    held = parts.base + parts.protection + parts.factors
     return gpus // math.ceil(held / (room * gpu.memory))
 
 
