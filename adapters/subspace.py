@@ -123,7 +123,7 @@ class _Removed(torch.autograd.Function):
         return remove(rows, basis.to(rows.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (basis,) = ctx.saved_tensors
         return remove(gradient, basis.to(gradient.dtype)), None
 

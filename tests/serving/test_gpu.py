@@ -54,7 +54,7 @@ def test_training_needs_what_is_counted_for_its_settings_and_room(tmp_path: Path
     [
         {"protection": {"kind": "none"}},
         {"protection": {"share": 0.1}},
-        {"train": {"rank_budget": 8}},
+        {"train": {"rank_budget": 16}},
     ],
 )
 def test_less_protection_and_a_lower_rank_need_less(tmp_path: Path, less: dict[str, Any]) -> None:
