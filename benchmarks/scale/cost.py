@@ -1,7 +1,6 @@
 """What learning costs, from shapes alone: FLOPs, bytes and seconds, on one GPU and on many.
 
-Upper-case names are public shapes of models and GPUs. What is assumed is a default argument, so
-that it can be said beside a figure. Seconds are estimates: nothing of this size has been run.
+What is assumed is a default argument. Seconds are estimates: nothing of this size has been run.
 """
 
 from __future__ import annotations
@@ -250,10 +249,9 @@ def batch_of(
     mfu: float = MFU,
     lengths: Lengths | None = None,
 ) -> Batch:
-    """A plan of so many facts at the product's settings, without an early end.
+    """A plan at the product's settings, without an early end.
 
-    Fixed: the base read from disk for training and for the check of what was published, and the
-    adapter written twice.
+    Fixed: the base read from disk twice, and the adapter written twice.
     """
     config = TrainConfig().resolved("cuda", facts)
     step, steps = (
@@ -279,10 +277,7 @@ class ProbeCost:
 def probe_of(
     model: Model, gpu: GPU, *, tokens: int = 150_000, share: float = 0.2, mfu: float = MFU
 ) -> ProbeCost:
-    """Passes over the skill's text, products of inputs, and the leading directions of each moment.
-
-    A complete decomposition in fp64 is taken as 10 n³, at a tenth of the fp64 peak.
-    """
+    """A complete decomposition in fp64 is taken as 10 n³, at a tenth of the fp64 peak."""
     inputs = model.shapes.inputs
     passes = _passes(model)
     # Each pass ends at the last layer that it needs: half of the depth on average.

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from adapters import store
+from adapters import models, store
 from adapters.config import TrainConfig
 from adapters.schedule import steps_needed
-from benchmarks.gpu import shapes
+from benchmarks.gpu import correctness, shapes
 from benchmarks.gpu.__main__ import PHASES, main
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.texts import material
@@ -42,6 +42,7 @@ def found(place: Path) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.bench
 def test_every_phase_leaves_figures_that_say_where_they_are_from(found: dict[str, Any]) -> None:
     assert found.keys() == PHASES.keys()
     for phase in found.values():
@@ -52,13 +53,15 @@ def test_every_phase_leaves_figures_that_say_where_they_are_from(found: dict[str
         assert run["seed"] == 0
 
 
-def test_a_step_has_the_loss_and_gradients_of_float64(found: dict[str, Any]) -> None:
-    exact = found["correctness"]["float32"]
-    assert exact["loss_error"] < 1e-5
-    assert exact["gradient_error"] < 1e-4
-    assert found["correctness"]["product"]["gradient_error"] < 0.1
+def test_a_step_has_the_loss_and_gradients_of_float64(tmp_path: Path) -> None:
+    bench = Bench(shapes.shapes()["tiny"], models.pick_device(), tmp_path)
+    found = correctness.run(bench)
+    assert found["float32"]["loss_error"] < 1e-5
+    assert found["float32"]["gradient_error"] < 1e-4
+    assert found["product"]["gradient_error"] < 0.1
 
 
+@pytest.mark.bench
 def test_tokens_a_second_are_tokens_over_seconds(found: dict[str, Any]) -> None:
     for figures in (found["step"], found["step"]["without_projection"]):
         spoken = figures["tokens"] / figures["step_s"]
@@ -66,6 +69,7 @@ def test_tokens_a_second_are_tokens_over_seconds(found: dict[str, Any]) -> None:
         assert figures["tokens_read"] < figures["tokens"]
 
 
+@pytest.mark.bench
 def test_levers_change_what_they_say(found: dict[str, Any]) -> None:
     levers = found["levers"]
     assert levers["not_reached"] == []
@@ -75,6 +79,7 @@ def test_levers_change_what_they_say(found: dict[str, Any]) -> None:
     assert levers["usual"]["tokens_read"] < levers["usual"]["tokens"]
 
 
+@pytest.mark.bench
 def test_rivals_read_the_same_texts(found: dict[str, Any]) -> None:
     rivals, step = found["rivals"], found["step"]
     assert rivals["texts"] == step["texts"]
@@ -83,6 +88,7 @@ def test_rivals_read_the_same_texts(found: dict[str, Any]) -> None:
     assert rivals["protection"] == "activations"
 
 
+@pytest.mark.bench
 def test_memory_by_part_is_what_tensors_hold(found: dict[str, Any]) -> None:
     parts = found["memory"]["parts_gb"]
     shape = shapes.shapes()["tiny"]
@@ -93,6 +99,7 @@ def test_memory_by_part_is_what_tensors_hold(found: dict[str, Any]) -> None:
     assert parts["moments"] == pytest.approx(2 * trained, abs=1e-6)
 
 
+@pytest.mark.bench
 def test_a_batch_is_learnt_whole_and_published(found: dict[str, Any], place: Path) -> None:
     for name in ("batch", "many"):
         figures = found[name]
@@ -133,6 +140,7 @@ def test_an_interrupted_probe_continues(tmp_path: Path) -> None:
     assert second["seconds"] > first["seconds"] > 0
 
 
+@pytest.mark.bench
 def test_the_probe_that_was_fitted_protects_the_batches(found: dict[str, Any]) -> None:
     assert found["probe"]["finished"]
     assert found["probe"]["directions"] == [round(0.2 * 64), round(0.2 * 128)]
@@ -140,6 +148,7 @@ def test_the_probe_that_was_fitted_protects_the_batches(found: dict[str, Any]) -
     assert found["batch"]["leak"] < 5e-3
 
 
+@pytest.mark.bench
 def test_an_adapter_is_as_large_as_its_rank_says(found: dict[str, Any]) -> None:
     shape = shapes.shapes()["tiny"]
     assert found["store"]["adapter_gb"] * 1e9 >= 2 * 3 * shape.rank * (64 + 128) * 4
