@@ -19,6 +19,7 @@ import typer
 
 import benchmarks.page
 from benchmarks import intake, pages, paraphrases, swap_page
+from benchmarks.scale import cost_page
 from daemon.cli.main import app
 from daemon.client import Client
 from daemon.client.client import Answer
@@ -360,6 +361,10 @@ def of_swap(page: Path) -> None:
     swap_page.fill(json.loads((RESULTS / "swap.json").read_text()), page)
 
 
+def of_scale(page: Path) -> None:
+    cost_page.main(page)
+
+
 @pytest.mark.parametrize(
     ("page", "fill"),
     [
@@ -367,6 +372,7 @@ def of_swap(page: Path) -> None:
         (RESULTS / "paraphrases.md", of_paraphrases),
         (RESULTS / "swap.md", of_swap),
         (DOCS / "page.md", of_page),
+        (DOCS / "scale.md", of_scale),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
