@@ -48,6 +48,7 @@ _VERSION: Final = "from importlib.metadata import version; print(version('vllm')
 def host_findings(settings: Settings) -> Iterator[CheckResult]:
     """Likely mistakes on this host, and what is well."""
     yield from _memory(settings)
+    yield from process_findings(settings)
     if settings.server.kind == "vllm":
         yield from _vllm(settings)
         yield from _flags(settings)
@@ -75,6 +76,20 @@ def _memory(settings: Settings) -> Iterator[CheckResult]:
         return
     yield _fits("GPU memory", needed, memory.total, "take a larger GPU, or a smaller model")
     yield _driver()
+
+
+def process_findings(settings: Settings) -> Iterator[CheckResult]:
+    """Whether as many processes as are to train together can do so here."""
+    count = settings.train.processes
+    if count == 1:
+        return
+    what = f"{count} processes that train together"
+    try:
+        gpu.require_places(count, os.environ)
+    except PaloradError as error:
+        yield CheckResult(what, False, str(error))
+    else:
+        yield CheckResult(what, True)
 
 
 def _fits(what: str, needed: int, total: int, advice: str) -> CheckResult:
