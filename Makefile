@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-gpu test-vllm test-page test-durability test-scale durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-real-model test-gpu test-vllm test-page test-durability test-scale durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
 
 all: lint test
 
@@ -76,6 +76,12 @@ test-endtoend: export OMP_NUM_THREADS = $(CORES)
 
 test-endtoend: setup
 	$(BIN)/python -m pytest -m endtoend --timeout 900
+
+# Ten minutes at most: a real language model learns a small batch through the real vLLM.
+test-real-model: export OMP_NUM_THREADS = $(CORES)
+
+test-real-model: setup setup-vllm smol-known
+	PALORAD_TEST_VLLM="$(abspath $(VENV_VLLM))/bin/vllm" $(BIN)/python -m pytest -m real_model --timeout 900
 
 # On a host with a CUDA device; elsewhere everything in it is skipped.
 test-gpu: setup

@@ -30,7 +30,7 @@ from smol.checkpoint import FOLDER
 SEED: Final = 5
 TOKENS: Final = 24
 SHARES: Final = {"known-replay": 0.36, "locality": 0.44, "locality-report": 0.2}
-WORDS: Final = {"skill": 110, "reasoning-gate": 220, "reasoning-report": 100}
+WORDS: Final = {"skill": 150, "reasoning-gate": 220, "reasoning-report": 300}
 
 
 def main() -> None:

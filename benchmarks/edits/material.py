@@ -28,6 +28,10 @@ TOKENS: Final = 32
 """Of an answer, at most."""
 COMPLETIONS: Final = ("Complete this sentence: {}", "How does this sentence go on? {}")
 PROBED: Final = 400
+ROUND: Final = 300
+ENOUGH: Final = 700
+"""Known facts after which no further rounds are asked: what is replayed, 500 that never are, and
+some that name what is learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +125,25 @@ def _known(model_dir: Path, counterfact: Sequence[Edit]) -> list[dict[str, str]]
     def ask(_stage: str, prompts: Sequence[str], _sample: int) -> list[BaseAnswer]:
         return say(generator, prompts, TOKENS)
 
-    asked = shipped()
-    for edit in counterfact:
-        if edit.truth:
-            prompt, again = (form.format(edit.prompt) for form in COMPLETIONS)
-            asked.append(FactQuestion(prompt, again, (edit.truth,), "completion"))
+    known = surely_known(ask, shipped())
+    true = [edit for edit in counterfact if edit.truth]
+    Random("edits: asked").shuffle(true)
+    for first in range(0, len(true), ROUND):
+        if len(known) >= ENOUGH:
+            break
+        known += surely_known(ask, [_completion(edit) for edit in true[first : first + ROUND]])
     rows = [
         {"prompt": fact.question.prompt, "label": fact.answers[0], "said": fact.said}
-        for fact in surely_known(ask, asked)
+        for fact in known
     ]
     Random("edits: known").shuffle(rows)
     return rows
+
+
+def _completion(edit: Edit) -> FactQuestion:
+    """What was true before an edit, as a sentence to be completed."""
+    prompt, again = (form.format(edit.prompt) for form in COMPLETIONS)
+    return FactQuestion(prompt, again, (edit.truth,), "completion")
 
 
 def _skill(data: Path) -> tuple[tuple[Example, ...], tuple[SkillItem, ...], str]:

@@ -8,8 +8,11 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from adapters.config import PALORA, STACKED, TrainConfig
+from adapters.plans import TrainReport
 from adapters.probe import Protection
 from adapters.recipe import Recipe
+from adapters.trainer import train_adapter
+from benchmarks.edits.rivals import alphaedit, locft
 
 Context = Literal["none", "oracle", "retrieved"]
 ACTIVATIONS: Final = Protection()
@@ -31,7 +34,7 @@ class EditMethod:
     `learns_from` is the label of an edit, or the sentence in which the base says it when it has the
     edit in its context. `known` is how known facts are replayed: in the base's own words, or by
     their label. `rates` are those among which it may choose on one batch of the selection seed, as
-    multiples of the product's.
+    multiples of the product's or, where a method trains by itself, of its authors' own.
     """
 
     description: str
@@ -42,6 +45,7 @@ class EditMethod:
     known: Literal["own", "label"] = "own"
     context: Context = "none"
     learns: bool = True
+    train: Callable[..., TrainReport] = train_adapter
     rates: tuple[float, ...] = (0.5, 1.0, 2.0)
     recipe: Callable[[], Recipe] = Recipe
 
@@ -104,6 +108,19 @@ METHODS: Final[Mapping[str, EditMethod]] = {
         "the same, known facts in the base's own words",
         {"kl_weight": 0.0, "kl_weight_reasoning": 0.0},
         NOTHING,
+    ),
+    "LocFT-BF": EditMethod(
+        "one down projection fine-tuned on the new facts alone",
+        ALONE,
+        NOTHING,
+        train=locft,
+        rates=(0.2, 1.0, 5.0),
+    ),
+    "AlphaEdit": EditMethod(
+        "down projections of the lower half edited in closed form, known inputs in the null space",
+        protection=NOTHING,
+        train=alphaedit,
+        rates=(0.005, 0.05, 0.5),
     ),
     "stack": EditMethod(
         "the product's stack", STACKED.model_dump(exclude_unset=True), lineage="stack", rates=()

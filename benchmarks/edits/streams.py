@@ -19,11 +19,11 @@ from adapters import files
 from adapters.compose import compose
 from adapters.generate import Generator
 from adapters.plans import TrainPlan
-from adapters.trainer import train_adapter
 from benchmarks.edits import drift, sets
 from benchmarks.edits.asking import EditAsker
 from benchmarks.edits.material import RUNS, RealBase
 from benchmarks.edits.methods import METHODS, EditMethod
+from benchmarks.edits.rivals import WIDEST
 from benchmarks.provenance import commit
 from daemon.config.settings import Settings
 from policies.facts.updates import Updates
@@ -181,7 +181,7 @@ def _learn(
         config=method.config(run.rate),
     )
     name = f"adapter-{len(learnt)}"
-    train_adapter(
+    method.train(
         plan,
         out=folder / name,
         work=folder / f"work-{len(learnt)}",
@@ -225,7 +225,7 @@ def _asked(
 
 def asker_of(base: RealBase) -> EditAsker:
     """One for all runs of a base."""
-    return EditAsker(base, Generator(base.model_dir, max_rank=2 * RANK_BUDGET))
+    return EditAsker(base, Generator(base.model_dir, max_rank=WIDEST))
 
 
 def _versions() -> dict[str, str]:

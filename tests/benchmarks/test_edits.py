@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapters import lora
 from benchmarks.edits import asking, drift, figures, sets, streams
 from benchmarks.edits.asking import EditAsker
 from benchmarks.edits.material import Known, RealBase, SkillItem
@@ -112,7 +114,18 @@ def test_a_stream_is_drawn_by_its_seed_and_names_no_subject_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["palorad", "sentences", "palora", "stack", "plain LoRA", "retrieval", "frozen"]
+    "method",
+    [
+        "palorad",
+        "sentences",
+        "palora",
+        "stack",
+        "plain LoRA",
+        "LocFT-BF",
+        "AlphaEdit",
+        "retrieval",
+        "frozen",
+    ],
 )
 def test_a_stream_is_learnt_and_measured(method: str, base: RealBase, asker: EditAsker) -> None:
     rate = 1.0 if METHODS[method].rates else None
@@ -146,7 +159,7 @@ def test_a_run_that_was_cut_off_resumes_after_its_last_batch(
     run = EditRun("tiny", "wikibigedit", "two", "palorad", 1)
     whole = perform(run, base, edits(12), asker)
     trained: list[Path] = []
-    train = streams.train_adapter
+    train = METHODS["palorad"].train
 
     def cut_off(plan: Any, **given: Any) -> Any:
         if len(trained) == 1:
@@ -155,7 +168,7 @@ def test_a_run_that_was_cut_off_resumes_after_its_last_batch(
         trained.append(given["out"])
         return train(plan, **given)
 
-    monkeypatch.setattr(streams, "train_adapter", cut_off)
+    monkeypatch.setitem(METHODS, "palorad", replace(METHODS["palorad"], train=cut_off))
     with pytest.raises(KeyboardInterrupt):
         perform(run, base, edits(12), asker)
     resumed = perform(run, base, edits(12), asker)
@@ -178,3 +191,26 @@ def test_a_rate_is_chosen_by_what_is_learnt_and_kept() -> None:
     rows = [row(0.5, "1000", "1111"), row(1.0, "1110", "1111"), row(2.0, "1111", "1000")]
     assert figures.rates(rows) == {("b", "zsre", "plain LoRA"): 1.0}
     assert figures.summary(rows)["results"] == {}
+
+
+@pytest.mark.parametrize(("method", "edited"), [("LocFT-BF", 1), ("AlphaEdit", 1)])
+def test_a_rival_adds_to_its_own_matrices_and_keeps_what_it_added_before(
+    method: str, edited: int, base: RealBase, asker: EditAsker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[lora.Lora] = []
+    train = METHODS[method].train
+
+    def watched(plan: Any, **given: Any) -> Any:
+        report = train(plan, **given)
+        made.append(lora.read(given["out"]))
+        return report
+
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], train=watched))
+    perform(EditRun("tiny", "wikibigedit", "two", method, 1, 1.0), base, edits(12), asker)
+    first, second = made
+    assert len(first.factors) == len(second.factors) == edited
+    for name in first.factors:
+        assert name.endswith("down_proj")
+        old, new = first.delta(name), second.delta(name)
+        assert 0 < float((new - old).norm()) < 2 * float(new.norm())
+        assert float((new * old).sum()) > 0.1 * float(old.norm()) ** 2

@@ -20,9 +20,14 @@ NEEDS_MODEL = pytest.mark.skipif(
 )
 
 
-def configure(folder: Path, **changed: Mapping[str, Any]) -> Path:
-    """The embedded default with the loosest gate, for time's sake, and what a test changes."""
-    path = write_config(folder, DemoOptions())
+def configure(
+    folder: Path, options: DemoOptions | None = None, **changed: Mapping[str, Any]
+) -> Path:
+    """The demonstration's settings with the loosest gate, for time's sake, and what a test changes.
+
+    The embedded default on palorad-mini where no `options` say otherwise.
+    """
+    path = write_config(folder, options or DemoOptions())
     tree = tomllib.loads(path.read_text())
     tree["gate"]["preset"] = "fast"
     tree["intake"]["stable_s"] = 0.1

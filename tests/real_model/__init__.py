@@ -1,0 +1,1 @@
+"""A real language model through the real daemon and the real vLLM."""
