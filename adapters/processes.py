@@ -25,7 +25,7 @@ PATIENCE: Final = timedelta(days=1)
 """How long one waits for another that lives: the daemon's own deadline is shorter."""
 
 
-class Figures(NamedTuple):
+class StepFigures(NamedTuple):
     """What a step has shown: the loss per new token, each fact's own, whether to stop after it."""
 
     loss: float
@@ -99,15 +99,15 @@ class Processes:
             new_tokens=_learnt(objective.new),
         )
 
-    def summed(self, factors: Iterable[Tensor], figures: Figures) -> Figures:
+    def summed(self, factors: Iterable[Tensor], figures: StepFigures) -> StepFigures:
         """Give every factor the sum of all processes' gradients; the figures of the whole step."""
         if self.count == 1:
             return figures
         for factor in factors:
             own = torch.zeros_like(factor) if factor.grad is None else factor.grad
             factor.grad = reduce(own, "sum")
-        found: list[Figures] = gather_object([figures])
-        return Figures(
+        found: list[StepFigures] = gather_object([figures])
+        return StepFigures(
             sum(one.loss for one in found),
             dict(chain.from_iterable(one.of_facts.items() for one in found)),
             any(one.stopping for one in found),

@@ -22,7 +22,7 @@ from adapters.errors import TrainingDiverged
 from adapters.losses import KLTerm, Objective, accumulate_gradients
 from adapters.passes import Passes
 from adapters.plans import TrainPlan, TrainProgress, TrainReport
-from adapters.processes import ALONE, Figures, Processes
+from adapters.processes import ALONE, Processes, StepFigures
 from adapters.progress import State, conclude
 from adapters.projection import Protected
 from adapters.recipe import Recipe
@@ -112,7 +112,7 @@ class Session:
         objective = _objective(self.pools, self.plan, step, self.reference)
         own = self.recipe.gradients(model, self.processes.share(objective), self.passes)
         loss, of_facts, stopped = self.processes.summed(
-            self.factors.values(), Figures(*own, stopping())
+            self.factors.values(), StepFigures(*own, stopping())
         )
         norm = torch.nn.utils.clip_grad_norm_(list(self.factors.values()), config.clip)
         _require_finite(loss, float(norm), step, self.steps)

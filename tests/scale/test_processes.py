@@ -41,7 +41,7 @@ def saved(path, tensors, kind):
 cache.save = saved
 """
 BOUND = 1e-4
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 STEPS_OF_RUN = 40
 NAMES = ("Ola", "Bim", "Cur", "Dov", "Eri")
 FACTS = tuple(
