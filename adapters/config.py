@@ -107,8 +107,8 @@ class TrainConfig(AdapterChoices):
     max_length: int = Field(default=1024, ge=8)
     """Longest text, in tokens."""
     max_tokens: int | None = Field(default=None, ge=8)
-    """Padded tokens in one forward pass; None: 4,096, on a CPU 512, where less padding is worth
-    more than larger products. Halved when the device's memory is too small."""
+    """Tokens in one forward pass, a row of packed texts; None: 4,096, on a CPU 512, where longer
+    rows took longer. Halved when the device's memory is too small."""
     checkpoint_s: float = Field(default=20.0, ge=0.0)
     """Seconds between checkpoints."""
     targets: tuple[str, ...] = MLP

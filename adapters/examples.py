@@ -135,16 +135,19 @@ def length(text: Encoded) -> int:
 
 
 def buckets(
-    texts: Iterable[Text], max_tokens: int, size: Callable[[Text], int]
+    texts: Iterable[Text], max_tokens: int, size: Callable[[Text], int], *, padded: bool = True
 ) -> list[list[Text]]:
-    """Groups of like `size` in tokens, their padded size within `max_tokens` where one row is."""
+    """Groups of like `size` in tokens, within `max_tokens` where one text is: as long as the
+    longest each if they are to be `padded`, else together."""
     groups: list[list[Text]] = []
+    used = 0
     for one in sorted(texts, key=size):
-        last = groups[-1] if groups else None
-        if last is None or (len(last) + 1) * size(one) > max_tokens:
-            groups.append([one])
+        used = (len(groups[-1]) + 1) * size(one) if padded and groups else used + size(one)
+        if groups and used <= max_tokens:
+            groups[-1].append(one)
         else:
-            last.append(one)
+            groups.append([one])
+            used = size(one)
     return groups
 
 

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.examples import IGNORED, Encoded, PaddedBatch, length
+from adapters.lm_head import Head, head_of
+from adapters.packing import PackedBatch, last_hidden
 from adapters.passes import Passes
 from adapters.template_prefix import ReadPrefix, shared, without
 
 
 def learnt_logits(
-    model: Any, batch: PaddedBatch, prefix: ReadPrefix | None = None
+    model: Any, batch: PackedBatch | PaddedBatch, prefix: ReadPrefix | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits (m, vocabulary) in fp32 and targets (m,) of the m learnt tokens of a batch.
 
@@ -30,12 +32,14 @@ def learnt_logits(
 
 
 def learnt_states(
-    model: Any, batch: PaddedBatch, prefix: ReadPrefix | None = None
+    model: Any, batch: PackedBatch | PaddedBatch, prefix: ReadPrefix | None = None
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states (m, hidden size) before the m learnt tokens, and those tokens (m,).
 
     The texts of the batch follow `prefix` where one is given.
     """
+    if isinstance(batch, PackedBatch):
+        return last_hidden(decoder(model), batch, prefix)[batch.before], batch.targets
     past = None if prefix is None else prefix.cache(len(batch.ids))
     hidden = decoder(model)(
         input_ids=batch.ids, past_key_values=past, use_cache=past is not None
@@ -49,6 +53,11 @@ def to_logits(model: Any, states: Tensor) -> Tensor:
     """Logits (m, vocabulary) in fp32 of hidden states, by the output matrix; it is not trained."""
     logits: Tensor = _plain(model).get_output_embeddings()(states)
     return logits.float()
+
+
+def head(model: Any) -> Head:
+    """Losses of hidden states by the model's output matrix."""
+    return head_of(_plain(model))
 
 
 def decoder(model: Any) -> Any:
@@ -82,7 +91,8 @@ def mean_loss(model: Any, batches: Iterable[PaddedBatch]) -> float:
 class KLTerm:
     """Texts on which the model is to stay with the base, and how much that weighs.
 
-    `reference` gives the base's logits (m, vocabulary) at the learnt tokens of texts.
+    `reference` gives the base's last hidden states (m, hidden size) before the learnt tokens of
+    texts.
     """
 
     texts: Sequence[Encoded]
@@ -158,7 +168,7 @@ def _pass_through(
     prefix: ReadPrefix | None,
 ) -> tuple[float, dict[str, float]]:
     """Add the gradients of these texts of a step, all of which follow `prefix` if there is one."""
-    total = objective.new_tokens or _learnt(objective.new)
+    total, output = objective.new_tokens or _learnt(objective.new), head(model)
     loss, of_facts = 0.0, {}
     cut = () if prefix is None else passes.prefix
     for group in passes.groups(texts, lambda one: length(one[0]) - len(cut)):
@@ -168,14 +178,15 @@ def _pass_through(
         before = [term.reference(kept) for term, kept in parts]
         read = [*facts, *chain.from_iterable(kept for _, kept in parts)]
         batch = passes.batch([without(one, cut) for one in read] if cut else read)
-        logits, targets = learnt_logits(model, batch, prefix)
+        states, targets = learnt_states(model, batch, prefix)
         sizes = [_learnt(facts), *(_learnt(kept) for _, kept in parts)]
-        answers, *now = torch.split(logits, sizes)
-        losses = F.cross_entropy(answers, targets[: sizes[0]], reduction="none")
+        answers, *now = torch.split(states, sizes)
+        losses = output.cross_entropy(answers, targets[: sizes[0]])
         value = losses.sum() / total
         for (term, _), of_base, of_model in zip(parts, before, now, strict=True):
             share = term.weight / _learnt(term.texts)
-            value = value + share * _kl_divergence(of_base, of_model, objective.temperature)
+            apart = output.kl_divergence(of_base, of_model, objective.temperature)
+            value = value + share * apart.sum()
         torch.autograd.backward(value)
         for fact, mean in zip(facts, _means(losses.detach(), facts), strict=True):
             loss += mean * _learnt([fact]) / total
@@ -195,13 +206,3 @@ def _means(losses: Tensor, facts: Sequence[Encoded]) -> list[float]:
 
 def _learnt(texts: Iterable[Encoded]) -> int:
     return sum(len(one.ids) - one.start for one in texts)
-
-
-def _kl_divergence(of_base: Tensor, of_model: Tensor, temperature: float) -> Tensor:
-    """KL(base ‖ model) of logits (m, vocabulary), summed over tokens, both at a temperature.
-
-    Its square keeps the gradient's size (Hinton, Vinyals, Dean, arXiv 1503.02531).
-    """
-    before = F.log_softmax(of_base / temperature, dim=-1)
-    now = F.log_softmax(of_model / temperature, dim=-1)
-    return temperature**2 * F.kl_div(now, before, reduction="sum", log_target=True)

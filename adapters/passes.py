@@ -10,6 +10,7 @@ import torch
 
 from adapters.config import TrainConfig
 from adapters.examples import Encoded, PaddedBatch, buckets, collate
+from adapters.packing import PackedBatch, pack, packable
 from adapters.template_prefix import begins_with, constant_prefix
 
 CPU_TOKENS: Final = 512
@@ -19,7 +20,7 @@ Text = TypeVar("Text")
 
 @dataclass
 class Passes:
-    """The device, the padding token, and the most padded tokens of one forward pass.
+    """The device, the padding token, and the most tokens of one forward pass.
 
     `max_tokens` only falls during a run, when the device's memory is too small.
     """
@@ -29,16 +30,25 @@ class Passes:
     max_tokens: int
     prefix: tuple[int, ...] = ()
     """The chat template's constant prefix, where it is worth reading once for all texts."""
+    packed: bool = True
+    """Whether the texts of a pass are packed into one row; else they are padded."""
 
     @classmethod
-    def of(cls, config: TrainConfig, device: torch.device, tokenizer: Any) -> Passes:
-        """As configured, or as suits the device."""
-        usual = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
-        tokens = config.max_tokens or usual
-        return cls(device, int(tokenizer.pad_token_id), tokens, constant_prefix(tokenizer))
+    def of(cls, config: TrainConfig, model: Any, tokenizer: Any) -> Passes:
+        """As configured, or as suits the model and its device."""
+        usual = CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS
+        return cls(
+            model.device,
+            int(tokenizer.pad_token_id),
+            config.max_tokens or usual,
+            constant_prefix(tokenizer),
+            packable(model),
+        )
 
-    def batch(self, texts: Sequence[Encoded]) -> PaddedBatch:
-        """The texts as one padded batch on the device."""
+    def batch(self, texts: Sequence[Encoded]) -> PackedBatch | PaddedBatch:
+        """The texts as one pass on the device."""
+        if self.packed:
+            return pack(texts).to(self.device)
         return collate(texts, self.pad).to(self.device)
 
     def parted(
@@ -53,7 +63,7 @@ class Passes:
 
     def groups(self, texts: Iterable[Text], size: Callable[[Text], int]) -> list[list[Text]]:
         """Groups of texts that each fit into one pass where a single text does."""
-        return buckets(texts, self.max_tokens, size)
+        return buckets(texts, self.max_tokens, size, padded=not self.packed)
 
     def halve(self, longest: int) -> bool:
         """Halve the passes, to no less than the longest text; False where they are that already."""

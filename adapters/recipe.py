@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters import compose, lora, models, projection
 from adapters.attach import NEW, Attached, attach, extract
 from adapters.config import TrainConfig
-from adapters.losses import Objective, accumulate_gradients
+from adapters.losses import Objective, accumulate_gradients, decoder
 from adapters.passes import Passes
 from adapters.plans import TrainPlan
 from adapters.precision import reduced
@@ -81,5 +81,5 @@ def protect(base: Any, plan: TrainPlan) -> dict[str, Protected]:
 def fast_passes(model: Any, device: torch.device, tokens: int) -> Iterator[None]:
     """Within it, passes of so many `tokens` in all share one projection of the factors, and
     products are in bf16 on a CPU that multiplies in it."""
-    with projection.shared(model, NEW, tokens), reduced(device):
+    with projection.shared(model, NEW, tokens), reduced(device, decoder(model)):
         yield

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adapters import cache
 from adapters.examples import Encoded, length
-from adapters.losses import decoder, learnt_logits, learnt_states, to_logits
+from adapters.losses import decoder, head, learnt_states
 from adapters.passes import Passes
 from adapters.template_prefix import ReadPrefix, read, without
 
@@ -61,14 +60,14 @@ class Reference:
     passes: Passes
 
     @torch.no_grad()
-    def logits(self, texts: Sequence[Encoded]) -> Tensor:
-        """Its logits (m, vocabulary) in fp32 at the learnt tokens of texts, in their order."""
+    def states(self, texts: Sequence[Encoded]) -> Tensor:
+        """Its last hidden states (m, hidden size) before the learnt tokens of texts, in order."""
         found = [row for text in texts if (row := self.rows.get(_key(text))) is not None]
         if len(found) < len(texts):
             with self.entered() as model:
-                return learnt_logits(model, self.passes.batch(texts))[0]
+                return learnt_states(model, self.passes.batch(texts))[0]
         places = [place for row in found for place in range(row.start, row.stop)]
-        return to_logits(self.model, self.kept.states[places].to(self.passes.device))
+        return self.kept.states[places].to(self.passes.device)
 
     def entropy(self, text: Encoded) -> float | None:
         """Entropy of the next token in nats, summed over a text's learnt tokens, if recorded."""
@@ -144,8 +143,7 @@ def _predict(
     try:
         rest = texts if prefix is None else [without(one, passes.prefix) for one in texts]
         states, _ = learnt_states(model, passes.batch(rest), prefix)
-        logs = F.log_softmax(to_logits(model, states), dim=-1)
-        return [Predictions(states.cpu(), -(logs.exp() * logs).sum(dim=-1).cpu())]
+        return [Predictions(states.cpu(), head(model).entropy(states).cpu())]
     except torch.OutOfMemoryError:
         if len(texts) == 1:
             raise

@@ -47,6 +47,11 @@ class ReadPrefix:
 
     states: tuple[tuple[Tensor, Tensor], ...]
 
+    @property
+    def tokens(self) -> int:
+        """How long it is."""
+        return self.states[0][0].shape[2]
+
     def cache(self, rows: int) -> DynamicCache:
         """A cache in which `rows` texts have read the prefix."""
         cache = DynamicCache()

@@ -168,9 +168,9 @@ def _begin(
     """Everything up to the first step, or up to where a checkpoint was written."""
     config, device = plan.config, models.pick_device()
     tokenizer = models.load_tokenizer(plan.model_dir)
-    passes = Passes.of(config, device, tokenizer)
     pools = encode_pools(plan, tokenizer)
     base = models.load_base(plan.model_dir, device)
+    passes = Passes.of(config, base, tokenizer)
     with processes.first_before_others():
         pools = _with_written_traces(pools, base, tokenizer, plan, records)
     protected = recipe.protected(base, plan)
@@ -251,8 +251,8 @@ def _objective(pools: Pools, plan: TrainPlan, step: int, reference: Reference | 
         return Objective([*drawn.new, *drawn.old, *drawn.known, *drawn.reasoning])
     share = kl_share(config, len(pools.new), len(pools.old))
     terms = (
-        KLTerm(drawn.known, share * config.kl_weight, reference.logits),
-        KLTerm(drawn.reasoning, share * config.kl_weight_reasoning, reference.logits),
+        KLTerm(drawn.known, share * config.kl_weight, reference.states),
+        KLTerm(drawn.reasoning, share * config.kl_weight_reasoning, reference.states),
     )
     return Objective(drawn.new, drawn.old, [one for one in terms if one.texts], config.temperature)
 

@@ -123,7 +123,7 @@ def train(
     steps: int,
 ) -> None:
     """`steps` steps of AdamW over the solutions; the rate warms up and falls to nothing."""
-    passes = Passes.of(TrainConfig(max_tokens=PASS_TOKENS), model.device, tokenizer)
+    passes = Passes.of(TrainConfig(max_tokens=PASS_TOKENS), model, tokenizer)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     for step in range(steps):
         for group in optimiser.param_groups:

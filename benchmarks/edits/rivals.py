@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adapters import compose, lora, models
 from adapters.examples import Encoded, PaddedBatch
 from adapters.losses import learnt_logits
+from adapters.packing import PackedBatch
 from adapters.passes import Passes
 from adapters.plans import TrainPlan, TrainReport
 from adapters.replay import encode_pools
@@ -48,7 +49,7 @@ def locft(plan: TrainPlan, *, out: Path, **_: object) -> TrainReport:
     weight = matrices[name].weight.requires_grad_(True)
     before = weight.detach().clone()
     tokenizer = models.load_tokenizer(plan.model_dir)
-    passes = Passes.of(plan.config, device, tokenizer)
+    passes = Passes.of(plan.config, model, tokenizer)
     optimizer = torch.optim.Adam([weight], lr=LOCFT_RATE * plan.config.reference_rate / USUAL)
     rng = random.Random(f"locft:{plan.seed}")
     losses: list[float] = []
@@ -103,7 +104,9 @@ def _begun(plan: TrainPlan, device: torch.device) -> nn.Module:
     return model
 
 
-def _step(model: nn.Module, batch: PaddedBatch, optimizer: torch.optim.Optimizer) -> float:
+def _step(
+    model: nn.Module, batch: PackedBatch | PaddedBatch, optimizer: torch.optim.Optimizer
+) -> float:
     logits, targets = learnt_logits(model, batch)
     loss: Tensor = torch.nn.functional.cross_entropy(logits, targets)
     if float(loss.detach()) >= LEARNT:

@@ -65,8 +65,8 @@ def stepper(
     )
     device = models.pick_device()
     tokenizer = models.load_tokenizer(base.model_dir)
-    pools, passes = encode_pools(plan, tokenizer), Passes.of(plan.config, device, tokenizer)
     bare = models.load_base(base.model_dir, device)
+    pools, passes = encode_pools(plan, tokenizer), Passes.of(plan.config, bare, tokenizer)
     protected = protect(bare, plan)
     model = attach(bare, plan).model
     if projected:

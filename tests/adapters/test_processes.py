@@ -52,7 +52,7 @@ def objective(llama: Fitted) -> Objective:
     return Objective(
         texts_of(llama, 9, "new"),
         texts_of(llama, 5, "old"),
-        (KLTerm(known, 2.0, reference.logits), KLTerm(reasoning, 5.0, reference.logits)),
+        (KLTerm(known, 2.0, reference.states), KLTerm(reasoning, 5.0, reference.states)),
         temperature=4.0,
     )
 

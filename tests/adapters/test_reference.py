@@ -13,7 +13,7 @@ import torch
 
 from adapters import models, reference
 from adapters.examples import Encoded, collate, encode_example
-from adapters.losses import learnt_logits
+from adapters.losses import learnt_states, to_logits
 from adapters.passes import Passes
 from adapters.reference import Reference, record
 from policies.records import Example
@@ -52,9 +52,9 @@ class Base:
             **options,
         )
 
-    def logits(self, texts: list[Encoded]) -> torch.Tensor:
+    def states(self, texts: list[Encoded]) -> torch.Tensor:
         with torch.no_grad():
-            return learnt_logits(self.model, collate(texts, self.pad))[0]
+            return learnt_states(self.model, collate(texts, self.pad))[0]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_each_text_gets_its_own_distributions_in_any_order(base: Base) -> None:
     found = base.record(base.texts)
     for chosen in ([2, 0], [1], [0, 1, 2, 3]):
         texts = [base.texts[n] for n in chosen]
-        torch.testing.assert_close(found.logits(texts), base.logits(texts), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.states(texts), base.states(texts), rtol=1e-4, atol=1e-4)
     assert base.entered == 1
 
 
@@ -74,7 +74,7 @@ def test_entropy_is_that_of_the_learnt_tokens(base: Base) -> None:
     found = base.record(base.texts)
     most = math.log(base.model.config.vocab_size)
     for text in base.texts:
-        logs = base.logits([text]).log_softmax(dim=-1)
+        logs = to_logits(base.model, base.states([text])).log_softmax(dim=-1)
         entropy = -(logs.exp() * logs).sum()
         assert found.entropy(text) == pytest.approx(float(entropy), rel=1e-4)
         assert 0 < float(entropy) <= most * (len(text.ids) - text.start) + 1e-4
@@ -84,7 +84,7 @@ def test_a_text_that_was_not_recorded_is_passed_through_the_base(base: Base) -> 
     found = base.record(base.texts[:2])
     assert base.entered == 1
     torch.testing.assert_close(
-        found.logits(base.texts), base.logits(base.texts), rtol=1e-4, atol=1e-4
+        found.states(base.texts), base.states(base.texts), rtol=1e-4, atol=1e-4
     )
     assert base.entered == 2
     assert found.entropy(base.texts[2]) is None
@@ -102,10 +102,10 @@ def test_no_more_is_recorded_than_there_is_room_for(
 
 def test_the_record_is_kept_and_belongs_to_its_texts_and_base(base: Base, tmp_path: Path) -> None:
     folder = tmp_path / "records"
-    first = base.record(base.texts, folder).logits(base.texts)
+    first = base.record(base.texts, folder).states(base.texts)
     again = base.record(base.texts, folder)
     assert base.entered == 1
-    assert torch.equal(again.logits(base.texts), first)
+    assert torch.equal(again.states(base.texts), first)
     for texts, other in ((base.texts[:3], {}), (base.texts, {"base_hash": "c"})):
         before = base.entered
         base.record(texts, folder, **other)
@@ -116,16 +116,16 @@ def test_the_record_is_kept_and_belongs_to_its_texts_and_base(base: Base, tmp_pa
 @pytest.mark.parametrize("content", [b"", b"no tensors", b"\x08" + b"\x00" * 40])
 def test_a_broken_record_is_made_again(base: Base, tmp_path: Path, content: bytes) -> None:
     folder = tmp_path / "records"
-    first = base.record(base.texts, folder).logits(base.texts)
+    first = base.record(base.texts, folder).states(base.texts)
     (file,) = folder.iterdir()
     file.write_bytes(content)
-    assert torch.equal(base.record(base.texts, folder).logits(base.texts), first)
+    assert torch.equal(base.record(base.texts, folder).states(base.texts), first)
     assert base.entered == 2
 
 
 def test_nothing_to_record(base: Base, tmp_path: Path) -> None:
     found = base.record([], tmp_path / "records")
     torch.testing.assert_close(
-        found.logits(base.texts), base.logits(base.texts), rtol=1e-4, atol=1e-4
+        found.states(base.texts), base.states(base.texts), rtol=1e-4, atol=1e-4
     )
     assert not (tmp_path / "records").exists()

@@ -42,7 +42,7 @@ def test_a_step_is_the_sum_of_its_terms_however_it_is_cut(llama: Fitted, max_tok
     new, old, known, traces = texts[:2], texts[2:3], texts[3:6], texts[6:]
     generator = torch.Generator().manual_seed(0)
     said = {
-        one: torch.randn(len(one.ids) - one.start, model.config.vocab_size, generator=generator)
+        one: torch.randn(len(one.ids) - one.start, model.config.hidden_size, generator=generator)
         for one in texts
     }
 
@@ -55,12 +55,13 @@ def test_a_step_is_the_sum_of_its_terms_however_it_is_cut(llama: Fitted, max_tok
     def learnt(several: Sequence[Encoded]) -> int:
         return sum(len(one.ids) - one.start for one in several)
 
+    output = model.get_output_embeddings()
     weight = model.get_decoder().layers[0].mlp.up_proj.weight.requires_grad_()
     value = sum(torch.nn.functional.cross_entropy(*alone(t), reduction="sum") for t in new + old)
     value = value / learnt(new)
     for several, share in ((known, 3.0), (traces, 0.5)):
         for one in several:
-            now, before = ((x / 2.0).log_softmax(-1) for x in (alone(one)[0], said[one]))
+            now, before = ((x / 2.0).log_softmax(-1) for x in (alone(one)[0], output(said[one])))
             kl = (before.exp() * (before - now)).sum()
             value = value + share * 4.0 * kl / learnt(several)
     (expected,) = torch.autograd.grad(value, weight)
@@ -93,7 +94,7 @@ def test_reading_the_templates_prefix_once_changes_no_gradient(
         recorded = record(
             attached.model, attached.reference, texts[6:], passes, base_hash="b", folder=None
         )
-        terms = [losses.KLTerm(texts[6:], 3.0, recorded.logits)]
+        terms = [losses.KLTerm(texts[6:], 3.0, recorded.states)]
         objective = losses.Objective(texts[:4], texts[4:6], terms, 2.0)
         around = partial(_shared, attached.model, 0)
         result = losses.accumulate_gradients(attached.model, objective, passes, around)
@@ -201,3 +202,28 @@ def test_products_are_in_bf16_where_a_processor_has_them_and_attention_never(
     assert torch.allclose(logits.float(), expected, rtol=0.05, atol=0.05)
     assert torch.equal(model(input_ids=ids).logits, expected)
     assert seen["product"] == torch.float32
+
+
+def test_frozen_matrices_are_rounded_once_and_are_their_own_again(
+    llama: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same gradients to the bit as where each pass rounds them; nothing else is touched."""
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: True)
+    device, before = torch.device("cpu"), llama.weights()
+    model = _begun(llama, llama.plan(rank=4)).model
+    layers = lora_layers(model, "new")
+    ids, found = torch.tensor([[1, 2, 3]]), []
+    for given in (None, losses.decoder(model)):
+        with precision.reduced(device, given):
+            rounded = {layer.get_base_layer().weight.dtype for layer in layers.values()}
+            assert rounded == {torch.float32 if given is None else torch.bfloat16}
+            assert model.get_input_embeddings().weight.dtype == torch.float32
+            model(input_ids=ids).logits.float().sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad(set_to_none=True)
+    assert len(found[0]) == len(found[1]) == 2 * len(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    with pytest.raises(TrainingDiverged), precision.reduced(device, losses.decoder(model)):
+        raise TrainingDiverged("half way")
+    for name, layer in layers.items():
+        assert torch.equal(layer.get_base_layer().weight, before[name])
