@@ -49,6 +49,7 @@ _VERSION: Final = "from importlib.metadata import version; print(version('vllm')
 def host_findings(settings: Settings) -> Iterator[CheckResult]:
     """Likely mistakes on this host, and what is well."""
     yield from memory_findings(settings)
+    yield from process_findings(settings)
     if has_gpu():
         yield _driver()
     if settings.server.kind == "vllm":
@@ -59,7 +60,21 @@ def host_findings(settings: Settings) -> Iterator[CheckResult]:
     yield from _file_system(settings.state_dir)
 
 
-# --- driver ----------------------------------------------------------------------------------
+# --- processes and driver ---------------------------------------------------------------------
+
+
+def process_findings(settings: Settings) -> Iterator[CheckResult]:
+    """Whether as many processes as are to train together can do so here."""
+    count = settings.train.processes
+    if count == 1:
+        return
+    what = f"{count} processes that train together"
+    try:
+        gpu.require_places(count, os.environ)
+    except PaloradError as error:
+        yield CheckResult(what, False, str(error))
+    else:
+        yield CheckResult(what, True)
 
 
 def driver_cuda() -> tuple[int, int]:

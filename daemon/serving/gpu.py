@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,7 +14,7 @@ from adapters import memory, probe_size
 from daemon.config.settings import Settings
 from daemon.serving.client import HttpServer
 from daemon.serving.server_command import has_gpu
-from policies.errors import PaloradError, ServerRefused
+from policies.errors import PaloradError, ServerRefused, TooManyProcesses
 
 GIB: Final = 1024**3
 SLEEP_S: Final = 300.0
@@ -80,6 +81,32 @@ def training(settings: Settings, device: memory.Device) -> memory.Training:
         share=0.0 if protection.kind == "none" else protection.share,
         soft=protection.form == "soft",
     )
+
+
+def places(environment: Mapping[str, str]) -> tuple[int, str] | None:
+    """How many children of a process with this environment can train at once, and on what: one on
+    each GPU that they see, else on each core. None where the NVIDIA driver does not tell.
+    """
+    if not has_gpu():
+        return len(os.sched_getaffinity(0)), "cores"
+    named = environment.get(VISIBLE)
+    if named is not None:
+        return len([one for one in named.split(",") if one.strip() not in ("", "-1")]), "GPUs"
+    try:
+        pynvml.nvmlInit()
+        try:
+            return int(pynvml.nvmlDeviceGetCount()), "GPUs"
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
+def require_places(processes: int, environment: Mapping[str, str]) -> None:
+    """Raise `TooManyProcesses` where fewer than `processes` can train at once."""
+    found = places(environment) if processes > 1 else None
+    if found is not None and found[0] < processes:
+        raise TooManyProcesses(processes, *found)
 
 
 def needed_bytes(settings: Settings, *, probing: bool) -> int:

@@ -16,11 +16,15 @@ import pynvml
 import pytest
 
 from daemon.cli import host_check, known_check, memory_check
+from daemon.cli.doctor import check_config
+from daemon.cli.exit_codes import USAGE
 from daemon.cli.suite_check import CheckResult
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
+from daemon.loop import start
 from daemon.serving import gpu
-from daemon.serving.gpu import GIB, Memory, NoRoom
+from daemon.serving.gpu import GIB, Memory, NoRoom, require_places
+from policies.errors import TooManyProcesses
 from policies.gate.records import Role
 
 SHAPES = json.loads((Path(__file__).parents[1] / "support" / "shapes.json").read_text())
@@ -175,6 +179,41 @@ def test_without_a_gpu_it_is_the_hosts_memory(made: Made, monkeypatch: pytest.Mo
     monkeypatch.setattr(memory_check, "host_memory", lambda: int(100e9))
     assert found(made(), "training takes").well
     assert "recorded states of the base, at most: 1.1 GB" in found(made(), "recorded").what
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("visible", "processes", "well"),
+    [("0,1", 2, True), ("0,1", 3, False), ("", 2, False), ("GPU-a, GPU-b", 2, True)],
+)
+def test_more_processes_than_gpus_are_told_before_a_start(
+    made: Made, monkeypatch: pytest.MonkeyPatch, visible: str, processes: int, well: bool
+) -> None:
+    """By `doctor` and `config check`, and the daemon does not start."""
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings = made(train={"processes": processes})
+    one = found(settings, "processes that train together")
+    assert one.well == well
+    if well:
+        require_places(processes, os.environ)
+        return
+    words = f"train.processes is {processes}, and this host has "
+    assert one.advice.startswith(words)
+    assert check_config(Path("config.toml"), settings) == USAGE
+    with pytest.raises(TooManyProcesses, match=words):
+        start.run(settings)
+
+
+def test_without_a_gpu_there_is_one_process_for_each_core(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "has_gpu", lambda: False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    assert found(made(server={"kind": "embedded"}, train={"processes": 3}), "processes that").well
+    assert not found(
+        made(server={"kind": "embedded"}, train={"processes": 4}), "processes that"
+    ).well
 
 
 @pytest.mark.usefixtures("host")
