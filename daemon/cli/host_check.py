@@ -19,6 +19,7 @@ import pynvml
 from daemon.cli.memory_check import memory_findings
 from daemon.cli.suite_check import CheckResult
 from daemon.ledger.ledger import Ledger
+from daemon.serving import gpu
 from daemon.serving.identity import CLOSE
 from daemon.serving.server_command import has_gpu
 from daemon.serving.vllm_version import VLLM_AT_LEAST, VLLM_TESTED, known_version
