@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-real-model test-gpu test-vllm test-page test-durability test-scale durability test-systemd bench-quick bench-learning bench-tables lint licences format mini real-model smol-known smol-skill lock audit clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-real-model test-gpu test-vllm test-page test-durability test-scale durability test-systemd bench-quick bench-learning bench-tables bench-gpu lint licences format mini real-model smol-known smol-skill lock audit clean
 
 all: lint test
 
@@ -132,6 +132,11 @@ bench-learning: setup
 # docs/results.md and benchmarks/results/learning from the rows that there are.
 bench-tables: setup
 	$(BIN)/python -m benchmarks.learning --tables
+
+# palorad at 8 and 7 billion parameters on one NVIDIA GPU, with random weights: 45 minutes at most.
+# BENCH_ARGS names any part of it.
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -75,7 +75,7 @@ class TrainConfig(AdapterChoices):
     stop_loss: float | None = Field(default=0.02, gt=0.0)
     """End early once the latest loss per token of every new fact, and the mean of the replayed
     ones, is below; None: never."""
-    earliest_end: float = Field(default=0.5, gt=0.0, le=1.0)
+    earliest_end: float = Field(default=0.2, gt=0.0, le=1.0)
     """The share of the steps before which a run does not end early."""
     cooldown: int = Field(default=12, ge=1)
     """Steps in which the rate falls to 0 after an early end was decided."""

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_BYTES: Final = 32 << 20
-"""Of one chunk's logits in fp32. A few times as much is in use at once."""
+from adapters import memory
+
+CHUNK_BYTES: Final = memory.CHUNK_BYTES
 
 _Sloped = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """Losses (c,) and their gradients to the logits (c, vocabulary) of a chunk, from its logits in

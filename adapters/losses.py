@@ -107,12 +107,15 @@ class Objective:
     The loss on `new` and `replayed` facts is summed and divided by the learnt tokens of `new`, so
     that a new fact counts the same however many others are replayed beside it. Each KL term adds
     its weight · KL(base ‖ model) at `temperature`, averaged over its learnt tokens.
+
+    `new_tokens` takes the place of the learnt tokens of `new` where these are a part of a step's.
     """
 
     new: Sequence[Encoded]
     replayed: Sequence[Encoded] = ()
     kl_terms: Sequence[KLTerm] = ()
     temperature: float = 1.0
+    new_tokens: int | None = None
 
 
 _Part = tuple[Encoded, KLTerm | None]
@@ -165,7 +168,7 @@ def _pass_through(
     prefix: ReadPrefix | None,
 ) -> tuple[float, dict[str, float]]:
     """Add the gradients of these texts of a step, all of which follow `prefix` if there is one."""
-    total, output = _learnt(objective.new), head(model)
+    total, output = objective.new_tokens or _learnt(objective.new), head(model)
     loss, of_facts = 0.0, {}
     cut = () if prefix is None else passes.prefix
     for group in passes.groups(texts, lambda one: length(one[0]) - len(cut)):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from adapters import fingerprint
+from adapters import base_config, fingerprint
 from adapters.config import MLP
 from adapters.errors import UnusableModel
 
@@ -31,29 +31,36 @@ def base_dtype(device: torch.device) -> torch.dtype:
 
 
 def check_model_dir(model_dir: Path) -> None:
-    """Raise `UnusableModel` unless the directory looks like a saved causal language model."""
+    """Raise `UnusableModel` unless the directory looks like a saved causal language model whose
+    weights are not quantised."""
     if not model_dir.is_dir():
         raise UnusableModel(f"no model directory at {model_dir}: set [model] path")
     if not (model_dir / "config.json").is_file():
         raise UnusableModel(f"{model_dir} has no config.json: is it a saved transformers model?")
     if not any(model_dir.glob("*.safetensors")):
         raise UnusableModel(f"{model_dir} has no *.safetensors weights")
+    if (method := base_config.quantisation(model_dir)) is not None:
+        raise UnusableModel(f"{model_dir}: {base_config.refusal(method)}")
 
 
 def load_base(model_dir: Path, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """The model in evaluation mode with frozen parameters, on `device`.
 
-    Raises `UnusableModel` with the cause where the directory cannot be loaded.
+    Its files are mapped into memory, and go from there to a GPU one tensor after the other. Raises
+    `UnusableModel` with the cause where the directory cannot be loaded.
     """
     check_model_dir(model_dir)
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=dtype or base_dtype(device), local_files_only=True
+            model_dir,
+            dtype=dtype or base_dtype(device),
+            local_files_only=True,
+            device_map=None if device.type == "cpu" else {"": device},
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UnusableModel(f"{model_dir} cannot be loaded: {error}") from error
-    return model.to(device).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(model_dir: Path) -> Any:

@@ -29,7 +29,7 @@ SPREAD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RowLayout:
     """Where attention finds the texts of a row.
 
     Each block has the places (texts, width) of the tokens that are read together; a shorter text
@@ -45,9 +45,9 @@ class Layout:
         """How many tokens attention reads, padded."""
         return sum(block.numel() for block in self.blocks)
 
-    def to(self, device: torch.device) -> Layout:
+    def to(self, device: torch.device) -> RowLayout:
         """The same elsewhere."""
-        return Layout(tuple(block.to(device) for block in self.blocks), self.back.to(device))
+        return RowLayout(tuple(block.to(device) for block in self.blocks), self.back.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class PackedBatch:
     positions: Tensor
     before: Tensor
     targets: Tensor
-    layout: Layout
+    layout: RowLayout
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same row elsewhere."""
@@ -120,7 +120,7 @@ def _packed(config: Any) -> Iterator[None]:
         config._attn_implementation = SDPA
 
 
-def _layout(lengths: Sequence[int], starts: Sequence[int]) -> Layout:
+def _layout(lengths: Sequence[int], starts: Sequence[int]) -> RowLayout:
     blocks, back, offset = [], [0] * starts[len(lengths)], 0
     for members in _alike(lengths):
         width = max(lengths[n] for n in members)
@@ -132,7 +132,7 @@ def _layout(lengths: Sequence[int], starts: Sequence[int]) -> Layout:
         for n in members:
             back[starts[n] : starts[n + 1]] = range(offset, offset + lengths[n])
             offset += width
-    return Layout(tuple(blocks), torch.tensor(back))
+    return RowLayout(tuple(blocks), torch.tensor(back))
 
 
 def _alike(lengths: Sequence[int]) -> list[list[int]]:
@@ -153,7 +153,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout,
+    layout: RowLayout,
     prefix: ReadPrefix | None = None,
     sliding_window: int | None = None,
     **options: Any,  # what transformers gives every attention

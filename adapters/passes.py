@@ -8,13 +8,14 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from adapters import memory
 from adapters.config import TrainConfig
 from adapters.examples import Encoded, PaddedBatch, buckets, collate
 from adapters.packing import PackedBatch, pack, packable
 from adapters.template_prefix import begins_with, constant_prefix
 
-CPU_TOKENS: Final = 512
-GPU_TOKENS: Final = 4096
+CPU_TOKENS: Final = memory.CPU_TOKENS
+GPU_TOKENS: Final = memory.GPU_TOKENS
 Text = TypeVar("Text")
 
 
@@ -36,11 +37,10 @@ class Passes:
     @classmethod
     def of(cls, config: TrainConfig, model: Any, tokenizer: Any) -> Passes:
         """As configured, or as suits the model and its device."""
-        usual = CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS
         return cls(
             model.device,
             int(tokenizer.pad_token_id),
-            config.max_tokens or usual,
+            memory.pass_tokens(config, model.device.type),
             constant_prefix(tokenizer),
             packable(model),
         )

@@ -57,6 +57,8 @@ class TrainProgress(Record):
     steps: int
     loss: float
     seconds_left: float | None
+    stopping: bool = False
+    """Whether the run was asked to stop: it has left a checkpoint and takes no further step."""
 
 
 class TrainReport(Record):

@@ -15,6 +15,9 @@ FULL_SPECTRUM: Final = 8192
 """Up to so many inputs the moment is summed in fp64 and decomposed completely."""
 PASS_BYTES: Final = 4 * 2**30
 """Moments that one pass over the skill's text sums up; a wider model takes more passes."""
+DENSE_INPUTS: Final = 1024
+"""Up to so many dimensions a projector is one dense map (n, n), beyond them a basis."""
+HALF: Final = 2
 SINGLE: Final = 4
 DOUBLE: Final = 8
 
@@ -37,6 +40,16 @@ def search_width(inputs: int, kept: int) -> int:
 def moment_bytes(inputs: int) -> int:
     """Memory in which the moment of one input is summed up: fp64, beyond `FULL_SPECTRUM` fp32."""
     return inputs * inputs * (DOUBLE if inputs <= FULL_SPECTRUM else SINGLE)
+
+
+def map_bytes(inputs: int, share: float, precision: int) -> int:
+    """What a projector that removes a `share` of the directions takes where an adapter is trained.
+
+    Wide bases are in the `precision` of the base's weights (bytes of one number).
+    """
+    if inputs <= DENSE_INPUTS:
+        return SINGLE * inputs * inputs
+    return precision * inputs * directions(inputs, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,8 @@ class Need:
     fit_memory: int
     """The largest of the three stages; activations of a step are not counted."""
     train_memory: int
-    """The protected directions while an adapter is trained (hard form), on the host as well."""
+    """The protected directions while an adapter is trained (hard form). On a GPU they are in bf16,
+    and the host holds them in fp32."""
 
 
 def need(
@@ -125,7 +139,7 @@ def need(
             summing + max(_search_bytes(n, k) for n, k in kept),
             bases * precision,
         ),
-        train_memory=shapes.layers * sum(SINGLE * n * directions(n, share) for n in shapes.inputs),
+        train_memory=shapes.layers * sum(map_bytes(n, share, precision) for n in shapes.inputs),
     )
 
 

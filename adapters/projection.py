@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
 from adapters.errors import NoFreeSpace
+from adapters.memory import dense_update_pays
 from adapters.subspace import Projector, empty, join, leak, projector
 
 PEFT_PREFIX = "base_model.model."
@@ -56,9 +57,11 @@ class Protected:
 class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no types
     """A PEFT variant whose factors pass through fixed projectors in every forward pass."""
 
-    def __init__(self, right: Projector, left: Projector) -> None:
+    def __init__(self, right: Projector, left: Projector, guard: Protected) -> None:
         self.right = right
         self.left = left
+        self.guard = guard
+        """What the projectors were made of, in full precision."""
         self.shared: tuple[Tensor, Tensor] | None = None
         """The projected A and the projected, scaled B that forward passes share for a while."""
         self.merged = False
@@ -74,6 +77,13 @@ class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no type
         up = self.left(module.lora_B[name].weight.mT).mT
         return down, up
 
+    def exact(self, module: Any, name: str) -> tuple[Tensor, Tensor]:
+        """The same through projectors in fp32."""
+        device, guard = module.lora_A[name].weight.device, self.guard
+        right = projector(guard.inputs, guard.soft).to(device)
+        left = projector(guard.outputs).to(device)
+        return ProjectedVariant(right, left, guard).factors(module, name)
+
     def scaled(self, module: Any, name: str) -> tuple[Tensor, Tensor]:
         """The projected A, and the projected B times the scaling."""
         with torch.autocast(module.lora_A[name].weight.device.type, enabled=False):
@@ -83,10 +93,12 @@ class ProjectedVariant(LoraVariant):  # type: ignore[misc]  # peft ships no type
     def forward(
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """`result` plus the projected update of `x`."""
+        """`result` plus the projected update of `x`, computed in the precision of `x`."""
         if self.merged:
             return result
-        down, scaled = self.shared or self.scaled(module, active_adapter)
+        down, scaled = (
+            one.to(x.dtype) for one in self.shared or self.scaled(module, active_adapter)
+        )
         hidden = F.linear(module.lora_dropout[active_adapter](x), down)
         # Scaling the small factor and adding within the product spares two passes over the output.
         flat = result.reshape(-1, result.shape[-1]).to(hidden.dtype)
@@ -131,14 +143,22 @@ def install(
         if guard is None:
             guard = Protected.nothing(layer.out_features, layer.in_features)
         device = layer.lora_A[adapter].weight.device
+        precision = layer.get_base_layer().weight.dtype
+        # PEFT would have x in the factors' precision, twice as large, and keep it for each matrix.
+        layer.cast_input_dtype_enabled = len(layer.lora_A) > 1
         if begun and guard.soft is not None:
             _undo(guard.soft, layer.lora_A[adapter].weight)
         # Gate and up have the same protected inputs: of a wide model, gigabytes that fit once.
         key = (device, guard.inputs.data_ptr(), guard.inputs.shape, id(guard.soft))
         if key not in placed:
-            placed[key] = projector(guard.inputs, guard.soft).to(device)
-        right = placed[key]
-        layer.lora_variant[adapter] = ProjectedVariant(right, projector(guard.outputs).to(device))
+            placed[key] = _placed(projector(guard.inputs, guard.soft), device, precision)
+        left = _placed(projector(guard.outputs), device, precision)
+        layer.lora_variant[adapter] = ProjectedVariant(placed[key], left, guard)
+
+
+def _placed(exact: Projector, device: torch.device, precision: torch.dtype) -> Projector:
+    """On the device; a wide basis in the base's precision, the map of a small space in fp32."""
+    return exact.to(device, precision if exact.form == "subtract" else torch.float32)
 
 
 @torch.no_grad()
@@ -206,31 +226,31 @@ def shared(model: nn.Module, adapter: str, tokens: int) -> Iterator[None]:
 
 
 def _dense(layer: Any, adapter: str, tokens: int) -> bool:
-    """Whether one product with W + ΔW and one of its gradient cost less than those of the factors.
-
-    In multiplications: through the factors 3 r (in + out) a token; of the whole matrix's gradient
-    in · out a token, and once 3 r · in · out between it and the factors.
-    """
+    """Whether the update is added to the weight for so many tokens."""
     matrix = layer.get_base_layer()
     (rank, wide), high = layer.lora_A[adapter].weight.shape, layer.lora_B[adapter].weight.shape[0]
     return (
         matrix.weight.dtype == torch.float32
         and layer.active_adapters == [adapter]
         and isinstance(layer.lora_dropout[adapter], nn.Identity)
-        and tokens * (3 * rank * (wide + high) - wide * high) > 3 * rank * wide * high
+        and dense_update_pays(tokens, rank, wide, high)
     )
 
 
 @torch.no_grad()
 def fold_into_weights(model: nn.Module, adapter: str) -> None:
-    """Write the projected factors into the LoRA weights in fp32 and remove the variants."""
+    """Write the factors into the LoRA weights, projected in fp32, and remove the variants.
+
+    What is saved is exactly in the free subspace, in whatever precision the bases were on the way.
+    """
     for layer in lora_layers(model, adapter).values():
         variant = layer.lora_variant.pop(adapter, None)
         if variant is None:
             continue
-        down, up = variant.factors(layer, adapter)
+        down, up = variant.exact(layer, adapter)
         layer.lora_A[adapter].weight.copy_(down)
         layer.lora_B[adapter].weight.copy_(up)
+        layer.cast_input_dtype_enabled = True
 
 
 class GradientShare:

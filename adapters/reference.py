@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from adapters import cache
+from adapters import cache, memory
 from adapters.examples import Encoded, length
 from adapters.losses import decoder, head, learnt_states
 from adapters.passes import Passes
@@ -26,7 +26,7 @@ from adapters.template_prefix import ReadPrefix, read, without
 
 FORMAT: Final = 1
 PREFIX: Final = "reference-"
-MOST_BYTES: Final = 1 << 30
+MOST_BYTES: Final = memory.RECORDED_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from adapters.probe_size import search_width
+from adapters.probe_size import DENSE_INPUTS, search_width
 
-DENSE_LIMIT = 1024
 LEAK_PART = 512
 
 
@@ -115,6 +114,20 @@ def soft_projector(values: Tensor, vectors: Tensor, strength: float) -> Tensor:
     return identity - (kept * shrink[:k]) @ kept.mT
 
 
+class _Removed(torch.autograd.Function):
+    """`remove`, of which the backward pass keeps the basis alone, in the precision that it has."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, basis: Tensor) -> Tensor:
+        ctx.save_for_backward(basis)
+        return remove(rows, basis.to(rows.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (basis,) = ctx.saved_tensors
+        return remove(gradient, basis.to(gradient.dtype)), None
+
+
 @dataclass(frozen=True, slots=True)
 class Projector:
     """A fixed linear map on row vectors of length n, in its cheapest form.
@@ -132,7 +145,8 @@ class Projector:
             return rows
         if self.form == "dense":
             return rows @ self.matrix
-        return remove(rows, self.matrix)
+        found: Tensor = _Removed.apply(rows, self.matrix)  # type: ignore[no-untyped-call]
+        return found
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Projector:
         """The same map elsewhere."""
@@ -148,7 +162,7 @@ def projector(basis: Tensor, soft: Tensor | None = None) -> Projector:
     n, k = basis.shape
     if k == 0 and soft is None:
         return Projector("identity", basis)
-    if soft is None and n > DENSE_LIMIT:
+    if soft is None and n > DENSE_INPUTS:
         return Projector("subtract", basis.float())
     start = (
         torch.eye(n, dtype=torch.float64, device=basis.device) if soft is None else soft.double()

@@ -22,6 +22,7 @@ from adapters.errors import TrainingDiverged
 from adapters.losses import KLTerm, Objective, accumulate_gradients
 from adapters.passes import Passes
 from adapters.plans import TrainPlan, TrainProgress, TrainReport
+from adapters.processes import ALONE, Processes, StepFigures
 from adapters.progress import State, conclude
 from adapters.projection import Protected
 from adapters.recipe import Recipe
@@ -42,11 +43,15 @@ def train_adapter(
     clock: Callable[[], float] = time.monotonic,
     recipe: Recipe = PRODUCT,
     records: Path | None = None,
+    processes: Processes = ALONE,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> TrainReport:
     """Train one adapter by `plan` and write it to `out` as a plain PEFT LoRA in fp32.
 
     What the base says on replayed texts, and traces that it wrote itself, are kept in `records`
-    for the next run.
+    for the next run. `processes` all call this with the same arguments; the first alone writes.
+    Once `stopping` says so, the step under way ends with a checkpoint, and `progress`, told of it,
+    ends the run by an exception.
 
     Resumes from the newest checkpoint in `work`, and then ends with the same bytes as a run that
     was never cut off (on the same machine and number of threads). Raises `NoFreeSpace` before any
@@ -54,15 +59,20 @@ def train_adapter(
     leak into the protected space by more than 5e-3.
     """
     started = clock()
-    session = _begin(plan, recipe, work, records)
+    session = _begin(plan, recipe, work, records, processes)
     saved = began = clock()
     for step in range(session.first, session.steps):
         if session.state.end is not None and step >= session.state.end:
             break
-        loss = session.take(step)
+        loss, stopped = session.take(step, stopping)
         end = session.state.end or session.steps
         left = (clock() - began) / (step + 1 - session.first) * (end - step - 1)
-        progress(TrainProgress(step=step + 1, steps=end, loss=loss, seconds_left=left))
+        if stopped:
+            session.save(step + 1)
+        told = TrainProgress(
+            step=step + 1, steps=end, loss=loss, seconds_left=left, stopping=stopped
+        )
+        progress(told)
         if clock() - saved >= plan.config.checkpoint_s and step + 1 < session.steps:
             session.save(step + 1)
             saved = clock()
@@ -75,6 +85,7 @@ class Session:
 
     plan: TrainPlan
     recipe: Recipe
+    processes: Processes
     work: Path
     fingerprint: str
     attached: Attached
@@ -93,23 +104,28 @@ class Session:
     state: State = field(default_factory=State)
     admissible: float | None = None
 
-    def take(self, step: int) -> float:
-        """Take one step; the loss per token of its new facts."""
+    def take(self, step: int, stopping: Callable[[], bool]) -> tuple[float, bool]:
+        """Take one step; the loss per token of its new facts, and whether to stop after it."""
         config, state, model = self.plan.config, self.state, self.attached.model
         share = rate_share(config, step, self.steps, state.stopped, state.end)
         self.optimizer.param_groups[0]["lr"] = self.peak * share
         objective = _objective(self.pools, self.plan, step, self.reference)
-        loss, of_facts = self.recipe.gradients(model, objective, self.passes)
+        own = self.recipe.gradients(model, self.processes.share(objective), self.passes)
+        loss, of_facts, stopped = self.processes.summed(
+            self.factors.values(), StepFigures(*own, stopping())
+        )
         norm = torch.nn.utils.clip_grad_norm_(list(self.factors.values()), config.clip)
         _require_finite(loss, float(norm), step, self.steps)
         self.recipe.update(model, self.optimizer)
         state.note(loss, of_facts)
         if state.end is None and _learnt(state, self.plan, step, self.steps):
             state.stopped, state.end = step + 1, min(step + 1 + config.cooldown, self.steps)
-        return loss
+        return loss, stopped
 
     def save(self, step: int) -> None:
-        """Write a checkpoint from which `step` is the next."""
+        """Write a checkpoint from which `step` is the next, with any number of processes."""
+        if not self.processes.first:
+            return
         factors = {name: factor.detach().cpu() for name, factor in self.factors.items()}
         small = {**vars(self.state), "max_tokens": self.passes.max_tokens}
         saved = checkpoint.Saved(step, factors, self.optimizer.state_dict(), small)
@@ -130,7 +146,9 @@ class Session:
     def finish(self, out: Path, seconds: Callable[[], float]) -> TrainReport:
         """Write the adapter to `out` and check it as it was written."""
         projection.fold_into_weights(self.attached.model, NEW)
-        lora.write(out, self.recipe.result(self.attached), self.plan.base_name)
+        with self.processes.first_before_others():
+            if self.processes.first:
+                lora.write(out, self.recipe.result(self.attached), self.plan.base_name)
         figures = (self.steps, self.free, self.admissible, seconds())
         return conclude(self.plan, out, self.protected, self.state, *figures)
 
@@ -144,27 +162,32 @@ def fingerprint_of(plan: TrainPlan) -> str:
     return hashlib.sha256(f"{text}{json.dumps([named, probe])}".encode()).hexdigest()
 
 
-def _begin(plan: TrainPlan, recipe: Recipe, work: Path, records: Path | None) -> Session:
+def _begin(
+    plan: TrainPlan, recipe: Recipe, work: Path, records: Path | None, processes: Processes
+) -> Session:
     """Everything up to the first step, or up to where a checkpoint was written."""
     config, device = plan.config, models.pick_device()
     tokenizer = models.load_tokenizer(plan.model_dir)
     pools = encode_pools(plan, tokenizer)
     base = models.load_base(plan.model_dir, device)
     passes = Passes.of(config, base, tokenizer)
-    pools = _with_written_traces(pools, base, tokenizer, plan, records)
+    with processes.first_before_others():
+        pools = _with_written_traces(pools, base, tokenizer, plan, records)
     protected = recipe.protected(base, plan)
     free = projection.check_free_space(protected, plan.rank)
     attached = recipe.attach(base, plan)
     projection.install(attached.model, NEW, protected, begun=bool(plan.start))
     reference = None
     if config.kl_weight:
-        reference = _recorded(attached, pools, plan, passes, records)
+        with processes.first_before_others():
+            reference = _recorded(attached, pools, plan, passes, records)
         pools = replace(pools, odds=_odds(reference, pools, config.entropy_weight))
     factors = {name: p for name, p in attached.model.named_parameters() if p.requires_grad}
     rate = peak_rate(config, base.config.hidden_size)
     session = Session(
         plan=plan,
         recipe=recipe,
+        processes=processes,
         work=work,
         fingerprint=fingerprint_of(plan),
         attached=attached,
@@ -179,7 +202,7 @@ def _begin(plan: TrainPlan, recipe: Recipe, work: Path, records: Path | None) ->
         steps=steps_needed(config, len(pools.new), len(pools.old)),
     )
     session.resume()
-    if session.first == 0:
+    if session.first == 0 and processes.first:
         session.admissible = _admissible(session)
     return session
 

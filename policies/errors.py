@@ -29,6 +29,18 @@ class ConfigError(PaloradError):
     """The settings cannot be used: file, key and what is wrong, in one line."""
 
 
+class TooManyProcesses(ConfigError):
+    """More processes than can train on this host; trying again does not help."""
+
+    final = True
+
+    def __init__(self, processes: int, most: int, places: str) -> None:
+        super().__init__(
+            f"train.processes is {processes}, and this host has {most} {places} to train on: "
+            f"set it to {most} at most"
+        )
+
+
 class NotFound(PaloradError, LookupError):
     """Nothing of that name or number is known."""
 

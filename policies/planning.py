@@ -72,6 +72,8 @@ class OpenPlan(Record):
     not_before: datetime | None = None
     fits: bool = True
     leased: bool = False
+    canary: bool = False
+    """Once it has passed, its candidate answers a share of the requests before it goes live."""
 
 
 class Snapshot(Record):
@@ -123,6 +125,12 @@ class Run(Record):
     step: Step
 
 
+class StartCanary(Record):
+    """Have a passed plan's candidate answer a share of the requests."""
+
+    plan: int
+
+
 class Promote(Record):
     """Make a passed plan's lineage the target revision."""
 
@@ -149,7 +157,7 @@ class Clear(Record):
     because: str
 
 
-Action = MakePlan | Run | Promote | Discard | GiveUp | Clear
+Action = MakePlan | Run | StartCanary | Promote | Discard | GiveUp | Clear
 
 
 def next_action(snapshot: Snapshot, now: datetime) -> Action | None:
@@ -225,9 +233,15 @@ def _continue(plan: OpenPlan, snapshot: Snapshot, now: datetime) -> Action | Non
         return GiveUp(plan=plan.id, because=spent)
     if snapshot.paused or _rests(plan, now):
         return None
-    if plan.state is PlanState.PASSED:
+    if plan.state not in (PlanState.PASSED, PlanState.CANARY):
+        return Run(plan=plan.id, step=_step(plan, snapshot))
+    return _go_live(plan)
+
+
+def _go_live(plan: OpenPlan) -> Action | None:
+    if not plan.canary:
         return Promote(plan=plan.id)
-    return Run(plan=plan.id, step=_step(plan, snapshot))
+    return StartCanary(plan=plan.id) if plan.state is PlanState.PASSED else None
 
 
 def _rests(plan: OpenPlan, now: datetime) -> bool:

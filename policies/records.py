@@ -147,6 +147,7 @@ class PlanState(StrEnum):
     PLANNED = "planned"
     TRAINED = "trained"
     PASSED = "passed"
+    CANARY = "canary"
     LIVE = "live"
     ROLLED_BACK = "rolled-back"
     REJECTED = "rejected"
@@ -155,7 +156,7 @@ class PlanState(StrEnum):
     FAILED = "failed"
 
 
-OPEN_STATES = frozenset({PlanState.PLANNED, PlanState.TRAINED, PlanState.PASSED})
+OPEN_STATES = frozenset({PlanState.PLANNED, PlanState.TRAINED, PlanState.PASSED, PlanState.CANARY})
 
 TRANSITIONS: dict[PlanState, frozenset[PlanState]] = {
     PlanState.PLANNED: frozenset({PlanState.TRAINED, PlanState.CANCELLED, PlanState.FAILED}),
@@ -168,7 +169,12 @@ TRANSITIONS: dict[PlanState, frozenset[PlanState]] = {
             PlanState.FAILED,
         }
     ),
-    PlanState.PASSED: frozenset({PlanState.LIVE, PlanState.CANCELLED, PlanState.FAILED}),
+    PlanState.PASSED: frozenset(
+        {PlanState.LIVE, PlanState.CANARY, PlanState.CANCELLED, PlanState.FAILED}
+    ),
+    PlanState.CANARY: frozenset(
+        {PlanState.LIVE, PlanState.REJECTED, PlanState.CANCELLED, PlanState.FAILED}
+    ),
     PlanState.LIVE: frozenset({PlanState.ROLLED_BACK}),
     PlanState.ROLLED_BACK: frozenset({PlanState.LIVE}),
     PlanState.INCONCLUSIVE: frozenset({PlanState.PASSED, PlanState.REJECTED, PlanState.CANCELLED}),

@@ -19,6 +19,7 @@ import typer
 
 import benchmarks.page
 from benchmarks import intake, pages, paraphrases, swap_page
+from benchmarks.scale import cost_page
 from daemon.cli.main import app
 from daemon.client import Client
 from daemon.client.client import Answer
@@ -65,10 +66,10 @@ PLAIN = frozenset(
         address after allow answer answers args at attempts bad budget concurrency cpu cpus dated
         days deadline dir enabled eval events every executable extra fail field file filter floor
         form format full header host hosts hours kb key kind late learning level line lines load
-        log loss match max mb min mode model name num op open out path per port private prompt
-        prompts quarantined questions rate recover rejected remind request rescan rules s sample
-        serve server share sharing source stable start state stop task timeout tokens train trouble
-        url urls user verify wait watch web work
+        log loss match max mb min minutes mode model name num once op open out path per port
+        private processes prompt prompts quarantined questions rate recover rejected remind request
+        rescan rules s sample serve server share sharing slower source stable start state stop task
+        timeout tokens train trouble url urls user verify wait watch web work
         """,
     )
 )
@@ -360,6 +361,10 @@ def of_swap(page: Path) -> None:
     swap_page.fill(json.loads((RESULTS / "swap.json").read_text()), page)
 
 
+def of_scale(page: Path) -> None:
+    cost_page.main(page)
+
+
 @pytest.mark.parametrize(
     ("page", "fill"),
     [
@@ -367,6 +372,7 @@ def of_swap(page: Path) -> None:
         (RESULTS / "paraphrases.md", of_paraphrases),
         (RESULTS / "swap.md", of_swap),
         (DOCS / "page.md", of_page),
+        (DOCS / "scale.md", of_scale),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )

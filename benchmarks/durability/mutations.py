@@ -171,7 +171,7 @@ MUTATIONS: Final = (
         "bytes not compared",
         "a revision is loaded without comparing its files with their hashes",
         "daemon/serving/replica.py",
-        "problems = await asyncio.to_thread(store.verify, path)\n",
+        "problems = await self.common.unfit(name)\n",
         "problems: tuple[str, ...] = ()\n",
     ),
     # --- retraction -----------------------------------------------------------------------------

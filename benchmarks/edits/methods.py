@@ -78,9 +78,9 @@ METHODS: Final[Mapping[str, EditMethod]] = {
         learns_from="sentence",
         rates=(),
     ),
-    "earlier end": EditMethod(
-        "the product, which may end after a fifth of its steps",
-        {"earliest_end": 0.2},
+    "later end": EditMethod(
+        "the product, which may end after half of its steps",
+        {"earliest_end": 0.5},
         rates=(),
     ),
     "known by label": EditMethod(

@@ -55,6 +55,9 @@ LABELS: Final = {**LONG, "kl_weight": 0.0}
 # The product's.
 PARAPHRASES: Final = TrainSettings().paraphrases
 RETRAIN_AT: Final = TrainSettings().retrain_at
+# With which the rows were made. The product may end sooner, which only real models do: palorad-mini
+# has not learnt a batch before a half of its steps.
+EARLIEST_END: Final = 0.5
 # The product at its two batch presets: small as on a CPU, large as on a GPU.
 SMALL_BATCH: Final[dict[str, Any]] = {"min_traces": ReplaySettings().min_traces}
 SMALL_CONFIG: Final = TrainConfig(**SMALL_BATCH)
@@ -118,7 +121,8 @@ class Method:
     def config(self, rate: float | None) -> TrainConfig:
         """How it is trained, at this learning rate if it has one."""
         preset = "auto" if self.auto_batch else "small"
-        return TrainConfig(**{"batch_preset": preset, **self.settings, "learning_rate": rate})
+        usual = {"batch_preset": preset, "earliest_end": EARLIEST_END}
+        return TrainConfig(**{**usual, **self.settings, "learning_rate": rate})
 
     @property
     def replays(self) -> bool:

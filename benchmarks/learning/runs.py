@@ -10,7 +10,7 @@ from typing import Any, Final
 from adapters.config import TrainConfig
 from adapters.examples import FIRST
 from benchmarks.learning.batches import FEW, Purpose
-from benchmarks.learning.methods import METHODS, Method
+from benchmarks.learning.methods import EARLIEST_END, METHODS, Method
 from policies.lineage import outgrown
 from policies.records import content_id
 
@@ -99,9 +99,10 @@ class LearningRun:
         usual = TrainConfig()
         nothing |= {
             name
-            for name in ("earliest_end", "orthogonal", "reference_rate")
+            for name in ("orthogonal", "reference_rate")
             if getattr(trained, name) == getattr(usual, name)
         }
+        nothing |= {"earliest_end"} if trained.earliest_end == EARLIEST_END else set()
         return {
             "train": trained.model_dump(mode="json", exclude=nothing),
             "protection": method.protection.model_dump(mode="json"),

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ from adapters import models
 from adapters.config import TrainConfig
 from adapters.examples import Encoded
 from adapters.losses import Objective, learnt_logits
-from adapters.passes import CPU_TOKENS, Passes
+from adapters.passes import GPU_TOKENS, Passes
 from adapters.plans import TrainPlan, TrainProgress
 from adapters.precision import multiplies_bf16, reduced
 from adapters.recipe import Recipe
@@ -89,7 +89,7 @@ def alternate(plan: TrainPlan, rivals: dict[str, Rival]) -> list[dict[str, float
     resumed = [0.0]
 
     def after(_: TrainProgress) -> None:
-        ours, texts = time.process_time() - resumed[0], watched.texts
+        ours, texts = _now() - resumed[0], watched.texts
         tokens = sum(len(one.ids) for one in texts)
         learnt = sum(len(one.ids) - one.start for one in texts)
         row: dict[str, float] = {"texts": len(texts), "tokens": tokens, "learnt": learnt}
@@ -99,12 +99,27 @@ def alternate(plan: TrainPlan, rivals: dict[str, Rival]) -> list[dict[str, float
                 raise RuntimeError(f"{name} learnt {theirs} tokens instead of {learnt}")
         rows.append(row | {"ours": ours})
         print(json.dumps(rows[-1]), flush=True)
-        resumed[0] = time.process_time()
+        resumed[0] = _now()
 
     with TemporaryDirectory() as folder:
         out, work = Path(folder, "out"), Path(folder, "work")
         train_adapter(plan, out=out, work=work, progress=after, recipe=watched)
     return rows
+
+
+def _precision(device: torch.device) -> AbstractContextManager[None]:
+    """Products in bf16 where ours are."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return reduced(device)
+
+
+def _now() -> float:
+    """Seconds of this process; on a GPU of the clock, once all that was begun is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def peft(plan: TrainPlan) -> Rival:
@@ -114,14 +129,14 @@ def peft(plan: TrainPlan) -> Rival:
     base = models.load_base(plan.model_dir, device)
     lora = LoraConfig(r=plan.rank, lora_alpha=plan.rank, target_modules=list(plan.config.targets))
     model = get_peft_model(base, lora)
-    passes = Passes(device, int(tokenizer.pad_token_id), CPU_TOKENS, packed=False)
+    passes = replace(Passes.of(plan.config, base, tokenizer), prefix=(), packed=False)
     trained = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def step(texts: Sequence[Encoded]) -> tuple[float, int]:
-        began, learnt = time.process_time(), 0
+        began, learnt = _now(), 0
         for group in passes.groups(texts, lambda one: len(one.ids)):
-            with reduced(device):
+            with _precision(device):
                 logits, targets = learnt_logits(model, passes.batch(group))
                 loss = F.cross_entropy(logits, targets, reduction="sum")
             torch.autograd.backward(loss)
@@ -132,7 +147,7 @@ def peft(plan: TrainPlan) -> Rival:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return time.process_time() - began, learnt
+        return _now() - began, learnt
 
     return step
 
@@ -145,8 +160,9 @@ def trl(plan: TrainPlan) -> Iterator[Rival]:
         "model": str(plan.model_dir.resolve()),
         "rank": plan.rank,
         "targets": list(plan.config.targets),
-        "row": ROW,
-        "bf16": multiplies_bf16(),
+        "row": GPU_TOKENS if torch.cuda.is_available() else ROW,
+        "bf16": torch.cuda.is_available() or multiplies_bf16(),
+        "cuda": torch.cuda.is_available(),
     }
     with subprocess.Popen(
         [installed(), Path(__file__).with_name("trl_step.py")],

@@ -42,14 +42,22 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Begin to count."""
-        self.began = time.process_time()
+        self.began = now()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Count."""
-        self.seconds += time.process_time() - self.began
+        self.seconds += now() - self.began
         self.steps += 1
+
+
+def now() -> float:
+    """Seconds of this process; on a GPU of the clock, once all that was begun is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def main() -> None:
@@ -86,10 +94,9 @@ def step(given: Mapping[str, Any], texts: Sequence[Any], out: str) -> tuple[floa
 
 
 def loaded(given: Mapping[str, Any]) -> nn.Module:
-    """The base in fp32 with a LoRA."""
-    base = AutoModelForCausalLM.from_pretrained(
-        given["model"], dtype=torch.float32, local_files_only=True
-    )
+    """The base with a LoRA, in the precision that palorad has it in."""
+    dtype = torch.bfloat16 if given["cuda"] else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype, local_files_only=True)
     rank, targets = given["rank"], given["targets"]
     model: nn.Module = get_peft_model(
         base, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
@@ -109,7 +116,7 @@ def settings(given: Mapping[str, Any], out: str) -> SFTConfig:
         num_train_epochs=1,
         gradient_checkpointing=False,
         bf16=given["bf16"],
-        use_cpu=True,
+        use_cpu=not given["cuda"],
         max_grad_norm=1.0,
         report_to="none",
         save_strategy="no",

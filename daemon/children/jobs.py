@@ -25,6 +25,7 @@ from daemon.children import request
 from daemon.children.endings import EXIT_NO_ROOM, how_it_ended, oom_kills
 from daemon.children.request import Rows
 from daemon.children.threads import threads
+from policies.errors import PaloradError
 from policies.records import Record
 
 TERMINATE_S: Final = 10.0
@@ -50,6 +51,12 @@ class JobError(Record):
     kind: str
     error: str
     final: bool = False
+
+    @staticmethod
+    def of(error: PaloradError) -> JobError:
+        """What an exception says; its class is its `kind`, unless it has one of its own."""
+        kind = getattr(error, "kind", type(error).__name__)
+        return JobError(kind=kind, error=str(error), final=getattr(error, "final", False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ class StepContext:
 
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called when the daemon asks for an end."""
         self._stopping = False
         path = workdir / "progress.jsonl"
         before = path.read_bytes() if path.exists() else b""
@@ -77,11 +79,16 @@ class StepContext:
     def progress(self, progress: Progress) -> None:
         """Append a progress line; raises `Stopped` once the daemon has asked for an end."""
         self._progress.write(progress.model_dump_json() + "\n")
+        self.end_if_asked()
+
+    def end_if_asked(self) -> None:
+        """Raises `Stopped` once the daemon has asked for an end."""
         if self._stopping:
             raise Stopped
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+        self.on_stop()
 
 
 StepFunction = Callable[[StepContext], BaseModel]
@@ -122,22 +129,20 @@ def _do(step: str, desk: StepContext, module: str | None) -> None:
     except PaloradError as error:
         if no_room(error):
             raise
-        failed = JobError(
-            kind=getattr(error, "kind", type(error).__name__),
-            error=str(error),
-            final=getattr(error, "final", False),
-        )
-        files.write_text(desk.workdir / "error.json", failed.model_dump_json())
+        files.write_text(desk.workdir / "error.json", JobError.of(error).model_dump_json())
         return
     faults.point(f"{step}:done")
     files.write_text(desk.workdir / "report.json", report.model_dump_json(indent=1))
     faults.point(f"{step}:reported")
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies; at once if that has happened."""
+def die_with_parent(parent: str | None = None) -> None:
+    """Have the kernel kill this process when its parent dies; at once if that has happened.
+
+    Without the `parent`'s number that of the environment is taken.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    parent = os.environ.get("PALORAD_PARENT")
+    parent = parent or os.environ.get("PALORAD_PARENT")
     if parent and int(parent) != os.getppid():
         os.kill(os.getpid(), signal.SIGKILL)
 

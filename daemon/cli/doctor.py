@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 from rich.table import Table
 
-from adapters import probe_size
+from adapters import base_config, probe_size
 from daemon.cli.exit_codes import PASS, USAGE
-from daemon.cli.host_check import host_findings
+from daemon.cli.host_check import host_findings, process_findings
 from daemon.cli.known_check import known_findings
 from daemon.cli.session import console, print_json, say
 from daemon.cli.suite_check import CheckResult, gate_findings
@@ -31,7 +31,8 @@ CARD = "probe.json"
 
 def check_config(path: Path, settings: Settings) -> int:
     """Say which settings cannot work, and what the probe needs; 0 when all can."""
-    probe, files = list(_probe(settings)), list(_files(settings))
+    probe = list(_probe(settings))
+    files = [*_files(settings), *process_findings(settings)]
     bad = [f for f in (*files, *probe) if not f.well]
     for finding in bad:
         say(f"{finding.what}: {finding.advice}")
@@ -110,9 +111,10 @@ def _names() -> Iterator[CheckResult]:
 def _files(settings: Settings) -> Iterator[CheckResult]:
     model = settings.model.path
     there = (model / "config.json").is_file()
-    yield CheckResult(
-        f"model {model}", there, "" if there else "no config.json there; correct model.path"
-    )
+    advice = "" if there else "no config.json there; correct model.path"
+    if (method := base_config.quantisation(model)) is not None:
+        advice = base_config.refusal(method)
+    yield CheckResult(f"model {model}", not advice, advice)
     replay = settings.train.replay
     for key, path in (
         ("probe.skill", settings.probe.skill),

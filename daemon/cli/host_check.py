@@ -1,4 +1,4 @@
-"""What `palorad doctor` says of the host: memory, driver, vLLM, its flags, keys, clock, disk."""
+"""What `palorad doctor` says of the host: driver, vLLM, its flags, keys, clock, disk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import pynvml
 
+from daemon.cli.memory_check import memory_findings
 from daemon.cli.suite_check import CheckResult
 from daemon.ledger.ledger import Ledger
 from daemon.serving import gpu
+from daemon.serving.identity import CLOSE
 from daemon.serving.server_command import has_gpu
 from daemon.serving.vllm_version import VLLM_AT_LEAST, VLLM_TESTED, known_version
 from policies.errors import PaloradError
@@ -47,7 +49,10 @@ _VERSION: Final = "from importlib.metadata import version; print(version('vllm')
 
 def host_findings(settings: Settings) -> Iterator[CheckResult]:
     """Likely mistakes on this host, and what is well."""
-    yield from _memory(settings)
+    yield from memory_findings(settings)
+    yield from process_findings(settings)
+    if has_gpu():
+        yield _driver()
     if settings.server.kind == "vllm":
         yield from _vllm(settings)
         yield from _flags(settings)
@@ -56,34 +61,21 @@ def host_findings(settings: Settings) -> Iterator[CheckResult]:
     yield from _file_system(settings.state_dir)
 
 
-# --- memory and driver -----------------------------------------------------------------------
+# --- processes and driver ---------------------------------------------------------------------
 
 
-def _memory(settings: Settings) -> Iterator[CheckResult]:
-    """Whether training can fit at all where it computes."""
-    try:
-        needed = gpu.needed_bytes(settings.model.path, settings.protection, probing=False)
-    except (OSError, ValueError, PaloradError):
-        needed = 0  # the model is not there, or tells no shapes: said elsewhere
-    if not has_gpu():
-        yield _fits("memory", needed, _ram(), "take a machine with more, or a smaller model")
+def process_findings(settings: Settings) -> Iterator[CheckResult]:
+    """Whether as many processes as are to train together can do so here."""
+    count = settings.train.processes
+    if count == 1:
         return
+    what = f"{count} processes that train together"
     try:
-        memory = gpu.read_memory(os.environ)
+        gpu.require_places(count, os.environ)
     except PaloradError as error:
-        yield CheckResult("GPU", False, str(error))
-        return
-    yield _fits("GPU memory", needed, memory.total, "take a larger GPU, or a smaller model")
-    yield _driver()
-
-
-def _fits(what: str, needed: int, total: int, advice: str) -> CheckResult:
-    told = f"{what}: {total / gpu.GIB:.1f} GiB, training needs at least {needed / gpu.GIB:.1f}"
-    return CheckResult(told, needed <= total, "" if needed <= total else advice)
-
-
-def _ram() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        yield CheckResult(what, False, str(error))
+    else:
+        yield CheckResult(what, True)
 
 
 def driver_cuda() -> tuple[int, int]:
@@ -176,6 +168,12 @@ def _flags(settings: Settings) -> Iterator[CheckResult]:
         key = OWN_FLAGS[flag]
         advice = f"palorad gives {flag} itself: remove it{f', and set {key}' if key else ''}"
         yield CheckResult(f"server.extra_args {flag}", False, advice)
+    if "--quantization" in given:
+        advice = (
+            "adapters are trained on the unquantised base, whose answers the identity check "
+            f"expects to {CLOSE.logprob:g} nats on a GPU; the gate compares quantised answers"
+        )
+        yield CheckResult("server.extra_args --quantization", True, advice)
     if "--data-parallel-size" in given:
         advice = "each engine would load adapters by itself: run replicas, and name them in urls"
         yield CheckResult("server.extra_args --data-parallel-size", False, advice)

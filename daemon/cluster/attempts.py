@@ -60,6 +60,12 @@ def begin(workdir: Path, outputs: Iterable[str]) -> NodeAttempt:
     return NodeAttempt(number, path)
 
 
+def clear(workdir: Path) -> None:
+    """Remove all from which a further attempt would go on, on the cluster or without one."""
+    for name in (CHECKPOINT, FOLDER):
+        shutil.rmtree(workdir / name, ignore_errors=True)
+
+
 def is_current(path: Path) -> bool:
     """Whether no later attempt has taken the place of the one in `path`."""
     try:

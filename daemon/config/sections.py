@@ -78,6 +78,9 @@ class ServerSettings(Section):
     """How long loading an adapter may take."""
     verify_timeout_s: float = Field(default=60, gt=0)
     """How long the identity check of one replica may take."""
+    replicas_at_once: int = Field(default=32, ge=1)
+    """Replicas that are brought to a revision at a time. One that takes longer than half a second
+    lets the next begin."""
     drain_s: float = Field(default=2.0, ge=0)
     """How long a revision that is neither live nor the one before nor a candidate stays loaded
     after its last request."""

@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from daemon.config.canary import CanarySettings
 from daemon.config.errors import check_environment, explain
 from daemon.config.feeds import FeedSettings
 from daemon.config.gate import GateSettings
@@ -79,6 +80,8 @@ class Settings(BaseSettings):
     """[anchor]"""
     web: WebSettings = WebSettings()
     """[web]"""
+    canary: CanarySettings = CanarySettings()
+    """[canary]"""
     monitor: MonitorSettings = MonitorSettings()
     """[monitor]"""
     notify: NotifySettings = NotifySettings()

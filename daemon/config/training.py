@@ -41,6 +41,11 @@ class TrainSettings(AdapterChoices, Section):
     both sides, each adapter orthogonal to the earlier ones in a stack, nothing replayed. Decides
     about train.lineage, train.max_replay and protection.kind where these are unset."""
 
+    processes: int = Field(default=1, ge=1)
+    """How many processes share the texts of each step: as many as there are GPUs, at most, or cores
+    without a GPU. Each has a GPU of its own with the whole base. The adapter is the same with any
+    number, up to rounding, and any number goes on from a checkpoint of another."""
+
     rank: int = Field(default=16, ge=1)
     """Only in a stack: the rank of one adapter, at most; one that learns few facts gets less."""
     rank_budget: int = Field(default=128, ge=1)
@@ -87,7 +92,7 @@ class TrainSettings(AdapterChoices, Section):
     """The pause after a plan's first failure; it doubles with each further one."""
     launcher: Literal["local", "ray"] = "local"
     """Where adapters are trained: on the daemon's host, or on a [Ray
-    cluster](decisions/0012-attempts-on-a-cluster.md). An evaluation goes there too, unless
+    cluster](decisions/0013-attempts-on-a-cluster.md). An evaluation goes there too, unless
     server.urls or gate.judge.url is a loopback address, which no other host reaches."""
     replay: ReplaySettings = ReplaySettings()
     """[train.replay]"""

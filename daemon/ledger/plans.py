@@ -177,7 +177,7 @@ class Plans:
         row = self._db.row(
             f"SELECT {_HEAD} FROM plans WHERE state IN ({states}) ORDER BY"
             " EXISTS (SELECT 1 FROM leases WHERE plan = id) DESC,"
-            " CASE state WHEN 'passed' THEN 0 WHEN 'trained' THEN 1 ELSE 2 END, id LIMIT 1"
+            " CASE state WHEN 'planned' THEN 2 WHEN 'trained' THEN 1 ELSE 0 END, id LIMIT 1"
         )
         return None if row is None else _head_of(row)
 

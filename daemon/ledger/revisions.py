@@ -87,7 +87,7 @@ class Revisions:
     # --- promotion -----------------------------------------------------------------------------
 
     def promote(self, plan_id: int, served: Served, now: datetime, *, relearn: int = 0) -> Revision:
-        """PASSED → LIVE: a new revision and the moved pointer, in one transaction.
+        """PASSED or CANARY → LIVE: a new revision and the moved pointer, in one transaction.
 
         Facts that the verdict says were not learnt wait again, at most `relearn` times. A plan
         that is live already gives its revision. Raises `Superseded` when the lineage that the
@@ -97,7 +97,7 @@ class Revisions:
             head = self._plans.head(plan_id)
             if head.state is PlanState.LIVE:
                 return _revision_of(self._revision_of_plan(plan_id))
-            if head.state is not PlanState.PASSED:
+            if head.state not in (PlanState.PASSED, PlanState.CANARY):
                 raise StateConflict(f"plan {plan_id} is {head.state.value}, not passed")
             if head.adapter is None:
                 raise StateConflict(f"plan {plan_id} has no adapter")

@@ -77,9 +77,8 @@ class Coresident:
         """Whether a child of this plan may start now."""
         if self._refusals.resting:
             return False
-        base, protection = self._settings.model.path, self._settings.protection
         try:
-            needed = gpu.needed_bytes(base, protection, probing=step is Step.PROBE)
+            needed = gpu.needed_bytes(self._settings, probing=step is Step.PROBE)
             await asyncio.to_thread(partial(gpu.require_room, needed, self._read_memory))
         except gpu.NoRoom as problem:
             self._refusals.refuse(f"{subject(plan)} waits for room on the GPU: {problem}")

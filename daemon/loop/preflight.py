@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from adapters import files
+from adapters import base_config, files
 from daemon.config.settings import Settings
 from policies.errors import ConfigError, DiskFull, ForeignModule
 
@@ -30,10 +30,13 @@ def require_own_modules() -> None:
 
 
 def require_files(settings: Settings) -> None:
-    """Raise `ConfigError` for the first file that the settings name and that is not there."""
+    """Raise `ConfigError` for the first file that the settings name and that is not there, and for
+    a model whose weights are quantised."""
     model = settings.model.path
     if not (model / "config.json").is_file():
         raise ConfigError(f"model.path {model}: there is no model (no config.json); correct it")
+    if (method := base_config.quantisation(model)) is not None:
+        raise ConfigError(f"model.path {model}: {base_config.refusal(method)}")
     replay = settings.train.replay
     named = {
         "probe.skill": settings.probe.skill,

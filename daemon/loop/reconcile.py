@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, started_at
 from daemon.children.request import remove_rows
-from daemon.cluster.attempts import FOLDER as ATTEMPTS
+from daemon.cluster import attempts
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import Ledger
@@ -46,6 +46,8 @@ from policies.planning import (
     MakePlan,
     Promote,
     Run,
+    Snapshot,
+    StartCanary,
     Step,
     next_action,
 )
@@ -77,12 +79,12 @@ class Reconciler:
         holds: Callable[[], bool] = lambda: False,
         worded: Callable[[PlanHead], Awaitable[bool]] | None = None,
         sharing: Sharing | Separate | None = None,
+        marked: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`changed` hears of batches whose state may have changed. While `holds` is true, nothing
-        new is begun. A plan is trained once `worded` says that its facts have their paraphrases and
-        `sharing` that the GPU has room.
-        """
+        """`changed` hears of batches whose state may have changed. While `holds`, nothing new is
+        begun. A plan is trained once `worded` says that its facts have their paraphrases and
+        `sharing` that the GPU has room. `marked` says that a plan is a canary first."""
         self._ledger = ledger
         self._jobs = jobs
         self._rollout = rollout
@@ -92,6 +94,7 @@ class Reconciler:
         self._holds = holds
         self._worded = worded
         self._sharing = sharing or Separate()
+        self._marked = marked
         self._clock = clock
         self.waits = Waits(clock)
         self._not_before = clock()
@@ -103,9 +106,7 @@ class Reconciler:
 
     async def tick(self, now: datetime) -> Action | None:
         """Record what children did, then begin at most one action; which one, once it is begun.
-
-        What waits for the server, or for a request of many facts, goes on beside later ticks.
-        """
+        What waits for the server, or for a request of many facts, goes on beside later ticks."""
         for lease in self._ledger.steps.leases():
             self._collect(lease, now)
         if self.beginning.under_way:
@@ -120,7 +121,7 @@ class Reconciler:
         snapshot = self._ledger.planning.snapshot(
             now, requests.limits_of(self.settings), probe_ready=probe is not None
         )
-        action = next_action(self.waits.counted(snapshot, now), now)
+        action = next_action(self._marked(self.waits.counted(snapshot, now)), now)
         return await self.beginning.begin(self._do(action, probe, now)) if action else None
 
     async def _do(self, action: Action, probe: ProbeReport | None, now: datetime) -> Action | None:
@@ -134,6 +135,8 @@ class Reconciler:
             case Run():
                 head = self._ledger.plans.head(action.plan)
                 return action if await self._run(head, action.step, probe, now) else None
+            case StartCanary():
+                self._ledger.plans.move(action.plan, PlanState.PASSED, PlanState.CANARY, now)
             case Promote():
                 self._promote(self._ledger.plans.head(action.plan), now)
             case Discard():
@@ -310,8 +313,7 @@ class Reconciler:
     def _tidy(self, plan_id: int) -> None:
         for step in Step:
             workdir = self._layout.workdir(plan_id, step)
-            for name in ("checkpoint", ATTEMPTS):
-                shutil.rmtree(workdir / name, ignore_errors=True)
+            attempts.clear(workdir)
             remove_rows(workdir)  # a kill may have come before
 
     # --- what status and the GPU's sharing ask ---------------------------------------------------

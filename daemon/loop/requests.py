@@ -190,7 +190,6 @@ def train_request(
     }
     kept = [s for s in ledger.revisions.get(plan.parent).lineage if s not in plan.replaces]
     goes_on = () if plan.kind in REBUILDS else plan.replaces
-    protected = settings.protection.kind != "none"
     request = TrainRequest(
         kind=plan.kind,
         number=ledger.revisions.all(1)[-1].number + 1,
@@ -200,13 +199,14 @@ def train_request(
         base_name=settings.model.name,
         base_sha256=probe.served_sha256,
         config=settings.train.config,
+        processes=settings.train.processes,
         paraphrases=settings.paraphrase_policy,
         known=settings.train.replay.known,
         reasoning=settings.train.replay.reasoning,
         lineage=tuple(map(settings.layout.adapter, kept)),
         start=tuple(map(settings.layout.adapter, goes_on)),
         lineage_sha256=tuple(kept),
-        probe=probe.probe if protected else None,
+        probe=None if settings.protection.kind == "none" else probe.probe,
         protection=settings.protection,
         max_lora_rank=settings.server.max_lora_rank,
         adapters=settings.layout.adapters,

@@ -11,12 +11,17 @@ import structlog
 
 from daemon.ledger.ledger import Ledger
 from daemon.serving.fleet import Ensured
+from daemon.serving.pointer import Canary
 from daemon.serving.replica_status import ReplicaStatus
 from daemon.views.status import ReplicaView
 from policies.errors import NotFound, ServerUnreachable
 from policies.records import PlanState, Revision
 
 LOOK_S: Final = 0.1
+SETTLED_SERVE_S: Final = 2.0
+# A hundred replicas take a second to be asked: while the target stands, other work goes on too.
+REST_PER_LOOK: Final = 3.0
+LONGEST_REST_S: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +41,14 @@ class Replicas(Protocol):
         keep: tuple[str, ...] = (),
         is_target: Callable[[], bool] = ...,
         may_stay: Callable[[int], bool] = ...,
+        canary: Callable[[], Canary | None] = ...,
     ) -> Ensured:
         """Bring every replica to `target`, unless it stops being the target before the flip."""
+        ...
+
+    @property
+    def canary(self) -> Canary | None:
+        """What answers a share of the requests beside the target."""
         ...
 
     async def stage(self, name: str) -> object:
@@ -64,11 +75,23 @@ def replica_views(statuses: Sequence[ReplicaStatus], target: Revision) -> tuple[
     )
 
 
+def rest_s(took_s: float, *, done: bool) -> float:
+    """How long the replicas are not looked at after a look, while the target stays what it is."""
+    return max(min(LONGEST_REST_S, took_s * REST_PER_LOOK), SETTLED_SERVE_S if done else 0.0)
+
+
 class Rollout:
     """Promotion and rollback alike: the ledger names a target, `serve` brings the fleet to it."""
 
-    def __init__(self, ledger: Ledger, fleet: Replicas) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        fleet: Replicas,
+        canary: Callable[[], Canary | None] = lambda: None,
+    ) -> None:
+        """`canary`: what the ledger wants to answer a share of the requests beside the target."""
         self._ledger = ledger
+        self._canary = canary
         self._fleet = fleet
         self._one_at_a_time = asyncio.Lock()
         self._served: Revision | None = None
@@ -76,7 +99,9 @@ class Rollout:
     @property
     def settled(self) -> bool:
         """Whether the fleet's target is the ledger's, and no alias answers from anything else."""
-        return self._served is not None and self._served == self._ledger.revisions.target()
+        if self._served is None or self._served != self._ledger.revisions.target():
+            return False
+        return self._fleet.canary in (None, self._canary())
 
     async def serve(self, now: datetime) -> Ensured:
         """Bring the replicas to the ledger's target; a target that changes meanwhile wins."""
@@ -90,6 +115,7 @@ class Rollout:
                 self._under_evaluation(),
                 is_target=lambda: self._ledger.revisions.target() == target,
                 may_stay=self._may_stay,
+                canary=self._canary,
             )
             if ensured.answering:
                 self._served = target

@@ -26,6 +26,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.loop import requests
 from daemon.loop.beside import Beside
 from daemon.loop.boundary import Boundary
+from daemon.loop.canary import CanaryRun
 from daemon.loop.commands import Commands
 from daemon.loop.monitoring import Monitoring
 from daemon.loop.nightly import IntegrityGuard, calendar
@@ -33,7 +34,7 @@ from daemon.loop.notifying import Notifications
 from daemon.loop.receipts import Receipts
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.retention import Retention
-from daemon.loop.rollout import Rollout, replica_views
+from daemon.loop.rollout import Rollout, replica_views, rest_s
 from daemon.loop.room import DiskRoom
 from daemon.loop.sharing import Sharing
 from daemon.loop.systemd import notify, watchdog_interval_s
@@ -45,13 +46,12 @@ from daemon.training.paraphrasing import Paraphraser
 from daemon.views.status import DaemonView, FeedView
 from daemon.web.page import Page
 from policies.errors import PaloradError
-from policies.planning import Clear, Promote, blocked, gathering
+from policies.planning import Clear, Promote, StartCanary, blocked, gathering
 
 INTAKE_BUDGET_S: Final = 0.1
 INDEX_AT_ONCE: Final = 250
 FEED_TICK_S: Final = 5.0
 RECEIPTS_AT_START: Final = 100
-SETTLED_SERVE_S: Final = 2.0
 RELOADED: Final = ("train", "protection", "gate")
 
 log = structlog.get_logger(__name__)
@@ -87,7 +87,10 @@ class Service:
             ledger, servers.fleet, settings.layout, rules_of(settings.intake), monotonic
         )
         self._guard = IntegrityGuard(ledger, settings, now=clock, clock=monotonic)
-        self._rollout = Rollout(ledger, servers.fleet)
+        self._canary = CanaryRun(
+            ledger, settings.canary, servers.fleet, self._receipts.changed, self.wake, monotonic
+        )
+        self._rollout = Rollout(ledger, servers.fleet, self._canary.wanted)
         self._sharing = Sharing(
             ledger,
             settings,
@@ -115,8 +118,7 @@ class Service:
             *given, self._notifications, now=clock, live=self.live, wake=self.wake
         )
         self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
-        self._stopping = asyncio.Event()
-        self._wake = Wake()
+        self._stopping, self._wake = asyncio.Event(), Wake()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
 
@@ -133,6 +135,7 @@ class Service:
             holds=lambda: self._forgetting.holds,
             worded=paraphraser.ready,
             sharing=self._sharing,
+            marked=self._canary.marked,
             clock=self._monotonic,
         )
 
@@ -248,7 +251,7 @@ class Service:
 
     async def _reconcile(self) -> None:
         action = await self._reconciler.tick(self._clock())
-        if isinstance(action, Promote | Clear):
+        if isinstance(action, Promote | StartCanary | Clear):
             self._wake.set()
         self._receipts.write()
         if action is None and not self._intake.busy:
@@ -279,9 +282,12 @@ class Service:
                 log.warning("server", line=self._server_problem)
         if self._rollout.settled and self._monotonic() < self._rests_until:
             return
+        began = self._monotonic()
         ensured = await self._rollout.serve(self._clock())
+        await self._canary.step(self._clock())
         self._sharing.look()
-        self._rests_until = self._monotonic() + (SETTLED_SERVE_S if ensured.done else 0.0)
+        ended = self._monotonic()
+        self._rests_until = ended + rest_s(ended - began, done=ensured.done)
 
     # --- signals and status --------------------------------------------------------------------
 
@@ -339,5 +345,6 @@ class Service:
                 *filter(None, (self._sharing.problem, self._reconciler.waits_for)),
                 *filter(None, (self._forgetting.waits_for, "" if snapshot.paused else stuck)),
             ),
-            waits=tuple(filter(None, (shared, self._forgetting.under_way))),
+            canary=self._canary.view(),
+            waits=tuple(filter(None, (shared, self._forgetting.under_way, self._canary.line))),
         )

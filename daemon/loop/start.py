@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from daemon.loop.logs import configure_log
 from daemon.loop.preflight import FULL, prepare_state, require_files, require_own_modules
 from daemon.loop.service import Service
 from daemon.loop.systemd import notify
+from daemon.serving.gpu import require_places
 from daemon.serving.servers import Servers
 from daemon.web.page import Page
 from policies.backoff import pause_s
@@ -40,6 +42,7 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
     """
     require_own_modules()
     require_files(settings)
+    require_places(settings.train.processes, os.environ)
     configure_log(settings.daemon.log_level)
     until = time.monotonic() + PATIENCE_S
     patiently(lambda: prepare_state(settings), until)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from adapters import probe_size
+from adapters import base_config, probe_size
 from daemon.config.sections import LORA_RANKS
 from daemon.gate.suites import has_chat_template
 from policies.errors import PaloradError
@@ -69,8 +69,8 @@ def look(path: Path, share: float) -> ModelLook:
             f"{path}: palorad adapts models of the shape of Llama, Mistral or Qwen, and this one "
             f"({_architecture(config)}) is none; choose another"
         )
-    if "quantization_config" in config:
-        raise UnfitModel(f"{path}: its weights are quantised; take the unquantised model to train")
+    if (method := base_config.quantisation(path)) is not None:
+        raise UnfitModel(f"{path}: {base_config.refusal(method)}")
     ranks = [
         r for r in LORA_RANKS if r <= USUAL_RANK and probe_size.crowded(shapes, share, r) is None
     ]

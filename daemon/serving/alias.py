@@ -11,11 +11,13 @@ import hashlib
 import hmac
 import json
 import os
+import random
 import re
 import secrets
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -47,6 +49,8 @@ LOADING = {
 }
 PINNED = re.compile(r"palora-([0-9]{6,12})-[0-9a-f]{8}\Z")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+CANARY = b"x-palorad-canary"
+ALWAYS, NEVER = b"always", b"never"
 OURS = frozenset({b"x-palorad-admin-key", b"x-palorad-signed"})
 NONCE = re.compile(rb"[0-9a-f]{32,64}\Z")
 ASLEEP = "this server sleeps while palorad trains; try again"
@@ -105,12 +109,22 @@ class AdminGateway:
 
 
 @dataclass(frozen=True)
+class ServedCanary:
+    """A revision that answers a share of the requests, from 0 to 1, before it may take all."""
+
+    model: str
+    revision: int
+    share: float
+
+
+@dataclass(frozen=True)
 class ServedPointer:
     """What the stable name stands for; `revision` 0 is the bare base."""
 
     alias: str
     model: str
     revision: int
+    canary: ServedCanary | None = None
 
 
 class _File(Generic[Parsed]):
@@ -143,7 +157,11 @@ def _pointer(raw: bytes) -> ServedPointer:
         raise ValueError("alias and model must be names")
     if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
         raise ValueError("revision must be a number from 0")
-    return ServedPointer(alias, model, revision)
+    tried = value.get("canary")
+    canary = tried and ServedCanary(
+        str(tried["model"]), int(tried["revision"]), float(tried["share"])
+    )
+    return ServedPointer(alias, model, revision, canary or None)
 
 
 def _key(raw: bytes) -> bytes:
@@ -160,6 +178,25 @@ class _Routed:
     model: str
     revision: int | None = None
     pointer: ServedPointer | None = None
+    tally: _Tally | None = None
+
+
+@dataclass
+class _Tally:
+    """What one revision answered of the alias's requests while there is a canary: all of them,
+    those that failed, and the seconds that the others took, summed, and summed as squares."""
+
+    requests: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    squares: float = 0.0
+
+    def add(self, seconds: float, failed: bool) -> None:
+        self.requests += 1
+        self.failed += failed
+        if not failed:
+            self.seconds += seconds
+            self.squares += seconds**2
 
 
 @dataclass
@@ -169,7 +206,8 @@ class _State:
     `boot` names the process to whoever signs requests to it. `in_flight` counts requests by pinned
     revision, all others under ""; `answered` counts those that had an answer, until the revision
     is unloaded; `arriving` are bytes of bodies that are being read. `asleep` holds from the
-    request to sleep until the server has woken.
+    request to sleep until the server has woken. `traffic` counts, by revision, what the alias was
+    asked since `canary` is the canary.
     """
 
     boot: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -178,6 +216,8 @@ class _State:
     in_flight: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
     arriving: int = 0
+    canary: str = ""
+    traffic: dict[str, _Tally] = field(default_factory=dict)
     asleep: bool = False
     wakes: int = 0
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -189,6 +229,13 @@ class _State:
         self.asleep = True
         self.verified.clear()
         self.instance_id = secrets.token_hex(8)
+
+    def tally(self, canary: str, model: str) -> _Tally:
+        """What `model` answered since there is this canary."""
+        if self.canary != canary:
+            self.canary = canary
+            self.traffic = {}
+        return self.traffic.setdefault(model, _Tally())
 
     async def drained(self) -> None:
         """Return once no request is under way; `Refused` 409 if the server is woken before."""
@@ -206,8 +253,15 @@ class AliasMiddleware:
     A revision is routed only after `POST /palorad/verified` named it to this very process.
     """
 
-    def __init__(self, app: App, gateway: AdminGateway | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        gateway: AdminGateway | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`draw` decides, from 0 to 1, whether a request is the canary's."""
         self.app = app
+        self._draw = draw
         self.gateway = gateway or AdminGateway.from_environment()
         self.state = _State()
         self._pointer = _File(self.gateway.pointer, _pointer)
@@ -296,16 +350,22 @@ class AliasMiddleware:
         if raw is None:
             return
         self._require_awake()
-        routed, body = self._routed(raw, admin)
+        routed, body = self._routed(raw, admin, _header(scope, CANARY))
         del raw
         scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
         again = _replay(body, receive)
         del body
         counted = routed.model if PINNED.match(routed.model) else ""
         self.state.in_flight[counted] += 1
-        answer = _Answer(routed, send)
+        answer, began = _Answer(routed, send), time.monotonic()
         try:
             await self.app(scope, again, answer)
+            if routed.tally is not None and answer.begun and not 400 <= answer.status < 500:
+                routed.tally.add(time.monotonic() - began, answer.status >= 500)
+        except Exception:
+            if routed.tally is not None:
+                routed.tally.add(0.0, failed=True)
+            raise
         finally:
             # A name that is not loaded is refused: so nobody fills this with names.
             if answer.status < 400:
@@ -356,7 +416,7 @@ class AliasMiddleware:
         if self.state.asleep:
             raise Refused(503, ASLEEP, ASLEEP_RETRY_S)
 
-    def _routed(self, raw: bytes, admin: bool) -> tuple[_Routed, bytes]:
+    def _routed(self, raw: bytes, admin: bool, wish: bytes | None = None) -> tuple[_Routed, bytes]:
         """Who answers, and the body to pass on."""
         asked, start, end = _model_in(raw)
         if pinned := PINNED.match(asked):
@@ -370,8 +430,21 @@ class AliasMiddleware:
         if asked != pointer.alias:
             return _Routed(asked), raw
         self._require_routable(pointer)
-        body = b"".join((memoryview(raw)[:start], _json(pointer.model), memoryview(raw)[end:]))
-        return _Routed(pointer.model, pointer.revision, pointer), body
+        model, revision = self._drawn(pointer, wish)
+        tally = None
+        if pointer.canary is not None and wish != NEVER:
+            tally = self.state.tally(pointer.canary.model, model)
+        body = b"".join((memoryview(raw)[:start], _json(model), memoryview(raw)[end:]))
+        return _Routed(model, revision, pointer, tally), body
+
+    def _drawn(self, pointer: ServedPointer, wish: bytes | None) -> tuple[str, int]:
+        """The revision that answers; a canary only where it is verified, else the live one."""
+        canary = pointer.canary
+        if canary is None or canary.model not in self.state.verified or wish == NEVER:
+            return pointer.model, pointer.revision
+        if wish == ALWAYS or self._draw() < canary.share:
+            return canary.model, canary.revision
+        return pointer.model, pointer.revision
 
     def _require_routable(self, pointer: ServedPointer) -> None:
         if pointer.model not in self.state.verified:
@@ -406,7 +479,10 @@ class AliasMiddleware:
         self._require_awake()
         pointer = self._pointer.read()
         self._require_routable(pointer)
-        await _answer(send, 200, _json({"revision": pointer.revision, "model": pointer.model}))
+        said: dict[str, object] = {"revision": pointer.revision, "model": pointer.model}
+        if pointer.canary is not None and pointer.canary.model in self.state.verified:
+            said["canary"] = pointer.canary.revision
+        await _answer(send, 200, _json(said))
 
     # --- admin routes -------------------------------------------------------------------------
 
@@ -472,12 +548,13 @@ class AliasMiddleware:
         return _json(
             {
                 "instance_id": self.state.instance_id,
-                "pointer": pointer and pointer.__dict__,
+                "pointer": pointer and asdict(pointer),
                 "problem": problem,
                 "verified": sorted(self.state.verified),
                 "asleep": self.state.asleep,
                 "in_flight": self.state.in_flight,
                 "answered": self.state.answered,
+                "traffic": {model: asdict(one) for model, one in self.state.traffic.items()},
             }
         )
 
@@ -500,12 +577,13 @@ class _Answer:
         self.routed = routed
         self.send = send
         self.status = 500
+        self.begun = False
         self._start: Message | None = None
         self._json = False
         self._stream = False
         self._held = b""
         if routed.pointer is not None:
-            names = json.dumps(routed.pointer.model), json.dumps(routed.pointer.alias)
+            names = json.dumps(routed.model), json.dumps(routed.pointer.alias)
             self._swaps = [
                 (f'"model":{gap}{names[0]}'.encode(), f'"model":{gap}{names[1]}'.encode())
                 for gap in ("", " ")
@@ -522,7 +600,7 @@ class _Answer:
 
     async def _begin(self, message: Message) -> None:
         headers: Headers = list(message.get("headers", ()))
-        self.status = message["status"]
+        self.status, self.begun = message["status"], True
         message = {**message, "headers": headers + self._marks(self.status)}
         if self.routed.pointer is not None:
             kind = next((v for k, v in headers if k.lower() == b"content-type"), b"")

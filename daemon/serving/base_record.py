@@ -61,9 +61,11 @@ class BaseRecord:
             first = known.get(self._name(model_dir))
             if first is not None and sha256 != first.sha256:
                 return self._changed(f"the files in {model_dir} are not those that were first used")
-            answers = await ask(PROMPTS, MAX_TOKENS)
             if first is None:
+                answers = await ask(PROMPTS, MAX_TOKENS)
                 return self._keep(known, self._name(model_dir), sha256, answers)
+        # Without the lock: a replica that hangs keeps no other from being asked.
+        answers = await ask(PROMPTS, MAX_TOKENS)
         if (reason := differs(first.answers, answers, near)) is not None:
             return self._changed(
                 f"the base answers otherwise than when it was first used: {reason}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -12,6 +12,7 @@ import httpx
 from daemon.serving.adapter_load import AdapterLoad, adapter_load
 from daemon.serving.protocol import Completion, Loaded, PromptLogprob
 from daemon.serving.wire import Timeouts, Wire, decoded, require_ok, sensible
+from policies.canary import Traffic
 from policies.errors import ServerRefused, ServerUnreachable
 
 PROMPTS_AT_ONCE = 64
@@ -29,7 +30,8 @@ class GatewayState:
     `instance_id` changes with every start and every sleep, `verified` are the models it routes,
     `in_flight` counts requests by the revision that answers them, all others under "", `answered`
     those that were answered since the process began or the revision was loaded. `asleep` holds from
-    the request to sleep until the server has woken.
+    the request to sleep until the server has woken. `traffic`: what users asked each revision under
+    the alias since there is a canary.
     """
 
     instance_id: str
@@ -39,6 +41,7 @@ class GatewayState:
     in_flight: Mapping[str, int]
     answered: Mapping[str, int]
     asleep: bool = False
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
 
 
 class HttpServer:
@@ -288,4 +291,5 @@ def _gateway(url: str, value: Mapping[str, Any]) -> GatewayState:
             dict(value["in_flight"]),
             dict(value["answered"]),
             bool(value["asleep"]),
+            {model: Traffic.model_validate(one) for model, one in value["traffic"].items()},
         )

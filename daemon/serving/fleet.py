@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from adapters import store
 from daemon.base import faults
+from daemon.serving import canary as canaries
 from daemon.serving import pointer
 from daemon.serving.alias import PINNED
 from daemon.serving.client import HttpServer
 from daemon.serving.common import Common
-from daemon.serving.pointer import Pointer
+from daemon.serving.pointer import Canary, Pointer
 from daemon.serving.replica import Replica
 from daemon.serving.replica_status import ReplicaStatus
 from daemon.serving.waiting import Patience, succeeded
+from policies.canary import Traffic
 from policies.records import Record, Revision
 
 # A promotion waits for everybody; what must go goes without the slowest. A target that moves ends
@@ -48,6 +51,10 @@ def _always(*_: object) -> bool:
     return True
 
 
+def _none() -> Canary | None:
+    return None
+
+
 @dataclass(slots=True)
 class Fleet:
     """All replicas behind one alias; `pointer_file` is what their middleware reads."""
@@ -68,7 +75,8 @@ class Fleet:
 
     async def observe(self) -> tuple[ReplicaStatus, ...]:
         """Ask every replica what it serves."""
-        await asyncio.gather(*(replica.look() for replica in self._replicas))
+        turns = self.common.turns
+        await asyncio.gather(*(turns.take(replica.look) for replica in self._replicas))
         return self.statuses
 
     async def ensure(
@@ -78,6 +86,7 @@ class Fleet:
         keep: Collection[str] = (),
         is_target: Callable[[], bool] = _always,
         may_stay: Callable[[int], bool] = _always,
+        canary: Callable[[], Canary | None] = _none,
     ) -> Ensured:
         """Bring every replica to `target`; `previous` and `keep` (names) stay loaded.
 
@@ -87,9 +96,11 @@ class Fleet:
         without all: better no answer than that one. It is flipped only if `is_target` still says
         so: loading takes seconds, and a rollback may come meanwhile. One that fails is fenced off:
         its alias answers 503 until it has passed. Never raises for a replica's failure: the result
-        tells.
+        tells. `canary` says what answers a share of the requests beside the target once that is
+        served; what it no longer says is withdrawn first.
         """
         steps: list[str] = []
+        self.show(canary(), steps, only_withdraw=True)
         goal = self._pointer_to(target)
         current, restored = self._current(goal, steps)
         urgent = current != goal and not may_stay(current.revision)
@@ -107,7 +118,7 @@ class Fleet:
                 await self._fence({n for n, r in self._numbered if r.other_base}, steps)
                 return self._result(steps)
             self._flip(goal, steps)
-        checks = {n: _begun(r, r.check(goal)) for n, r in self._numbered if n in passed}
+        checks = {n: _begun(r, partial(r.check, goal)) for n, r in self._numbered if n in passed}
         serving = await succeeded(checks, patience, goes_on=is_target)
         if not is_target():
             if restored:
@@ -119,11 +130,17 @@ class Fleet:
         failed = {n for n, r in self._numbered if n not in serving and (urgent or r.wrong)}
         await self._fence(failed, steps)
         if serving:
+            if (tried := canary()) is not None:
+                those = {n: r for n, r in self._numbered if n in serving}
+                brought = await canaries.bring(those, tried.model, STEADY, is_target)
+                self.show(canary() if brought and is_target() else None, steps)
             protected = {goal.model, self.common.base, *keep}
+            protected |= set() if tried is None else {tried.model}
             if previous is not None:
                 protected.add(self._pointer_to(previous).model)
             answer = [r for n, r in self._numbered if r.status.healthy and n not in self._late]
-            await asyncio.gather(*(r.retire(protected, steps) for r in answer))
+            retiring = (partial(r.retire, protected, steps) for r in answer)
+            await asyncio.gather(*map(self.common.turns.take, retiring))
         done = len(serving) == len(self._replicas)
         return self._result(steps, done=done, answering=bool(serving))
 
@@ -135,7 +152,9 @@ class Fleet:
         self, goal: Pointer, steps: list[str], patience: Patience, is_target: Callable[[], bool]
     ) -> frozenset[int]:
         """Who may route `goal`; who takes too long goes on, and is not waited for next time."""
-        tasks = {n: replica.begin(goal, steps) for n, replica in self._numbered}
+        # Those that were seen to work take their turns first.
+        ordered = sorted(self._numbered, key=lambda one: not one[1].status.healthy)
+        tasks = {n: replica.begin(goal, steps) for n, replica in ordered}
         passed = await succeeded(tasks, patience, late=self._late, goes_on=is_target)
         left = frozenset(n for n, task in tasks.items() if not task.done())
         self._late = left if is_target() else left & self._late
@@ -149,18 +168,44 @@ class Fleet:
         )
 
     async def _fence(self, numbers: Collection[int], steps: list[str]) -> None:
-        fences = {n: _begun(r, r.fence(steps)) for n, r in self._numbered if n in numbers}
+        fences = {n: _begun(r, partial(r.fence, steps)) for n, r in self._numbered if n in numbers}
         await succeeded(fences, BRIEF)
 
     def _current(self, goal: Pointer, steps: list[str]) -> tuple[Pointer, bool]:
         """What the pointer file says; whether it was lost or damaged, so that it is `goal` now."""
         current = pointer.read(self.pointer_file)
         if current is not None and current.alias == self.common.alias:
-            return current, False
+            return current.bare, False
         # Safe before verification: the middleware routes only what was verified in its process.
         pointer.write(self.pointer_file, goal)
         steps.append(f"pointer {RESTORED} {goal.model}")
         return goal, True
+
+    def show(self, canary: Canary | None, steps: list[str], *, only_withdraw: bool = False) -> None:
+        """Have a canary answer its share beside what the pointer names, or none any more."""
+        current = pointer.read(self.pointer_file)
+        if current is None or current.canary == canary or (only_withdraw and not current.canary):
+            return
+        chosen = None if only_withdraw else canary
+        pointer.write(self.pointer_file, current.model_copy(update={"canary": chosen}))
+        if chosen is None:
+            steps.append(f"{current.canary and current.canary.model} is no canary any more")
+        else:
+            steps.append(f"{chosen.model} answers {chosen.share:.1%} of the requests as a canary")
+
+    @property
+    def canary(self) -> Canary | None:
+        """What the pointer names as one."""
+        current = pointer.read(self.pointer_file)
+        return None if current is None else current.canary
+
+    def traffic(self, name: str) -> Traffic:
+        """What users asked of a revision since there is a canary, as last seen."""
+        return canaries.traffic(self._replicas, name)
+
+    async def unsound(self, name: str) -> str | None:
+        """What a replica answers otherwise than the published revision; None where none does."""
+        return await canaries.unsound(self._replicas, name)
 
     def _withdraw(self, goal: Pointer, steps: list[str]) -> None:
         """What a pointer was restored to is not the target any more: no answer, until the next
@@ -207,7 +252,7 @@ class Fleet:
         gone = []
         for name in sorted(set(names) - listed):
             directory = self.common.served / name
-            if not PINNED.match(name) or (current is not None and current.model == name):
+            if not PINNED.match(name) or (current is not None and current.names(name)):
                 continue
             if directory.is_dir():
                 await asyncio.to_thread(_delete, directory)
@@ -219,7 +264,7 @@ class Fleet:
         return Pointer(alias=self.common.alias, model=model, revision=revision.number)
 
 
-def _begun(replica: Replica, step: Awaitable[bool]) -> asyncio.Task[bool]:
+def _begun(replica: Replica, step: Callable[[], Awaitable[bool]]) -> asyncio.Task[bool]:
     return asyncio.create_task(replica.guarded(step))
 
 

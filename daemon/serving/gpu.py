@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pynvml
 
-from adapters import probe_size
-from daemon.config.sections import ProtectionSettings
+from adapters import memory, probe_size
+from daemon.config.settings import Settings
 from daemon.serving.client import HttpServer
 from daemon.serving.server_command import has_gpu
-from policies.errors import PaloradError, ServerRefused
+from policies.errors import PaloradError, ServerRefused, TooManyProcesses
 
 GIB: Final = 1024**3
 SLEEP_S: Final = 300.0
 WAKE_S: Final = 120.0
 ASK_S: Final = 30.0
-BATCH_TOKENS: Final = 8192
+ROOM: Final = 2 * GIB
+"""For what CUDA itself takes, and gaps between tensors."""
 PAUSED: Final = 0
 WEIGHTS_OFFLOADED: Final = 1
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -46,7 +47,7 @@ def read_memory(environment: Mapping[str, str]) -> Memory:
     try:
         pynvml.nvmlInit()
         try:
-            memory = pynvml.nvmlDeviceGetMemoryInfo(_device(environment.get(VISIBLE, "")))
+            found = pynvml.nvmlDeviceGetMemoryInfo(_device(environment.get(VISIBLE, "")))
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError_LibraryNotFound as error:
@@ -58,7 +59,7 @@ def read_memory(environment: Mapping[str, str]) -> Memory:
         raise NoRoom(
             f"the NVIDIA driver does not tell the GPU's memory ({error}); see what nvidia-smi says"
         ) from error
-    return Memory(total=int(memory.total), free=int(memory.free))
+    return Memory(total=int(found.total), free=int(found.free))
 
 
 def _device(visible: str) -> Any:  # noqa: ANN401 - NVML's handle has no type
@@ -69,44 +70,71 @@ def _device(visible: str) -> Any:  # noqa: ANN401 - NVML's handle has no type
     return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
 
 
-def needed_bytes(model_dir: Path, protection: ProtectionSettings, *, probing: bool) -> int:
-    """What a child needs at least beside the server, in bytes.
+def training(settings: Settings, device: memory.Device) -> memory.Training:
+    """How adapters are trained by these settings, as far as memory depends on it."""
+    train, protection = settings.train, settings.protection
+    stacked = train.lineage == "stack"
+    return memory.Training(
+        rank=train.rank if stacked else train.rank_budget,
+        frozen=train.rank_budget - train.rank if stacked else 0,
+        device=device,
+        share=0.0 if protection.kind == "none" else protection.share,
+        soft=protection.form == "soft",
+    )
 
-    The base in bf16, 2 GiB of room, and: to train, activations and the protected directions; to
-    fit a probe, its largest stage. `NoRoom` where the model's config has no shapes to count.
+
+def places(environment: Mapping[str, str]) -> tuple[int, str] | None:
+    """How many children of a process with this environment can train at once, and on what: one on
+    each GPU that they see, else on each core. None where the NVIDIA driver does not tell.
     """
-    config = json.loads((model_dir / "config.json").read_text())
-    shapes = probe_size.Shapes.of(config)
-    if shapes is None:
+    if not has_gpu():
+        return len(os.sched_getaffinity(0)), "cores"
+    named = environment.get(VISIBLE)
+    if named is not None:
+        return len([one for one in named.split(",") if one.strip() not in ("", "-1")]), "GPUs"
+    try:
+        pynvml.nvmlInit()
+        try:
+            return int(pynvml.nvmlDeviceGetCount()), "GPUs"
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
+def require_places(processes: int, environment: Mapping[str, str]) -> None:
+    """Raise `TooManyProcesses` where fewer than `processes` can train at once."""
+    found = places(environment) if processes > 1 else None
+    if found is not None and found[0] < processes:
+        raise TooManyProcesses(processes, *found)
+
+
+def needed_bytes(settings: Settings, *, probing: bool) -> int:
+    """What a child needs beside the server, in bytes: `ROOM`, and what training takes on a GPU; to
+    fit a probe, the base and the largest stage of the fit.
+
+    `NoRoom` where the model's config has no shapes to count.
+    """
+    path = settings.model.path / "config.json"
+    model = memory.Model.of(json.loads(path.read_text()))
+    if model is None:
         raise NoRoom(
-            f"{model_dir / 'config.json'} has no hidden_size, intermediate_size or "
-            'num_hidden_layers to count memory by: set gpu_sharing = "sleep" or "separate"'
+            f"{path} has not all of {', '.join(memory.COUNTED)} to count memory by: "
+            'set gpu_sharing = "sleep" or "separate"'
         )
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    stored = sum(f.stat().st_size for f in model_dir.glob("*.safetensors"))
-    weights = stored // 2 if dtype == "float32" else stored
-    probe = probe_size.need(shapes, protection.share)
-    if probing:
-        return weights + 2 * GIB + probe.fit_memory
-    directions = 0 if protection.kind == "none" else probe.train_memory
-    return weights + 2 * GIB + directions + _activations(shapes)
-
-
-def _activations(shapes: probe_size.Shapes) -> int:
-    """34 bytes for every token, layer and unit of width: the figure for one transformer layer
-    without recomputation (Korthikanti et al. 2022, equation 1, without the attention matrix, which
-    is never stored whole).
-    """
-    return 34 * BATCH_TOKENS * shapes.hidden * shapes.layers
+    parts = memory.on_device(model, training(settings, "cuda"))
+    if not probing:
+        return ROOM + parts.total
+    return ROOM + parts.base + probe_size.need(model.shapes, settings.protection.share).fit_memory
 
 
 def require_room(needed: int, read: Callable[[], Memory]) -> None:
     """Raise `NoRoom` with the figures unless `needed` bytes are free beside the server."""
-    memory = read()
-    if memory.free < needed:
+    found = read()
+    if found.free < needed:
         raise NoRoom(
             f"training needs about {needed / GIB:.1f} GiB beside the server, "
-            f"{memory.free / GIB:.1f} of {memory.total / GIB:.1f} GiB are free: lower vLLM's "
+            f"{found.free / GIB:.1f} of {found.total / GIB:.1f} GiB are free: lower vLLM's "
             '--gpu-memory-utilization, or set gpu_sharing = "sleep" or "separate"'
         )
 

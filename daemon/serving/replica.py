@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -13,15 +13,15 @@ from typing import Final
 
 import structlog
 
-from adapters import store
 from daemon.base import faults
-from daemon.serving import identity
+from daemon.serving import alias_check, identity
 from daemon.serving.alias import PINNED
 from daemon.serving.client import GatewayState, HttpServer
 from daemon.serving.common import Common
 from daemon.serving.pointer import Pointer
 from daemon.serving.protocol import Completion, Loaded
 from daemon.serving.replica_status import ASLEEP, NotServed, ReplicaStatus, explain
+from policies.canary import Traffic
 from policies.errors import PaloradError, ServerRefused, ServerUnreachable
 
 REFUSED_S: Final = 5.0
@@ -44,6 +44,7 @@ class Replica:
     fenced: bool = False
     wrong: bool = False
     other_base: bool = False
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
     _instance_id: str = ""
     _base_sound: bool = False
     _verified: dict[str, datetime] = field(default_factory=dict)
@@ -99,6 +100,7 @@ class Replica:
     async def _ask_both(self) -> tuple[GatewayState, dict[str, Loaded]]:
         """The state of the middleware and the list of models, of the process that runs now."""
         gateway = await self.server.gateway()
+        self.traffic = gateway.traffic
         listed = dict(await self.server.loaded())
         if gateway.instance_id != self._instance_id:
             self._instance_id = gateway.instance_id
@@ -120,14 +122,14 @@ class Replica:
             if former == goal and not task.done():
                 return task
             task.cancel()
-        task = asyncio.create_task(self.guarded(self.prepare(goal, steps)))
+        task = asyncio.create_task(self.guarded(lambda: self.prepare(goal, steps)))
         self._preparing = goal, task
         return task
 
-    async def guarded(self, step: Awaitable[bool]) -> bool:
+    async def guarded(self, step: Callable[[], Awaitable[bool]]) -> bool:
         """A step of this replica: nothing unforeseen in it may hold up the others."""
         try:
-            return await step
+            return await self.common.turns.take(step)
         except Exception as error:
             log.exception("unexpected", url=self.server.url)
             self._note(reason=f"unexpected {type(error).__name__}: {error}; see the log")
@@ -157,7 +159,7 @@ class Replica:
                     self._verified[name] = self.common.now()
             elif not (name in listed and name in gateway.verified and name in self._verified):
                 await self._load(name, listed, steps)
-                await self._verify(name)
+                await self.verify(name)
                 steps.append(f"verified {name} on {self.server.url}")
         except PaloradError as error:
             await self._failed(name, error)
@@ -187,7 +189,7 @@ class Replica:
             raise ServerUnreachable(str(problem)) from problem
         try:
             await self._load(name, listed, [])
-            await self._verify(name)
+            await self.verify(name)
         except PaloradError as error:
             await self._failed(name, error)
             if name in self.common.poison:
@@ -218,7 +220,7 @@ class Replica:
     async def _load(self, name: str, listed: dict[str, Loaded], steps: list[str]) -> None:
         """Have the server read the revision from its files, which are hashed each time."""
         path = self.common.served / name
-        problems = await asyncio.to_thread(store.verify, path)
+        problems = await self.common.unfit(name)
         if problems:
             raise NotServed(f"{name} is not fit to be loaded: {'; '.join(problems[:3])}")
         if name in self._again and name in listed and listed[name].root == str(path):
@@ -237,7 +239,7 @@ class Replica:
         self._note(loaded=tuple(sorted({*self.status.loaded, name})), at_work=True)
         steps.append(f"loaded {name} on {self.server.url}")
 
-    async def _verify(self, name: str) -> None:
+    async def verify(self, name: str) -> None:
         """Raise `NotServed` unless the replica answers as the published adapter does."""
         self._note(reason=f"verifying {name}", at_work=True)
         known = await asyncio.to_thread(identity.read, self.common.served / name)
@@ -248,6 +250,10 @@ class Replica:
         await self.server.declare_verified(name)
         faults.point("serve:verified")
         self._verified[name] = self.common.now()
+
+    def has(self, name: str) -> bool:
+        """Whether a revision was verified in the process that was seen last."""
+        return name in self._verified
 
     async def _answers(
         self, model: str, prompts: Sequence[str], max_tokens: int
@@ -260,18 +266,8 @@ class Replica:
         if self.checked == goal:
             return True
         self.wrong = False
-        alias = self.common.alias
         try:
-            if goal.revision == 0:
-                answers = await self.server.complete(alias, ["1"], max_tokens=1)
-                reason = None
-            else:
-                known = await asyncio.to_thread(identity.read, self.common.served / goal.model)
-                answers = await self._answers(alias, known.prompts, known.max_tokens)
-                reason = identity.mismatch(known, answers, self.common.tolerance)
-            said = answers[0].headers.get("x-palorad-revision") if answers else None
-            if said != str(goal.revision):
-                reason = f"the alias answered from revision {said}, not {goal.revision}"
+            reason = await alias_check.problem(self.server, self.common, goal)
             if reason is not None:
                 raise NotServed(reason)
         except PaloradError as error:
@@ -315,8 +311,6 @@ class Replica:
         self._note(active=None, verified_at=None, reason=f"{reason}; its alias answers 503")
         steps.append(f"alias {self.common.alias} closed on {self.server.url}: {reason}")
         return True
-
-    # --- afterwards ---------------------------------------------------------------------------
 
     async def retire(self, protected: Collection[str], steps: list[str]) -> None:
         """Unload what nobody needs, `drain_s` after its last request was answered."""

@@ -14,6 +14,7 @@ from daemon.serving.common import Common
 from daemon.serving.fleet import Fleet
 from daemon.serving.identity import CLOSE, EXACT, Tolerance
 from daemon.serving.server_command import has_gpu
+from daemon.serving.turns import Turns
 from policies.errors import ConfigError, DiskFull
 
 
@@ -43,6 +44,7 @@ def fleet(
         verify_timeout_s=settings.server.verify_timeout_s,
         tolerance=tolerance(),
         restart=restart,
+        turns=Turns(settings.server.replicas_at_once),
         base_record=BaseRecord(
             settings.layout.base_record,
             settings.state_dir,

@@ -50,7 +50,10 @@ class Wire:
     ) -> None:
         self._url = url
         self._timeouts = timeouts
-        self._user = {} if user_key is None else {"authorization": f"Bearer {user_key}"}
+        # What palorad asks the alias itself is always of the live revision.
+        self._user = {alias.CANARY.decode(): alias.NEVER.decode()}
+        if user_key is not None:
+            self._user["authorization"] = f"Bearer {user_key}"
         self._key = None if admin_key is None else admin_key.encode()
         self._boot: str | None = None
         self._client = httpx.AsyncClient(

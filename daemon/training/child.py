@@ -12,21 +12,25 @@ from adapters import checks, files, models, store
 from adapters.compose import compose
 from adapters.errors import BrokenAdapter, ProbeMismatch
 from adapters.generate import Generator
-from adapters.plans import TrainPlan, TrainProgress
+from adapters.plans import TrainPlan, TrainProgress, TrainReport
 from adapters.probe import Probe, Protection
 from adapters.probe_fit import FitProgress, fit_probe, fold_expert
 from adapters.probe_fit import ProbeConfig as FitSettings
+from adapters.processes import Processes
 from adapters.trainer import train_adapter
 from daemon.base import faults
 from daemon.children.jobs import Progress
-from daemon.children.worker import StepContext
+from daemon.children.request import read
+from daemon.children.worker import StepContext, Stopped
 from daemon.ledger.records import Adapter, Served
+from daemon.training import together
 from daemon.training.messages import ProbeReport, ProbeRequest, TrainDone, TrainRequest
 from policies.errors import ConfigError
 from policies.facts.reversal import reversed_facts
 from policies.facts.updates import Updates
 from policies.records import Example, Fact
 
+CHECKPOINT = "checkpoint"
 IDENTITY_PROMPTS = 8
 IDENTITY_TOKENS = 16
 
@@ -73,13 +77,7 @@ def train(desk: StepContext) -> TrainDone:
     request = TrainRequest.model_validate_json(desk.request)
     staging = store.staging(request.adapters, f"plan-{desk.workdir.name}")
     begun = time.monotonic()
-    report = train_adapter(
-        train_plan(request),
-        out=staging,
-        work=desk.workdir / "checkpoint",
-        progress=lambda p: desk.progress(_training(p)),
-        records=request.records,
-    )
+    report = _trained(desk, request, staging)
     trained = time.monotonic()
     faults.point("train:trained")
     adapter_dir = store.publish(
@@ -108,6 +106,49 @@ def train(desk: StepContext) -> TrainDone:
         report=report.model_dump(mode="json"),
         seconds={"train": trained - begun, "compose": time.monotonic() - trained},
     )
+
+
+def _trained(desk: StepContext, request: TrainRequest, out: Path) -> TrainReport:
+    """Train the adapter here, or in processes that share each step."""
+    if request.processes > 1:
+        return together.train(desk, request.processes, out)
+    return train_adapter(
+        train_plan(request),
+        out=out,
+        work=desk.workdir / CHECKPOINT,
+        progress=lambda p: desk.progress(_training(p)),
+        records=request.records,
+        stopping=lambda: desk.stopping,
+    )
+
+
+def train_share(workdir: Path, out: Path) -> None:
+    """One of several processes that train what the leased child of `workdir` is asked for.
+
+    The first alone writes progress, checkpoints, the adapter and what was measured.
+    """
+    request = TrainRequest.model_validate_json(read(workdir))
+    processes = Processes.joined()
+
+    def relay(progress: TrainProgress) -> None:
+        if processes.first:
+            lines.write(_training(progress).model_dump_json() + "\n")
+        if progress.stopping:
+            raise Stopped
+
+    with (workdir / "progress.jsonl").open("a", encoding="utf-8", buffering=1) as lines:
+        report = train_adapter(
+            train_plan(request),
+            out=out,
+            work=workdir / CHECKPOINT,
+            progress=relay,
+            records=request.records,
+            processes=processes,
+            stopping=(workdir / together.STOP).exists,
+        )
+    if processes.first:
+        (workdir / together.TRAINED).write_text(report.model_dump_json())
+    processes.leave()
 
 
 def read_examples(path: Path | None, completion: str) -> Iterator[Example]:

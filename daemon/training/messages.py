@@ -47,7 +47,8 @@ class TrainRequest(Record):
     `number` is that of the revision it would become. `lineage` are the directories of the adapters
     that it stands on, none where it is trained from scratch, with their hashes in `lineage_sha256`;
     `start` those that it replaces by a warm start. `facts` are learnt beside `replay`, each in the
-    paraphrases that `paraphrases` gives it; `known` and `reasoning` are files of text to replay.
+    paraphrases that `paraphrases` gives it; `known` and `reasoning` are files of text to replay. As
+    many `processes` share the texts of each step.
     """
 
     kind: PlanKind
@@ -60,6 +61,7 @@ class TrainRequest(Record):
     facts: tuple[Fact, ...] = ()
     replay: tuple[Fact, ...] = ()
     config: TrainConfig
+    processes: int = 1
     paraphrases: ParaphrasePolicy
     known: Path | None = None
     reasoning: Path | None = None

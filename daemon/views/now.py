@@ -7,7 +7,7 @@ from datetime import datetime
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import PlanHead
 from daemon.views.status import DaemonView, StatusView, status
-from policies.records import Record
+from policies.records import PlanState, Record
 from policies.text import counted
 
 
@@ -95,5 +95,7 @@ def _of_plan(shown: StatusView, plan: PlanHead, now: datetime) -> str:
     if any(stage.plan == plan.id for stage in shown.stages):
         after = {"planned": "the gate judges it", "trained": "it goes live if the gate passes it"}
         return f"Then {after.get(plan.state.value, 'it goes live')}."
+    if plan.state is PlanState.CANARY:
+        return f"Plan {plan.id} answers a share of the requests; it goes live if it does no harm."
     begins = {"planned": "is trained", "trained": "is judged by the gate", "passed": "goes live"}
     return f"Plan {plan.id} {begins.get(plan.state.value, 'goes on')} next."

@@ -8,6 +8,7 @@ from typing import Any
 from daemon.children.jobs import Progress
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Event, FactCounts, Retraction
+from daemon.views.canary import CanaryView
 from daemon.views.explain import Explanation, PlanExplained, explain_batch, explain_plan
 from policies.planning import REBUILDS
 from policies.records import BatchState, Fact, PlanKind, Record, Revision
@@ -61,6 +62,7 @@ class DaemonView(Record):
     pid: int
     server: str
     replicas: tuple[ReplicaView, ...] = ()
+    canary: CanaryView | None = None
     feeds: tuple[FeedView, ...] = ()
     progress: Progress | None = None
     blocked: str = ""

@@ -112,6 +112,18 @@ def test_a_fitted_probe_with_fewer_directions_is_named(palorad: Palorad, config:
     assert palorad("config", "check")[0] == 0
 
 
+def test_a_quantised_model_is_named_with_what_to_take_instead(
+    palorad: Palorad, config: Path
+) -> None:
+    quantised = {**SHAPES["Llama 3.1 8B"], "quantization_config": {"quant_method": "fp8"}}
+    (config.parent / "model" / "config.json").write_text(json.dumps(quantised))
+    code, out = palorad("config", "check")
+    assert code == 2
+    said = " ".join(out.split())
+    assert "its weights are quantised (fp8)" in said
+    assert 'server.extra_args = ["--quantization", "fp8"]' in said
+
+
 # --- the gate's suites ----------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,12 +15,16 @@ from typing import Any
 import pynvml
 import pytest
 
-from daemon.cli import host_check, known_check
+from daemon.cli import host_check, known_check, memory_check
+from daemon.cli.doctor import check_config
+from daemon.cli.exit_codes import USAGE
 from daemon.cli.suite_check import CheckResult
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
+from daemon.loop import start
 from daemon.serving import gpu
-from daemon.serving.gpu import GIB, Memory, NoRoom
+from daemon.serving.gpu import GIB, Memory, NoRoom, require_places
+from policies.errors import TooManyProcesses
 from policies.gate.records import Role
 
 SHAPES = json.loads((Path(__file__).parents[1] / "support" / "shapes.json").read_text())
@@ -54,6 +59,8 @@ def made(tmp_path: Path) -> Made:
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host with a large GPU, a new driver, a fitting torch, and a clock that is set."""
     monkeypatch.setattr(host_check, "has_gpu", lambda: True)
+    monkeypatch.setattr(memory_check, "has_gpu", lambda: True)
+    monkeypatch.setattr(memory_check, "host_memory", lambda: 128 * GIB)
     monkeypatch.setattr(gpu, "read_memory", lambda _: Memory(total=140 * GIB, free=140 * GIB))
     monkeypatch.setattr(host_check, "driver_cuda", lambda: (13, 0))
     monkeypatch.setattr(host_check, "torch_version", lambda: "2.11.0+cu128")
@@ -72,23 +79,141 @@ def test_a_good_host_is_good(made: Made) -> None:
     found_all = list(host_check.host_findings(made()))
     assert [f for f in found_all if not f.well] == []
     told = " ".join(f.what for f in found_all)
-    for part in ("GPU memory: 140.0 GiB", "driver for CUDA 13.0", "vLLM 0.32.0", "clock"):
+    for part in ("GPU memory: 150.3 GB", "driver for CUDA 13.0", "vLLM 0.32.0", "clock"):
         assert part in told
 
 
 @pytest.mark.usefixtures("host")
-def test_a_gpu_that_is_too_small_or_does_not_answer(
-    made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu, "read_memory", lambda _: Memory(total=4 * GIB, free=4 * GIB))
-    small = found(made(), "GPU memory: 4.0 GiB, training needs at least")
-    assert not small.well and "a larger GPU" in small.advice
-
+def test_a_gpu_that_does_not_answer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> Memory:
         raise NoRoom("the NVIDIA driver does not tell the GPU's memory")
 
     monkeypatch.setattr(gpu, "read_memory", broken)
     assert not found(made(), "GPU").well
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def gigabytes(text: str) -> float:
+    """The last figure of a line."""
+    return float(re.findall(r"([\d.]+) GB", text)[-1])
+
+
+def of_size(monkeypatch: pytest.MonkeyPatch, gb: float) -> None:
+    total = int(gb * 1e9)
+    monkeypatch.setattr(gpu, "read_memory", lambda _: Memory(total=total, free=total))
+
+
+@pytest.mark.usefixtures("host")
+def test_the_parts_of_the_memory_are_told_and_make_up_the_whole(made: Made) -> None:
+    parts = [f.what for f in host_check.host_findings(made()) if f.what.startswith("to train, ")]
+    assert [line.split(",")[1].split(":")[0].split()[0] for line in parts] == [
+        "the",
+        "factors",
+        "protected",
+        "activations",
+        "logits",
+    ]
+    assert "to train, the base in bf16: 16.1 GB" in parts
+    whole = gigabytes(found(made(), "GPU memory").what)
+    assert sum(map(gigabytes, parts)) + gpu.ROOM / 1e9 == pytest.approx(whole, abs=0.3)
+    host = found(made(), "training on the GPU takes")
+    assert gigabytes(host.what) == pytest.approx(7.7, abs=0.1)
+
+
+@pytest.mark.usefixtures("host")
+def test_smaller_passes_are_told_where_only_they_fit(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_size(monkeypatch, 40)
+    one = found(made(), "GPU memory")
+    assert one.well
+    assert "training halves them by itself" in one.advice
+    assert found(made(), "activations").what.startswith(
+        "to train, activations of a pass of 2,048 tokens"
+    )
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("name", "gb", "advice"),
+    [
+        ("Llama 3.1 8B", 31.0, "set protection.share = 0.1: then it takes 30."),
+        ("Llama 3.1 8B", 29.0, "set train.rank_budget = 32: then it takes 28."),
+        ("Llama 3.1 8B", 28.0, "set protection.share = 0.1 and train.rank_budget = 32: then"),
+        ("Llama 3.1 8B", 24.0, "take a GPU with 32.0 GB, or a smaller model"),
+        ("Llama 3.1 70B", 80.0, "the base alone takes 141.1 GB: take a GPU with 22"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_would(
+    made: Made, monkeypatch: pytest.MonkeyPatch, name: str, gb: float, advice: str
+) -> None:
+    of_size(monkeypatch, gb)
+    settings = made()
+    (settings.model.path / "config.json").write_text(json.dumps(SHAPES[name]))
+    one = found(settings, "GPU memory")
+    assert not one.well
+    assert advice in one.advice
+
+
+@pytest.mark.usefixtures("host")
+def test_a_soft_form_is_told_to_take_more_than_a_hard_one(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_size(monkeypatch, 48)
+    one = found(made(protection={"form": "soft"}), "GPU memory")
+    assert not one.well
+    assert one.advice.startswith('set protection.form = "hard": then it takes')
+    assert found(made(), "GPU memory").well
+
+
+@pytest.mark.usefixtures("host")
+def test_without_a_gpu_it_is_the_hosts_memory(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_check, "has_gpu", lambda: False)
+    monkeypatch.setattr(memory_check, "has_gpu", lambda: False)
+    monkeypatch.setattr(memory_check, "host_memory", lambda: int(20e9))
+    one = found(made(), "training takes")
+    assert one.what.startswith("memory: 20.0 GB")
+    assert not one.well
+    monkeypatch.setattr(memory_check, "host_memory", lambda: int(100e9))
+    assert found(made(), "training takes").well
+    assert "recorded states of the base, at most: 1.1 GB" in found(made(), "recorded").what
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("visible", "processes", "well"),
+    [("0,1", 2, True), ("0,1", 3, False), ("", 2, False), ("GPU-a, GPU-b", 2, True)],
+)
+def test_more_processes_than_gpus_are_told_before_a_start(
+    made: Made, monkeypatch: pytest.MonkeyPatch, visible: str, processes: int, well: bool
+) -> None:
+    """By `doctor` and `config check`, and the daemon does not start."""
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings = made(train={"processes": processes})
+    one = found(settings, "processes that train together")
+    assert one.well == well
+    if well:
+        require_places(processes, os.environ)
+        return
+    words = f"train.processes is {processes}, and this host has "
+    assert one.advice.startswith(words)
+    assert check_config(Path("config.toml"), settings) == USAGE
+    with pytest.raises(TooManyProcesses, match=words):
+        start.run(settings)
+
+
+def test_without_a_gpu_there_is_one_process_for_each_core(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "has_gpu", lambda: False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    assert found(made(server={"kind": "embedded"}, train={"processes": 3}), "processes that").well
+    assert not found(
+        made(server={"kind": "embedded"}, train={"processes": 4}), "processes that"
+    ).well
 
 
 @pytest.mark.usefixtures("host")
@@ -162,6 +287,14 @@ def test_flags_that_palorad_gives_itself_are_named_with_their_setting(made: Made
     assert flags["server.extra_args --enable-lora"].advice.endswith("itself: remove it")
     assert "replicas" in flags["server.extra_args --data-parallel-size"].advice
     assert len(flags) == 3 and not any(f.well for f in flags.values())
+
+
+@pytest.mark.usefixtures("host")
+def test_a_base_that_vllm_quantises_is_told_with_what_is_compared(made: Made) -> None:
+    one = found(made(server={"extra_args": ("--quantization", "fp8")}), "--quantization")
+    assert one.well
+    assert "trained on the unquantised base" in one.advice
+    assert "0.5 nats" in one.advice
 
 
 @pytest.mark.usefixtures("host")

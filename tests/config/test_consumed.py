@@ -20,6 +20,7 @@ from tests.config.effects import (
     serving,
     taking_in,
     telling,
+    trying,
 )
 
 MODULES = (
@@ -33,6 +34,7 @@ MODULES = (
     keeping,
     telling,
     monitoring,
+    trying,
 )
 EFFECTS: dict[str, Effect] = {
     key: effect for module in MODULES for key, effect in module.EFFECTS.items()

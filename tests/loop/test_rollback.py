@@ -36,6 +36,7 @@ class Serving(World):
         self.replicas = [Replica(gateway, f"http://replica-{n}") for n in range(2)]
         servers = [HttpServer(r.url, admin_key=ADMIN, transport=r.transport) for r in self.replicas]
         self.rollout._fleet = replicas.fleet(self.settings, servers)
+        self.canary._replicas = self.rollout._fleet
 
     def learn(self) -> Revision:
         """One more batch that passes the gate: its revision is the target, and not served yet."""

@@ -382,6 +382,13 @@ def test_what_is_missing_is_named_with_its_key(settings: Settings) -> None:
         require_files(settings)
 
 
+def test_a_quantised_model_is_refused_before_anything_starts(settings: Settings) -> None:
+    config = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (settings.model.path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"model\.path .* are quantised \(awq\)"):
+        require_files(settings)
+
+
 def test_the_path_beside_a_task_is_a_folder_and_that_of_a_suite_a_file(settings: Settings) -> None:
     def with_suite(**suite: object) -> Settings:
         chosen = SuiteSettings.model_validate({"name": "s", "role": "reasoning", **suite})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -469,8 +470,9 @@ def test_beside_the_server_training_waits_for_memory_and_nothing_counts_as_faile
     tmp_path: Path,
 ) -> None:
     one = shared(tmp_path, "coresident")
-    shapes = '{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}'
-    (one.settings.model.path / "config.json").write_text(shapes)
+    shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shapes |= {"num_attention_heads": 4, "vocab_size": 260}
+    (one.settings.model.path / "config.json").write_text(json.dumps(shapes))
     free, read = [GIB], []
 
     def memory() -> Memory:

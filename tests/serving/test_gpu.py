@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from daemon.config.sections import ProtectionSettings
+from adapters import memory
 from daemon.config.settings import Settings
 from daemon.serving import gpu, server_command
 from daemon.serving.client import HttpServer
@@ -25,42 +25,54 @@ LLAMA_8B = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "num_hidden_layers": 32,
-    "torch_dtype": "bfloat16",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
 }
-NONE = ProtectionSettings(kind="none")
 
 
-def stored(root: Path, size: int = 16 * GIB, **config: Any) -> Path:
-    """A model of this many bytes, none of which take room."""
-    (root / "config.json").write_text(json.dumps(LLAMA_8B | config))
-    with (root / "model.safetensors").open("wb") as file:
-        file.truncate(size)
-    return root
+def configured(root: Path, **sections: Any) -> Settings:
+    """Settings for a Llama 3.1 8B of which config.json alone is there."""
+    (root / "config.json").write_text(json.dumps(LLAMA_8B))
+    return Settings.model_validate({"model": {"path": root}, **sections})
 
 
 # --- coresident -------------------------------------------------------------------------------
 
 
-def test_training_needs_the_base_its_activations_and_what_is_protected(tmp_path: Path) -> None:
-    model = stored(tmp_path)
-    plain = gpu.needed_bytes(model, NONE, probing=False)
-    activations = 34 * 8192 * 4096 * 32
-    assert plain == 16 * GIB + activations + 2 * GIB
-    protected = gpu.needed_bytes(model, ProtectionSettings(), probing=False)
-    assert plain + 10 * GIB > protected > plain + GIB
-    assert gpu.needed_bytes(model, ProtectionSettings(), probing=True) > 18 * GIB
+def test_training_needs_what_is_counted_for_its_settings_and_room(tmp_path: Path) -> None:
+    settings = configured(tmp_path)
+    model = memory.Model.of(LLAMA_8B)
+    assert model is not None
+    whole = memory.on_device(model, memory.Training(rank=128, device="cuda", share=0.2))
+    assert gpu.needed_bytes(settings, probing=False) == 2 * GIB + whole.total
+    assert gpu.needed_bytes(settings, probing=True) > 2 * GIB + whole.base + GIB
 
 
-def test_a_base_in_fp32_is_trained_in_bf16(tmp_path: Path) -> None:
-    half = gpu.needed_bytes(stored(tmp_path), NONE, probing=False)
-    model = stored(tmp_path, 32 * GIB, torch_dtype="float32")
-    assert gpu.needed_bytes(model, NONE, probing=False) == half
+@pytest.mark.parametrize(
+    "less",
+    [
+        {"protection": {"kind": "none"}},
+        {"protection": {"share": 0.1}},
+        {"train": {"rank_budget": 16}},
+    ],
+)
+def test_less_protection_and_a_lower_rank_need_less(tmp_path: Path, less: dict[str, Any]) -> None:
+    usual = gpu.needed_bytes(configured(tmp_path), probing=False)
+    assert gpu.needed_bytes(configured(tmp_path, **less), probing=False) < usual - GIB
+
+
+def test_a_soft_form_and_a_stack_need_more(tmp_path: Path) -> None:
+    usual = gpu.needed_bytes(configured(tmp_path), probing=False)
+    for more in ({"protection": {"form": "soft"}}, {"train": {"lineage": "stack"}}):
+        assert gpu.needed_bytes(configured(tmp_path, **more), probing=False) > usual
 
 
 def test_a_model_without_shapes_says_what_to_set_instead(tmp_path: Path) -> None:
+    settings = configured(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(NoRoom, match=r'no hidden_size.*set gpu_sharing = "sleep" or "separate"'):
-        gpu.needed_bytes(tmp_path, NONE, probing=False)
+    with pytest.raises(NoRoom, match=r'hidden_size.*set gpu_sharing = "sleep" or "separate"'):
+        gpu.needed_bytes(settings, probing=False)
 
 
 def test_training_beside_the_server_is_refused_with_the_figures() -> None:

@@ -18,11 +18,14 @@ from daemon.gate.messages import EvaluationReport, JudgingRequest
 from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Adapter, Served
+from daemon.loop.canary import CanaryRun
 from daemon.loop.reconcile import Reconciler
 from daemon.loop.rollout import Rollout
 from daemon.serving.fleet import Ensured
+from daemon.serving.pointer import Canary
 from daemon.serving.replica_status import ReplicaStatus
 from daemon.training.messages import ProbeReport, TrainDone, TrainRequest
+from policies.canary import Traffic
 from policies.gate.records import Outcome, Verdict
 from policies.planning import Action
 from policies.records import Batch, Fact, Operation, Revision, content_id
@@ -81,6 +84,15 @@ class FakeFleet:
         self.serves: Revision | None = None
         self.kept: tuple[str, ...] = ()
         self.staged: list[str] = []
+        self.canary: Canary | None = None
+        self.asked: dict[str, Traffic] = {}
+        self.problem: str | None = None
+
+    def traffic(self, name: str) -> Traffic:
+        return self.asked.get(name, Traffic())
+
+    async def unsound(self, name: str) -> str | None:
+        return self.problem
 
     @property
     def statuses(self) -> tuple[ReplicaStatus, ...]:
@@ -93,12 +105,13 @@ class FakeFleet:
         keep: tuple[str, ...] = (),
         is_target: Callable[[], bool] = lambda: True,
         may_stay: Callable[[int], bool] = lambda number: True,
+        canary: Callable[[], Canary | None] = lambda: None,
     ) -> Ensured:
         assert is_target()
         if self.fault is not None:
             return Ensured(done=False, answering=False, steps=(), replicas=())
         changed = self.serves != target
-        self.serves, self.kept = target, keep
+        self.serves, self.kept, self.canary = target, keep, canary()
         steps = ("flipped",) if changed else ()
         return Ensured(done=True, answering=True, steps=steps, replicas=())
 
@@ -145,13 +158,20 @@ class World:
         reports = self.jobs.outcomes if hasattr(self, "jobs") else {}
         self.jobs: FakeJobs = FakeJobs()
         self.jobs.outcomes = {w: s for w, s in reports.items() if s.outcome == "finished"}
-        self.rollout = Rollout(self.ledger, self.fleet)
+        self.canary = CanaryRun(
+            *(self.ledger, self.settings.canary, self.fleet),
+            changed=self.told.extend,
+            wake=lambda: None,
+            clock=lambda: self.seconds,
+        )
+        self.rollout = Rollout(self.ledger, self.fleet, self.canary.wanted)
         self.reconciler = Reconciler(
             self.ledger,
             self.jobs,
             self.rollout,
             self.settings,
             changed=self.told.extend,
+            marked=self.canary.marked,
             clock=lambda: self.seconds,
         )
 
@@ -161,7 +181,12 @@ class World:
         return asyncio.run(self.reconciler.tick(self.now))
 
     def serve(self) -> Ensured:
-        return asyncio.run(self.rollout.serve(self.now))
+        async def run() -> Ensured:
+            ensured = await self.rollout.serve(self.now)
+            await self.canary.step(self.now)
+            return ensured
+
+        return asyncio.run(run())
 
     def drop(self, count: int, **fields: Any) -> str:
         self.drops += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from daemon.children.jobs import Progress
 from daemon.children.worker import StepContext
 from daemon.config.settings import Settings
 from daemon.loop.requests import probe_request
-from daemon.training import child
+from daemon.training import child, together
 from daemon.training.messages import TrainRequest
 from policies.gate.records import Outcome
 from policies.planning import Step
@@ -165,6 +166,9 @@ class At:
 
     request: str
     workdir: Path
+    stopping: bool = False
+
+    def end_if_asked(self) -> None: ...
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -222,6 +226,22 @@ def learnt(settings: Settings, root: Path) -> object:
     raise AssertionError("fewer than three steps")
 
 
+def launched(settings: Settings, root: Path) -> object:
+    """In how many processes the next adapter is trained; 0 where it is the leased child itself."""
+    made = world(settings, root)
+    made.admit("b", capitals(0, 2))
+    request: TrainRequest = until(made, Step.TRAIN)
+    desk = cast(StepContext, At(request.model_dump_json(), root))
+    with (
+        mock.patch.object(child, "train_adapter", side_effect=Enough),
+        mock.patch.object(together, "training_places", return_value=(8, "GPUs")),
+        mock.patch.object(together, "launch", side_effect=Enough) as launch,
+        contextlib.suppress(Enough),
+    ):
+        child.train(desk)
+    return [call.args[1] for call in launch.call_args_list]
+
+
 def rows(completion: str, count: int) -> Callable[[Path], Path]:
     """A file of examples."""
 
@@ -260,6 +280,7 @@ EFFECTS: dict[str, Effect] = {
     "protection.form": Effect(learnt, "soft", TEXT),
     "protection.share": Effect(learnt, 0.1, TEXT),
     "train.method": Effect(planned(2, 2), "palora"),
+    "train.processes": Effect(launched, 2, TEXT),
     "train.rank": Effect(planned(20), 8, STACK),
     "train.rank_budget": Effect(planned(2), 64),
     "train.lineage": Effect(planned(2, 2), "stack"),

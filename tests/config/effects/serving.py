@@ -84,18 +84,21 @@ answering = wire(lambda server: server.complete("base", ["?"], max_tokens=1))
 
 
 class Followed:
-    """A fleet as the settings make it, over one replica that is no process."""
+    """A fleet as the settings make it, over replicas that are no processes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, count: int = 1) -> None:
         prepare_state(settings)
         settings.layout.admin_key.write_text(fake_vllm.ADMIN)
         gateway = AdminGateway(
             settings.layout.alias, settings.layout.admin_key, settings.layout.served
         )
-        self.replica = fake_vllm.Replica(gateway)
-        transport = self.replica.transport
-        server = HttpServer("http://replica", admin_key=fake_vllm.ADMIN, transport=transport)
-        self.fleet: fleets.Fleet = replicas.fleet(settings, [server])
+        self.replicas = [fake_vllm.Replica(gateway) for _ in range(count)]
+        self.replica = self.replicas[0]
+        servers = [
+            HttpServer("http://replica", admin_key=fake_vllm.ADMIN, transport=one.transport)
+            for one in self.replicas
+        ]
+        self.fleet: fleets.Fleet = replicas.fleet(settings, servers)
         self.names = [fake_vllm.publish(settings.layout.served, number) for number in (1, 2)]
 
     def ensure(self, number: int) -> None:
@@ -134,6 +137,26 @@ def verified(settings: Settings, root: Path) -> object:
     return limits
 
 
+def together(settings: Settings, root: Path) -> object:
+    """How many of three replicas are asked at a time at most."""
+    followed, under_way, most = Followed(settings, 3), 0, 0
+    followed.fleet.common.turns._slow_s = 60
+    answer = fake_vllm.Replica.answer
+
+    async def counted(replica: fake_vllm.Replica, request: httpx.Request) -> httpx.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(20):  # turns of the loop: the others come meanwhile
+            await asyncio.sleep(0)
+        under_way -= 1
+        return await answer(replica, request)
+
+    with mock.patch.object(fake_vllm.Replica, "answer", counted):
+        followed.ensure(1)
+    return most
+
+
 def key(name: str) -> Callable[[Path], Path]:
     """A file with a key."""
 
@@ -162,6 +185,7 @@ EFFECTS: dict[str, Effect] = {
     "server.request_timeout_s": Effect(answering, 7.0),
     "server.load_timeout_s": Effect(loading, 7.0),
     "server.verify_timeout_s": Effect(verified, 7.0),
+    "server.replicas_at_once": Effect(together, 1),
     "server.drain_s": Effect(retired, 100.0),
     "server.admin_key_file": Effect(loading, key("admin")),
     "server.user_key_file": Effect(answering, key("user")),
