@@ -311,8 +311,7 @@ class Reconciler:
         self._changed(self._ledger.plans.batches(head.id))
 
     def _tidy(self, plan_id: int) -> None:
-        for step in Step:
-            workdir = self._layout.workdir(plan_id, step)
+        for workdir in (self._layout.workdir(plan_id, step) for step in Step):
             attempts.clear(workdir)
             remove_rows(workdir)  # a kill may have come before
 

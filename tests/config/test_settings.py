@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from adapters.config import PALORA
-from daemon.config import feeds, gate, monitor, notify, sections, training, verification
+from daemon.config import cluster, feeds, gate, monitor, notify, sections, training, verification
 from daemon.config.errors import RENAMED, key_paths
 from daemon.config.gate import SuiteSettings
 from daemon.config.settings import Settings
@@ -103,7 +103,7 @@ def test_every_key_occurs_in_config_toml_in_its_own_table() -> None:
 
 
 def test_every_field_has_a_description() -> None:
-    files = (sections, training, gate, feeds, verification, notify, monitor)
+    files = (sections, training, cluster, gate, feeds, verification, notify, monitor)
     found = [Settings, *(m for f in files for m in vars(f).values() if isinstance(m, type))]
     for model in found:
         if issubclass(model, Settings | sections.Section):
