@@ -32,6 +32,7 @@ TERMINATE_S: Final = 10.0
 LOG_TAIL_BYTES: Final = 4096
 NO_ROOM: Final = "DiskFull"
 NO_ROWS: Final[Rows] = {}
+LAUNCHER: Final = "launcher.json"
 
 
 class Progress(Record):
@@ -59,6 +60,15 @@ class JobError(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Launcher:
+    """How a child has its step done elsewhere: the module with a function of the step's name, and
+    what that needs to know, which it finds as `launcher.json` in its directory."""
+
+    module: str
+    settings: BaseModel
+
+
+@dataclass(frozen=True, slots=True)
 class JobState:
     """What is known of one step: it runs, has a report, has failed, or is gone without a word
     (stopped with the daemon, or never started)."""
@@ -69,10 +79,15 @@ class JobState:
     error: JobError | None = None
 
 
+LOCAL: Final[Mapping[str, Launcher]] = {}
+
+
 class Jobs:
     """Starts, watches and ends the children of one daemon."""
 
-    def __init__(self) -> None:
+    def __init__(self, launchers: Mapping[str, Launcher] = LOCAL) -> None:
+        """Each step is done by the child itself, unless `launchers` has something for it."""
+        self._launchers = launchers
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._oom_kills: dict[Path, int] = {}
 
@@ -88,9 +103,13 @@ class Jobs:
         Where the child before it left a checkpoint, it goes on from there.
         """
         faults.point(f"{step}:requested")
+        module, launcher = [], self._launchers.get(step)
+        if launcher is not None:
+            (workdir / LAUNCHER).write_text(launcher.settings.model_dump_json(indent=1))
+            module = [launcher.module]
         with (workdir / "log").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "daemon.children.worker", step, os.fspath(workdir)],
+                [sys.executable, "-m", "daemon.children.worker", step, os.fspath(workdir), *module],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -115,7 +134,7 @@ class Jobs:
         self._children.pop(workdir, None)
         before = self._oom_kills.pop(workdir, None)
         try:
-            ended = _last_word(workdir)
+            ended = last_word(workdir)
         except ValueError as error:
             return JobState("failed", error=_unreadable(workdir, error))
         if ended is not None:
@@ -123,7 +142,7 @@ class Jobs:
         if child is None or child.returncode == 0:
             return JobState("absent")
         killed = 0 if before is None else oom_kills() - before
-        return JobState("failed", error=_died(child.returncode, workdir, killed))
+        return JobState("failed", error=died(child.returncode, workdir, killed))
 
     def cancel(self, workdir: Path) -> None:
         """Ask the child to stop at its next checkpoint; `kill` does not ask."""
@@ -187,7 +206,7 @@ def started_at(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[19])
 
 
-def _last_word(workdir: Path) -> JobState | None:
+def last_word(workdir: Path) -> JobState | None:
     """The report or the error that a child has left; raises `ValueError` for a damaged one."""
     if (workdir / "report.json").exists():
         report = json.loads((workdir / "report.json").read_text())
@@ -206,7 +225,8 @@ def _unreadable(workdir: Path, error: ValueError) -> JobError:
     return JobError(kind="Unreadable", error=f"{workdir}: what the child left: {first_line}")
 
 
-def _died(code: int, workdir: Path, oom_kills_meanwhile: int) -> JobError:
+def died(code: int, workdir: Path, oom_kills_meanwhile: int) -> JobError:
+    """What to say of a child that has ended with this status and has left nothing."""
     lines = _tail(workdir / "log").strip().splitlines()
     last = f": {lines[-1]}" if lines else ""
     if code == EXIT_NO_ROOM:

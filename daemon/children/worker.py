@@ -1,4 +1,7 @@
-"""A leased child: one step in one directory, `python -m daemon.children.worker STEP WORKDIR`."""
+"""A leased child: one step in one directory.
+
+`python -m daemon.children.worker STEP WORKDIR`, and a module that has the step done elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -91,9 +94,12 @@ class StepContext:
 StepFunction = Callable[[StepContext], BaseModel]
 
 
-def main(step: str, workdir: Path) -> int:
-    """Do one step; its exit status is 0 when a report or an error has been written, and
-    `EXIT_NO_ROOM` when there was no room on the disk."""
+def main(step: str, workdir: Path, module: str | None = None) -> int:
+    """Do one step, by the function of its name in `module` where one is given.
+
+    Its exit status is 0 when a report or an error has been written, and `EXIT_NO_ROOM` when there
+    was no room on the disk.
+    """
     die_with_parent()
     lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -104,7 +110,7 @@ def main(step: str, workdir: Path) -> int:
         return 0
     try:
         with StepContext(workdir) as desk:
-            _do(step, desk)
+            _do(step, desk, module)
     except Exception as error:
         if not no_room(error):
             raise
@@ -115,9 +121,9 @@ def main(step: str, workdir: Path) -> int:
     return 0
 
 
-def _do(step: str, desk: StepContext) -> None:
+def _do(step: str, desk: StepContext, module: str | None) -> None:
     try:
-        report = _find(step)(desk)
+        report = _find(step, module)(desk)
     except Stopped:
         return
     except PaloradError as error:
@@ -141,11 +147,11 @@ def die_with_parent(parent: str | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _find(step: str) -> StepFunction:
-    module = os.environ.get("PALORAD_STEPS") or STEPS[step]
-    found: StepFunction = getattr(importlib.import_module(module), step)
+def _find(step: str, module: str | None) -> StepFunction:
+    named = module or os.environ.get("PALORAD_STEPS") or STEPS[step]
+    found: StepFunction = getattr(importlib.import_module(named), step)
     return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))

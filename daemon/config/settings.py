@@ -108,6 +108,10 @@ class Settings(BaseSettings):
             raise ValueError("train.rank is larger than train.rank_budget")
         if self.train.rank_budget > self.server.max_lora_rank:
             raise ValueError("train.rank_budget is larger than server.max_lora_rank")
+        if self.train.launcher == "ray" and self.server.gpu_sharing != "separate":
+            raise ValueError(
+                'train.launcher "ray" trains on another GPU: set server.gpu_sharing = "separate"'
+            )
         names = [feed.name for feed in self.feeds]
         if len(set(names)) != len(names):
             raise ValueError("two feeds have one name")

@@ -10,6 +10,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from adapters.config import PALORA, STACKED, AdapterChoices, TrainConfig
+from daemon.config.cluster import RaySettings
 from daemon.config.sections import Cron, OptionalPath, Section
 from policies.lineage import Lineage
 
@@ -89,8 +90,14 @@ class TrainSettings(AdapterChoices, Section):
     """How often the stages of a plan may fail, all together, before the plan fails."""
     backoff_s: float = Field(default=5.0, ge=0)
     """The pause after a plan's first failure; it doubles with each further one."""
+    launcher: Literal["local", "ray"] = "local"
+    """Where adapters are trained: on the daemon's host, or on a [Ray
+    cluster](decisions/0013-attempts-on-a-cluster.md). An evaluation goes there too, unless
+    server.urls or gate.judge.url is a loopback address, which no other host reaches."""
     replay: ReplaySettings = ReplaySettings()
     """[train.replay]"""
+    ray: RaySettings = RaySettings()
+    """[train.ray]"""
 
     @property
     def config(self) -> TrainConfig:

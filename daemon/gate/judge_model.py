@@ -67,6 +67,11 @@ class Grades:
     problems: Mapping[str, str]
 
 
+def judge_sha256(source: JudgeSource) -> str:
+    """What stands for a judge model where its grades are kept."""
+    return sha256(f"{source.url}\0{source.model}\0{PROMPT}".encode()).hexdigest()
+
+
 class JudgeModel:
     """Asks each (question, accepted answers, answer) once, at temperature 0, and keeps the grade.
 
@@ -78,7 +83,7 @@ class JudgeModel:
         self._source = source
         self._asker = asker
         self._store = store
-        self._sha256 = sha256(f"{source.url}\0{source.model}\0{PROMPT}".encode()).hexdigest()
+        self._sha256 = judge_sha256(source)
         self._address = content_id("judge", source.model)
         self._kept: dict[str, ItemResult] | None = None
         self._left = source.budget

@@ -1,4 +1,4 @@
-"""A step that failed: tried again after a pause, given up, or put off until the disk has room."""
+"""A step that failed: tried again after a pause, given up, or put off until it can be done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from policies.planning import Step
 from policies.records import PlanKind, PlanState
 
 PROBE_MISMATCH: Final = "ProbeMismatch"
-ROOM_AGAIN_S: Final = (1.0, 300.0)
+POSTPONED: Final = {
+    NO_ROOM: "waits for room and goes on by itself",
+    "ClusterUnreachable": "waits for the cluster and goes on by itself",
+}
+"""Kinds of errors that use up no attempt, and what to say of the plan."""
+AGAIN_S: Final = (1.0, 300.0)
 
 log = structlog.get_logger(__name__)
 
@@ -32,18 +37,18 @@ class Failures:
         """`end` ends a plan in a state, at a time, because of something."""
         self._ledger = ledger
         self._end = end
-        self._without_room = 0
+        self._postponements = 0
 
     def finished(self) -> None:
-        """A step has found room for what it wrote."""
-        self._without_room = 0
+        """A step has found what it needs."""
+        self._postponements = 0
 
     def failed(
         self, head: PlanHead, step: Step, error: JobError, backoff_s: float, now: datetime
     ) -> str:
         """Store it; what the plan waits for, in one line, if not just for the next attempt."""
-        if error.kind == NO_ROOM:
-            return self._wait_for_room(head, step, error, now)
+        if error.kind in POSTPONED:
+            return self._postponed(head, step, error, now)
         if error.kind == PROBE_MISMATCH:
             requests.forget_probe(self._ledger)
         pause = timedelta(seconds=pause_s(head.attempts + 1, backoff_s))
@@ -57,15 +62,19 @@ class Failures:
             self._end(head, PlanState.FAILED, now, error.error)
         return ""
 
-    def _wait_for_room(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> str:
-        """A full disk is no fault of the plan: no attempt is used up, and it goes on by itself."""
-        self._without_room += 1
-        seconds = pause_s(self._without_room, *ROOM_AGAIN_S)
+    def _postponed(self, head: PlanHead, step: Step, error: JobError, now: datetime) -> str:
+        """It is no fault of the plan: no attempt is used up, and it goes on by itself."""
+        self._postponements += 1
+        seconds = pause_s(self._postponements, *AGAIN_S)
         not_before = now + timedelta(seconds=seconds)
         self._ledger.steps.failed(
             head.id, step, error.error, error.kind, not_before, now, attempts=0
         )
         log.warning(
-            "no room", plan=head.id, stage=step.value, again_in_s=seconds, error=error.error
+            "stage postponed",
+            plan=head.id,
+            stage=step.value,
+            again_in_s=seconds,
+            error=error.error,
         )
-        return f"plan {head.id} waits for room and goes on by itself: {error.error}"
+        return f"plan {head.id} {POSTPONED[error.kind]}: {error.error}"

@@ -17,6 +17,7 @@ import structlog
 
 from daemon.base.control import ControlServer
 from daemon.children.jobs import Jobs
+from daemon.cluster.launching import launchers
 from daemon.config.settings import Settings
 from daemon.intake.admit import rules_of
 from daemon.intake.feeds import Feeds
@@ -101,7 +102,7 @@ class Service:
             now=clock,
             clock=monotonic,
         )
-        self._reconciler = self._make_reconciler(jobs or Jobs())
+        self._reconciler = self._make_reconciler(jobs or Jobs(launchers(settings)))
         self._boundary = Boundary()
         self._erasing: Beside[None] = Beside()
         free = free_bytes or (lambda: shutil.disk_usage(settings.state_dir).free)

@@ -18,6 +18,7 @@ from daemon.children.jobs import (
     NO_ROOM,
     Jobs,
     JobState,
+    Launcher,
     Progress,
     held,
     last_progress,
@@ -114,6 +115,23 @@ def test_a_child_reports_and_is_found_finished_by_the_next_daemon(workdir: Path)
     assert state.progress.done == 2
     assert jobs.running() == ()
     assert Jobs().poll(workdir).outcome == "finished"
+
+
+ELSEWHERE = """
+from steps_for_a_test import Report
+
+def train(desk):
+    return Report(said=(desk.workdir / "launcher.json").read_text())
+"""
+
+
+def test_a_step_may_be_done_elsewhere_as_its_launcher_says(workdir: Path) -> None:
+    (workdir.parents[1] / "elsewhere_for_a_test.py").write_text(ELSEWHERE)
+    jobs = Jobs({"train": Launcher("elsewhere_for_a_test", Request(what="gpu1:6379"))})
+    begin(jobs, workdir, Request(what="short"))
+    state = until_ended(jobs, workdir)
+    assert state.report is not None
+    assert json.loads(state.report["said"]) == {"what": "gpu1:6379"}
 
 
 def test_an_error_is_its_line_a_bug_its_last_line_and_the_log(workdir: Path) -> None:

@@ -49,6 +49,7 @@ ELSEWHERE = {
 }
 BACKUP = "test_a_backup_that_is_killed_is_made_anew"
 RESTORE = "tests/keeping/test_backup.py, a restore that was killed"
+CLUSTER = "tests/cluster/test_child.py, a child that died while it published"
 ERASE_REST = "only of what a former palorad or a migration has left there"
 # Files that only the real steps, the real server or a further start commit.
 COMMITTED_ELSEWHERE = {
@@ -59,6 +60,11 @@ COMMITTED_ELSEWHERE = {
     "adapters.probe_fit.fold_expert": "by adapters.store.publish, as the probe of the tour",
     "adapters.store._there_already": "test_power.py: test_what_is_published_again_is_on_the_disk",
     "adapters.store.staging": "makes only what a publication fills",
+    "daemon.cluster.attempts.begin": "made again by the next attempt",
+    "daemon.cluster.child._give_up": "said again by the next attempt",
+    "daemon.cluster.results._judged": CLUSTER,
+    "daemon.cluster.results._publish": CLUSTER,
+    "daemon.cluster.results._take_records": "computed again when lost",
     "daemon.gate.answer_store.append": "tests/gate/test_answer_store.py, torn lines",
     "daemon.gate.answer_store.write_card": "tests/gate/test_answer_store.py",
     "daemon.retraction.erasure._erase_measured": "the tour's judging keeps no answers",

@@ -267,7 +267,10 @@ def test_a_step_that_fails_is_tried_again_later_and_then_given_up(world: World) 
     assert world.ledger.batches.state(batch) is BatchState.LIVE
 
 
-def test_a_full_disk_fails_no_plan_and_room_lets_it_go_on(world: World) -> None:
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("DiskFull", "room"), ("ClusterUnreachable", "the cluster")]
+)
+def test_what_is_no_fault_of_a_plan_is_waited_for(world: World, kind: str, missing: str) -> None:
     batch = world.drop(2)
     world.tick()
     world.tick()
@@ -276,11 +279,11 @@ def test_a_full_disk_fails_no_plan_and_room_lets_it_go_on(world: World) -> None:
     pauses = []
     for _ in range(12):
         assert world.running is not None
-        world.fail("DiskFull")
+        world.fail(kind)
         world.tick()
         head = world.ledger.plans.head(1)
         assert (head.state, head.attempts) == (PlanState.PLANNED, 0)
-        assert "waits for room" in world.reconciler.waits_for
+        assert f"waits for {missing} and goes on by itself" in world.reconciler.waits_for
         waited = 0
         while world.running is None:
             world.tick()

@@ -185,7 +185,7 @@ class Site:
                     ledger,
                     Servers(settings),
                     reload=self._changed,
-                    jobs=ForkedJobs(),
+                    jobs=None if settings.train.launcher == "ray" else ForkedJobs(),
                     page=Page(settings) if self.page_port else None,
                 )
                 await service.run()

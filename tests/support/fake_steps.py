@@ -27,6 +27,14 @@ from tests.support.fake_vllm import TOKENS
 from tests.support.hunger import GROUP, starve
 
 SLOWNESS = "PALORAD_TEST_STEP_S"
+JUDGING = "PALORAD_TEST_JUDGE_S"
+"""Seconds that judging takes, where it is not to take as long as training."""
+COUNTER = "PALORAD_TEST_COUNTER"
+"""Where below the working directory the steps are counted from which a resumed one goes on."""
+HELD = "PALORAD_TEST_HELD"
+"""A file without which nobody gets beyond ten steps."""
+MARKED = "PALORAD_TEST_MARKED"
+"""If set, what is published tells which working directory it was made in."""
 FAR = AnswerLikelihood(rank=900, probability=0.0001)
 
 
@@ -51,7 +59,7 @@ def train(desk: StepContext) -> TrainDone:
     request = TrainRequest.model_validate_json(desk.request)
     for adapter in (*request.lineage, *request.start):
         store.read_manifest(adapter)
-    _work(desk)
+    _work(desk, os.environ.get(SLOWNESS, "0"))
     prompts = " ".join(fact.prompt for fact in request.facts)
     if "nan" in prompts:
         raise TrainingDiverged("the trained factors hold NaN or infinite values")
@@ -60,6 +68,8 @@ def train(desk: StepContext) -> TrainDone:
     if "hungry" in prompts and _first_time(desk):
         starve(Path(os.environ[GROUP]))
     text = json.dumps([[f.id for f in request.facts], request.seed, request.lineage_sha256])
+    if MARKED in os.environ:
+        text += desk.workdir.name
     staging = store.staging(request.adapters, desk.workdir.name)
     (staging / "adapter_config.json").write_text(text)
     faults.point("train:written")
@@ -83,7 +93,7 @@ def evaluate(desk: StepContext) -> EvaluationReport:
     """
     request = JudgingRequest.model_validate_json(desk.request)
     evaluation = request.evaluation
-    _work(desk)
+    _work(desk, os.environ.get(JUDGING) or os.environ.get(SLOWNESS, "0"))
     missed = [f.id for f in evaluation.facts if "hard" in f.prompt and len(evaluation.facts) == 2]
     if any("flaky" in f.prompt for f in evaluation.facts) and _first_time(desk):
         raise ServerUnreachable("the server went away")
@@ -116,13 +126,16 @@ def _first_time(desk: StepContext) -> bool:
     return not before
 
 
-def _work(desk: StepContext) -> None:
+def _work(desk: StepContext, seconds: str) -> None:
     """Take as long as the test says, resuming as a checkpoint would."""
-    steps = int(float(os.environ.get(SLOWNESS, "0")) * 20)
-    counter = desk.workdir / "counter"
+    steps = int(float(seconds) * 20)
+    counter = desk.workdir / os.environ.get(COUNTER, "counter")
+    counter.parent.mkdir(exist_ok=True)
     done = int(counter.read_text()) if counter.exists() else 0
     for step in range(done, steps):
         time.sleep(0.05)
+        while step == 10 and HELD in os.environ and not Path(os.environ[HELD]).exists():
+            time.sleep(0.05)
         # Beside it first, as a real checkpoint: a kill in between must not leave an empty one.
         beside = counter.with_suffix(".part")
         beside.write_text(str(step + 1))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import socket
+import subprocess
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +18,7 @@ import structlog
 import uvicorn
 
 from daemon.children.jobs import JobState
+from daemon.cluster.ray_cluster import connect
 from daemon.config.settings import Settings
 from daemon.ledger.database import Database
 from daemon.ledger.ledger import Ledger
@@ -144,6 +148,30 @@ def run(settings: Settings, root: Path) -> object:
     return repeated, seen, stop.await_args
 
 
+def launched(settings: Settings, root: Path) -> object:
+    """With which arguments the child that trains is started."""
+    here, workdir = Here(settings, root), settings.layout.workdir(1, "train")
+    workdir.mkdir(parents=True)
+    made = Service(settings, here.ledger, cast(Servers, here.servers), clock=lambda: START)
+    with mock.patch.object(subprocess, "Popen") as popen:
+        made._reconciler._jobs.start("train", workdir)
+    return popen.call_args.args[0][2:]
+
+
+def submitted(settings: Settings, root: Path) -> object:
+    """Which cluster is asked, and for what."""
+    ray = mock.Mock()
+    ray.exceptions.RayError = RuntimeError
+    with (
+        mock.patch.dict(sys.modules, {"ray": ray}),
+        mock.patch.object(socket, "create_connection"),
+    ):
+        cluster = connect(settings.train.ray, mock.Mock())
+        for step in ("train", "evaluate"):
+            cluster.submit(step, settings.layout.workdir(1, step) / "attempts" / "0001")
+    return ray.init.call_args, ray.remote.return_value.options.call_args_list
+
+
 def sent_out(settings: Settings, root: Path) -> object:
     """Where the signed head of the history goes."""
     here = Here(settings, root)
@@ -217,6 +245,10 @@ EFFECTS: dict[str, Effect] = {
     "daemon.stop_s": Effect(run, 5.0),
     "daemon.log_level": Effect(logged, "debug"),
     "daemon.check_at": Effect(run, "30 4 * * *"),
+    "train.launcher": Effect(launched, "ray"),
+    "train.ray.address": Effect(submitted, "gpu1:6379"),
+    "train.ray.num_cpus": Effect(submitted, 8),
+    "train.ray.num_gpus": Effect(submitted, 0),
     "web.enabled": Effect(paged, False),
     "web.host": Effect(paged, "::1"),
     "web.port": Effect(paged, 8711),
