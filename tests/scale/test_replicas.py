@@ -46,7 +46,7 @@ class Site:
     @asynccontextmanager
     async def daemon(self) -> AsyncIterator[None]:
         """The fleet of a daemon that has just begun."""
-        key, limits = (self.state / "admin.key").read_text().strip(), Timeouts(health_s=1.5)
+        key, limits = (self.state / "admin.key").read_text().strip(), Timeouts(health_s=5)
         servers = [HttpServer(url, admin_key=key, timeouts=limits) for url in self.urls]
         common = Common(alias=ALIAS, base="base", served=self.state / "served")
         common.monotonic = lambda: time.monotonic() + self.skew_s
@@ -110,8 +110,8 @@ async def _promote_and_roll_back(site: Site) -> None:
     heart = Heart()
     beating = asyncio.create_task(heart.beat())
     async with site.daemon(), Traffic(site.urls, ALIAS) as traffic:
-        assert (await site.fleet.ensure(BASE)).done
-        assert (await site.fleet.ensure(site.revisions[0])).done
+        await _until_done(site, BASE, BASE)
+        await _until_done(site, site.revisions[0], BASE)
         await _one_that_refuses_keeps_the_former(site, traffic)
         await _troubled_ones_do_not_mix_revisions(site, traffic)
         await _who_comes_back_routes_nothing_unverified(site, traffic)
