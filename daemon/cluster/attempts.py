@@ -127,3 +127,10 @@ def _existing(workdir: Path) -> Iterator[NodeAttempt]:
     """Every attempt so far, the newest first."""
     for path in sorted((workdir / FOLDER).glob("[0-9]*"), reverse=True):
         yield NodeAttempt(int(path.name), path)
+
+
+def tidy(workdir: Path) -> None:
+    """Remove what a stage that nobody goes on with has left: checkpoint, attempts, facts."""
+    for name in ("checkpoint", FOLDER):
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    request.remove_rows(workdir)  # a kill may have come before
