@@ -60,6 +60,12 @@ def begin(workdir: Path, outputs: Iterable[str]) -> NodeAttempt:
     return NodeAttempt(number, path)
 
 
+def clear(workdir: Path) -> None:
+    """Remove all from which a further attempt would go on, on the cluster or without one."""
+    for name in (CHECKPOINT, FOLDER):
+        shutil.rmtree(workdir / name, ignore_errors=True)
+
+
 def is_current(path: Path) -> bool:
     """Whether no later attempt has taken the place of the one in `path`."""
     try:
@@ -127,10 +133,3 @@ def _existing(workdir: Path) -> Iterator[NodeAttempt]:
     """Every attempt so far, the newest first."""
     for path in sorted((workdir / FOLDER).glob("[0-9]*"), reverse=True):
         yield NodeAttempt(int(path.name), path)
-
-
-def tidy(workdir: Path) -> None:
-    """Remove what a stage that nobody goes on with has left: checkpoint, attempts, facts."""
-    for name in ("checkpoint", FOLDER):
-        shutil.rmtree(workdir / name, ignore_errors=True)
-    request.remove_rows(workdir)  # a kill may have come before

@@ -6,11 +6,13 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from adapters import files
 from daemon.cluster.node import Ended, run_step
 from daemon.config.cluster import RaySettings
 from policies.errors import PaloradError
@@ -18,6 +20,8 @@ from policies.planning import Step
 
 DIAL_S: Final = 5.0
 CONNECT_S: Final = 60.0
+LOOK_S: Final = 2.0
+NODE: Final = "node"
 OUR_VARIABLES: Final = "PALORAD_"
 NOT_HANDED_ON: Final = "PALORAD_PARENT"
 
@@ -43,9 +47,11 @@ class NodeUnusable(PaloradError):
 class Task:
     """One submitted step."""
 
-    def __init__(self, ray: Any, ref: Any) -> None:  # noqa: ANN401 - Ray is optional
+    def __init__(self, ray: Any, ref: Any, attempt: Path) -> None:  # noqa: ANN401 - optional
         self._ray = ray
         self._ref = ref
+        self._node = attempt / NODE
+        self._look_at = time.monotonic() + LOOK_S
 
     def poll(self) -> Ended | None:
         """How it ended; None while it waits for a node or runs. Raises `NodeLost` and
@@ -53,6 +59,7 @@ class Task:
         errors = self._ray.exceptions
         ready, _ = self._ray.wait([self._ref], timeout=0, fetch_local=False)
         if not ready:
+            self._require_node()
             return None
         try:
             ended: Ended = self._ray.get(self._ref)
@@ -66,6 +73,16 @@ class Task:
                 f"the node that did the step is lost: {type(error).__name__}: {_first_line(error)}"
             ) from error
         return ended
+
+    def _require_node(self) -> None:
+        """Raises `NodeLost` where the cluster has given up the node: to a task that runs there Ray
+        keeps its connection, for as long as nothing on it ends."""
+        if time.monotonic() < self._look_at or not self._node.exists():
+            return
+        self._look_at = time.monotonic() + LOOK_S
+        node = self._node.read_text()
+        if any(one["NodeID"] == node and not one["Alive"] for one in self._ray.nodes()):
+            raise NodeLost(f"the node that did the step is lost: {node} no longer answers")
 
     def cancel(self) -> None:
         """Ask the step to stop at its next checkpoint, or not to begin."""
@@ -83,13 +100,23 @@ class RayCluster:
     def submit(self, step: str, attempt: Path) -> Task:
         """Have a step done in the folder of an attempt, once: a lost step is not done again by Ray,
         but in another attempt."""
-        remote = self._ray.remote(run_step).options(
+        remote = self._ray.remote(run_on_node).options(
             name=f"palorad {attempt.parents[1].name} {attempt.name}",
             num_cpus=self._settings.num_cpus,
             num_gpus=self._settings.num_gpus if step == Step.TRAIN else 0,
             max_retries=0,
         )
-        return Task(self._ray, remote.remote(step, os.fspath(attempt), handed_on(os.environ)))
+        ref = remote.remote(step, os.fspath(attempt), handed_on(os.environ))
+        return Task(self._ray, ref, attempt)
+
+
+def run_on_node(step: str, attempt: str, environment: Mapping[str, str]) -> Ended:
+    """Do a step on this node, after writing down which one that is."""
+    import ray  # noqa: PLC0415 - optional
+
+    with suppress(OSError):  # where the folder is not shared, as `run_step` finds
+        files.write_text(Path(attempt) / NODE, ray.get_runtime_context().get_node_id())
+    return run_step(step, attempt, environment)
 
 
 def connect(settings: RaySettings, silent: Callable[[ClusterUnreachable], None]) -> RayCluster:

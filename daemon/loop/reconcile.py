@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from daemon.children.jobs import JobError, Jobs, Progress, held, last_progress, started_at
 from daemon.children.request import remove_rows
-from daemon.cluster.attempts import tidy
+from daemon.cluster import attempts
 from daemon.config.settings import Settings
 from daemon.gate.messages import EvaluationReport
 from daemon.ledger.ledger import Ledger
@@ -312,7 +312,9 @@ class Reconciler:
 
     def _tidy(self, plan_id: int) -> None:
         for step in Step:
-            tidy(self._layout.workdir(plan_id, step))
+            workdir = self._layout.workdir(plan_id, step)
+            attempts.clear(workdir)
+            remove_rows(workdir)  # a kill may have come before
 
     # --- what status and the GPU's sharing ask ---------------------------------------------------
 

@@ -117,8 +117,7 @@ class Service:
             *given, self._notifications, now=clock, live=self.live, wake=self.wake
         )
         self._watching = Watching(settings.layout.inbox, settings.intake.watch, self.look)
-        self._stopping = asyncio.Event()
-        self._wake = Wake()
+        self._stopping, self._wake = asyncio.Event(), Wake()
         self._scan_until = self._rests_until = monotonic()
         self._server_problem = ""
 

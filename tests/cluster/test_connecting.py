@@ -93,14 +93,31 @@ def test_a_cluster_that_answers_nothing_is_given_up(monkeypatch: pytest.MonkeyPa
     assert [type(error) for error in told] == [ClusterUnreachable]
 
 
-def test_what_ray_says_of_a_task_becomes_what_to_do() -> None:
+def test_what_ray_says_of_a_task_becomes_what_to_do(tmp_path: Path) -> None:
     lost = FakeRay.exceptions.RayError("The node died.\nmore")
     with pytest.raises(NodeLost, match=r"is lost: RayError: The node died\.$"):
-        Task(FakeRay(lost), "ref").poll()
+        Task(FakeRay(lost), "ref", tmp_path).poll()
     broken = FakeRay.exceptions.RayTaskError("Traceback\nModuleNotFoundError: No module daemon")
     with pytest.raises(NodeUnusable, match="ModuleNotFoundError: No module daemon; install"):
-        Task(FakeRay(broken), "ref").poll()
-    assert Task(FakeRay(), "ref").poll() == "ref"
+        Task(FakeRay(broken), "ref", tmp_path).poll()
+    assert Task(FakeRay(), "ref", tmp_path).poll() == "ref"
+
+
+def test_a_node_that_the_cluster_has_given_up_is_lost_though_its_task_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is cut off ends no connection, so Ray itself would wait for the task."""
+    monkeypatch.setattr(ray_cluster, "LOOK_S", 0.0)
+    ray = mock.Mock(exceptions=FakeRay.exceptions)
+    ray.wait.return_value = ([], ["ref"])
+    ray.nodes.return_value = [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}]
+    task = Task(ray, "ref", tmp_path)
+    assert task.poll() is None
+    (tmp_path / "node").write_text("a")
+    assert task.poll() is None
+    (tmp_path / "node").write_text("b")
+    with pytest.raises(NodeLost, match="b no longer answers"):
+        task.poll()
 
 
 def test_the_node_s_child_gets_our_variables_but_not_whose_child_this_is() -> None:

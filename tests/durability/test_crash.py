@@ -62,6 +62,7 @@ COMMITTED_ELSEWHERE = {
     "adapters.store.staging": "makes only what a publication fills",
     "daemon.cluster.attempts.begin": "made again by the next attempt",
     "daemon.cluster.child._give_up": "said again by the next attempt",
+    "daemon.cluster.ray_cluster.run_on_node": "written again by the next attempt",
     "daemon.cluster.results._judged": CLUSTER,
     "daemon.cluster.results._publish": CLUSTER,
     "daemon.cluster.results._take_records": "computed again when lost",

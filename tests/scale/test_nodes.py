@@ -26,8 +26,6 @@ from tests.training.test_child import train_request
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(300)]
 
-STEPS_A_SECOND = 20
-
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
