@@ -312,9 +312,7 @@ class Reconciler:
 
     def _tidy(self, plan_id: int) -> None:
         for step in Step:
-            workdir = self._layout.workdir(plan_id, step)
-            attempts.clear(workdir)
-            remove_rows(workdir)  # a kill may have come before
+            attempts.clear(self._layout.workdir(plan_id, step))
 
     # --- what status and the GPU's sharing ask ---------------------------------------------------
 
