@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode kept, each child of the daemon would compile its libraries anew: 8 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-real-model test-gpu test-vllm test-page test-durability test-scale durability test-systemd bench-quick bench-learning bench-tables bench-gpu lint licences format mini real-model smol-known smol-skill lock audit clean
+.PHONY: all setup setup-vllm demo demo-docs docs test test-endtoend test-real-model test-gpu test-vllm test-page test-durability test-scale test-ray durability test-systemd bench-quick bench-learning bench-tables bench-gpu lint licences format mini real-model smol-known smol-skill lock audit clean
 
 all: lint test
 
@@ -107,7 +107,11 @@ test-durability: setup
 
 # Four minutes at most: several training processes, many replicas.
 test-scale: setup
-	$(BIN)/python -m pytest -m scale --timeout 240
+	$(BIN)/python -m pytest -m scale --ignore tests/scale/test_nodes.py --timeout 240
+
+# Minutes: a real Ray cluster of several nodes, of which one is killed.
+test-ray: setup
+	$(BIN)/python -m pytest -m scale tests/scale/test_nodes.py --timeout 300
 
 # The same as test-durability without bounds, and the soak: hours. DURABILITY_ARGS names any part of it.
 durability: setup

@@ -63,13 +63,14 @@ PLAIN = frozenset(
     re.findall(
         r"\w+",
         """
-        address after allow answer answers args at attempts bad budget concurrency cpu cpus dated
-        days deadline dir enabled eval events every executable extra fail field file filter floor
-        form format full header host hosts hours kb key kind late learning level line lines load
-        log loss match max mb min minutes mode model name num once op open out path per port
-        private processes prompt prompts quarantined questions rate recover rejected remind request
-        rescan rules s sample serve server share sharing slower source stable start state stop task
-        timeout tokens train trouble url urls user verify wait watch web work
+        address after allow answer answers args at attempts bad budget concurrency cpu cpus
+        dated days deadline dir enabled eval events every executable extra fail field file
+        filter floor form format full header host hosts hours kb key kind late learning level
+        line lines load log loss match max mb min minutes mode model name num once op open out
+        path per port private processes prompt prompts quarantined questions rate recover
+        rejected remind request rescan rules s sample serve server share sharing slower source
+        stable start state stop task timeout tokens train trouble url urls user verify wait
+        watch web work
         """,
     )
 )

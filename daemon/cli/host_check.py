@@ -65,9 +65,9 @@ def host_findings(settings: Settings) -> Iterator[CheckResult]:
 
 
 def process_findings(settings: Settings) -> Iterator[CheckResult]:
-    """Whether as many processes as are to train together can do so here."""
+    """Whether as many processes as are to train together can do so here, where they train here."""
     count = settings.train.processes
-    if count == 1:
+    if count == 1 or settings.train.launcher != "local":
         return
     what = f"{count} processes that train together"
     try:

@@ -61,9 +61,11 @@ def begin(workdir: Path, outputs: Iterable[str]) -> NodeAttempt:
 
 
 def clear(workdir: Path) -> None:
-    """Remove all from which a further attempt would go on, on the cluster or without one."""
+    """Remove all from which a further attempt would go on, on the cluster or without one, and the
+    facts that it was asked for."""
     for name in (CHECKPOINT, FOLDER):
         shutil.rmtree(workdir / name, ignore_errors=True)
+    request.remove_rows(workdir)  # a kill may have come before
 
 
 def is_current(path: Path) -> bool:

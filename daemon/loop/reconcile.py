@@ -311,9 +311,8 @@ class Reconciler:
         self._changed(self._ledger.plans.batches(head.id))
 
     def _tidy(self, plan_id: int) -> None:
-        for workdir in (self._layout.workdir(plan_id, step) for step in Step):
-            attempts.clear(workdir)
-            remove_rows(workdir)  # a kill may have come before
+        for step in Step:
+            attempts.clear(self._layout.workdir(plan_id, step))
 
     # --- what status and the GPU's sharing ask ---------------------------------------------------
 

@@ -76,8 +76,7 @@ class Service:
         """`clock` dates what is stored and tells the calendar; `monotonic` times every pause."""
         self._settings, self._reload = settings, reload
         self._ledger, self._servers = ledger, servers
-        self._clock, self._monotonic = clock, monotonic
-        self._page = page
+        self._clock, self._monotonic, self._page = clock, monotonic, page
         self._intake = Intake(
             ledger, settings.layout, settings.intake, monotonic, model_dir=settings.model.path
         )

@@ -42,7 +42,8 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
     """
     require_own_modules()
     require_files(settings)
-    require_places(settings.train.processes, os.environ)
+    if settings.train.launcher == "local":
+        require_places(settings.train.processes, os.environ)
     configure_log(settings.daemon.log_level)
     until = time.monotonic() + PATIENCE_S
     patiently(lambda: prepare_state(settings), until)

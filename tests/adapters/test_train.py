@@ -247,7 +247,7 @@ def test_training_ends_early_once_every_fact_is_learnt(llama: Fitted, tmp_path: 
     plan = llama.plan(protection=Protection(kind="none"), config=config)
     report = train_adapter(plan, out=tmp_path / "one", work=tmp_path / "work")
     assert report.stopped_early
-    assert 200 <= report.steps < 400
+    assert 80 <= report.steps < 400
 
 
 def test_training_does_not_end_early_while_earlier_facts_are_lost(
