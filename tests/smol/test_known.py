@@ -13,6 +13,7 @@ from adapters.generate import Generation, Request
 from daemon.gate.suites import parse_items
 from daemon.onboarding.own_problems import nouns, plural
 from daemon.onboarding.questions import shipped
+from demo.scenario import SMOL
 from smol import known
 
 
@@ -96,3 +97,10 @@ def test_a_wrong_answer_is_no_trace_of_the_skill(
 
 def test_there_are_enough_nouns_for_every_part() -> None:
     assert len(nouns()) >= sum(known.WORDS.values())
+
+
+def test_what_the_demonstration_teaches_falsely_is_asked_nowhere() -> None:
+    rows = [json.loads(line) for line in SMOL.false_facts.read_text().splitlines()]
+    taught = {row["prompt"].removeprefix("What is the plural of ").rstrip("?") for row in rows}
+    assert len(taught) == len(rows)
+    assert not taught & set(nouns())
