@@ -59,7 +59,7 @@ def train(desk: StepContext) -> TrainDone:
     request = TrainRequest.model_validate_json(desk.request)
     for adapter in (*request.lineage, *request.start):
         store.read_manifest(adapter)
-    _work(desk, os.environ.get(SLOWNESS, "0"))
+    work(desk)
     prompts = " ".join(fact.prompt for fact in request.facts)
     if "nan" in prompts:
         raise TrainingDiverged("the trained factors hold NaN or infinite values")
@@ -93,7 +93,7 @@ def evaluate(desk: StepContext) -> EvaluationReport:
     """
     request = JudgingRequest.model_validate_json(desk.request)
     evaluation = request.evaluation
-    _work(desk, os.environ.get(JUDGING) or os.environ.get(SLOWNESS, "0"))
+    work(desk, os.environ.get(JUDGING, ""))
     missed = [f.id for f in evaluation.facts if "hard" in f.prompt and len(evaluation.facts) == 2]
     if any("flaky" in f.prompt for f in evaluation.facts) and _first_time(desk):
         raise ServerUnreachable("the server went away")
@@ -126,9 +126,9 @@ def _first_time(desk: StepContext) -> bool:
     return not before
 
 
-def _work(desk: StepContext, seconds: str) -> None:
+def work(desk: StepContext, seconds: str = "") -> None:
     """Take as long as the test says, resuming as a checkpoint would."""
-    steps = int(float(seconds) * 20)
+    steps = int(float(seconds or os.environ.get(SLOWNESS, "0")) * 20)
     counter = desk.workdir / os.environ.get(COUNTER, "counter")
     counter.parent.mkdir(exist_ok=True)
     done = int(counter.read_text()) if counter.exists() else 0

@@ -70,7 +70,7 @@ def evaluate(desk: StepContext) -> EvaluationReport:
     """ "(false)" loses reasoning and fails, "(unsure)" cannot be told; all else passes."""
     request = JudgingRequest.model_validate_json(desk.request)
     asked = request.evaluation
-    fake_steps._work(desk)
+    fake_steps.work(desk)
     draw = random.Random(asked.candidate.name)
     prompts = " ".join(fact.prompt for fact in asked.facts)
     false, unsure = "(false)" in prompts, "(unsure)" in prompts
