@@ -103,7 +103,7 @@ class ChunkedHead:
         return torch.cat(found)
 
     def _found(self, states: Tensor, sloped: _Sloped) -> Tensor:
-        found: Tensor = _Chunked.apply(states, self, sloped)  # type: ignore[no-untyped-call]
+        found: Tensor = _Chunked.apply(states, self, sloped)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
         return found
 
 

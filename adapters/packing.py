@@ -161,7 +161,8 @@ def _attend(
     """Attention of each text of a row (1, heads, t, size) over itself and the prefix."""
     attend = ALL_ATTENTION_FUNCTIONS[SDPA]
     rows = [one[0].transpose(0, 1) for one in (query, key, value)]
-    read = () if prefix is None else prefix.states[int(module.layer_idx)]  # type: ignore[arg-type]
+    number = module.layer_idx  # transformers numbers its attention layers
+    read = () if prefix is None else prefix.states[int(number)]  # type: ignore[arg-type]  # see above
     found = []
     for block in layout.blocks:
         q, k, v = (

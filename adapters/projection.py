@@ -291,7 +291,7 @@ class GradientShare:
             kept = full if variant is None else variant.left(variant.right(full).mT)
             self._kept += float(kept.square().sum())
 
-        output.register_hook(collect)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        output.register_hook(collect)  # type: ignore[no-untyped-call]  # torch leaves it untyped  # torch leaves it untyped
 
 
 def worst_leak(
